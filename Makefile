@@ -1,0 +1,49 @@
+# Streamer: `make run` and `make test` set up everything they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev run test check bench clean
+
+help: ## say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# The CPU build of torch by its local version where a wheel is at hand, else from torch's own index: PyPI's plain one brings CUDA.
+$(VENV)/.torch: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "streamer needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## build .venv with the daemon in it
+setup-dev: $(VENV)/.installed-dev ## the same, with what the tests need
+
+run: setup ## start the daemon on the demo clip, ask it a first question
+	$(BIN)/streamer run --source demo: --ask "What is happening?"
+
+test: setup-dev ## run the tests
+	@sh tests/system-packages.sh
+	$(BIN)/python -m pytest
+
+check: setup-dev ## lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## measure the daemon on this machine
+	$(BIN)/streamer bench
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,1 @@
+"""The world as frames: sources, their lifecycle and the hand-over of the newest frame."""

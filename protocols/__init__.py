@@ -1,0 +1,1 @@
+"""Bytes to events and back: every wire format that Streamer speaks, without sockets or clocks."""

@@ -1,0 +1,1 @@
+"""The daemon that watches live video and answers questions about it."""
