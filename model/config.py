@@ -1,0 +1,234 @@
+"""Sizes and policies of an InfiniteVL model, its presets, and their Hugging Face `config.json` form."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+ARCHITECTURES = ("InfiniteVLForConditionalGeneration", "InfiniteVLQwen2_5_VLForConditionalGeneration")
+
+
+class ConfigError(ValueError):
+    """A model configuration that cannot be built; the message names the key, its value and the mend."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower (Qwen2.5-VL's): lengths in pixels, patches or channels."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    num_heads: int = 16
+    intermediate_size: int = 3420
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    window_size: int = 112
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    out_hidden_size: int = 2048
+    position_table: int = 0
+    """Side of a square table of learned positions, interpolated to the grid and added to the patches; 0 is none (Qwen2.5-VL)."""
+
+    @property
+    def patch_dim(self) -> int:
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The hybrid decoder: attention in the layers of `layer_types` that say so, Gated DeltaNet in the others."""
+
+    vocab_size: int = 151_936
+    hidden_size: int = 2048
+    intermediate_size: int = 11_008
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 2
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    num_linear_heads: int = 16
+    linear_head_dim: int = 128
+    expand_v: float = 2.0
+    conv_size: int = 4
+    norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    layer_types: tuple[Literal["attention", "delta_net"], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.layer_types:
+            kinds = tuple("attention" if i % 4 == 0 else "delta_net" for i in range(self.num_hidden_layers))
+            object.__setattr__(self, "layer_types", kinds)
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_types names {len(self.layer_types)} layers, num_hidden_layers says {self.num_hidden_layers}: make them agree"
+            )
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ConfigError(f"mrope_section {self.mrope_section} must sum to half of head_dim {self.head_dim}")
+
+    @property
+    def linear_value_dim(self) -> int:
+        return int(self.linear_head_dim * self.expand_v)
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "attention")
+
+    @property
+    def delta_layers(self) -> tuple[int, ...]:
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "delta_net")
+
+
+@dataclass(frozen=True)
+class AttentionPolicy:
+    """Which keys a query sees: key `j` is visible to query `i` (`j <= i`) iff `j < sinks` or `i - j < window` (paper, eq. 8).
+
+    `window` None is full attention (Base): everything is kept, up to `context` tokens.
+    """
+
+    sinks: int = 256
+    window: int | None = 2048
+    context: int = 32_768
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"attention window {self.window} must be at least 1 token (or null for full attention)")
+        if self.sinks < 0:
+            raise ConfigError(f"attention sinks {self.sinks} must not be negative")
+
+    def ring_size(self, step: int) -> int:
+        """Tokens a ring must hold so that writing `step` keys before attending destroys none that eq. 8 still shows."""
+        return self.context if self.window is None else self.window + step
+
+
+FULL = AttentionPolicy(sinks=0, window=None)
+
+
+@dataclass(frozen=True)
+class InfiniteVLConfig:
+    """A whole model. Ids are token ids of its tokenizer; `position_horizon` is in seconds, None unlimited."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    policy: AttentionPolicy = field(default_factory=AttentionPolicy)
+    vision_start_token_id: int = 151_652
+    vision_end_token_id: int = 151_653
+    image_token_id: int = 151_655
+    video_token_id: int = 151_656
+    im_start_token_id: int = 151_644
+    eos_token_id: int = 151_645
+    pad_token_id: int = 151_643
+    tokens_per_second: int = 2
+    tokens_per_frame: int = 256
+    """At most this many tokens a frame step; the grid is chosen from the picture's aspect ratio within it."""
+    square_grid: bool = False
+    """Always a square grid of `tokens_per_frame` tokens, whatever the picture's aspect (it is then stretched)."""
+    frames_per_step: Literal[1, 2] = 1
+    """2 pairs consecutive frames in one temporal patch, as video does."""
+    position_horizon: float | None = None
+    system: str = "You are a helpful assistant."
+    """System text of the chat format when a question brings no instructions; empty leaves the turn out."""
+
+    def __post_init__(self) -> None:
+        if self.vision.out_hidden_size != self.decoder.hidden_size:
+            raise ConfigError(
+                f"vision out_hidden_size {self.vision.out_hidden_size} must equal the decoder's hidden_size {self.decoder.hidden_size}"
+            )
+        if self.frames_per_step > self.vision.temporal_patch_size:
+            raise ConfigError(
+                f"frames_per_step {self.frames_per_step} exceeds temporal_patch_size {self.vision.temporal_patch_size}"
+            )
+
+    @property
+    def horizon_steps(self) -> int | None:
+        """`position_horizon` in steps of the time axis."""
+        return None if self.position_horizon is None else int(self.position_horizon) * self.tokens_per_second
+
+    @property
+    def step_tokens(self) -> int:
+        """The most tokens that one call may add to a stream."""
+        return self.tokens_per_frame
+
+    def with_policy(self, policy: AttentionPolicy) -> InfiniteVLConfig:
+        return replace(self, policy=policy)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` form, with Qwen2.5-VL's key names and ours for sinks, window and steps (see `from_dict`)."""
+        decoder = asdict(self.decoder)
+        mrope = decoder.pop("mrope_section")
+        linear = {
+            "num_linear_heads": decoder.pop("num_linear_heads"),
+            "num_linear_key_value_heads": self.decoder.num_linear_heads,
+            "use_gate": True,
+        }
+        kinds = ["full_attention" if kind == "attention" else "linear_attention" for kind in decoder.pop("layer_types")]
+        return {
+            "architectures": [ARCHITECTURES[0]],
+            "model_type": "infinitevl",
+            **decoder,
+            **linear,
+            "layer_types": kinds,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(mrope)},
+            "use_sliding_window": self.policy.window is not None,
+            "sliding_window": self.policy.window,
+            "attention_sinks": self.policy.sinks,
+            "max_position_embeddings": self.policy.context,
+            "vision_config": asdict(self.vision) | {"model_type": "qwen2_5_vl"},
+            "vision_start_token_id": self.vision_start_token_id,
+            "vision_end_token_id": self.vision_end_token_id,
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "im_start_token_id": self.im_start_token_id,
+            "eos_token_id": self.eos_token_id,
+            "pad_token_id": self.pad_token_id,
+            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_frame": self.tokens_per_frame,
+            "square_grid": self.square_grid,
+            "frames_per_step": self.frames_per_step,
+            "position_horizon": self.position_horizon,
+            "system": self.system,
+        }
+
+
+def nano() -> InfiniteVLConfig:
+    """The embedded default: every part of the architecture, small enough for two CPU cores at 25 frames a second."""
+    return InfiniteVLConfig(
+        vision=VisionConfig(
+            depth=4,
+            hidden_size=192,
+            num_heads=3,
+            intermediate_size=512,
+            fullatt_block_indexes=(1, 3),
+            out_hidden_size=256,
+            position_table=16,
+        ),
+        decoder=DecoderConfig(
+            vocab_size=2048,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            mrope_section=(8, 12, 12),
+            num_linear_heads=4,
+            linear_head_dim=64,
+        ),
+        policy=AttentionPolicy(sinks=64, window=512),
+        vision_start_token_id=1,
+        vision_end_token_id=2,
+        image_token_id=3,
+        video_token_id=4,
+        im_start_token_id=5,
+        eos_token_id=6,
+        pad_token_id=0,
+        tokens_per_frame=64,
+        square_grid=True,
+        frames_per_step=2,
+        position_horizon=60.0,
+        system="",
+    )
+
+
+PRESETS: dict[str, InfiniteVLConfig] = {"nano": nano(), "4b": InfiniteVLConfig()}

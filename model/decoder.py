@@ -1,0 +1,58 @@
+"""The hybrid decoder: attention and Gated DeltaNet layers over one residual stream."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from model.attention import Attention
+from model.config import DecoderConfig
+from model.delta_net import GatedDeltaNet
+from model.memory import Memory
+from model.rope import rotation
+from model.vision import MLP, RMSNorm
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm mixer (attention or Gated DeltaNet) and SwiGLU."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        attention = config.layer_types[layer] == "attention"
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer) if attention else GatedDeltaNet(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=False)
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and final norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, positions: Tensor, memory: Memory, outputs: bool = True) -> Tensor | None:
+        """`x` [batch, n, hidden] at `positions` int64 [3, batch, n]; extends `memory`.
+
+        Returns the normed last hidden states [batch, n, hidden]; without `outputs` None: what only they need is left out.
+        """
+        config = self.config
+        turn = rotation(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        final = config.num_hidden_layers - 1
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            inner = layer.input_layernorm(x)
+            mixer = layer.self_attn
+            mixed = (
+                mixer(inner, turn, memory)
+                if isinstance(mixer, Attention)
+                else mixer(inner, memory, outputs or i < final)
+            )
+            if i == final and not outputs:
+                return None
+            x = x + mixed
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return self.norm(x)  # type: ignore[no-any-return]

@@ -1,0 +1,78 @@
+"""Gated DeltaNet: the mixer whose constant-size state is the memory of the past (arXiv 2412.06464)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import DecoderConfig
+from model.memory import Memory
+from model.ops.convolution import short_convolution
+from model.ops.dispatch import delta_rule
+from model.ops.linear import JointLinear
+
+
+class GatedNorm(nn.Module):
+    """RMSNorm over each head's values, times SiLU of the output gate."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) * F.silu(gate)
+
+
+class GatedDeltaNet(nn.Module):
+    """One Gated DeltaNet layer."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = config.num_linear_heads
+        self.key, self.value = config.linear_head_dim, config.linear_value_dim
+        width, keys, values = config.hidden_size, self.heads * self.key, self.heads * self.value
+        self.q_proj = nn.Linear(width, keys, bias=False)
+        self.k_proj = nn.Linear(width, keys, bias=False)
+        self.v_proj = nn.Linear(width, values, bias=False)
+        self.a_proj = nn.Linear(width, self.heads, bias=False)
+        self.b_proj = nn.Linear(width, self.heads, bias=False)
+        self.g_proj = nn.Linear(width, values, bias=False)
+        self.o_proj = nn.Linear(values, width, bias=False)
+        self.q_conv1d = nn.Conv1d(keys, keys, config.conv_size, groups=keys, bias=False)
+        self.k_conv1d = nn.Conv1d(keys, keys, config.conv_size, groups=keys, bias=False)
+        self.v_conv1d = nn.Conv1d(values, values, config.conv_size, groups=values, bias=False)
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log_())
+        self.dt_bias = nn.Parameter(torch.ones(self.heads))
+        self.o_norm = GatedNorm(self.value, config.norm_eps)
+        self.inward = JointLinear(self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.b_proj, self.a_proj)
+        self.filters: Tensor | None = None
+
+    def fuse(self) -> None:
+        """Joins the input projections and the filters for inference."""
+        self.inward.fuse()
+        self.filters = self.joint_filters()
+
+    def joint_filters(self) -> Tensor:
+        """The three depthwise filters as one, [channels of q, k and v, width]."""
+        filters = (self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight)
+        return torch.cat([weight[:, 0] for weight in filters])
+
+    def forward(self, x: Tensor, memory: Memory, outputs: bool = True) -> Tensor | None:
+        """`x` [batch, n, hidden]; extends `memory`. Without `outputs` only the state advances and None is returned."""
+        q, k, v, gate, b, a = self.inward(x)
+        mixed, state = memory.recurrence(self.layer, torch.cat((q, k, v), -1))
+        filters = self.joint_filters() if self.filters is None else self.filters
+        q, k, v = short_convolution(mixed, filters).split((q.shape[-1], k.shape[-1], v.shape[-1]), -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
+        beta, decay = memory.gates(b.sigmoid(), decay)
+        output, state = delta_rule(q, k, v, decay, beta, state)
+        memory.remember(self.layer, state)
+        if not outputs:
+            return None
+        output = self.o_norm(output, gate.unflatten(-1, (self.heads, -1)))
+        result: Tensor = self.o_proj(output.flatten(-2))
+        return result

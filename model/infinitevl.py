@@ -1,0 +1,133 @@
+"""InfiniteVL, whole: frames and text into a streaming state, text out of it (arXiv 2512.08829)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import Attention
+from model.config import InfiniteVLConfig
+from model.decoder import Decoder
+from model.delta_net import GatedDeltaNet
+from model.memory import SequenceMemory
+from model.rope import frame_positions
+from model.state import SlotMemory, StreamState
+from model.vision import MLP, VisionTower
+
+
+class InfiniteVL(nn.Module):
+    """The vision tower and the decoder, over streams in slots (`see`, `read`) or whole differentiable sequences (`watch`, `answer`)."""
+
+    def __init__(self, config: InfiniteVLConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisionTower(config.vision)
+        self.model = Decoder(config.decoder)
+        if not config.decoder.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+
+    def fuse(self) -> None:
+        """Joins projections for inference; call it last, after the weights are where they stay."""
+        for module in self.modules():
+            if isinstance(module, MLP | Attention | GatedDeltaNet):
+                module.fuse()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] to float32 [..., vocabulary]."""
+        tied = self.config.decoder.tie_word_embeddings
+        return F.linear(hidden, self.model.embed_tokens.weight if tied else self.lm_head.weight).float()
+
+    def advance(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        state: StreamState,
+        slots: Tensor,
+        counts: Tensor | None = None,
+        outputs: bool = True,
+    ) -> Tensor | None:
+        """Takes embeddings `x` [batch, n, hidden] at `positions` [3, batch, n] into `slots` (int64 [batch], distinct).
+
+        n is at most `config.step_tokens`; longer inputs go in pieces. Returns the last hidden states, or None without `outputs`.
+        """
+        memory = SlotMemory(state, slots, positions, counts)
+        hidden: Tensor | None = self.model(x, positions, memory, outputs)
+        memory.commit()
+        return hidden
+
+    def open(self, state: StreamState, slots: Tensor) -> None:
+        """Begins a stream in each of `slots`: reads `<|vision_start|>` and puts the frames' grid after it."""
+        start = torch.full((len(slots), 1), self.config.vision_start_token_id, device=slots.device)
+        self.advance(self.model.embed_tokens(start), state.text_positions(slots, 1), state, slots, outputs=False)
+        state.begin(slots)
+
+    def see(self, patches: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
+        """One frame step: `patches` [batch, grid patches, patch_dim] at `seconds` (float64 [batch]) of stream time.
+
+        `grid` is (height, width) in patches. Source of the convention: see `StreamState.frame_positions`.
+        """
+        merge = self.config.vision.spatial_merge_size
+        x = self.visual(patches, *grid)
+        positions = state.frame_positions(slots, seconds, grid[0] // merge, grid[1] // merge)
+        self.advance(x, positions, state, slots, outputs=False)
+
+    def read(self, tokens: Tensor, state: StreamState, slots: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Text tokens int64 [batch, n] (with `counts`, padded on the right); returns float32 [batch, vocabulary] after the last."""
+        step = self.config.step_tokens
+        hidden = None
+        last = None
+        for start in range(0, tokens.shape[1], step):
+            part = tokens[:, start : start + step]
+            n = part.shape[1]
+            taken = None if counts is None else (counts - start).clamp(0, n)
+            positions = state.text_positions(slots, n, taken)
+            hidden = self.advance(self.model.embed_tokens(part), positions, state, slots, taken)
+            assert hidden is not None
+            if taken is None:
+                last = hidden[:, -1]
+            else:
+                final = hidden[torch.arange(len(slots), device=slots.device), (taken - 1).clamp(min=0)]
+                last = final if last is None else torch.where((taken > 0)[:, None], final, last)
+        assert last is not None
+        return self.logits(last)
+
+    def watch(
+        self, patches: Tensor, grid: tuple[int, int], seconds: Tensor, memory: SequenceMemory | None = None
+    ) -> SequenceMemory:
+        """Whole streams at once, differentiable: `patches` [batch, steps, grid patches, patch_dim] at `seconds` float64 [batch, steps].
+
+        Continues `memory` where one is given. Times must stay within the position horizon.
+        """
+        batch, steps = patches.shape[:2]
+        merge = self.config.vision.spatial_merge_size
+        height, width = grid[0] // merge, grid[1] // merge
+        x = self.visual(patches.flatten(0, 1), *grid).unflatten(0, (batch, steps))
+        time = self.config.tokens_per_second * seconds.floor().to(torch.int64)
+        base = torch.ones(batch * steps, dtype=torch.int64, device=patches.device)
+        positions = frame_positions(base, time.flatten(), height, width).view(3, batch, -1)
+        x = x.flatten(1, 2)
+        if memory is None:
+            memory = SequenceMemory(self.config.decoder, self.config.policy, batch, x.device, x.dtype)
+            start = torch.full((batch, 1), self.config.vision_start_token_id, device=x.device)
+            x = torch.cat((self.model.embed_tokens(start).to(x.dtype), x), 1)
+            positions = torch.cat((positions.new_zeros(3, batch, 1), positions), -1)
+        self.model(x, positions, memory, False)
+        memory.advance(x.shape[1])
+        return memory
+
+    def answer(self, tokens: Tensor, last: Tensor, grid: tuple[int, int], memory: SequenceMemory) -> Tensor:
+        """Logits of questions that branch from `memory`: `tokens` int64 [batch, questions, n] to float32 [batch, questions, n, vocabulary].
+
+        `last` float64 [batch] is the stream time of the last frame. Padding on the right does no harm.
+        """
+        batch, questions, n = tokens.shape
+        merge = self.config.vision.spatial_merge_size
+        time = self.config.tokens_per_second * last.floor().to(torch.int64)
+        begin = 1 + torch.clamp(time, min=max(grid) // merge - 1) + 1
+        flat = begin.repeat_interleave(questions)[:, None] + torch.arange(n, device=tokens.device)
+        hidden = self.model(
+            self.model.embed_tokens(tokens.flatten(0, 1)), flat.expand(3, -1, -1), memory.branch(questions)
+        )
+        result: Tensor = self.logits(hidden).unflatten(0, (batch, questions))
+        return result
