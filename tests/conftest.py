@@ -1,0 +1,32 @@
+"""What all tests share: a skip that is not for want of a GPU fails the run where STREAMER_NO_SKIPS is set."""
+
+import os
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests skip themselves without CUDA."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Turns skips into a failure in CI, naming each reason."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("STREAMER_NO_SKIPS") or reporter is None:
+        return
+    reasons = {
+        str(report.longrepr[2]) for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)
+    }
+    unwanted = sorted(reason for reason in reasons if "needs CUDA" not in reason)
+    if unwanted:
+        reporter.write_line(f"skipped though nothing may be: {'; '.join(unwanted)}", red=True)
+        session.exitstatus = 1
