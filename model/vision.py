@@ -86,8 +86,9 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, plan: GridPlan, full: bool) -> Tensor:
         """`x` [frames, patches, hidden] in the plan's order."""
         frames, patches, _ = x.shape
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = rotate(q, plan.rotation), rotate(k, plan.rotation)
+        mixed = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
+        q, k = rotate(mixed[:, :, : 2 * self.heads], plan.rotation).chunk(2, 2)
+        v = mixed[:, :, 2 * self.heads :]
         windowed = not full and plan.shown is None
         span = plan.window if windowed else patches
         q, k, v = (part.reshape(frames * patches // span, span, self.heads, -1).transpose(1, 2) for part in (q, k, v))
