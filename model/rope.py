@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,19 +11,23 @@ Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each float32 [..., n, head_dim], to be applied by `rotate`."""
 
 
-def rotation(positions: Tensor, head_dim: int, theta: float, sections: Sequence[int]) -> Rotation:
+def rotation(positions: Tensor, head_dim: int, theta: float, sections: tuple[int, int, int]) -> Rotation:
     """Cosines and sines of `positions`, int64 [3, ..., n] (time, height, width), one section of frequency pairs an axis.
 
     Multimodal rotary embedding of Qwen2-VL (arXiv 2409.12191, section 2.1). Returns two float32 [..., n, head_dim].
     """
-    pairs = head_dim // 2
-    exponents = torch.arange(pairs, dtype=torch.float64, device=positions.device) * (2.0 / head_dim)
-    axis = torch.repeat_interleave(
-        torch.arange(3, device=positions.device), torch.tensor(sections, device=positions.device), output_size=pairs
-    )
-    angles = positions.to(torch.float64)[axis].movedim(0, -1) * theta**-exponents
+    axis, frequencies = axes(head_dim, theta, sections, positions.device)
+    angles = positions.to(torch.float64)[axis].movedim(0, -1) * frequencies
     cos, sin = angles.cos().float(), angles.sin().float()
     return torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
+
+
+@lru_cache(maxsize=16)
+def axes(head_dim: int, theta: float, sections: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Each frequency pair's axis (int64) and frequency (float64), both [head_dim / 2]; kept, since graphs can't copy from the host."""
+    owner = [axis for axis, pairs in enumerate(sections) for _ in range(pairs)]
+    exponents = torch.arange(head_dim // 2, dtype=torch.float64, device=device) * (2.0 / head_dim)
+    return torch.tensor(owner, device=device), theta**-exponents
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
