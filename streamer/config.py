@@ -1,0 +1,239 @@
+"""Configuration, checked at the door: one pydantic model, read from YAML; nothing after it checks again.
+
+Every refusal is one line a value: the path to it, the value, and the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+
+class ConfigError(ValueError):
+    """A configuration that is refused; `problems` holds one line for each value, naming path, value and mend."""
+
+    def __init__(self, problems: Iterable[str], origin: str = "configuration") -> None:
+        self.problems = list(problems)
+        self.origin = origin
+        super().__init__("\n".join(f"{origin}: {problem}" for problem in self.problems))
+
+
+_UNITS = {"ms": 0.001, "s": 1, "sec": 1, "seconds": 1, "min": 60, "m": 60, "h": 3600, "fps": 1, "hz": 1, "/s": 1}
+
+
+def _plain_number(value: Any) -> Any:
+    """Refuses what is not a number by saying which number it probably is ("25fps", "200ms", "1 min")."""
+    if not isinstance(value, bool | str):
+        return value
+    written = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-z/]*)\s*", str(value).lower())
+    if written and (not written[2] or written[2] in _UNITS):
+        raise ValueError(f"is not a plain number: write {float(written[1]) * _UNITS.get(written[2], 1):g}")
+    raise ValueError("is not a number")
+
+
+_Number = Annotated[float, BeforeValidator(_plain_number)]
+_Whole = Annotated[int, BeforeValidator(_plain_number)]
+Seconds = Annotated[_Number, Field(gt=0, le=86_400, description="seconds")]
+PerSecond = Annotated[_Number, Field(gt=0, le=1_000, description="a number per second")]
+Count = Annotated[_Whole, Field(ge=1, description="a count")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class ServerConfig(_Section):
+    """Where the one port is, and who may use it."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[_Whole, Field(ge=0, le=65_535)] = 8765
+    """0 takes any free port."""
+    tokens: tuple[Annotated[str, Field(min_length=8)], ...] = ()
+    """Bearer tokens; with none, whoever reaches the port may ask."""
+    max_message_bytes: Annotated[_Whole, Field(ge=1_024, le=64 * 2**20)] = 2**20
+
+
+class ModelConfig(_Section):
+    """Which model, where it runs, and how far back its positions may show."""
+
+    name: Annotated[str, Field(min_length=1)] = "nano"
+    """A preset (`nano`, `4b`), a Hugging Face folder or a repository's name."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    position_horizon: Annotated[_Number, Field(gt=0)] | None = None
+    """Seconds of age that a stream shows on the rotary axes; unset keeps the model's own."""
+    threads: Annotated[_Whole, Field(ge=1, le=256)] | None = None
+    """CPU threads of the model; unset chooses by the machine's cores."""
+
+
+class StreamConfig(_Section):
+    """One camera: where its frames come from and what is expected of them."""
+
+    name: Name
+    source: Annotated[str, Field(min_length=1)]
+    fps: Annotated[PerSecond, Field(le=240)] | None = None
+    """At most this many frames a second are seen; unset is all of them."""
+    policy: Literal["newest", "every"] = "newest"
+    """`newest` drops what the device has no time for; `every` makes the source wait (recordings)."""
+    loop: bool = False
+    realtime: bool = True
+    """Play a file at its own pace; false, as fast as the device takes it (with policy `every`)."""
+    start: Annotated[_Number, Field(ge=0)] = 0.0
+    """Seconds into a file."""
+    transport: Literal["tcp", "udp"] = "tcp"
+    open_timeout: Seconds = 10.0
+    stall_after: Seconds = 5.0
+    """Seconds without a frame before the stream counts as stalled."""
+    deadline: Annotated[Seconds, Field(ge=0.02, le=10)] = 0.2
+    """A frame is fresh if it is in the state this many seconds after its capture."""
+    priority: Annotated[_Whole, Field(ge=1, le=100)] = 1
+    """When the device is short, a stream of priority 2 keeps twice the share of its frame rate that one of 1 keeps."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> StreamConfig:
+        if not self.realtime and self.policy == "newest":
+            raise ValueError("realtime false with policy newest would drop most of a file: set policy to every")
+        return self
+
+
+class AnswersConfig(_Section):
+    """How answers are spoken unless a question says otherwise, and how fast."""
+
+    max_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 256
+    temperature: Annotated[_Number, Field(ge=0, le=2)] = 0.0
+    """0 always takes the likeliest token."""
+    top_p: Annotated[_Number, Field(gt=0, le=1)] = 1.0
+    floor_tokens_per_second: PerSecond = 4.0
+    """An open answer keeps at least this speed when frames want the whole device."""
+    ceiling_tokens_per_second: PerSecond = 30.0
+    """No answer is spoken faster: what is saved stays idle, or goes to frames."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> AnswersConfig:
+        if self.floor_tokens_per_second > self.ceiling_tokens_per_second:
+            raise ValueError(
+                f"floor_tokens_per_second {self.floor_tokens_per_second:g} is above ceiling_tokens_per_second "
+                f"{self.ceiling_tokens_per_second:g}: lower the one or raise the other"
+            )
+        return self
+
+
+class LimitsConfig(_Section):
+    """How much the daemon takes on; what does not fit is refused by name."""
+
+    streams: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
+    answers: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
+    """Answers that are spoken at once; each takes a slot of the model's memory."""
+    waiting_questions: Annotated[_Whole, Field(ge=0, le=10_000)] = 32
+    question_tokens: Annotated[_Whole, Field(ge=16, le=32_768)] = 1_024
+    answer_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 1_024
+
+
+class Config(_Section):
+    """The whole daemon."""
+
+    server: ServerConfig = ServerConfig()
+    model: ModelConfig = ModelConfig()
+    streams: tuple[StreamConfig, ...] = ()
+    answers: AnswersConfig = AnswersConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Config:
+        names = [stream.name for stream in self.streams]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"streams has {', '.join(twice)} more than once: give every stream a name of its own")
+        if len(names) > self.limits.streams:
+            raise ValueError(
+                f"streams has {len(names)} entries, limits.streams allows {self.limits.streams}: raise it "
+                "or remove some"
+            )
+        if self.answers.max_tokens > self.limits.answer_tokens:
+            raise ValueError(
+                f"answers.max_tokens {self.answers.max_tokens} is above limits.answer_tokens "
+                f"{self.limits.answer_tokens}: lower the one or raise the other"
+            )
+        return self
+
+
+def parse_config(data: Mapping[str, Any], origin: str = "configuration") -> Config:
+    """A checked configuration from plain data. Raises ConfigError."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError((_problem(detail) for detail in error.errors()), origin) from None
+
+
+def load_config(path: str | Path) -> Config:
+    """Reads and checks a YAML file. Raises ConfigError, for a file that cannot be read too."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"cannot be read ({error.strerror}): name an existing YAML file"], str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError(["is not text: name a YAML file in UTF-8"], str(path)) from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f"line {where.line + 1}: " if where is not None else ""
+        raise ConfigError([f"{line}is not YAML ({getattr(error, 'problem', error)})"], str(path)) from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError([f"holds a {type(data).__name__}, not keys and values: start with 'streams:'"], str(path))
+    return parse_config(data, str(path))
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One line for one of pydantic's errors: path, value, mend."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    if kind == "extra_forbidden":
+        known = _keys(error["loc"][:-1])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        mend = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{path}: unknown key (value {shown}); {mend}"
+    if kind == "missing":
+        return f"{path}: is missing; add it"
+    if kind == "value_error":
+        reason = str(context["error"])
+        return f"{path}: {shown} {reason}" if path and not isinstance(value, dict) else f"{path}: {reason}".lstrip(": ")
+    limits = {"greater_than": "more than", "greater_than_equal": "at least", "less_than_equal": "at most"}
+    if kind in limits:
+        limit = next(value for name, value in context.items() if name in ("gt", "ge", "le"))
+        return f"{path}: {shown} is out of range; it must be {limits[kind]} {limit:g}"
+    if kind == "literal_error":
+        expected = context["expected"]
+        close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", expected), n=1, cutoff=0.5)
+        return f"{path}: {shown} is not one of {expected}" + (f"; did you mean {close[0]!r}?" if close else "")
+    if kind == "string_pattern_mismatch":
+        return f"{path}: {shown} is no name; use letters, digits, '_', '-' and '.', 64 at most"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{path}: {shown} is not a section; write keys under it"
+    if kind in ("tuple_type", "list_type"):
+        return f"{path}: {shown} is not a list; write one entry a line, each behind '- '"
+    return f"{path}: {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+_SECTIONS: dict[int | str, type[BaseModel]] = {
+    "server": ServerConfig,
+    "model": ModelConfig,
+    "streams": StreamConfig,
+    "answers": AnswersConfig,
+    "limits": LimitsConfig,
+}
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys known at a place in the configuration."""
+    return list((_SECTIONS[location[0]] if location else Config).model_fields)

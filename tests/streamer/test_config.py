@@ -1,0 +1,104 @@
+"""The door: every refusal names path, value and mend."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamer.config import Config, ConfigError, load_config, parse_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def problem(data: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(data)
+    assert len(refused.value.problems) == 1
+    return refused.value.problems[0]
+
+
+def stream(**keys: Any) -> dict[str, Any]:
+    return {"streams": [{"name": "door", "source": "demo:", **keys}]}
+
+
+def test_nothing_is_needed() -> None:
+    config = parse_config({})
+    assert config == Config()
+    assert config.server.port == 8765 and config.server.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_files_are_accepted(path: Path) -> None:
+    assert load_config(path).streams
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ({"sever": {}}, ["sever: unknown key", "did you mean 'server'?"]),
+        ({"server": {"prot": 80}}, ["server.prot: unknown key (value 80)", "did you mean 'port'?"]),
+        ({"server": {"zzz": 1}}, ["server.zzz", "known here: host, port"]),
+        (stream(deadlin=1), ["streams[0].deadlin: unknown key", "did you mean 'deadline'?"]),
+        (stream(fps="25fps"), ["streams[0].fps: '25fps' is not a plain number: write 25"]),
+        (stream(fps=0), ["streams[0].fps: 0 is out of range; it must be more than 0"]),
+        (stream(stall_after=-3), ["streams[0].stall_after: -3 is out of range; it must be more than 0"]),
+        (stream(stall_after="5s"), ["streams[0].stall_after: '5s'", "write 5"]),
+        (stream(deadline="200ms"), ["streams[0].deadline: '200ms'", "write 0.2"]),
+        (stream(stall_after="1 min"), ["write 60"]),
+        (stream(stall_after="soon"), ["streams[0].stall_after: 'soon' is not a number"]),
+        (stream(fps=True), ["streams[0].fps: True is not a number"]),
+        (stream(policy="newst"), ["streams[0].policy: 'newst' is not one of", "did you mean 'newest'?"]),
+        (stream(realtime=False), ["streams[0]", "set policy to every"]),
+        (stream(name="a b"), ["streams[0].name: 'a b' is no name", "letters, digits"]),
+        ({"streams": [{"name": "door"}]}, ["streams[0].source: is missing; add it"]),
+        ({"streams": {"name": "door"}}, ["streams:", "is not a list"]),
+        ({"server": 8765}, ["server: 8765 is not a section"]),
+        ({"server": {"port": 70_000}}, ["server.port: 70000 is out of range; it must be at most 65535"]),
+        ({"model": {"position_horizon": -60}}, ["model.position_horizon: -60 is out of range"]),
+        ({"model": {"device": "gpu"}}, ["model.device: 'gpu' is not one of 'cpu' or 'cuda'"]),
+        (
+            {"answers": {"floor_tokens_per_second": 40}},
+            ["answers", "floor_tokens_per_second 40 is above ceiling_tokens_per_second 30"],
+        ),
+        ({"answers": {"max_tokens": 2000}}, ["answers.max_tokens 2000 is above limits.answer_tokens 1024"]),
+        (
+            {"streams": [{"name": "a", "source": "demo:"}] * 2},
+            ["streams has a more than once: give every stream a name of its own"],
+        ),
+        (
+            {"streams": [{"name": n, "source": "demo:"} for n in "ab"], "limits": {"streams": 1}},
+            ["streams has 2 entries, limits.streams allows 1"],
+        ),
+    ],
+)
+def test_refusals_name_path_value_and_mend(data: dict[str, Any], parts: list[str]) -> None:
+    line = problem(data)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line
+
+
+def test_every_problem_is_listed() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config({"server": {"port": -1}, "limits": {"stream": 3}}, "c.yaml")
+    assert len(refused.value.problems) == 2
+    assert str(refused.value).count("c.yaml: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("streams: [", "line 1: is not YAML"), ("- 1", "holds a list"), ("\xff", "")],
+)
+def test_broken_files(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    assert str(path) in str(refused.value) and part in str(refused.value)
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "empty.yaml") == Config()

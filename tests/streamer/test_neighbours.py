@@ -1,0 +1,32 @@
+"""Whatever shadows the neighbours is named, and the client alone does without them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("code", ["import streamer", "import streamer.config", "from streamer import load_config"])
+def test_refuses_a_shadowing_model(tmp_path: Path, code: str) -> None:
+    (tmp_path / "model.py").write_text("raise SystemExit('the wrong model was imported')\n")
+    refused = run(tmp_path, code)
+    assert refused.returncode == 1
+    last = refused.stderr.strip().splitlines()[-1]
+    assert str(tmp_path / "model.py") in last and "run from another folder" in last
+
+
+def test_imports_where_nothing_shadows(tmp_path: Path) -> None:
+    assert run(tmp_path, "import streamer; assert 'torch' not in sys.modules").returncode == 0
