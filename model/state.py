@@ -154,7 +154,7 @@ class StreamState:
             time = time - excess
         self.time[slots] = time
         base = self.base[slots]
-        self.extent[slots] = max(height, width)
+        self.extent.index_fill_(0, slots, max(height, width))
         self.next[slots] = (
             base + torch.maximum(time - self.shift(slots), torch.full_like(time, max(height, width) - 1)) + 1
         )

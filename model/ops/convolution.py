@@ -12,7 +12,7 @@ def short_convolution(x: Tensor, weight: Tensor) -> Tensor:
     `x` [batch, width - 1 + n, channels] begins with the inputs kept from before; `weight` is [channels, width].
     Returns [batch, n, channels].
     """
-    width = weight.shape[1]
+    width, weight = weight.shape[1], weight.to(x.dtype)
     n = x.shape[1] - width + 1
     total = x[:, :n] * weight[:, 0]
     for i in range(1, width):
