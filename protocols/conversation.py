@@ -1,0 +1,121 @@
+"""What was said in one session: items in order, and the bounded transcript that a question carries along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(slots=True)
+class Item:
+    """One message of a conversation.
+
+    `images` are data URIs as the client sent them; `status` is in_progress while an answer is being spoken.
+    """
+
+    id: str
+    role: Role
+    text: str = ""
+    images: tuple[str, ...] = ()
+    status: Literal["completed", "incomplete", "in_progress"] = "completed"
+
+    @property
+    def characters(self) -> int:
+        return len(self.text) + sum(map(len, self.images))
+
+    def facts(self, *, content: bool = True) -> dict[str, Any]:
+        """The item as the wire shows it (object `realtime.item`); without content where an answer only begins."""
+        parts: list[dict[str, Any]] = []
+        if content:
+            kind = "output_text" if self.role == "assistant" else "input_text"
+            parts = [{"type": "input_image", "image_url": image} for image in self.images]
+            if self.text or not parts:
+                parts.append({"type": kind, "text": self.text})
+        return {
+            "id": self.id,
+            "object": "realtime.item",
+            "type": "message",
+            "status": self.status,
+            "role": self.role,
+            "content": parts,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a question consists of once its conversation is read: the newest user words, and what went before."""
+
+    question: str
+    images: tuple[str, ...]
+    instructions: str
+    history: tuple[tuple[str, str], ...]
+    """(question, answer) pairs, oldest first."""
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Items in order, at most `limit` of them, which hold at most `characters` (pictures included)."""
+
+    limit: int = 64
+    characters: int = 4_000_000
+    items: list[Item] = field(default_factory=list)
+
+    def find(self, item_id: str) -> Item | None:
+        return next((item for item in self.items if item.id == item_id), None)
+
+    def insert(self, item: Item, after: str | None = None) -> str | None:
+        """Places an item and returns the id of the one before it. `after` is an id, "root", or None for the end.
+
+        Raises:
+            KeyError: `after` names no item.
+        """
+        place = len(self.items)
+        if after == "root":
+            place = 0
+        elif after is not None:
+            place = 1 + next((index for index, other in enumerate(self.items) if other.id == after), -1)
+            if place == 0:
+                raise KeyError(after)
+        self.items.insert(place, item)
+        return self.items[place - 1].id if place else None
+
+    def trim(self) -> list[Item]:
+        """Forgets the oldest items over the limits (never the newest, nor one still being spoken) and returns them."""
+        gone: list[Item] = []
+        held = sum(item.characters for item in self.items)
+        while len(self.items) > 1 and self.items[0].status != "in_progress":
+            if len(self.items) <= self.limit and held <= self.characters:
+                break
+            gone.append(self.items.pop(0))
+            held -= gone[-1].characters
+        return gone
+
+
+def read_turn(items: list[Item], characters: int) -> Turn:
+    """The question that a list of items ends with, and its history, at most `characters` long, newest kept.
+
+    A user message whose answer never came is joined to the next user message; system messages become instructions.
+    """
+    system: list[str] = []
+    history: list[tuple[str, str]] = []
+    words: list[str] = []
+    images: list[str] = []
+    for item in items:
+        if item.role == "system":
+            system.append(item.text)
+        elif item.role == "user":
+            words.append(item.text)
+            images.extend(item.images)
+        elif item.status != "in_progress":
+            if words and item.text:
+                history.append(("\n".join(filter(None, words)), item.text))
+            words, images = [], []
+    kept: list[tuple[str, str]] = []
+    for question, answer in reversed(history):
+        characters -= len(question) + len(answer)
+        if characters < 0:
+            break
+        kept.append((question, answer))
+    return Turn("\n".join(filter(None, words)), tuple(images), "\n".join(filter(None, system)), tuple(reversed(kept)))

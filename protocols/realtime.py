@@ -1,0 +1,541 @@
+"""The OpenAI Realtime dialect for text and pictures, with `stream.*` events of our own: one session, without I/O.
+
+Messages of a client and news from the daemon go in; decisions come out, in order. Source: the GA event reference of the
+Realtime API as the `openai` client types it; our extensions are in `asyncapi.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from protocols import events
+from protocols.conversation import Conversation, Item, Turn, read_turn
+from protocols.events import EventError
+
+INSTRUCTIONS = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this event to the client."""
+
+    event: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Start an answer; tell `accepted`, then `delta`… and `finished`, or `refused`."""
+
+    response: str
+    question: str
+    stream: str | None
+    instructions: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    images: tuple[bytes, ...] = ()
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End this answer; `finished` with "cancelled" is still to be told."""
+
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """From now on tell `news` of this stream only (None: of every stream)."""
+
+    stream: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A `stream.*` request; tell `performed` or `failed`."""
+
+    verb: Literal["list", "attach", "detach", "status", "frame"]
+    event_id: str | None = None
+    stream: str | None = None
+    source: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A picture (a JPEG or PNG file) for a stream whose source is `push:`; tell `failed` where it can't be taken."""
+
+    stream: str | None
+    picture: bytes
+    timestamp: float | None = None
+    event_id: str | None = None
+
+
+Decision = Send | Ask | Cancel | Listen | Command | Push
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one session may hold: open answers, items kept, and characters of history that go along with a question."""
+
+    answers: int = 4
+    items: int = 64
+    history_characters: int = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; `image` counts those of pictures given with the question."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    image_tokens: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "total_tokens": self.input_tokens + self.output_tokens,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "input_token_details": {
+                "text_tokens": self.input_tokens - self.image_tokens,
+                "image_tokens": self.image_tokens,
+                "audio_tokens": 0,
+                "cached_tokens": 0,
+            },
+            "output_token_details": {"text_tokens": self.output_tokens, "audio_tokens": 0},
+        }
+
+
+@dataclass(slots=True)
+class _Response:
+    """One answer between its request and its `response.done`."""
+
+    id: str
+    event_id: str | None
+    in_conversation: bool
+    stream: str | None
+    max_output_tokens: int | Literal["inf"]
+    metadata: dict[str, str] | None
+    accepted: bool = False
+    item: Item | None = None
+
+
+def _random_id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(12)}"
+
+
+class RealtimeSession:
+    """One client's conversation. Every method returns what to do next, in order.
+
+    Args:
+        model: name shown to the client.
+        stream: the stream that the client named when it connected, or None.
+        limits: what the session may hold.
+        new_id: makes ids; takes the kind ("event", "resp", "item", ...), which becomes the prefix.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        stream: str | None = None,
+        limits: Limits = Limits(),
+        new_id: Callable[[str], str] = _random_id,
+    ) -> None:
+        self.stream = stream
+        self._limits = limits
+        self._new_id = new_id
+        self._conversation = Conversation(limits.items)
+        self._conversation_id = new_id("conv")
+        self._responses: dict[str, _Response] = {}
+        self._settings: dict[str, Any] = {
+            "type": "realtime",
+            "object": "realtime.session",
+            "id": new_id("sess"),
+            "model": model,
+            "output_modalities": ["text"],
+            "instructions": INSTRUCTIONS,
+            "max_output_tokens": "inf",
+            "temperature": None,
+            "tools": [],
+            "tool_choice": "auto",
+            "truncation": "auto",
+            "stream": stream,
+        }
+
+    # -- what the client does ---------------------------------------------------------------------------------------
+
+    def open(self, streams: Collection[str]) -> list[Decision]:
+        """The socket is open; `streams` are the names of those attached."""
+        out: list[Decision] = [self._send("session.created", session=dict(self._settings)), Listen(self.stream)]
+        if self.stream is not None and self.stream not in streams:
+            out.append(self._error(_unknown_stream(self.stream, streams, "stream", None)))
+        return out
+
+    def receive(self, message: str | bytes, streams: Collection[str]) -> list[Decision]:
+        """One message of the client: JSON text, or a picture's bytes for the session's stream."""
+        try:
+            if isinstance(message, bytes):
+                try:
+                    return [Push(self.stream, events.picture_file(message))]
+                except ValueError as error:
+                    raise EventError("invalid_value", f"A binary message {error}.") from None
+            return self._handle(_decode(message), streams)
+        except EventError as error:
+            return [self._error(error)]
+
+    def close(self) -> list[Decision]:
+        """The client is gone: its answers end."""
+        return [Cancel(response) for response in self._responses]
+
+    def shut_down(self) -> list[Decision]:
+        """The daemon ends: every open answer is closed with what was said so far."""
+        out: list[Decision] = []
+        for response_id in list(self._responses):
+            out.append(Cancel(response_id))
+            out.extend(self.finished(response_id, "cancelled", error=("shutting_down", "The daemon is shutting down.")))
+        return out
+
+    def _handle(self, data: dict[str, Any], streams: Collection[str]) -> list[Decision]:
+        event = events.read_event(data)
+        match event:
+            case events.SessionUpdate():
+                return self._update(event, streams)
+            case events.ItemCreate():
+                return self._create_item(event)
+            case events.ItemRetrieve():
+                item = self._item(event.item_id, event.event_id)
+                return [self._send("conversation.item.retrieved", item=item.facts())]
+            case events.ItemDelete():
+                item = self._item(event.item_id, event.event_id)
+                self._conversation.items.remove(item)
+                return [self._send("conversation.item.deleted", item_id=item.id)]
+            case events.ItemTruncate():
+                return self._truncate(event)
+            case events.ResponseCreate():
+                return self._create_response(event, streams)
+            case events.ResponseCancel():
+                return self._cancel(event)
+            case events.StreamList():
+                return [Command("list", event.event_id)]
+            case events.StreamAttach():
+                return [Command("attach", event.event_id, event.stream, event.source, event.options or {})]
+            case events.VideoAppend():
+                return [Push(event.stream or self.stream, event.video, event.timestamp, event.event_id)]
+            case events.StreamNamed():
+                stream = event.stream or self.stream or (next(iter(streams)) if len(streams) == 1 else None)
+                if stream is None:
+                    raise EventError("missing_required_parameter", "Name a stream.", "stream", event.event_id)
+                if stream not in streams:
+                    raise _unknown_stream(stream, streams, "stream", event.event_id)
+                verb = data["type"].removeprefix("stream.")
+                return [Command(verb, event.event_id, stream)]
+        raise AssertionError(f"no branch for {type(event).__name__}")
+
+    def _update(self, event: events.SessionUpdate, streams: Collection[str]) -> list[Decision]:
+        asked = event.session
+        given = asked.model_fields_set - {"type", "model", "tools"}
+        if asked.stream is not None and asked.stream not in streams:
+            raise _unknown_stream(asked.stream, streams, "session.stream", event.event_id)
+        defaults = {"instructions": INSTRUCTIONS, "max_output_tokens": "inf", "output_modalities": ["text"]}
+        for key in given:
+            value = getattr(asked, key)
+            self._settings[key] = defaults.get(key) if value is None else value
+        out: list[Decision] = []
+        if "stream" in given and asked.stream != self.stream:
+            self.stream = asked.stream
+            out.append(Listen(self.stream))
+        return [self._send("session.updated", session=dict(self._settings)), *out]
+
+    def _create_item(self, event: events.ItemCreate) -> list[Decision]:
+        item = self._read_item(event.item, "item", event.event_id)
+        if self._conversation.find(item.id):
+            raise EventError("item_exists", f"Item {item.id!r} exists already.", "item.id", event.event_id)
+        try:
+            previous = self._conversation.insert(item, event.previous_item_id)
+        except KeyError:
+            raise EventError(
+                "item_not_found", f"No item {event.previous_item_id!r}.", "previous_item_id", event.event_id
+            ) from None
+        return [
+            self._send("conversation.item.added", previous_item_id=previous, item=item.facts()),
+            self._send("conversation.item.done", previous_item_id=previous, item=item.facts()),
+            *self._trim(),
+        ]
+
+    def _truncate(self, event: events.ItemTruncate) -> list[Decision]:
+        item = self._item(event.item_id, event.event_id)
+        if item.role != "assistant":
+            raise EventError("invalid_value", "Only an assistant's item can be cut.", "item_id", event.event_id)
+        if event.audio_end_ms:
+            raise EventError(
+                "invalid_value", "There is no audio: audio_end_ms can only be 0.", "audio_end_ms", event.event_id
+            )
+        item.text = ""
+        return [
+            self._send("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=0),
+        ]
+
+    def _create_response(self, event: events.ResponseCreate, streams: Collection[str]) -> list[Decision]:
+        asked = event.response or events.ResponseSettings()
+        in_conversation = asked.conversation == "auto"
+        if in_conversation and any(response.in_conversation for response in self._responses.values()):
+            raise EventError(
+                "conversation_already_has_active_response",
+                "An answer in this conversation is still open: wait for response.done, cancel it, or use "
+                "conversation 'none'.",
+                None,
+                event.event_id,
+            )
+        if len(self._responses) >= self._limits.answers:
+            raise EventError(
+                "too_many_answers", f"{self._limits.answers} answers are open already.", None, event.event_id
+            )
+        stream = asked.stream or self.stream
+        if stream is not None and stream not in streams:
+            raise _unknown_stream(
+                stream, streams, "response.stream" if asked.stream else "session.stream", event.event_id
+            )
+        turn, instructions = self._turn(asked, event.event_id)
+        tokens = asked.max_output_tokens or self._settings["max_output_tokens"]
+        response = _Response(
+            self._new_id("resp"), event.event_id, in_conversation, stream, tokens, asked.metadata or None
+        )
+        self._responses[response.id] = response
+        return [
+            Ask(
+                response.id,
+                turn.question,
+                stream,
+                instructions,
+                turn.history,
+                tuple(events.picture_bytes(image) for image in turn.images),
+                None if tokens == "inf" else tokens,
+                self._settings["temperature"] if asked.temperature is None else asked.temperature,
+                asked.top_p,
+                asked.seed,
+            )
+        ]
+
+    def _turn(self, asked: events.ResponseSettings, event_id: str | None) -> tuple[Turn, str]:
+        """The question and its instructions: the response's own, else the session's, then the system items'."""
+        items = self._conversation.items
+        if asked.input is not None:
+            items = []
+            for index, part in enumerate(asked.input):
+                path = f"response.input[{index}]"
+                if isinstance(part, events.ReferenceItem):
+                    items.append(self._item(part.id, event_id, f"{path}.id"))
+                else:
+                    items.append(self._read_item(part, path, event_id))
+        turn = read_turn(items, self._limits.history_characters)
+        lead = asked.instructions if asked.instructions is not None else self._settings["instructions"]
+        if not turn.question.strip() and asked.instructions:
+            turn = Turn(asked.instructions, turn.images, turn.instructions, turn.history)
+            lead = self._settings["instructions"]
+        if not turn.question.strip():
+            raise EventError(
+                "empty_question",
+                "There is no question: add a user item with text first, or give the response an 'input'.",
+                "response.input",
+                event_id,
+            )
+        return turn, "\n".join(filter(None, (lead, turn.instructions)))
+
+    def _cancel(self, event: events.ResponseCancel) -> list[Decision]:
+        if event.response_id is not None:
+            response = self._responses.get(event.response_id)
+        else:
+            response = next((each for each in self._responses.values() if each.in_conversation), None)
+        if response is None:
+            raise EventError(
+                "response_cancel_not_active", "There is no such open answer.", "response_id", event.event_id
+            )
+        return [Cancel(response.id)]
+
+    # -- what the daemon tells ----------------------------------------------------------------------------------------
+
+    def accepted(self, response_id: str, rate_limits: Sequence[Mapping[str, Any]] = ()) -> list[Decision]:
+        """The answer is on its way; `rate_limits` as `rate_limits.updated` shows them."""
+        response = self._responses[response_id]
+        response.accepted = True
+        out: list[Decision] = [self._send("response.created", response=self._facts(response, "in_progress"))]
+        if rate_limits:
+            out.append(self._send("rate_limits.updated", rate_limits=[dict(limit) for limit in rate_limits]))
+        return out
+
+    def refused(self, response_id: str, code: str, message: str) -> list[Decision]:
+        """The answer can't start."""
+        response = self._responses.pop(response_id)
+        param = {"unknown_stream": "session.stream", "empty_question": "response.input"}.get(code)
+        return [self._error(EventError(code, message, param, response.event_id))]
+
+    def delta(self, response_id: str, text: str) -> list[Decision]:
+        """More words of an answer (one that was shut down meanwhile says nothing)."""
+        response = self._responses.get(response_id)
+        if response is None or not text:
+            return []
+        out = self._begin(response)
+        assert response.item is not None
+        response.item.text += text
+        out.append(self._send("response.output_text.delta", **_place(response), delta=text))
+        return out
+
+    def finished(
+        self,
+        response_id: str,
+        reason: Literal["stop", "length", "cancelled", "failed"],
+        usage: Usage = Usage(),
+        error: tuple[str, str] | None = None,
+    ) -> list[Decision]:
+        """The answer is over. `error` is (code, message), for "failed" and for a shutdown."""
+        response = self._responses.get(response_id)
+        if response is None:
+            return []
+        status = {"stop": "completed", "length": "incomplete", "cancelled": "cancelled", "failed": "failed"}[reason]
+        details: dict[str, Any] = {"type": status}
+        if reason == "length":
+            details["reason"] = "max_output_tokens"
+        elif reason == "cancelled" and error is None:
+            details["reason"] = "client_cancelled"
+        if error is not None:
+            details["error"] = {"type": "server_error", "code": error[0], "message": error[1]}
+        out: list[Decision] = []
+        if reason in ("stop", "length"):
+            out += self._begin(response)
+        item = response.item
+        if item is not None:
+            item.status = "completed" if reason == "stop" else "incomplete"
+            part = {"type": "text", "text": item.text}
+            out.append(self._send("response.output_text.done", **_place(response), text=item.text))
+            out.append(self._send("response.content_part.done", **_place(response), part=part))
+            if response.in_conversation and self._conversation.find(item.id):
+                previous = self._before(item)
+                out.append(self._send("conversation.item.done", previous_item_id=previous, item=item.facts()))
+            out.append(
+                self._send("response.output_item.done", response_id=response.id, output_index=0, item=item.facts())
+            )
+        del self._responses[response_id]
+        facts = self._facts(response, status, None if reason == "stop" else details, usage)
+        out.append(self._send("response.done", response=facts))
+        return out + self._trim()
+
+    def news(self, event: Mapping[str, Any]) -> list[Decision]:
+        """Something happened to a stream: `event` has its `type` (`stream.…`), `stream` and facts."""
+        return [Send({**event, "event_id": self._new_id("event")})]
+
+    def performed(self, command: Command, **facts: Any) -> list[Decision]:
+        """A command has been carried out; `facts` go into its reply."""
+        reply = {"list": "listed", "attach": "attached", "detach": "detached"}.get(command.verb, command.verb)
+        if command.verb == "detach" and command.stream == self.stream:
+            self.stream = self._settings["stream"] = None
+        return [self._send(f"stream.{reply}", **facts)]
+
+    def failed(self, request: Command | Push, code: str, message: str, param: str | None = "stream") -> list[Decision]:
+        """A command or a pushed picture can't be carried out."""
+        return [self._error(EventError(code, message, param, request.event_id))]
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _begin(self, response: _Response) -> list[Decision]:
+        """The events that come before an answer's first word, once."""
+        if response.item is not None:
+            return []
+        response.item = item = Item(self._new_id("item"), "assistant", status="in_progress")
+        facts = item.facts(content=False)
+        out: list[Decision] = [
+            self._send("response.output_item.added", response_id=response.id, output_index=0, item=facts)
+        ]
+        if response.in_conversation:
+            previous = self._conversation.insert(item)
+            out.append(self._send("conversation.item.added", previous_item_id=previous, item=facts))
+        out.append(self._send("response.content_part.added", **_place(response), part={"type": "text", "text": ""}))
+        return out
+
+    def _facts(
+        self,
+        response: _Response,
+        status: str,
+        details: dict[str, Any] | None = None,
+        usage: Usage | None = None,
+    ) -> dict[str, Any]:
+        return {
+            "object": "realtime.response",
+            "id": response.id,
+            "status": status,
+            "status_details": details,
+            "output": [response.item.facts()] if response.item else [],
+            "conversation_id": self._conversation_id if response.in_conversation else None,
+            "output_modalities": ["text"],
+            "max_output_tokens": response.max_output_tokens,
+            "metadata": response.metadata,
+            "usage": usage.facts() if usage else None,
+            "stream": response.stream,
+        }
+
+    def _read_item(self, message: events.MessageItem, path: str, event_id: str | None) -> Item:
+        texts = [part.text for part in message.content if isinstance(part, events.TextPart)]
+        images = tuple(part.image_url for part in message.content if isinstance(part, events.ImagePart))
+        text = "\n".join(texts)
+        if message.role == "user" and not text.strip() and not images:
+            raise EventError(
+                "empty_question", "A user's item needs text: say what you ask.", f"{path}.content", event_id
+            )
+        if images and message.role != "user":
+            raise EventError("invalid_value", "Only a user's item may hold pictures.", f"{path}.content", event_id)
+        return Item(message.id or self._new_id("item"), message.role, text, images)
+
+    def _item(self, item_id: str, event_id: str | None, param: str = "item_id") -> Item:
+        item = self._conversation.find(item_id)
+        if item is None:
+            raise EventError("item_not_found", f"No item {item_id!r} in this conversation.", param, event_id)
+        return item
+
+    def _before(self, item: Item) -> str | None:
+        place = self._conversation.items.index(item)
+        return self._conversation.items[place - 1].id if place else None
+
+    def _trim(self) -> list[Decision]:
+        return [self._send("conversation.item.deleted", item_id=item.id) for item in self._conversation.trim()]
+
+    def _send(self, kind: str, **fields: Any) -> Send:
+        return Send({"type": kind, "event_id": self._new_id("event"), **fields})
+
+    def _error(self, error: EventError) -> Send:
+        kind = "server_error" if error.code in ("failed", "not_ready") else "invalid_request_error"
+        return self._send(
+            "error",
+            error={
+                "type": kind,
+                "code": error.code,
+                "message": error.message,
+                "param": error.param,
+                "event_id": error.event_id,
+            },
+        )
+
+
+def _place(response: _Response) -> dict[str, Any]:
+    assert response.item is not None
+    return {"response_id": response.id, "item_id": response.item.id, "output_index": 0, "content_index": 0}
+
+
+def _decode(message: str) -> dict[str, Any]:
+    try:
+        data = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise EventError("invalid_json", f"The message is not JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise EventError("invalid_event", f"An event is a JSON object, not {type(data).__name__}.")
+    return data
+
+
+def _unknown_stream(stream: str, streams: Collection[str], param: str, event_id: str | None) -> EventError:
+    known = ", ".join(sorted(streams)[:10]) or "none attached"
+    return EventError("unknown_stream", f"There is no stream {stream!r}; known: {known}.", param, event_id)
