@@ -1,0 +1,42 @@
+"""What steps cost on this device, learnt from measurements."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+
+class Costs:
+    """Seconds of one kind of step by its size (streams in a batch, answers in a batch, tokens of a question)."""
+
+    def __init__(self, memory: float = 0.1) -> None:
+        """`memory` is the weight of a new measurement in the running mean, between 0 and 1."""
+        self._memory = memory
+        self._mean: dict[int, float] = {}
+
+    def learn(self, size: int, seconds: float) -> None:
+        """Takes one measurement; a single hiccup counts for four times the mean at most."""
+        known = self._mean.get(size)
+        if known is None:
+            self._mean[size] = seconds
+        else:
+            self._mean[size] = known + self._memory * (min(seconds, 4 * known) - known)
+
+    def estimate(self, size: int) -> float:
+        """Seconds a step of `size` will take: interpolated, beyond the largest in proportion; 0 while nothing is known."""
+        if size in self._mean:
+            return self._mean[size]
+        sizes = sorted(self._mean)
+        if not sizes:
+            return 0.0
+        at = bisect_left(sizes, size)
+        if at == 0:
+            return self._mean[sizes[0]]
+        if at == len(sizes):
+            return self._mean[sizes[-1]] * size / sizes[-1]
+        low, high = sizes[at - 1], sizes[at]
+        share = (size - low) / (high - low)
+        return self._mean[low] + share * (self._mean[high] - self._mean[low])
+
+    def cheapest_each(self, size: int) -> float:
+        """Seconds for each member of the best batch of 1 to `size` members."""
+        return min(self.estimate(n) / n for n in range(1, size + 1))

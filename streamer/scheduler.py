@@ -1,0 +1,350 @@
+"""What the device does next. Pure: events and a clock in, decisions out; no threads, no time of its own.
+
+Frames come first, in time for their deadlines, and open answers fill what is left, at no more than their ceiling.
+When the device is short, answers first slow to their floor; then the frame rates of all streams are lowered evenly,
+weighed by priority. Newest frame wins: a stream's waiting frames are few, and each one given up is counted with its
+reason.
+
+Times are seconds on one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from streamer.costs import Costs
+
+MOST_WAITING = 8
+"""Frames of one stream that may ever wait here."""
+LONE_PERIODS = 1.5
+"""Frame periods after which a frame whose partner does not come is seen alone."""
+FULL = 0.95
+"""The share of the device's time that frame rates are planned to fill."""
+REPLAN = 0.25
+"""Seconds between two looks at whether all frame rates fit."""
+MARGIN = 1.25
+"""Times the mean that a frame step is expected to take at worst, where answers are fitted in before it."""
+SILENT = 2.0
+"""Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
+LONGEST_PERIOD = 10.0
+"""Seconds between two frames that still count as a stream's rhythm."""
+
+
+class Timed(Protocol):
+    @property
+    def captured(self) -> float: ...
+
+
+F = TypeVar("F", bound=Timed)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a stream is promised: seconds from capture to state, its weight, and whether it waits instead of dropping."""
+
+    deadline: float = 0.2
+    priority: int = 1
+    every: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The speed of answers in tokens a second each, and the seconds that a question may hold up frames at a time."""
+
+    floor: float = 4.0
+    ceiling: float = 30.0
+    question_budget: float = 0.03
+    smallest_chunk: int = 16
+    largest_chunk: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FrameStep(Generic[F]):
+    """One step of a batch of streams, each with 1 to `frames_per_step` frames, oldest first."""
+
+    frames: tuple[tuple[str, tuple[F, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """The next `tokens` tokens of an answer's question; the first of these also needs its fork."""
+
+    answer: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One more token for each of these answers."""
+
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing until an event comes, or until this time."""
+
+    until: float | None
+
+
+Decision = FrameStep[F] | Prefill | Decode | Idle
+
+
+@dataclass
+class _Stream(Generic[F]):
+    terms: Terms
+    period: float
+    waiting: deque[F] = field(default_factory=deque)
+    captured: float | None = None
+    arrived: float = float("-inf")
+    share: float = 1.0
+    due: float = float("-inf")
+
+
+@dataclass
+class _Answer:
+    left: int
+    progress: float
+    due: float
+    opened: bool = False
+
+
+class Scheduler(Generic[F]):
+    def __init__(
+        self, *, frames_per_step: int = 1, largest_batch: int = 8, answer_slots: int = 8, pace: Pace | None = None
+    ) -> None:
+        """`answer_slots` answers may be open at once; the others wait in order of asking."""
+        self.frames_per_step, self.largest_batch, self.answer_slots = frames_per_step, largest_batch, answer_slots
+        self.pace = pace or Pace()
+        self.frame_costs, self.prefill_costs, self.decode_costs = Costs(), Costs(), Costs()
+        self._streams: dict[str, _Stream[F]] = {}
+        self._answers: dict[str, _Answer] = {}
+        self._drops: Counter[tuple[str, str]] = Counter()
+        self._planned = float("-inf")
+        self._short = False
+        self._answered_last = False
+        self._prefilled_last = False
+
+    # Events
+
+    def add_stream(self, name: str, terms: Terms, *, frames_per_second: float = 25.0) -> None:
+        """`frames_per_second` is the first guess; the stream's own frames correct it."""
+        self._streams[name] = _Stream(terms, 1 / frames_per_second)
+
+    def remove_stream(self, name: str) -> None:
+        self._streams.pop(name, None)
+        for key in [key for key in self._drops if key[0] == name]:
+            del self._drops[key]
+
+    def room(self, name: str) -> int:
+        """How many frames the stream may be offered now before one is dropped."""
+        stream = self._streams[name]
+        return self._most(stream) - len(stream.waiting)
+
+    def offer(self, name: str, frame: F, now: float) -> None:
+        """A frame has come. A live stream that is full loses its oldest one."""
+        stream = self._streams[name]
+        if stream.captured is not None and 0 < (apart := frame.captured - stream.captured) < LONGEST_PERIOD:
+            stream.period += 0.1 * (apart - stream.period)
+        stream.captured, stream.arrived = frame.captured, now
+        stream.waiting.append(frame)
+        if not stream.terms.every and len(stream.waiting) > self._most(stream):
+            stream.waiting.popleft()
+            self._drops[name, "overload"] += 1
+
+    def ask(self, answer: str, tokens: int, now: float) -> None:
+        """A question of `tokens` tokens waits for its answer."""
+        self._answers[answer] = _Answer(tokens, now, now)
+
+    def end_answer(self, answer: str) -> None:
+        """An answer is complete, cancelled or failed."""
+        self._answers.pop(answer, None)
+
+    def measured(self, decision: Decision[F], seconds: float) -> None:
+        """What a decision cost."""
+        if isinstance(decision, FrameStep):
+            self.frame_costs.learn(len(decision.frames), seconds)
+        elif isinstance(decision, Decode):
+            self.decode_costs.learn(len(decision.answers), seconds)
+        elif isinstance(decision, Prefill):
+            self.prefill_costs.learn(_rounded(decision.tokens), seconds)
+
+    # What can be asked of it
+
+    def take_drops(self) -> dict[tuple[str, str], int]:
+        """Frames given up since the last call, by (stream, reason).
+
+        Reasons: `overload` (pushed out by newer ones), `stale` (past the deadline), `rate` (the stream's rate is lowered).
+        """
+        drops = dict(self._drops)
+        self._drops.clear()
+        return drops
+
+    def waiting(self, name: str) -> int:
+        return len(self._streams[name].waiting)
+
+    def share(self, name: str) -> float:
+        """The part of the stream's frame rate that it may use now, 1 unless the device is short."""
+        return self._streams[name].share
+
+    # Decisions
+
+    def decide(self, now: float) -> Decision[F]:
+        """The next step, taken as begun: the caller carries it out, or ends the answers that it concerns."""
+        self._plan(now)
+        ready = [name for name, stream in self._streams.items() if self._ready_at(stream) <= now]
+        live = [name for name in ready if not self._streams[name].terms.every]
+        step = None if ready and self._answered_last else self._answer(now, 0.0 if self._short else self._spare(now))
+        self._answered_last = step is not None
+        if step is not None:
+            return step
+        return self._see(live, ready, now) if ready else Idle(self._wake(now))
+
+    def _most(self, stream: _Stream[F]) -> int:
+        fresh = 0 if stream.terms.every else min(MOST_WAITING, int(stream.terms.deadline / stream.period))
+        return max(2 * self.frames_per_step, fresh)
+
+    def _ready_at(self, stream: _Stream[F]) -> float:
+        """When the stream's next step may begin with what waits now."""
+        if not stream.waiting:
+            return float("inf")
+        due = stream.due if stream.share < 1 else float("-inf")
+        complete = len(stream.waiting) >= self.frames_per_step
+        return due if complete else max(due, stream.arrived + LONE_PERIODS * stream.period)
+
+    def _see(self, live: list[str], ready: list[str], now: float) -> FrameStep[F]:
+        def latest(name: str) -> float:
+            stream = self._streams[name]
+            return stream.waiting[0].captured + stream.terms.deadline
+
+        patient = [name for name in ready if name not in live]
+        chosen = (sorted(live, key=latest) + patient)[: self.largest_batch]
+        cost = self.frame_costs.estimate(len(chosen))
+        for name in chosen:
+            self._streams[name] = self._streams.pop(name)
+        return FrameStep(tuple((name, self._take(name, now + cost)) for name in chosen))
+
+    def _take(self, name: str, end: float) -> tuple[F, ...]:
+        """The frames that a step which ends at `end` sees of a stream; what is too old or over its share is dropped."""
+        stream, n = self._streams[name], self.frames_per_step
+        lowered = stream.share < 1
+        while len(stream.waiting) > n and not stream.terms.every:
+            if not lowered and end <= stream.waiting[0].captured + stream.terms.deadline:
+                break
+            stream.waiting.popleft()
+            self._drops[name, "rate" if lowered else "stale"] += 1
+        taken = tuple(stream.waiting.popleft() for _ in range(min(n, len(stream.waiting))))
+        if lowered:
+            stream.due = max(stream.due + n * stream.period / stream.share, end)
+        return taken
+
+    def _speaking(self) -> dict[str, _Answer]:
+        return {name: answer for name, answer in self._answers.items() if answer.opened and not answer.left}
+
+    def _question(self) -> str | None:
+        """The answer whose question is read next: one that is half read, else the first that waits and finds a slot."""
+        opened = 0
+        waits = None
+        for name, answer in self._answers.items():
+            if answer.opened and answer.left:
+                return name
+            opened += answer.opened
+            if not answer.opened and waits is None:
+                waits = name
+        return waits if opened < self.answer_slots else None
+
+    def _owed(self, answer: _Answer) -> float:
+        """When the floor promises the answer its next step."""
+        return answer.progress + 1 / self.pace.floor
+
+    def _answer(self, now: float, spare: float) -> Prefill | Decode | None:
+        """What is done for answers within `spare` seconds, or beyond them where the floor promises it."""
+        question = self._question()
+        due = [answer for answer in self._speaking().values() if answer.due <= now]
+        reads = question is not None and (
+            self.prefill_costs.estimate(self.pace.smallest_chunk) < spare or self._owed(self._answers[question]) <= now
+        )
+        speaks = bool(due) and (
+            self.decode_costs.estimate(len(due)) < spare or any(self._owed(answer) <= now for answer in due)
+        )
+        if question is not None and reads and not (speaks and self._prefilled_last):
+            return self._prefill(question, now, max(spare, self.pace.question_budget))
+        return self._decode(now) if speaks else None
+
+    def _prefill(self, name: str, now: float, budget: float) -> Prefill:
+        answer, pace = self._answers[name], self.pace
+        tokens = min(answer.left, pace.largest_chunk)
+        while tokens > pace.smallest_chunk and self.prefill_costs.estimate(_rounded(tokens)) > budget:
+            tokens -= min(pace.smallest_chunk, tokens - pace.smallest_chunk)
+        answer.opened = True
+        answer.left -= tokens
+        answer.progress, answer.due = now, now + 1 / pace.ceiling
+        self._prefilled_last = True
+        return Prefill(name, tokens)
+
+    def _decode(self, now: float) -> Decode:
+        """One token for every answer that is due, and for those that nearly are, so that they come to share steps."""
+        step = 1 / (self.pace.floor if self._short else self.pace.ceiling)
+        chosen = {name: answer for name, answer in self._speaking().items() if answer.due <= now + step / 2}
+        for answer in chosen.values():
+            answer.progress, answer.due = now, max(min(answer.due, now) + step, now)
+        self._prefilled_last = False
+        return Decode(tuple(chosen))
+
+    def _live(self, now: float) -> list[_Stream[F]]:
+        """Streams that drop rather than wait and from which frames are expected."""
+        streams = (stream for stream in self._streams.values() if not stream.terms.every)
+        return [stream for stream in streams if now - stream.arrived < max(SILENT, 3 * stream.period)]
+
+    def _spare(self, now: float) -> float:
+        """Seconds until the device must turn to frames for them to be in time."""
+        live = self._live(now)
+        cost = MARGIN * self.frame_costs.estimate(min(len(live), self.largest_batch))
+        spare = float("inf")
+        for stream in live:
+            last = now if stream.captured is None else stream.captured
+            captured = stream.waiting[0].captured if stream.waiting else max(last + stream.period, now)
+            room = self._most(stream) - len(stream.waiting)
+            overflow = max(last + (room + 0.5) * stream.period - now, 0.5 * stream.period) if room > 0 else 0.0
+            spare = min(spare, captured + stream.terms.deadline - cost - now, overflow)
+        return spare
+
+    def _wake(self, now: float) -> float | None:
+        """When time alone makes something ready."""
+        times = [self._ready_at(stream) for stream in self._streams.values()]
+        for answer in self._speaking().values():
+            times.append(answer.due if answer.due > now else self._owed(answer))
+        question = self._question()
+        if question is not None:
+            times.append(self._owed(self._answers[question]))
+        soonest = min(times, default=float("inf"))
+        return None if soonest == float("inf") else soonest
+
+    def _plan(self, now: float) -> None:
+        """Lowers the frame rates of live streams where they do not fit the device: all by one factor, times priority."""
+        if now < self._planned + REPLAN:
+            return
+        self._planned, self._short = now, False
+        for stream in self._streams.values():
+            stream.share = 1.0
+        live = self._live(now)
+        if not live:
+            return
+        each = self.frame_costs.cheapest_each(min(len(live), self.largest_batch)) / self.frames_per_step
+        speaking = len(self._speaking())
+        room = FULL - (self.decode_costs.estimate(speaking) * self.pace.floor if speaking else 0.0)
+        loads = sorted(((stream.terms.priority, each / stream.period, stream) for stream in live), key=lambda x: -x[0])
+        if sum(load for _, load, _ in loads) <= room:
+            return
+        self._short, room = True, max(room, 0.1)
+        weighted = sum(priority * load for priority, load, _ in loads)
+        for priority, load, stream in loads:
+            stream.share = min(1.0, priority * room / weighted)
+            room -= stream.share * load
+            weighted -= priority * load
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // 16) * 16

@@ -1,0 +1,381 @@
+"""The scheduler on a virtual clock, with recorded and invented step costs."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamer.costs import Costs
+from streamer.scheduler import MOST_WAITING, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
+
+from .world import Picture, World
+
+H100_BF16 = {1: 0.0107, 2: 0.0146, 4: 0.0235, 8: 0.0458}
+"""Seconds of a frame step of the 4B by batch, as measured on an H100."""
+
+
+def h100(n: int) -> float:
+    return H100_BF16[min(size for size in H100_BF16 if size >= n)]
+
+
+def nano(n: int) -> float:
+    """Two paired frames of the nano on two CPU cores."""
+    return 0.053 * n
+
+
+def test_nothing_to_do_is_idle_for_ever() -> None:
+    assert Scheduler[Picture]().decide(5.0) == Idle(None)
+
+
+def test_one_camera_is_seen_whole_and_in_order() -> None:
+    world = World()
+    world.camera("door", 25, 10)
+    world.run(11)
+    assert len(world.seen["door"]) == 250 and not world.drops
+    assert max(world.lags("door")) < 0.011
+    world.check_accounts()
+
+
+def test_streams_that_are_due_together_share_a_step() -> None:
+    world = World()
+    for name in "abcd":
+        world.camera(name, 25, 2)
+    world.run(3)
+    sizes = [len(step.frames) for _, step in world.steps if isinstance(step, FrameStep)]
+    assert median(sizes) >= 3
+
+
+def test_largest_batch_is_kept_and_nobody_starves() -> None:
+    world = World(frames=lambda n: 0.002 * n, largest_batch=2)
+    for name in "abcde":
+        world.camera(name, 25, 4)
+    world.run(5)
+    assert max(len(step.frames) for _, step in world.steps if isinstance(step, FrameStep)) == 2
+    assert all(len(world.seen[name]) == 100 for name in "abcde")
+
+
+def test_frames_are_paired() -> None:
+    world = World(frames=nano, frames_per_step=2)
+    world.camera("door", 25, 10)
+    world.run(11)
+    steps = [step for _, step in world.steps if isinstance(step, FrameStep)]
+    assert len(steps) == 125 and all(len(frames) == 2 for step in steps for _, frames in step.frames)
+
+
+def test_a_lone_frame_waits_one_and_a_half_periods() -> None:
+    scheduler: Scheduler[Picture] = Scheduler(frames_per_step=2)
+    scheduler.add_stream("door", Terms(), frames_per_second=10)
+    scheduler.offer("door", Picture(1.0, 0), 1.0)
+    assert scheduler.decide(1.0) == Idle(pytest.approx(1.15))
+    assert isinstance(scheduler.decide(1.14), Idle)
+    assert scheduler.decide(1.16) == FrameStep((("door", (Picture(1.0, 0),)),))
+
+
+def test_the_period_is_learnt_from_the_frames() -> None:
+    world = World(frames_per_step=2)
+    world.camera("slow", 2, 60)
+    world.scheduler.remove_stream("slow")
+    world.scheduler.add_stream("slow", Terms(), frames_per_second=25)
+    world.run(61)
+    sizes = [
+        len(frames)
+        for when, step in world.steps
+        if when > 30 and isinstance(step, FrameStep)
+        for _, frames in step.frames
+    ]
+    assert set(sizes) == {2}
+
+
+def test_answers_fill_what_is_left_and_cost_no_frame() -> None:
+    world = World(frames=nano, frames_per_step=2, decode=lambda n: 0.007 + 0.002 * n, prefill=lambda n: 0.0012 * n)
+    world.camera("door", 25, 60)
+    for name in "abc":
+        world.asker(name, 60)
+    world.run(62)
+    assert len(world.seen["door"]) >= 0.995 * 1500
+    assert median(world.first_token(answer) for answer in world.tokens) <= 0.15
+    assert max(world.lags("door")) <= 0.2
+    world.check_accounts()
+
+
+def test_an_answer_is_never_faster_than_its_ceiling() -> None:
+    world = World(pace=Pace(ceiling=10))
+    world.ask("a", length=30)
+    world.run(10)
+    spoken = world.tokens["a"]
+    assert len(spoken) == 30
+    assert (spoken[-1] - spoken[0]) / 29 == pytest.approx(0.1, rel=0.02)
+
+
+def test_open_answers_share_decode_steps() -> None:
+    world = World()
+    for i in range(4):
+        world.at(0.011 * i, lambda i=i: world.ask(f"a{i}", length=60))  # type: ignore[misc]
+    world.run(10)
+    sizes = [len(step.answers) for when, step in world.steps if isinstance(step, Decode) and when > 0.5]
+    assert sum(sizes) / len(sizes) > 3.5
+
+
+def test_under_overload_answers_slow_to_their_floor_and_no_further() -> None:
+    world = World(frames=lambda n: 0.045 * n, pace=Pace(floor=4, ceiling=30))
+    world.camera("door", 25, 60)
+    world.ask("a", question=16, length=10_000)
+    world.run(60)
+    rate = len([t for t in world.tokens["a"] if t > 5]) / 55
+    assert 3.3 <= rate <= 5
+    assert len(world.seen["door"]) > 0.75 * 25 * 60
+
+
+def test_answers_slow_before_frames_do() -> None:
+    """At nine tenths of the device for frames, answers take the rest and every frame is seen."""
+    world = World(frames=lambda n: 0.036 * n, decode=lambda n: 0.006)
+    world.camera("door", 25, 60)
+    world.ask("a", question=16, length=10_000)
+    world.run(60)
+    assert len(world.seen["door"]) >= 0.995 * 1500
+    assert 4 <= len(world.tokens["a"]) / 60 < 25
+
+
+def test_overload_lowers_all_rates_evenly_and_lag_stays() -> None:
+    world = World(frames=h100)
+    for i in range(14):
+        world.camera(f"cam{i}", 25, 60, start=0.0013 * i)
+    world.run(60)
+    seen = [len(world.seen[f"cam{i}"]) for i in range(14)]
+    assert max(seen) / min(seen) < 1.1
+    assert sum(seen) >= 0.85 * 8 / H100_BF16[8] * 60
+    late = [
+        lag for i in range(14) for end, frame in world.seen[f"cam{i}"] if end > 50 for lag in [end - frame.captured]
+    ]
+    assert max(late) <= 0.25
+    world.check_accounts()
+
+
+def test_priority_keeps_a_larger_share() -> None:
+    world = World(frames=lambda n: 0.02 * n)
+    world.camera("first", 25, 60, priority=2)
+    for name in "abc":
+        world.camera(name, 25, 60)
+    world.run(60)
+    others = [len(world.seen[name]) for name in "abc"]
+    assert max(others) / min(others) < 1.1
+    assert len(world.seen["first"]) / median(others) == pytest.approx(2, rel=0.2)
+    assert set(reason for _, reason in world.drops) <= {"rate", "overload", "stale"}
+    world.check_accounts()
+
+
+def test_five_cameras_fit_an_h100_with_answers_open() -> None:
+    world = World(frames=h100, decode=lambda n: 0.0039, prefill=lambda n: 0.012)
+    for i in range(4):
+        world.camera(f"cam{i}", 25, 60, start=0.0077 * i, deadline=0.08)
+    for name in "abcd":
+        world.asker(name, 60, length=40)
+    world.run(61)
+    for i in range(4):
+        on_time = sum(lag <= 0.08 for lag in world.lags(f"cam{i}"))
+        assert on_time >= 0.99 * 1500
+    firsts = sorted(world.first_token(answer) for answer in world.tokens)
+    assert median(firsts) <= 0.1 and firsts[int(0.99 * len(firsts))] <= 0.25
+
+
+def test_one_slow_stream_does_not_hold_the_others() -> None:
+    world = World()
+    world.camera("slow", 1, 60)
+    world.camera("fast", 30, 60)
+    world.run(62)
+    assert len(world.seen["slow"]) == 60 and len(world.seen["fast"]) == 1800
+    assert max(world.lags("fast")) < 0.05
+
+
+def test_a_stream_that_falls_silent_takes_nothing() -> None:
+    world = World(frames=lambda n: 0.03 * n)
+    world.camera("gone", 25, 5)
+    world.camera("here", 25, 60)
+    world.run(60)
+    here = [frame for end, frame in world.seen["here"] if end > 10]
+    assert len(here) >= 0.995 * 25 * 50
+    assert world.scheduler.share("here") == 1
+
+
+def test_a_burst_of_fifty_questions() -> None:
+    world = World(frames=lambda n: 0.02 * n, answer_slots=8)
+    world.camera("door", 25, 60)
+    for i in range(50):
+        world.at(1.0, lambda i=i: world.ask(f"q{i:02}"))  # type: ignore[misc]
+    world.run(61)
+    assert len(world.tokens) == 50 and all(len(spoken) == 20 for spoken in world.tokens.values())
+    firsts = [world.tokens[f"q{i:02}"][0] for i in range(50)]
+    assert firsts == sorted(firsts), "first asked, first answered"
+    assert len(world.seen["door"]) >= 0.995 * 1500
+    assert max(world.lags("door")) <= 0.2
+
+
+def test_no_more_answers_are_open_than_slots() -> None:
+    world = World(answer_slots=3)
+    for i in range(10):
+        world.at(0.0, lambda i=i: world.ask(f"q{i}"))  # type: ignore[misc]
+    world.run(60)
+    opened: set[str] = set()
+    ended = {answer: spoken[-1] for answer, spoken in world.tokens.items()}
+    for when, step in world.steps:
+        if isinstance(step, Prefill):
+            opened.add(step.answer)
+        assert sum(ended[answer] > when for answer in opened) <= 3
+
+
+def test_fairness_over_a_minute() -> None:
+    world = World(frames=lambda n: 0.035 * n, answer_slots=4)
+    world.camera("door", 25, 60)
+    for name in "abcdef":
+        world.asker(name, 60, length=12)
+    world.run(60)
+    spoken = {name: sum(len(t) for a, t in world.tokens.items() if a.startswith(name)) for name in "abcdef"}
+    assert max(spoken.values()) / min(spoken.values()) < 1.3
+
+
+def test_a_long_question_is_read_in_pieces_that_leave_frames_in_time() -> None:
+    world = World(frames=lambda n: 0.01 * n, prefill=lambda n: 0.002 * n)
+    world.scheduler.measured(Prefill("warm-up", 16), 0.032)
+    world.camera("door", 25, 20, deadline=0.1)
+    for i in range(10):
+        world.at(1.0 + i, lambda i=i: world.ask(f"q{i}", question=500, length=3))  # type: ignore[misc]
+    world.run(21)
+    assert all(len(spoken) == 3 for spoken in world.tokens.values()) and len(world.tokens) == 10
+    late = [lag for end, frame in world.seen["door"] if end > 2 for lag in [end - frame.captured]]
+    assert max(late) <= 0.1
+    assert len(world.seen["door"]) >= 0.995 * 500
+
+
+def test_a_recording_waits_and_shares_with_answers() -> None:
+    world = World()
+    world.scheduler.add_stream("tape", Terms(every=True))
+    count = 0
+
+    def refill() -> None:
+        nonlocal count
+        while world.scheduler.room("tape") > 0 and count < 1000:
+            world.offer("tape", count)
+            count += 1
+
+    for i in range(4000):
+        world.at(i * 0.01, refill)
+    world.asker("a", 10)
+    world.run(40)
+    assert len(world.seen["tape"]) == 1000 and not world.drops
+    assert len(world.tokens) >= 5
+    world.check_accounts()
+
+
+def test_a_recording_never_delays_a_camera() -> None:
+    world = World(frames=lambda n: 0.015 * n)
+    world.camera("door", 25, 10)
+    world.scheduler.add_stream("tape", Terms(every=True))
+
+    def refill() -> None:
+        while world.scheduler.room("tape") > 0:
+            world.offer("tape", world.offered["tape"])
+
+    for i in range(1000):
+        world.at(i * 0.01, refill)
+    world.run(10)
+    assert len(world.seen["door"]) >= 249
+    assert max(world.lags("door")) <= 0.05
+    assert len(world.seen["tape"]) > 200
+
+
+def test_an_ended_answer_gives_its_slot_to_the_next() -> None:
+    scheduler: Scheduler[Picture] = Scheduler(answer_slots=1)
+    scheduler.ask("a", 20, 0.0)
+    scheduler.ask("b", 20, 0.0)
+    first = scheduler.decide(0.0)
+    assert isinstance(first, Prefill) and first.answer == "a"
+    assert isinstance(scheduler.decide(0.01), Idle | Decode)
+    scheduler.end_answer("a")
+    step = scheduler.decide(0.02)
+    assert isinstance(step, Prefill) and step.answer == "b"
+
+
+def test_removing_a_stream_forgets_its_frames_and_drops() -> None:
+    scheduler: Scheduler[Picture] = Scheduler()
+    scheduler.add_stream("door", Terms())
+    for i in range(20):
+        scheduler.offer("door", Picture(0.0, i), 0.0)
+    scheduler.remove_stream("door")
+    assert scheduler.take_drops() == {} and scheduler.decide(1.0) == Idle(None)
+
+
+def test_stale_frames_give_way_to_fresh_ones() -> None:
+    scheduler: Scheduler[Picture] = Scheduler()
+    scheduler.add_stream("door", Terms(deadline=0.1), frames_per_second=25)
+    scheduler.offer("door", Picture(0.0, 0), 0.0)
+    scheduler.offer("door", Picture(0.3, 1), 0.3)
+    assert scheduler.decide(0.3) == FrameStep((("door", (Picture(0.3, 1),)),))
+    assert scheduler.take_drops() == {("door", "stale"): 1}
+
+
+def test_an_old_frame_alone_is_still_seen() -> None:
+    scheduler: Scheduler[Picture] = Scheduler()
+    scheduler.add_stream("door", Terms(deadline=0.1))
+    scheduler.offer("door", Picture(0.0, 0), 5.0)
+    assert isinstance(scheduler.decide(5.0), FrameStep)
+
+
+def test_costs_are_learnt_interpolated_and_robust() -> None:
+    costs = Costs()
+    assert costs.estimate(3) == 0
+    costs.learn(2, 0.02)
+    costs.learn(4, 0.03)
+    assert costs.estimate(1) == 0.02
+    assert costs.estimate(3) == pytest.approx(0.025)
+    assert costs.estimate(8) == pytest.approx(0.06)
+    assert costs.cheapest_each(4) == pytest.approx(0.0075)
+    costs.learn(2, 50.0)
+    assert costs.estimate(2) < 0.03
+    for _ in range(100):
+        costs.learn(2, 0.04)
+    assert costs.estimate(2) == pytest.approx(0.04, rel=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rates=st.lists(st.sampled_from([1.0, 5.0, 10.0, 25.0, 30.0, 60.0]), min_size=0, max_size=6),
+    priorities=st.lists(st.integers(1, 5), min_size=6, max_size=6),
+    frame_cost=st.floats(0.001, 0.2),
+    decode_cost=st.floats(0.001, 0.05),
+    token_cost=st.floats(0.0001, 0.005),
+    per_step=st.sampled_from([1, 2]),
+    slots=st.integers(1, 5),
+    questions=st.lists(st.tuples(st.floats(0, 5), st.integers(1, 400), st.integers(1, 30)), max_size=10),
+)
+def test_whatever_comes(
+    rates: list[float],
+    priorities: list[int],
+    frame_cost: float,
+    decode_cost: float,
+    token_cost: float,
+    per_step: int,
+    slots: int,
+    questions: list[tuple[float, int, int]],
+) -> None:
+    """Frames are accounted for and fresh, every question is answered, nothing spins and nobody starves."""
+    world = World(
+        frames=lambda n: frame_cost * n,
+        decode=lambda n: decode_cost,
+        prefill=lambda n: token_cost * n,
+        frames_per_step=per_step,
+        answer_slots=slots,
+    )
+    for i, rate in enumerate(rates):
+        world.camera(str(i), rate, 10, start=0.003 * i, priority=priorities[i])
+    for i, (when, question, length) in enumerate(questions):
+        world.at(when, lambda i=i, q=question, n=length: world.ask(f"q{i}", question=q, length=n))  # type: ignore[misc]
+    world.run(400)
+    world.check_accounts()
+    assert len(world.tokens) == len(questions)
+    for i, rate in enumerate(rates):
+        assert world.seen[str(i)]
+        longest = frame_cost * len(rates) * 8 + MOST_WAITING / rate + 2
+        assert max(world.lags(str(i))) <= longest
