@@ -1,1 +1,8 @@
 """Frames and text through InfiniteVL: the model, its streaming state and what runs them."""
+
+from model.config import AttentionPolicy, ConfigError, InfiniteVLConfig
+from model.runner import Runner, load_runner
+from model.sampling import Sampling
+from model.state import Snapshot
+
+__all__ = ["AttentionPolicy", "ConfigError", "InfiniteVLConfig", "Runner", "Sampling", "Snapshot", "load_runner"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 ARCHITECTURES = ("InfiniteVLForConditionalGeneration", "InfiniteVLQwen2_5_VLForConditionalGeneration")
@@ -229,6 +229,70 @@ def nano() -> InfiniteVLConfig:
         position_horizon=60.0,
         system="",
     )
+
+
+def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
+    """An InfiniteVLConfig from a `config.json`'s contents: v1's keys and the ones that `InfiniteVLConfig.to_dict` writes.
+
+    Text keys may stand at the top or under `text_config`. Ours beyond Qwen2.5-VL's and v1's: `attention_sinks`,
+    `tokens_per_frame`, `square_grid`, `frames_per_step`, `position_horizon`, `system`. A v1 checkpoint (no sinks named)
+    runs as it was trained: plain sliding window. Raises ConfigError.
+    """
+    named = found.get("architectures") or []
+    if (
+        not any(name in ARCHITECTURES or "InfiniteVL" in name for name in named)
+        and found.get("model_type") != "infinitevl"
+    ):
+        raise ConfigError(
+            f"unknown architecture {', '.join(named) or found.get('model_type')!r}: this loads {ARCHITECTURES[0]}"
+        )
+    text = {**found, **(found.get("text_config") or {})}
+    vision = found.get("vision_config")
+    if not isinstance(vision, dict):
+        raise ConfigError("vision_config is missing: is this the config.json of a vision-language checkpoint?")
+    defaults = InfiniteVLConfig()
+    try:
+        layers = int(text.get("num_hidden_layers", defaults.decoder.num_hidden_layers))
+        kinds = text.get("layer_types") or ["attention" if i % 4 == 0 else "linear_attention" for i in range(layers)]
+        known = {f.name for f in fields(DecoderConfig)} - {"layer_types", "mrope_section", "head_dim"}
+        scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+        sections = tuple(scaling.get("mrope_section", defaults.decoder.mrope_section))
+        decoder = DecoderConfig(
+            **{key: text[key] for key in known if text.get(key) is not None},
+            head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+            mrope_section=(sections[0], sections[1], sections[2]),
+            layer_types=tuple("delta_net" if "linear" in kind or "delta" in kind else "attention" for kind in kinds),
+        )
+        heads = text.get("num_linear_key_value_heads", decoder.num_linear_heads)
+        if heads != decoder.num_linear_heads:
+            raise ConfigError(
+                f"num_linear_key_value_heads {heads} differs from num_linear_heads {decoder.num_linear_heads}: not supported"
+            )
+        if text.get("use_gate") is False:
+            raise ConfigError("use_gate false is not supported: every published InfiniteVL has the output gate")
+        parts = {f.name for f in fields(VisionConfig)} - {"fullatt_block_indexes", "num_heads"}
+        tower = VisionConfig(
+            **{key: vision[key] for key in parts if vision.get(key) is not None},
+            num_heads=vision.get("num_heads", VisionConfig.num_heads),
+            fullatt_block_indexes=tuple(vision.get("fullatt_block_indexes", VisionConfig.fullatt_block_indexes)),
+        )
+        sliding = text.get("use_sliding_window", text.get("sliding_window") is not None)
+        policy = AttentionPolicy(
+            sinks=int(text.get("attention_sinks") or 0),
+            window=int(text.get("sliding_window") or 8192) if sliding else None,
+            context=min(int(text.get("max_position_embeddings") or AttentionPolicy.context), AttentionPolicy.context),
+        )
+        simple = {f.name for f in fields(InfiniteVLConfig)} - {"vision", "decoder", "policy"}
+        rest = {
+            key: text[key] for key in simple if key in text and (text[key] is not None or key == "position_horizon")
+        }
+        if "tokens_per_second" not in rest and "tokens_per_second" in vision:
+            rest["tokens_per_second"] = vision["tokens_per_second"]
+        return InfiniteVLConfig(tower, decoder, policy, **rest)
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"config.json lacks or misstates a key: {error}") from None
 
 
 PRESETS: dict[str, InfiniteVLConfig] = {"nano": nano(), "4b": InfiniteVLConfig()}

@@ -1,0 +1,178 @@
+"""Checkpoints: Hugging Face folders (sharded safetensors, config.json, tokenizer.json) in and out, with little memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.config import ConfigError, InfiniteVLConfig, parse_config
+from model.infinitevl import InfiniteVL
+from model.tokenizer import Tokenizer
+
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+KEPT_FLOAT32 = ("A_log", "dt_bias")
+"""Parameters whose precision the decay needs, whatever the model's dtype."""
+NAMED = 3
+"""How many offending tensors an error names; the rest it counts."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be loaded; the message is one line that names what is wrong and the mend."""
+
+
+def locate(name: str) -> Path:
+    """A local folder as it is; "owner/name" is downloaded from the Hugging Face hub, with a progress bar. Raises CheckpointError."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file: a checkpoint is the folder that holds config.json and *.safetensors")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise CheckpointError(
+            f"{name} is no folder here: name a checkpoint folder, a preset or a repository as owner/name"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub's client raises a dozen kinds; each is the user's or the network's
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{name} is no folder here and can't be downloaded as a repository: {reason}") from None
+
+
+def load_checkpoint(
+    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, **choices: Any
+) -> tuple[InfiniteVL, Tokenizer]:
+    """Loads a checkpoint folder, tensor by tensor straight to `device` and `dtype`.
+
+    `choices` replace fields of its InfiniteVLConfig (the attention policy, say). Raises CheckpointError.
+    """
+    config = read_config(folder)
+    try:
+        config = replace(config, **choices)
+        tokenizer = Tokenizer.load(folder / "tokenizer.json", config)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    with torch.device("meta"):
+        model = InfiniteVL(config)
+    fill(model, folder, torch.device(device), dtype)
+    return model, tokenizer
+
+
+def read_config(folder: Path) -> InfiniteVLConfig:
+    """The folder's config.json. Raises CheckpointError."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: name the one that holds config.json and *.safetensors")
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json: is it a Hugging Face checkpoint folder?")
+    try:
+        return parse_config(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def shards(folder: Path) -> list[Path]:
+    """The folder's safetensors files. Raises CheckpointError where there are none or one of the index is missing."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise CheckpointError(f"{index} is not a safetensors index with a weight_map") from None
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of {len(names)} shards: {listed(missing)}; download them again"
+            )
+        return [folder / name for name in names]
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise CheckpointError(f"{folder} has no *.safetensors: only that format is read")
+    return found
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as this project's modules have it, from either prefix layout."""
+    for prefix, ours in (
+        ("model.language_model.", "model."),
+        ("model.visual.", "visual."),
+        ("language_model.model.", "model."),
+    ):
+        if name.startswith(prefix):
+            return ours + name[len(prefix) :]
+    return name
+
+
+def tensors(paths: list[Path]) -> Iterator[tuple[str, Path, Any]]:
+    """Every tensor's canonical name, its file and a function that reads it. Raises CheckpointError for a damaged file."""
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    yield canonical(name), path, lambda file=file, name=name: file.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or cut short ({error}): download it again") from None
+
+
+def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Gives a model on the meta device its weights. Raises CheckpointError, naming tensors that are missing, unknown or misshapen."""
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tied = model.config.decoder.tie_word_embeddings
+    found: set[str] = set()
+    unexpected: list[str] = []
+    misshapen: list[str] = []
+    for name, _, read in tensors(shards(folder)):
+        if name not in expected:
+            if not (tied and name == "lm_head.weight"):
+                unexpected.append(name)
+            continue
+        found.add(name)
+        tensor: Tensor = read()
+        if tuple(tensor.shape) != expected[name]:
+            misshapen.append(f"{name} {tuple(tensor.shape)} instead of {expected[name]}")
+            continue
+        kind = torch.float32 if name.endswith(KEPT_FLOAT32) else dtype
+        place(model, name, tensor.to(device, kind, copy=True))
+    missing = sorted(set(expected) - found)
+    faults = [("missing", missing), ("unexpected", unexpected), ("wrong-shaped", misshapen)]
+    said = [f"{len(names)} {what} ({listed(names)})" for what, names in faults if names]
+    if said:
+        raise CheckpointError(f"{folder}'s tensors are not this architecture's: {'; '.join(said)}")
+
+
+def place(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts `tensor` in the place of the parameter `name`."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def listed(names: list[str]) -> str:
+    """The first few names and how many more there are."""
+    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def save_checkpoint(model: InfiniteVL, tokenizer: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Writes a folder that `load_checkpoint` reads: weights in `dtype`, config.json and a copy of `tokenizer` (a tokenizer.json)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: parameter.detach().to("cpu", torch.float32 if name.endswith(KEPT_FLOAT32) else dtype).contiguous()
+        for name, parameter in model.named_parameters()
+    }
+    save_file(weights, folder / WHOLE, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+    if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())

@@ -1,0 +1,84 @@
+"""RGB frames to the vision tower's patches: Qwen2.5-VL's sizes, normalisation and patch order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import InfiniteVLConfig
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+GREY = 114
+"""What letterboxing pads with, about the mean of the normalisation."""
+
+
+def choose_grid(config: InfiniteVLConfig, height: int, width: int) -> tuple[int, int]:
+    """The grid in patches (height, width) for pictures of `height` × `width` pixels, of at most `tokens_per_frame` tokens.
+
+    Keeps the aspect ratio as Qwen2.5-VL's `smart_resize` does: the nearest multiples of a token's side, scaled down where
+    that is too many.
+    """
+    merge, tokens = config.vision.spatial_merge_size, config.tokens_per_frame
+    if config.square_grid:
+        side = int(tokens**0.5) * merge
+        return side, side
+    unit = merge * config.vision.patch_size
+    rows, columns = max(1, round(height / unit)), max(1, round(width / unit))
+    if rows * columns > tokens:
+        shrink = (height * width / (tokens * unit * unit)) ** 0.5
+        rows = max(1, int(height / shrink / unit + 1e-6))
+        columns = max(1, min(int(width / shrink / unit + 1e-6), tokens // rows))
+        rows = min(rows, tokens // columns)
+    return rows * merge, columns * merge
+
+
+def patchify(config: InfiniteVLConfig, pictures: Sequence[np.ndarray], grid: tuple[int, int]) -> Tensor:
+    """Pictures of one temporal patch (one, which is repeated, or two), uint8 H×W×3 RGB, to float32 [grid patches, patch_dim].
+
+    A picture whose own grid is another than `grid` (the camera changed its shape) is letterboxed into it, others are
+    stretched to it. Order and normalisation are those of Qwen2.5-VL's image processor.
+    """
+    vision = config.vision
+    merge, patch, depth = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
+    fitted = [fit(config, picture, grid) for picture in pictures]
+    fitted += [fitted[-1]] * (depth - len(fitted))
+    stack = torch.stack(fitted)
+    blocks = stack.view(depth, 3, grid[0] // merge, merge, patch, grid[1] // merge, merge, patch)
+    flat = blocks.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(grid[0] * grid[1], -1)
+    scale, shift = normalisation(depth * patch * patch)
+    return torch.addcmul(shift, flat.float(), scale)
+
+
+@lru_cache(maxsize=4)
+def normalisation(values: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift of one patch's values, float32 [3 * values] each, from uint8 to CLIP's mean and deviation."""
+    mean, std = (torch.tensor(x, dtype=torch.float64).repeat_interleave(values) for x in (MEAN, STD))
+    return (1 / (255 * std)).float(), (-mean / std).float()
+
+
+def fit(config: InfiniteVLConfig, picture: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """One picture at the grid's size in pixels, uint8 [3, height, width]."""
+    patch = config.vision.patch_size
+    height, width = grid[0] * patch, grid[1] * patch
+    source = torch.from_numpy(picture).permute(2, 0, 1)
+    if source.shape[1:] == (height, width):
+        return source
+    if choose_grid(config, *source.shape[1:]) == grid:
+        return resize(source, height, width)
+    scale = min(height / source.shape[1], width / source.shape[2])
+    inner = max(1, round(source.shape[1] * scale)), max(1, round(source.shape[2] * scale))
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    canvas = source.new_full((3, height, width), GREY)
+    canvas[:, top : top + inner[0], left : left + inner[1]] = resize(source, *inner)
+    return canvas
+
+
+def resize(picture: Tensor, height: int, width: int) -> Tensor:
+    """`picture` uint8 [3, H, W] resized with antialiasing, bicubic as Qwen2.5-VL's processor."""
+    return F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]

@@ -1,0 +1,170 @@
+"""What runs a model for an engine: frames and questions in, tokens out, over a fixed pool of slots. Owned by one thread."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import CheckpointError, load_checkpoint, locate
+from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
+from model.infinitevl import InfiniteVL
+from model.preprocess import choose_grid, patchify
+from model.sampling import Sampling, draw
+from model.state import Snapshot, StreamState
+from model.tokenizer import Tokenizer
+
+NANO = Path(__file__).parent / "nano"
+"""The embedded default: a checkpoint folder like any other."""
+
+
+class Runner:
+    """A model with its pool of slots. A slot holds one stream, or the fork of one in which a question is answered.
+
+    `trained` is False where the weights are random; `state_bytes` is what one slot keeps, for ever.
+    """
+
+    def __init__(self, name: str, model: InfiniteVL, tokenizer: Tokenizer, slots: int, trained: bool) -> None:
+        weights = model.model.embed_tokens.weight
+        self.name, self.trained, self.slots = name, trained, slots
+        self.model, self.tokenizer, self.config = model, tokenizer, model.config
+        self.device, self.dtype = weights.device, weights.dtype
+        self.state = StreamState.allocate(model.config, slots, self.device, self.dtype)
+        self.grids: dict[int, tuple[int, int]] = {}
+        self.generators: dict[int, torch.Generator | None] = {}
+
+    @property
+    def frames_per_step(self) -> int:
+        return self.config.frames_per_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.tokens_per_frame
+
+    @property
+    def state_bytes(self) -> int:
+        return self.state.bytes_per_slot
+
+    @torch.inference_mode()
+    def open(self, slot: int, height: int, width: int) -> None:
+        """Begins a stream in `slot`, whose frames' grid is chosen from a picture of `height` × `width` pixels and stays."""
+        self.state.reset(slot)
+        self.grids[slot] = choose_grid(self.config, height, width)
+        self.model.open(self.state, self.index([slot]))
+
+    @torch.inference_mode()
+    def see(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]], seconds: Sequence[float]) -> list[bool]:
+        """One step of a batch of streams: `frames[i]` holds 1 to `frames_per_step` uint8 H×W×3 pictures of `slots[i]`.
+
+        A lone picture is repeated. `seconds[i]` is the stream time of the newest. Returns, for each stream, whether its
+        state is still finite: where it is not, the slot must be opened again.
+        """
+        patches = [
+            patchify(self.config, pictures, self.grids[slot]) for slot, pictures in zip(slots, frames, strict=True)
+        ]
+        batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, slot in enumerate(slots):
+            batches[self.grids[slot]].append(i)
+        for grid, rows in batches.items():
+            batch = torch.stack([patches[i] for i in rows]).to(self.device, self.dtype)
+            times = torch.tensor([seconds[i] for i in rows], dtype=torch.float64, device=self.device)
+            self.model.see(batch, grid, times, self.state, self.index([slots[i] for i in rows]))
+        last = self.state.delta[-1][self.index(slots)]
+        finite: list[bool] = last.flatten(1).sum(1).isfinite().tolist()
+        return finite
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling = Sampling()) -> int:  # noqa: B008
+        """Reads a question's tokens into a forked slot; returns the answer's first token."""
+        logits = self.model.read(torch.tensor([tokens], device=self.device), self.state, self.index([slot]))
+        self.generators[slot] = sampling.generator(self.device)
+        return draw(logits[0], sampling, self.generators[slot])
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int], tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
+        """Reads one token into each of `slots`; returns the one that follows in each."""
+        logits = self.model.read(torch.tensor(tokens, device=self.device)[:, None], self.state, self.index(slots))
+        if all(self.generators[slot] is None for slot in slots):
+            greedy: list[int] = logits.argmax(-1).tolist()
+            return greedy
+        return [draw(row, how, self.generators[slot]) for row, how, slot in zip(logits, samplings, slots, strict=True)]
+
+    @torch.inference_mode()
+    def fork(self, source: int, target: int) -> None:
+        """Makes `target` a copy of `source`, which is only read."""
+        self.state.fork(source, target)
+        self.grids[target] = self.grids[source]
+
+    @torch.inference_mode()
+    def reset(self, slot: int) -> None:
+        """Empties a slot."""
+        self.state.reset(slot)
+        self.grids.pop(slot, None)
+
+    @torch.inference_mode()
+    def snapshot(self, slot: int) -> Snapshot:
+        """One slot's state on the CPU, its grid with it."""
+        return self.state.snapshot(slot) | {"grid": torch.tensor(self.grids[slot])}
+
+    @torch.inference_mode()
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Puts a snapshot into a slot. Raises ConfigError where it was taken from a model of other sizes or policy."""
+        self.state.restore(slot, snapshot)
+        height, width = snapshot["grid"].tolist()
+        self.grids[slot] = height, width
+
+    def index(self, slots: Sequence[int]) -> Tensor:
+        """Slots as an int64 tensor on the device."""
+        return torch.tensor(slots, device=self.device)
+
+
+def load_runner(
+    name: str = "nano",
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    slots: int = 16,
+    random_weights: bool = False,
+    policy: AttentionPolicy | None = None,
+    position_horizon: float | None = None,
+    frames_per_step: int | None = None,
+) -> Runner:
+    """Loads a preset ("nano", "4b"), a checkpoint folder or a Hugging Face repository ("owner/name") onto `device`.
+
+    A checkpoint runs with the attention it was trained with unless `policy` says otherwise. `random_weights` (seeded) is
+    for measurements; the nano falls back to it while no trained weights are packaged. Raises CheckpointError, ConfigError.
+    """
+    choices: dict[str, Any] = {
+        "policy": policy,
+        "position_horizon": position_horizon,
+        "frames_per_step": frames_per_step,
+    }
+    choices = {key: value for key, value in choices.items() if value is not None}
+    packaged = (NANO / "config.json").is_file() and any(NANO.glob("*.safetensors"))
+    if name in PRESETS and (random_weights or (name == "nano" and not packaged)):
+        config = replace(PRESETS[name], **choices)
+        tokenizer = Tokenizer.load(NANO / "tokenizer.json", config)
+        return Runner(name, random_model(config, device, getattr(torch, dtype)), tokenizer, slots, trained=False)
+    if name in PRESETS and name != "nano":
+        raise CheckpointError(
+            f"preset {name!r} has no weights of its own: name a checkpoint folder or repository, or ask for random weights"
+        )
+    folder = NANO if name == "nano" else locate(name)
+    model, tokenizer = load_checkpoint(folder, device=device, dtype=getattr(torch, dtype), **choices)
+    model.eval().fuse()
+    return Runner(name, model, tokenizer, slots, trained=True)
+
+
+def random_model(config: InfiniteVLConfig, device: str, dtype: torch.dtype) -> InfiniteVL:
+    """A model of seeded random weights, made on its device."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = InfiniteVL(config).to(dtype)
+    model.eval().fuse()
+    return model

@@ -1,0 +1,101 @@
+"""Text to token ids and back: a checkpoint's tokenizer.json and the chat format around a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from model.config import ConfigError, InfiniteVLConfig
+
+LONGEST_CHARACTER = 8
+"""Tokens after which undecodable bytes are let through as they are: no character is longer."""
+
+
+class Tokenizer:
+    """A `tokenizer.json` with the chat format of Qwen2.5. Text never becomes a special token, whatever it spells."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, config: InfiniteVLConfig) -> None:
+        inner.encode_special_tokens = True
+        self.inner = inner
+        self.system = config.system
+        self.vision_end, self.turn_start, self.turn_end = (
+            self.special("<|vision_end|>", config.vision_end_token_id),
+            self.special("<|im_start|>", config.im_start_token_id),
+            self.special("<|im_end|>", config.eos_token_id),
+        )
+        self.stops = frozenset({self.turn_end, config.pad_token_id})
+
+    @classmethod
+    def load(cls, path: Path, config: InfiniteVLConfig) -> Tokenizer:
+        """Reads a `tokenizer.json`. Raises ConfigError where it is missing, unreadable or at odds with `config`."""
+        if not path.is_file():
+            raise ConfigError(f"{path} is missing: a checkpoint needs its tokenizer.json")
+        try:
+            inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigError(f"{path} can't be read as a tokenizer: {error}") from None
+        return cls(inner, config)
+
+    def special(self, name: str, expected: int) -> int:
+        """The id of a special token, which must be the one that the model's config names."""
+        found: int | None = self.inner.token_to_id(name)
+        if found != expected:
+            raise ConfigError(
+                f"tokenizer.json gives {name} the id {found}, config.json says {expected}: they belong to different models"
+            )
+        return expected
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text to ids."""
+        ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_question(self, text: str, instructions: str = "", history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The whole prompt of a question: the stream's vision part is closed, then the chat up to where the answer begins.
+
+        `instructions` stand in the system turn (the model's own system text where empty), `history` holds earlier
+        (question, answer) pairs, oldest first.
+        """
+        turns = [("system", instructions or self.system)] if instructions or self.system else []
+        for question, answer in history:
+            turns += [("user", question), ("assistant", answer)]
+        turns.append(("user", text))
+        newline = self.encode("\n")
+        ids = [self.vision_end]
+        for role, content in turns:
+            ids += [self.turn_start, *self.encode(f"{role}\n{content}"), self.turn_end, *newline]
+        return [*ids, self.turn_start, *self.encode("assistant\n")]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text, special tokens left out."""
+        text: str = self.inner.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def detokenizer(self) -> Detokenizer:
+        """A decoder of one answer, token by token."""
+        return Detokenizer(self)
+
+
+class Detokenizer:
+    """Decodes token by token and holds back what is not a whole character yet."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, often its own, "" in the middle of a character."""
+        self.pending.append(token)
+        text = self.tokenizer.decode(self.pending)
+        if text.endswith("\ufffd") and len(self.pending) < LONGEST_CHARACTER:
+            return ""
+        self.pending.clear()
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end of an answer."""
+        text = self.tokenizer.decode(self.pending) if self.pending else ""
+        self.pending.clear()
+        return text
