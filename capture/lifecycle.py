@@ -1,0 +1,164 @@
+"""The life of any source, as a pure state machine: events and a clock in, what to do out."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a source is in its life."""
+
+    CONNECTING = "connecting"
+    LIVE = "live"
+    STALLED = "stalled"
+    WAITING = "waiting"
+    ENDED = "ended"
+
+
+class Action(StrEnum):
+    """What the shell around a lifecycle must do next."""
+
+    OPEN = "open"
+    """Open a connection that carries the present generation; whatever an older one still holds is to be let go."""
+    LET_GO = "let go"
+    """Give up the present connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a source may take, in seconds.
+
+    A slow camera sets its own pace: a stall is declared only after `stall` seconds or `stall_periods` of its usual
+    distances between frames, whichever is longer.
+    """
+
+    open: float = 10.0
+    stall: float = 5.0
+    stall_periods: float = 5.0
+    give_up: float = 10.0
+    """A stalled connection is given up, and a new one tried, after this much more."""
+    frozen: float = 10.0
+    """A picture that does not change for this long is reported as frozen."""
+    backoff: float = 0.5
+    backoff_most: float = 30.0
+    jitter: float = 0.2
+    """The share of a backoff by which it varies, so that forty cameras behind one switch don't all knock at once."""
+    healthy: float = 10.0
+    """The backoff begins anew after this long without a fault."""
+
+
+class Lifecycle:
+    """One source's life.
+
+    Every connection has a `generation`; events of an older one are ignored, so that what it still says can't touch its
+    successor. Each method takes `now` (seconds, monotonic) and returns the Action that is due, or None. `due` says when
+    `tick` must be called next. `endless` sources (cameras) reconnect after an end, others (files) end with it.
+    """
+
+    def __init__(self, patience: Patience, now: float, *, endless: bool, seed: int | None = None) -> None:
+        self.patience = patience
+        self.endless = endless
+        self.random = random.Random(seed)
+        self.state = State.CONNECTING
+        self.since = now
+        self.reason = ""
+        self.generation = 1
+        self.failures = 0
+        self.reconnects = 0
+        self.frozen = False
+        self.period = 0.0
+        self.last_frame: float | None = None
+        self.changed = now
+        self.fingerprint: int | None = None
+        self.faultless_since = now
+        self.retry_at = now
+
+    def frame(self, generation: int, now: float, fingerprint: int) -> None:
+        """A frame arrived; `fingerprint` tells pictures apart."""
+        if generation != self.generation or self.state in (State.ENDED, State.WAITING):
+            return
+        if self.state is not State.LIVE:
+            if self.state is State.CONNECTING:
+                self.faultless_since = now
+            self.move(State.LIVE, now, "")
+        elif self.last_frame is not None:
+            gap = now - self.last_frame
+            self.period = gap if self.period == 0 else 0.8 * self.period + 0.2 * gap
+        self.last_frame = now
+        if fingerprint != self.fingerprint:
+            self.fingerprint, self.changed, self.frozen = fingerprint, now, False
+        elif now - self.changed >= self.patience.frozen:
+            self.frozen = True
+        if now - self.faultless_since >= self.patience.healthy:
+            self.failures = 0
+
+    def failed(self, generation: int, now: float, reason: str) -> Action | None:
+        """The connection broke or never came about."""
+        if generation != self.generation or self.state in (State.ENDED, State.WAITING):
+            return None
+        return self.wait(now, reason)
+
+    def finished(self, generation: int, now: float) -> Action | None:
+        """The source came to its end: a file is over, a camera hung up."""
+        if generation != self.generation or self.state in (State.ENDED, State.WAITING):
+            return None
+        if self.endless:
+            return self.wait(now, "the source ended its stream")
+        self.move(State.ENDED, now, "")
+        return Action.LET_GO
+
+    def stop(self, now: float, reason: str = "") -> Action | None:
+        """Nobody wants the source any more, or it can never work."""
+        if self.state is State.ENDED:
+            return None
+        self.generation += 1
+        self.move(State.ENDED, now, reason)
+        return Action.LET_GO
+
+    def tick(self, now: float) -> Action | None:
+        """Time has passed."""
+        if self.state is State.WAITING and now >= self.retry_at:
+            self.generation += 1
+            self.reconnects += 1
+            self.move(State.CONNECTING, now, self.reason)
+            return Action.OPEN
+        if self.state is State.CONNECTING and now >= self.since + self.patience.open:
+            return self.wait(now, f"no picture within {self.patience.open:g} s of connecting")
+        if self.state is State.LIVE and now >= self.stall_at:
+            self.move(State.STALLED, now, f"no frame for {now - (self.last_frame or self.since):.0f} s")
+        if self.state is State.STALLED and now >= self.since + self.patience.give_up:
+            return self.wait(now, self.reason)
+        return None
+
+    @property
+    def stall_at(self) -> float:
+        """When a live source that stays silent counts as stalled."""
+        quiet = max(self.patience.stall, self.patience.stall_periods * self.period)
+        return (self.last_frame if self.last_frame is not None else self.since) + quiet
+
+    @property
+    def due(self) -> float:
+        """When `tick` has something to do at the earliest; infinite once ended."""
+        return {
+            State.WAITING: self.retry_at,
+            State.CONNECTING: self.since + self.patience.open,
+            State.LIVE: self.stall_at,
+            State.STALLED: self.since + self.patience.give_up,
+            State.ENDED: float("inf"),
+        }[self.state]
+
+    def wait(self, now: float, reason: str) -> Action:
+        """Lets the connection go and plans the next try: doubling backoff with jitter."""
+        backoff = min(self.patience.backoff * 2**self.failures, self.patience.backoff_most)
+        self.failures += 1
+        self.faultless_since = now
+        self.retry_at = now + backoff * (1 + self.patience.jitter * self.random.uniform(-1, 1))
+        self.move(State.WAITING, now, reason)
+        self.frozen, self.fingerprint, self.last_frame = False, None, None
+        return Action.LET_GO
+
+    def move(self, state: State, now: float, reason: str) -> None:
+        """Enters a state."""
+        self.state, self.since, self.reason = state, now, reason

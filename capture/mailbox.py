@@ -1,0 +1,73 @@
+"""The hand-over of frames from a source's thread to whoever looks: the newest frame wins, what is dropped is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from capture.frame import Frame
+
+
+class Mailbox:
+    """A bounded, thread-safe queue of frames.
+
+    Under "newest" a full mailbox drops its oldest frame (counted in `dropped`); under "every" `put` waits for room, so
+    that a recording is decoded no faster than it is seen.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 1,
+        *,
+        policy: Literal["newest", "every"] = "newest",
+        on_put: Callable[[], None] | None = None,
+    ) -> None:
+        self.capacity, self.policy, self.on_put = capacity, policy, on_put
+        self.received = 0
+        self.dropped = 0
+        self.closed = False
+        self.waiting: deque[Frame] = deque()
+        self.room = threading.Condition()
+
+    def put(self, frame: Frame) -> None:
+        """Hands a frame over, from the source's thread; does nothing once closed."""
+        with self.room:
+            if self.policy == "every":
+                self.room.wait_for(lambda: self.closed or len(self.waiting) < self.capacity)
+            if self.closed:
+                return
+            self.received += 1
+            if len(self.waiting) >= self.capacity:
+                self.waiting.popleft()
+                self.dropped += 1
+            self.waiting.append(frame)
+        if self.on_put is not None:
+            self.on_put()
+
+    def take(self, n: int) -> list[Frame]:
+        """The `n` oldest frames waiting, oldest first; none where fewer wait."""
+        with self.room:
+            if len(self.waiting) < n:
+                return []
+            taken = [self.waiting.popleft() for _ in range(n)]
+            self.room.notify_all()
+            return taken
+
+    @property
+    def newest(self) -> Frame | None:
+        """The newest frame waiting, left where it is."""
+        with self.room:
+            return self.waiting[-1] if self.waiting else None
+
+    def __len__(self) -> int:
+        with self.room:
+            return len(self.waiting)
+
+    def close(self) -> None:
+        """Lets waiting frames go and refuses new ones; wakes a `put` that waits."""
+        with self.room:
+            self.closed = True
+            self.waiting.clear()
+            self.room.notify_all()
