@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import isqrt
 
 import numpy as np
 import torch
@@ -31,9 +32,8 @@ def choose_grid(config: InfiniteVLConfig, height: int, width: int) -> tuple[int,
     unit = merge * config.vision.patch_size
     rows, columns = max(1, round(height / unit)), max(1, round(width / unit))
     if rows * columns > tokens:
-        shrink = (height * width / (tokens * unit * unit)) ** 0.5
-        rows = max(1, int(height / shrink / unit + 1e-6))
-        columns = max(1, min(int(width / shrink / unit + 1e-6), tokens // rows))
+        rows = max(1, isqrt(height * tokens // width))
+        columns = max(1, min(isqrt(width * tokens // height), tokens // rows))
         rows = min(rows, tokens // columns)
     return rows * merge, columns * merge
 

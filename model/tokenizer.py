@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import tokenizers
 
 from model.config import ConfigError, InfiniteVLConfig
 
-LONGEST_CHARACTER = 8
-"""Tokens after which undecodable bytes are let through as they are: no character is longer."""
+PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
+BYTES = {chr(byte): byte for byte in PRINTABLE}
+"""The byte that each character of a byte-level vocabulary stands for (GPT-2's: a printable byte is itself, the rest follow from U+0100)."""
+BYTES |= {chr(256 + i): byte for i, byte in enumerate(x for x in range(256) if x not in PRINTABLE)}
 
 
 class Tokenizer:
     """A `tokenizer.json` with the chat format of Qwen2.5. Text never becomes a special token, whatever it spells."""
 
     def __init__(self, inner: tokenizers.Tokenizer, config: InfiniteVLConfig) -> None:
+        if not isinstance(inner.decoder, tokenizers.decoders.ByteLevel):
+            raise ConfigError("tokenizer.json has no ByteLevel decoder: only byte-level BPE (Qwen2.5's) is read")
         inner.encode_special_tokens = True
         self.inner = inner
         self.system = config.system
@@ -26,6 +31,8 @@ class Tokenizer:
             self.special("<|im_end|>", config.eos_token_id),
         )
         self.stops = frozenset({self.turn_end, config.pad_token_id})
+        added = inner.get_added_tokens_decoder()
+        self.specials = frozenset(token for token, content in added.items() if content.special)
 
     @classmethod
     def load(cls, path: Path, config: InfiniteVLConfig) -> Tokenizer:
@@ -48,8 +55,9 @@ class Tokenizer:
         return expected
 
     def encode(self, text: str) -> list[int]:
-        """Plain text to ids."""
-        ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
+        """Plain text to ids. Lone surrogates, which JSON may carry and UTF-8 may not, become question marks."""
+        whole = text.encode("utf-8", "replace").decode("utf-8")
+        ids: list[int] = self.inner.encode(whole, add_special_tokens=False).ids
         return ids
 
     def encode_question(self, text: str, instructions: str = "", history: Sequence[tuple[str, str]] = ()) -> list[int]:
@@ -73,29 +81,32 @@ class Tokenizer:
         text: str = self.inner.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def spelling(self, token: int) -> bytes:
+        """The bytes that a token stands for: b"" for a special one, and for an id that only pads the vocabulary."""
+        content: str | None = self.inner.id_to_token(token)
+        if content is None or token in self.specials:
+            return b""
+        try:
+            return bytes([BYTES[character] for character in content])
+        except KeyError:
+            return content.encode()
+
     def detokenizer(self) -> Detokenizer:
         """A decoder of one answer, token by token."""
         return Detokenizer(self)
 
 
 class Detokenizer:
-    """Decodes token by token and holds back what is not a whole character yet."""
+    """Decodes token by token and holds back what is not a whole character yet; all it gave, joined, is `Tokenizer.decode`'s text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.pending: list[int] = []
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The text that `token` completes, often its own, "" in the middle of a character."""
-        self.pending.append(token)
-        text = self.tokenizer.decode(self.pending)
-        if text.endswith("\ufffd") and len(self.pending) < LONGEST_CHARACTER:
-            return ""
-        self.pending.clear()
-        return text
+        return self.decoder.decode(self.tokenizer.spelling(token))
 
     def flush(self) -> str:
-        """What is left at the end of an answer."""
-        text = self.tokenizer.decode(self.pending) if self.pending else ""
-        self.pending.clear()
-        return text
+        """What is left at the end of an answer: U+FFFD for a character that was never finished, else ""."""
+        return self.decoder.decode(b"", final=True)
