@@ -46,7 +46,9 @@ def visible(query: Tensor, key: Tensor, policy: AttentionPolicy) -> Tensor:
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, shown: Tensor) -> Tensor:
     """Softmax attention, scaled by 1/sqrt(head); `shown` bool [batch or 1, n, m]; others [batch, n or m, heads, head]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, shown[:, None], enable_gqa=True).transpose(1, 2)
+    if q.is_cuda:  # its memory-efficient kernel knows masks but not grouped keys
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, shown[:, None], enable_gqa=not q.is_cuda).transpose(1, 2)
 
 
 class SequenceMemory:
