@@ -35,13 +35,15 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, positions: Tensor, memory: Memory, outputs: bool = True) -> Tensor | None:
-        """`x` [batch, n, hidden] at `positions` int64 [3, batch, n]; extends `memory`.
+        """`x` [batch, n, hidden] at `positions` int64 [3, batch, n]; extends `memory`. In training the residual stream is float32.
 
         Returns the normed last hidden states [batch, n, hidden]; without `outputs` None: what only they need is left out.
         """
         config = self.config
         turn = rotation(positions, config.head_dim, config.rope_theta, config.mrope_section)
         final = config.num_hidden_layers - 1
+        if self.training:
+            x = x.float()
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             inner = layer.input_layernorm(x)

@@ -15,7 +15,7 @@ from model.rope import Rotation, rotate, vision_rotation
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm."""
+    """Root-mean-square norm; the result has the weight's dtype, the residual stream may be wider."""
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,8 @@ class VisionTower(nn.Module):
             if table.shape[1:] != (height, width):
                 table = F.interpolate(table[None], (height, width), mode="bilinear", align_corners=False)[0]
             x = x + table[:, plan.rows, plan.columns].T
+        if self.training:
+            x = x.float()
         for i, block in enumerate(self.blocks):
             x = block(x, plan, i in config.fullatt_block_indexes)
         merged: Tensor = self.merger(x)

@@ -45,7 +45,7 @@ class Twin:
         self.model = model.to(device)
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(torch.float32 if name.endswith(KEPT_FLOAT32) else dtype)
-        self.parameters = list(self.model.parameters())
+        self.parameters: list[Tensor] = list(self.model.parameters())
         groups = [
             {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": decay},
             {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
