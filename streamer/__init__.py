@@ -7,13 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamer.assistant import Answer, Assistant, AssistantError, StreamEvent, StreamStatus, Subscription, Usage
     from streamer.config import Config, ConfigError, load_config
 
 _HOME = Path(__file__).resolve().parent.parent
-_PUBLIC = {"streamer.config": ("Config", "ConfigError", "load_config")}
+_ASSISTANT = ("Answer", "Assistant", "AssistantError", "StreamEvent", "StreamStatus", "Subscription", "Usage")
+_PUBLIC = {"streamer.assistant": _ASSISTANT, "streamer.config": ("Config", "ConfigError", "load_config")}
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = ["Config", "ConfigError", "load_config"]
+__all__ = [
+    "Answer",
+    "Assistant",
+    "AssistantError",
+    "Config",
+    "ConfigError",
+    "StreamEvent",
+    "StreamStatus",
+    "Subscription",
+    "Usage",
+    "load_config",
+]
 
 
 def _found(package: str) -> Path | None:

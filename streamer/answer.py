@@ -1,0 +1,93 @@
+"""An answer on its way: words from the engine's thread, read on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an answer took; seconds count from the moment of asking."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float | None = None
+    seconds: float | None = None
+
+
+class Answer:
+    """An async iterator of text, in pieces as they come; a slow reader gets larger pieces.
+
+    What waits is bounded by the answer's `max_tokens`. `finish_reason` is None until the answer is complete; with "failed",
+    `error` is one line.
+    """
+
+    def __init__(
+        self, id: str, stream: str, prompt_tokens: int, cancel: Callable[[Answer], None], done: Callable[[Answer], None]
+    ) -> None:
+        self.id, self.stream = id, stream
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.usage = Usage(prompt_tokens)
+        self._cancel, self._done = cancel, done
+        self._loop = asyncio.get_running_loop()
+        self._asked = time.monotonic()
+        self._waiting: list[str] = []
+        self._news = asyncio.Event()
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._waiting:
+            if self.finish_reason is not None:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        text = "".join(self._waiting)
+        self._waiting.clear()
+        return text
+
+    async def text(self) -> str:
+        """The whole answer, once it is complete."""
+        return "".join([piece async for piece in self])
+
+    def cancel(self) -> None:
+        """Ends the answer at its next token; does nothing once it is complete."""
+        if self.finish_reason is None:
+            self._cancel(self)
+
+    # From the engine's thread
+
+    def spoke(self, text: str, tokens: int) -> None:
+        """See `streamer.engine.Listener`."""
+        self._post(lambda: self._take(text, tokens, time.monotonic()))
+
+    def finished(self, reason: FinishReason, error: str | None) -> None:
+        """See `streamer.engine.Listener`."""
+        self._post(lambda: self._end(reason, error, time.monotonic()))
+
+    def _post(self, do: Callable[[], None]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(do)
+
+    def _take(self, text: str, tokens: int, now: float) -> None:
+        if self.usage.first_token_s is None:
+            self.usage.first_token_s = now - self._asked
+        self.usage.completion_tokens += tokens
+        if text:
+            self._waiting.append(text)
+            self._news.set()
+
+    def _end(self, reason: FinishReason, error: str | None, now: float) -> None:
+        if self.finish_reason is None:
+            self.finish_reason, self.error = reason, error
+            self.usage.seconds = now - self._asked
+            self._done(self)
+        self._news.set()

@@ -1,0 +1,353 @@
+"""The public Python API: watch streams, ask about them, hear of them. Lives on one asyncio event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from capture import Frame, Patience, SourceError, SourceOptions, SourceStatus, open_source
+from model import Runner, Sampling, load_runner
+from streamer.answer import Answer, Usage
+from streamer.config import Config, ConfigError, StreamConfig, parse_config
+from streamer.engine import Engine, Question
+from streamer.scheduler import Pace
+from streamer.stream import Stream, StreamStatus
+from streamer.subscription import StreamEvent, Subscription
+
+__all__ = ["Answer", "Assistant", "AssistantError", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
+
+log = logging.getLogger("streamer")
+LOADING = "The model is being loaded: try again in a moment."
+TELL_SECONDS = 1.0
+"""Drops are told at most this often for each stream."""
+STUCK_SECONDS = 10.0
+"""A step that runs longer than this makes the daemon unready."""
+
+
+class AssistantError(Exception):
+    """What was asked for can't be done. `code` is for programs, the message is one line with the mend."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(message)
+
+
+class Assistant:
+    """Watches streams and answers questions about them. An async context manager; one event loop owns it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        answers, limits = config.answers, config.limits
+        self.engine = Engine(
+            self._load,
+            stream_slots=limits.streams,
+            answer_slots=limits.answers,
+            pace=Pace(floor=answers.floor_tokens_per_second, ceiling=answers.ceiling_tokens_per_second),
+            threads=config.model.threads or _threads(),
+            reset=self._was_reset,
+        )
+        self._runner: Runner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, Stream] = {}
+        self._answers: dict[str, Answer] = {}
+        self._subscriptions: set[Subscription] = set()
+        self._told: dict[str, Counter[str]] = {}
+        self._teller: asyncio.Task[None] | None = None
+        self._stuck = False
+        self._attaching: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Loads and warms up the model, then opens the configured streams.
+
+        Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._runner = await asyncio.wrap_future(self.engine.start())
+        try:
+            for stream in self.config.streams:
+                await self._attach(stream)
+        except BaseException:
+            await self.stop()
+            raise
+        self._teller = asyncio.create_task(self._tell())
+
+    async def stop(self) -> None:
+        """Ends answers as cancelled, then the streams and the engine; about a second at most."""
+        if self._teller is not None:
+            self._teller.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._teller
+        await asyncio.gather(
+            asyncio.to_thread(self.engine.stop), *(asyncio.to_thread(stream.stop) for stream in self._streams.values())
+        )
+        for answer in list(self._answers.values()):
+            answer.finished("cancelled", None)
+        for subscription in list(self._subscriptions):
+            subscription.close()
+        self._streams.clear()
+        await asyncio.sleep(0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is warm and the engine gets on."""
+        return self._runner is not None and self.engine.alive and not self._stuck
+
+    @property
+    def trouble(self) -> str | None:
+        """Why `ready` is False, in one line."""
+        if self.engine.failure:
+            return self.engine.failure
+        if self._runner is None:
+            return "the model is being loaded"
+        if not self.engine.alive:
+            return "the engine has stopped"
+        return f"the engine's step has run for more than {STUCK_SECONDS:g} s" if self._stuck else None
+
+    @property
+    def model(self) -> Runner:
+        """The model's facts: name, trained, slots, state_bytes, … Raises AssistantError before it is loaded."""
+        if self._runner is None:
+            raise AssistantError("not_ready", LOADING)
+        return self._runner
+
+    def streams(self) -> list[StreamStatus]:
+        """Every stream's status, in order of attaching."""
+        now = time.monotonic()
+        return [stream.status(now) for stream in self._streams.values()]
+
+    async def attach(self, name: str, source: str, **options: Any) -> StreamStatus:
+        """Begins to watch a source; `options` are the keys of a configured stream.
+
+        Raises AssistantError: bad_option, stream_exists, too_many_streams, bad_source, not_ready.
+        """
+        try:
+            config = parse_config({"streams": [{"name": name, "source": source, **options}]}, "stream").streams[0]
+        except ConfigError as error:
+            problems = "; ".join(problem.removeprefix("streams[0].") for problem in error.problems)
+            raise AssistantError("bad_option", f"The stream is refused: {problems}.") from None
+        if self._runner is None:
+            raise AssistantError("not_ready", LOADING)
+        return await self._attach(config)
+
+    async def detach(self, name: str) -> None:
+        """Ends a stream and forgets its memory; its open answers go on. Raises AssistantError: unknown_stream."""
+        stream = self._stream(name)
+        del self._streams[name]
+        self._tell_drops(stream)
+        self._told.pop(name, None)
+        await asyncio.wrap_future(self.engine.remove(name))
+        await asyncio.to_thread(stream.stop)
+
+    def newest_frame(self, name: str) -> Frame | None:
+        """The frame that the model saw last. Raises AssistantError: unknown_stream."""
+        return self._stream(name).newest
+
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: str | None = None,
+        instructions: str = "",
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        history: Sequence[tuple[str, str]] = (),
+    ) -> Answer:
+        """Asks about what a stream has shown so far; with one stream, its name may be left out.
+
+        `history` holds earlier (question, answer) pairs, oldest first. What is left out is as configured. Raises
+        AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling,
+        too_many_answers.
+        """
+        limits, defaults = self.config.limits, self.config.answers
+        runner = self.model
+        if not self.ready:
+            raise AssistantError("not_ready", f"No question can be answered now: {self.trouble}.")
+        if not question.strip():
+            raise AssistantError("empty_question", "The question has no text: write one.")
+        watched = self._stream(stream)
+        if not watched.opened:
+            state = watched.source.status
+            why = f"{state.state}: {state.reason}" if state.reason else str(state.state)
+            raise AssistantError(
+                "no_frames", f"Stream {watched.name!r} has shown nothing yet ({why}): ask again later."
+            )
+        max_tokens = defaults.max_tokens if max_tokens is None else max_tokens
+        temperature = defaults.temperature if temperature is None else temperature
+        top_p = defaults.top_p if top_p is None else top_p
+        _check_sampling(max_tokens, temperature, top_p)
+        tokens = runner.tokenizer.encode_question(question, instructions, history)
+        if len(tokens) > limits.question_tokens:
+            raise AssistantError(
+                "question_too_long",
+                f"The question has {len(tokens)} tokens with its history, {limits.question_tokens} are allowed: "
+                "shorten it or raise limits.question_tokens.",
+            )
+        most = limits.answers + limits.waiting_questions
+        if len(self._answers) >= most:
+            raise AssistantError(
+                "too_many_answers",
+                f"{limits.answers} answers are open and {limits.waiting_questions} questions wait, which is all that is "
+                "allowed: ask again when one is complete, or raise limits.waiting_questions.",
+            )
+        answer = Answer(f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), self._cancel, self._forget)
+        self._answers[answer.id] = answer
+        self.engine.ask(
+            Question(
+                answer.id,
+                watched.name,
+                tokens,
+                Sampling(temperature, top_p, seed),
+                min(max_tokens, limits.answer_tokens),
+                answer,
+            )
+        )
+        return answer
+
+    def subscribe(self, stream: str | None = None) -> Subscription:
+        """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""
+        subscription = Subscription(stream, self._subscriptions.discard)
+        self._subscriptions.add(subscription)
+        for each in self._streams.values():
+            subscription.put(StreamEvent("stream.status", each.name, _source_facts(each.source.status)))
+        return subscription
+
+    def _load(self) -> Runner:
+        model, limits = self.config.model, self.config.limits
+        return load_runner(
+            model.name,
+            device=model.device,
+            dtype=model.dtype,
+            slots=limits.streams + limits.answers,
+            position_horizon=model.position_horizon,
+        )
+
+    def _stream(self, name: str | None) -> Stream:
+        names = ", ".join(self._streams) or "none"
+        if name is None:
+            if len(self._streams) == 1:
+                return next(iter(self._streams.values()))
+            raise AssistantError("unknown_stream", f"Which stream is meant? Name one; there are: {names}.")
+        if name not in self._streams:
+            raise AssistantError("unknown_stream", f"There is no stream {name!r}; there are: {names}.")
+        return self._streams[name]
+
+    async def _attach(self, config: StreamConfig) -> StreamStatus:
+        name, most = config.name, self.config.limits.streams
+        if name in self._streams or name in self._attaching:
+            raise AssistantError(
+                "stream_exists", f"There is a stream {name!r} already: detach it or take another name."
+            )
+        if len(self._streams) + len(self._attaching) >= most:
+            raise AssistantError(
+                "too_many_streams",
+                f"All {most} slots for streams are taken, 1 is missing: detach a stream or raise limits.streams.",
+            )
+        self._attaching.add(name)
+        try:
+            source = await asyncio.to_thread(open_source, config.source, _source_options(config))
+            stream = Stream(config, source, self.engine.wake)
+            await asyncio.wrap_future(self.engine.add(stream))
+        except SourceError as error:
+            raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
+        finally:
+            self._attaching.discard(name)
+        self._streams[name] = stream
+        self._told[name] = Counter()
+        stream.start(self._changed)
+        return stream.status(time.monotonic())
+
+    def _cancel(self, answer: Answer) -> None:
+        self.engine.cancel(answer.id)
+
+    def _forget(self, answer: Answer) -> None:
+        self._answers.pop(answer.id, None)
+
+    # News
+
+    def _publish(self, event: StreamEvent) -> None:
+        for subscription in self._subscriptions:
+            subscription.put(event)
+
+    def _post(self, event: StreamEvent) -> None:
+        """Publishes from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._publish, event)
+
+    def _changed(self, stream: Stream, status: SourceStatus) -> None:
+        reason = f" ({status.reason})" if status.reason else ""
+        log.info("stream %s is %s%s", stream.name, status.state, reason)
+        self._post(StreamEvent("stream.status", stream.name, _source_facts(status)))
+
+    def _was_reset(self, stream: str, reason: str) -> None:
+        self._post(StreamEvent("stream.reset", stream, {"reason": reason, "resets": 1}))
+
+    def _tell_drops(self, stream: Stream) -> None:
+        drops = Counter(stream.drops)
+        new = drops - self._told[stream.name]
+        if new:
+            self._told[stream.name] = drops
+            facts = {"dropped": dict(new), "dropped_in_all": sum(drops.values())}
+            self._publish(StreamEvent("stream.dropped", stream.name, facts))
+
+    async def _tell(self) -> None:
+        """Tells of drops, and notices an engine that does not get on."""
+        while True:
+            await asyncio.sleep(TELL_SECONDS)
+            for stream in self._streams.values():
+                self._tell_drops(stream)
+            stuck = self.engine.stuck_for(time.monotonic()) > STUCK_SECONDS
+            if stuck and not self._stuck:
+                log.error("the engine's step has run for more than %g s", STUCK_SECONDS)
+            self._stuck = stuck
+
+
+def _source_facts(status: SourceStatus) -> dict[str, Any]:
+    return {
+        "state": str(status.state),
+        "reason": status.reason,
+        "frozen": status.frozen,
+        "reconnects": status.reconnects,
+    }
+
+
+def _source_options(config: StreamConfig) -> SourceOptions:
+    return SourceOptions(
+        loop=config.loop,
+        start=config.start,
+        realtime=config.realtime,
+        transport=config.transport,
+        patience=Patience(open=config.open_timeout, stall=config.stall_after),
+    )
+
+
+def _check_sampling(max_tokens: int, temperature: float, top_p: float) -> None:
+    if max_tokens < 1:
+        raise AssistantError("bad_sampling", f"max_tokens {max_tokens} must be at least 1.")
+    if not 0 <= temperature <= 2:
+        raise AssistantError("bad_sampling", f"temperature {temperature} must be between 0 and 2.")
+    if not 0 < top_p <= 1:
+        raise AssistantError("bad_sampling", f"top_p {top_p} must be above 0 and at most 1.")
+
+
+def _threads() -> int:
+    """CPU threads of the model: half the cores, the others decode and talk."""
+    return max(1, (os.cpu_count() or 2) // 2)

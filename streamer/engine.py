@@ -1,0 +1,396 @@
+"""The one thread that owns the device: the model, its slots and everything in them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from capture import Frame
+from model import Runner, Sampling
+from model.tokenizer import Detokenizer
+from streamer.answer import FinishReason
+from streamer.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler
+from streamer.stream import Stream
+
+log = logging.getLogger("streamer")
+T = TypeVar("T")
+LARGEST_BATCH = 8
+"""Streams in one frame step at most."""
+
+
+class Listener(Protocol):
+    """Who hears an answer; called from the engine's thread, and must not block."""
+
+    def spoke(self, text: str, tokens: int) -> None:
+        """`tokens` more tokens were spoken; `text` is what they complete, which may be nothing yet."""
+
+    def finished(self, reason: FinishReason, error: str | None) -> None:
+        """With reason "failed", `error` is one line."""
+
+
+@dataclass
+class Question:
+    """A question on its way to becoming an answer: `tokens` are the whole prompt's ids."""
+
+    id: str
+    stream: str
+    tokens: list[int]
+    sampling: Sampling
+    max_tokens: int
+    listener: Listener
+
+
+@dataclass
+class _Answer:
+    question: Question
+    detokenizer: Detokenizer
+    slot: int | None = None
+    read: int = 0
+    token: int = 0
+    spoken: int = 0
+
+
+class Engine:
+    """Runs one step at a time, as the scheduler decides.
+
+    Every method but `turn` and what it calls may be used from any thread. `reset` (stream, reason) is told when a stream
+    lost its memory, from the engine's thread.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Runner],
+        *,
+        stream_slots: int,
+        answer_slots: int,
+        pace: Pace | None = None,
+        threads: int | None = None,
+        reset: Callable[[str, str], None] = lambda stream, reason: None,
+    ) -> None:
+        self.pace = pace or Pace()
+        self.stream_slots, self.answer_slots = stream_slots, answer_slots
+        self.step_seconds: dict[str, deque[float]] = {
+            kind: deque(maxlen=4096) for kind in ("frames", "prefill", "decode")
+        }
+        self.steps: Counter[str] = Counter()
+        self.tokens = 0
+        self.busy_seconds = 0.0
+        self._load, self._threads, self._reset = load, threads, reset
+        self._streams: dict[str, Stream] = {}
+        self._answers: dict[str, _Answer] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._began: float | None = None
+        self._thread: threading.Thread | None = None
+        self.failure: str | None = None
+
+    # From any thread
+
+    def start(self) -> Future[Runner]:
+        """Loads and warms up the model on the engine's own thread; the future is the model once it is ready."""
+        ready: Future[Runner] = Future()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="engine", daemon=True)
+        self._thread.start()
+        return ready
+
+    def stop(self, timeout: float = 1.5) -> None:
+        """Ends every answer as cancelled, and the thread."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def call(self, do: Callable[[], T]) -> Future[T]:
+        """Runs `do` on the engine's thread between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(do())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._inbox.append(run)
+        self._wake.set()
+        return future
+
+    def add(self, stream: Stream) -> Future[None]:
+        """Gives the stream a slot; its frames are seen from now on."""
+        return self.call(lambda: self._add(stream))
+
+    def remove(self, name: str) -> Future[None]:
+        """Takes the stream's slot back; its questions that still wait fail."""
+        return self.call(lambda: self._remove(name))
+
+    def ask(self, question: Question) -> Future[None]:
+        return self.call(lambda: self._ask(question))
+
+    def cancel(self, answer: str) -> Future[None]:
+        return self.call(lambda: self._finish(answer, "cancelled"))
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds that the current step has been running; 0 between steps."""
+        began = self._began
+        return 0.0 if began is None else now - began
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and self.failure is None
+
+    # On the engine's thread
+
+    def prepare(self) -> Runner:
+        """Loads the model and learns what its steps cost."""
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        self.runner = self._load()
+        self._free_streams = list(range(self.stream_slots))
+        self._free_answers = list(range(self.stream_slots, self.stream_slots + self.answer_slots))
+        self.scheduler: Scheduler[Frame] = Scheduler(
+            frames_per_step=self.runner.frames_per_step,
+            largest_batch=min(LARGEST_BATCH, self.stream_slots),
+            answer_slots=self.answer_slots,
+            pace=self.pace,
+        )
+        self._warm_up()
+        return self.runner
+
+    def turn(self) -> float | None:
+        """Takes what has come and does one step. Returns 0, or for how long there is nothing to do (None: until woken)."""
+        while self._inbox:
+            self._inbox.popleft()()
+        now = time.monotonic()
+        for name, stream in self._streams.items():
+            for frame in stream.take(self.scheduler.room(name)):
+                self.scheduler.offer(name, frame, now)
+            stream.share = self.scheduler.share(name)
+        decision = self.scheduler.decide(now)
+        for (name, reason), count in self.scheduler.take_drops().items():
+            self._streams[name].drops[reason] += count
+        if isinstance(decision, Idle):
+            return None if decision.until is None else max(decision.until - now, 0.0)
+        self._began = now
+        try:
+            self._carry_out(decision)
+        finally:
+            self._began = None
+        seconds = time.monotonic() - now
+        self.scheduler.measured(decision, seconds)
+        kind = _kind(decision)
+        self.steps[kind] += 1
+        self.step_seconds[kind].append(seconds)
+        self.busy_seconds += seconds
+        return 0.0
+
+    def _run(self, ready: Future[Runner]) -> None:
+        try:
+            ready.set_result(self.prepare())
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                wait = self.turn()
+                if wait != 0.0:
+                    self._wake.wait(wait)
+        except Exception as error:
+            self.failure = f"the engine failed: {_line(error)}"
+            log.exception("the engine failed")
+        for answer in list(self._answers):
+            self._finish(answer, "failed" if self.failure else "cancelled", self.failure)
+
+    def _carry_out(self, decision: Decision[Frame]) -> None:
+        if isinstance(decision, FrameStep):
+            self._see(decision)
+        elif isinstance(decision, Prefill):
+            self._prefill(decision)
+        elif isinstance(decision, Decode):
+            self._decode(decision)
+
+    def _see(self, step: FrameStep[Frame]) -> None:
+        batch: list[tuple[Stream, tuple[Frame, ...]]] = []
+        for name, frames in step.frames:
+            stream = self._streams[name]
+            try:
+                _check(frames)
+                if not stream.opened:
+                    self.runner.open(stream.slot, *frames[0].pixels.shape[:2])
+                    stream.opened = True
+                    stream.generation += 1
+                batch.append((stream, frames))
+            except Exception as error:
+                self._lose(stream, frames, _line(error))
+        try:
+            finite = self._step(batch) if batch else []
+        except Exception as error:
+            log.warning("a step of %d streams failed (%s): each is tried alone", len(batch), _line(error))
+            finite = [self._alone(stream, frames) for stream, frames in batch]
+        now = time.monotonic()
+        for (stream, frames), good in zip(batch, finite, strict=True):
+            if good:
+                stream.saw(frames, now)
+            elif stream.opened:
+                self._lose(stream, frames, "its state was no longer finite (NaN)")
+
+    def _step(self, batch: Sequence[tuple[Stream, tuple[Frame, ...]]]) -> list[bool]:
+        return self.runner.see(
+            [stream.slot for stream, _ in batch],
+            [[frame.pixels for frame in frames] for _, frames in batch],
+            [frames[-1].time for _, frames in batch],
+        )
+
+    def _alone(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
+        try:
+            return self._step([(stream, frames)])[0]
+        except Exception as error:
+            self._lose(stream, frames, _line(error))
+            return False
+
+    def _lose(self, stream: Stream, frames: Sequence[Frame], reason: str) -> None:
+        """The stream's memory is lost with these frames, and begun again with the next."""
+        stream.opened = False
+        stream.drops["failed"] += len(frames)
+        self.runner.reset(stream.slot)
+        log.warning("stream %s was reset: %s", stream.name, reason)
+        self._reset(stream.name, reason)
+
+    def _prefill(self, step: Prefill) -> None:
+        answer = self._answers[step.answer]
+        question = answer.question
+        try:
+            if answer.slot is None:
+                stream = self._streams.get(question.stream)
+                if stream is None or not stream.opened:
+                    gone = "was removed" if stream is None else "has been reset and has seen nothing since"
+                    return self._finish(step.answer, "failed", f"stream {question.stream!r} {gone}")
+                answer.slot = self._free_answers.pop()
+                self.runner.fork(stream.slot, answer.slot)
+            end = answer.read + step.tokens
+            last = end == len(question.tokens)
+            token = self.runner.prefill(
+                answer.slot, question.tokens[answer.read : end], question.sampling if last else Sampling()
+            )
+            answer.read = end
+            if last:
+                self._speak(step.answer, token)
+        except Exception as error:
+            self._finish(step.answer, "failed", _line(error))
+
+    def _decode(self, step: Decode) -> None:
+        answers = [self._answers[name] for name in step.answers]
+        try:
+            tokens = self.runner.decode(
+                [answer.slot for answer in answers if answer.slot is not None],
+                [answer.token for answer in answers],
+                [answer.question.sampling for answer in answers],
+            )
+        except Exception as error:
+            for name in step.answers:
+                self._finish(name, "failed", _line(error))
+            return
+        for name, token in zip(step.answers, tokens, strict=True):
+            self._speak(name, token)
+
+    def _speak(self, name: str, token: int) -> None:
+        answer = self._answers[name]
+        answer.token = token
+        if token in self.runner.tokenizer.stops:
+            return self._finish(name, "stop")
+        answer.spoken += 1
+        self.tokens += 1
+        answer.question.listener.spoke(answer.detokenizer.push(token), 1)
+        if answer.spoken >= answer.question.max_tokens:
+            self._finish(name, "length")
+
+    def _finish(self, name: str, reason: FinishReason, error: str | None = None) -> None:
+        answer = self._answers.pop(name, None)
+        if answer is None:
+            return
+        self.scheduler.end_answer(name)
+        if answer.slot is not None:
+            self.runner.reset(answer.slot)
+            self._free_answers.append(answer.slot)
+        if rest := answer.detokenizer.flush():
+            answer.question.listener.spoke(rest, 0)
+        answer.question.listener.finished(reason, error)
+
+    def _ask(self, question: Question) -> None:
+        self._answers[question.id] = _Answer(question, self.runner.tokenizer.detokenizer())
+        self.scheduler.ask(question.id, len(question.tokens), time.monotonic())
+
+    def _add(self, stream: Stream) -> None:
+        stream.slot = self._free_streams.pop()
+        self._streams[stream.name] = stream
+        self.scheduler.add_stream(stream.name, stream.terms)
+
+    def _remove(self, name: str) -> None:
+        stream = self._streams.pop(name)
+        self.scheduler.remove_stream(name)
+        self.runner.reset(stream.slot)
+        stream.opened = False
+        self._free_streams.append(stream.slot)
+
+    def _warm_up(self) -> None:
+        """Runs every size of step on empty slots, so that the first frames are not late and costs are known."""
+        runner, black = self.runner, np.zeros((720, 1280, 3), np.uint8)
+        sizes = [2**n for n in range(8)]
+        for size in [n for n in sizes if n <= self.scheduler.largest_batch]:
+            for slot in range(size):
+                runner.open(slot, 720, 1280)
+            step: FrameStep[Frame] = FrameStep(tuple((str(slot), ()) for slot in range(size)))
+            frames = [[black] * runner.frames_per_step] * size
+            self._time(step, lambda size=size, frames=frames: runner.see(range(size), frames, [0.0] * size))  # type: ignore[misc]
+        forks = range(self.stream_slots, self.stream_slots + self.answer_slots)
+        for tokens in (16, 64, 256):
+            runner.fork(0, forks[0])
+            question = [next(iter(runner.tokenizer.stops))] * tokens
+            self._time(Prefill("", tokens), lambda question=question: runner.prefill(forks[0], question, Sampling()))  # type: ignore[misc]
+        for size in [n for n in sizes if n <= self.answer_slots]:
+            for slot in forks[:size]:
+                runner.fork(0, slot)
+                runner.prefill(slot, [next(iter(runner.tokenizer.stops))], Sampling())
+            ids, how = [0] * size, [Sampling()] * size
+            self._time(
+                Decode(("",) * size),
+                lambda size=size, ids=ids, how=how: runner.decode(forks[:size], ids, how),  # type: ignore[misc]
+            )
+        for slot in range(self.stream_slots + self.answer_slots):
+            runner.reset(slot)
+
+    def _time(self, step: Decision[Frame], run: Callable[[], object]) -> None:
+        run()
+        began = time.monotonic()
+        run()
+        self.scheduler.measured(step, time.monotonic() - began)
+
+
+def _kind(decision: Decision[Frame]) -> str:
+    return {FrameStep: "frames", Prefill: "prefill", Decode: "decode"}[type(decision)]
+
+
+def _check(frames: Sequence[Frame]) -> None:
+    """What no source should hand over. Raises ValueError."""
+    for frame in frames:
+        pixels = frame.pixels
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise ValueError(f"a frame of {pixels.dtype} {pixels.shape} came; frames are uint8 height×width×3")
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

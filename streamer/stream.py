@@ -1,0 +1,121 @@
+"""One camera's life: its source, the mailbox that its frames come through, and what became of them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from capture import Frame, Mailbox, Source, SourceStatus
+from streamer.config import StreamConfig
+from streamer.scheduler import MOST_WAITING, Terms
+
+RATE_WINDOW = 5.0
+"""Seconds over which `fps_seen` is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """What a stream is doing. Times in seconds; rates in frames a second; None where nothing is known yet.
+
+    `state` is the source's: connecting, live, stalled, waiting, ended. `drops` counts frames that the model never saw, by
+    reason; `frames_skipped` those that a configured `fps` leaves out. `lag_s` is the age of the newest frame when it came
+    into the state. `share` is the part of its frame rate that the device has room for. `generation` counts how often the
+    stream's memory was begun.
+    """
+
+    name: str
+    source: str
+    state: str
+    reason: str
+    fps_in: float
+    fps_seen: float
+    frames_seen: int
+    frames_skipped: int
+    drops: dict[str, int]
+    lag_s: float | None
+    newest_frame_age_s: float | None
+    uptime_s: float
+    width: int | None
+    height: int | None
+    share: float
+    generation: int
+    reconnects: int
+
+
+class Stream:
+    """Counters are written by the engine's thread and read by any; `changed` is called from the source's thread."""
+
+    def __init__(self, config: StreamConfig, source: Source, wake: Callable[[], None]) -> None:
+        self.name, self.config, self.source = config.name, config, source
+        self.terms = Terms(config.deadline, config.priority, config.policy == "every")
+        self.mailbox = Mailbox(MOST_WAITING, policy=config.policy, on_put=wake)
+        self.slot = -1
+        self.opened = False
+        self.generation = 0
+        self.frames_seen = self.frames_skipped = 0
+        self.share = 1.0
+        self.drops: Counter[str] = Counter()
+        self.newest: Frame | None = None
+        self.ages: deque[float] = deque(maxlen=4096)
+        self._began = time.monotonic()
+        self._steps: deque[tuple[float, int]] = deque(maxlen=1024)
+        self._missed = 0
+        self._due = float("-inf")
+
+    def start(self, changed: Callable[[Stream, SourceStatus], None]) -> None:
+        self.source.start(self.mailbox, lambda status: changed(self, status))
+
+    def stop(self, timeout: float = 1.0) -> None:
+        self.mailbox.close()
+        self.source.stop(timeout)
+
+    def take(self, room: int) -> list[Frame]:
+        """Waiting frames, oldest first: all of a live stream's, of one that waits at most `room`."""
+        missed = self.mailbox.dropped
+        if missed > self._missed:
+            self.drops["overload"] += missed - self._missed
+            self._missed = missed
+        waiting = len(self.mailbox)
+        taken = self.mailbox.take(min(waiting, room) if self.terms.every else waiting) if waiting else []
+        return taken if self.config.fps is None else [frame for frame in taken if self._chosen(frame, self.config.fps)]
+
+    def _chosen(self, frame: Frame, fps: float) -> bool:
+        """Whether a frame is one of at most `fps` a second of the stream's time."""
+        if frame.time < self._due - 0.01:
+            self.frames_skipped += 1
+            return False
+        late = frame.time - self._due
+        self._due = (self._due if late < 1 / fps else frame.time) + 1 / fps
+        return True
+
+    def saw(self, frames: tuple[Frame, ...], now: float) -> None:
+        """These frames are in the state now."""
+        self.frames_seen += len(frames)
+        self.newest = frames[-1]
+        self.ages.extend(now - frame.captured for frame in frames)
+        self._steps.append((now, len(frames)))
+
+    def status(self, now: float) -> StreamStatus:
+        source, newest = self.source.status, self.newest
+        counted = [n for when, n in tuple(self._steps) if now - when <= RATE_WINDOW]
+        return StreamStatus(
+            name=self.name,
+            source=self.source.name,
+            state=source.state,
+            reason=source.reason,
+            fps_in=source.frames_per_second,
+            fps_seen=sum(counted) / min(RATE_WINDOW, max(now - self._began, 0.1)),
+            frames_seen=self.frames_seen,
+            frames_skipped=self.frames_skipped,
+            drops=dict(self.drops),
+            lag_s=self.ages[-1] if self.ages else None,
+            newest_frame_age_s=None if newest is None else now - newest.captured,
+            uptime_s=now - self._began,
+            width=source.width,
+            height=source.height,
+            share=self.share,
+            generation=self.generation,
+            reconnects=source.reconnects,
+        )

@@ -1,0 +1,108 @@
+"""A source whose frames a test hands over itself, and a listener that collects an answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from capture import Frame, Mailbox, SourceStatus, State
+from model import Sampling, load_runner
+from streamer.config import StreamConfig
+from streamer.engine import Engine, Question
+from streamer.scheduler import Pace
+from streamer.stream import Stream
+
+
+class FedSource:
+    def __init__(self) -> None:
+        self.name, self.status = "fed:", SourceStatus(State.LIVE)
+        self.mailbox = Mailbox()
+        self.count = 0
+
+    def start(self, mailbox: Mailbox, notify: Callable[[SourceStatus], None]) -> None:
+        self.mailbox = mailbox
+
+    def stop(self, timeout: float = 2.0) -> None:
+        self.mailbox.close()
+
+    def feed(self, pixels: np.ndarray, moment: float | None = None) -> None:
+        when = self.count * 0.04 if moment is None else moment
+        self.mailbox.put(Frame(pixels, time.monotonic(), when, self.count, self.name))
+        self.count += 1
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.text, self.tokens = "", 0
+        self.reason: str | None = None
+        self.error: str | None = None
+        self.done = threading.Event()
+
+    def spoke(self, text: str, tokens: int) -> None:
+        assert self.reason is None
+        self.text += text
+        self.tokens += tokens
+
+    def finished(self, reason: str, error: str | None) -> None:
+        assert self.reason is None
+        self.reason, self.error = reason, error
+        self.done.set()
+
+
+def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+class Bench:
+    """The real engine and the real nano, turned by hand."""
+
+    def __init__(self, streams: int = 2, answers: int = 3, **options: object) -> None:
+        self.resets: list[tuple[str, str]] = []
+        self.engine = Engine(
+            lambda: load_runner("nano", slots=streams + answers, random_weights=True),
+            stream_slots=streams,
+            answer_slots=answers,
+            pace=Pace(floor=500, ceiling=1000),
+            threads=1,
+            reset=lambda stream, reason: self.resets.append((stream, reason)),
+        )
+        self.engine.prepare()
+        self.sources: dict[str, FedSource] = {}
+        self.streams: dict[str, Stream] = {}
+
+    def add(self, name: str, **options: object) -> Stream:
+        source = FedSource()
+        keys = {"policy": "every", "deadline": 10, **options}
+        stream = Stream(StreamConfig.model_validate({"name": name, "source": "fed:", **keys}), source, lambda: None)
+        stream.start(lambda stream, status: None)
+        self.engine.add(stream)
+        self.engine.turn()
+        self.sources[name], self.streams[name] = source, stream
+        return stream
+
+    def show(self, seed: int, *names: str) -> None:
+        """Hands one step's frames to each stream at once, and turns until they are in the state."""
+        wanted = {name: self.streams[name].frames_seen + self.streams[name].drops["failed"] for name in names}
+        for name in names:
+            for i in range(self.engine.runner.frames_per_step):
+                self.sources[name].feed(picture(1000 * seed + 10 * i + ord(name[0])))
+        while any(self.streams[n].frames_seen + self.streams[n].drops["failed"] == seen for n, seen in wanted.items()):
+            self.engine.turn()
+
+    def ask(self, id: str, stream: str, *, length: int = 8, words: str = "What is happening?", seed: int = 0) -> Ear:
+        ear = Ear()
+        tokens = self.engine.runner.tokenizer.encode_question(words)
+        self.engine.ask(Question(id, stream, tokens, Sampling(1.0, 0.9, seed), length, ear))
+        return ear
+
+    def until(self, done: Callable[[], bool], turns: int = 2000) -> None:
+        for _ in range(turns):
+            if done():
+                return
+            wait = self.engine.turn()
+            if wait is None or wait > 0:
+                time.sleep(min(wait or 0.001, 0.001))
+        raise AssertionError("never came about")

@@ -1,0 +1,265 @@
+"""The public API with the real model, the packaged clip and the real clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from streamer import Assistant, AssistantError, StreamEvent
+from streamer.config import parse_config
+from streamer.subscription import Subscription
+
+DEMO = {"name": "demo", "source": "demo:"}
+
+
+def config(**keys: Any) -> Any:
+    limits = {"streams": 2, "answers": 2, "waiting_questions": 2, "question_tokens": 200}
+    return parse_config({"streams": [DEMO], "model": {"threads": 1}, "limits": limits, **keys})
+
+
+async def first_frame(assistant: Assistant, name: str = "demo") -> None:
+    async with asyncio.timeout(30):
+        while not any(status.name == name and status.frames_seen for status in assistant.streams()):
+            await asyncio.sleep(0.02)
+
+
+def run(test: Any) -> None:
+    asyncio.run(asyncio.wait_for(test, 100))
+
+
+def refused(error: pytest.ExceptionInfo[AssistantError], code: str, *parts: str) -> None:
+    assert error.value.code == code
+    for part in parts:
+        assert part in error.value.message
+    assert "\n" not in error.value.message
+
+
+def test_a_clip_is_watched_and_asked_about() -> None:
+    async def test() -> None:
+        assistant = Assistant(config())
+        assert not assistant.ready
+        with pytest.raises(AssistantError) as early:
+            assistant.ask("What?")
+        refused(early, "not_ready", "being loaded")
+        async with assistant:
+            assert assistant.ready and assistant.trouble is None
+            assert assistant.model.name == "nano" and assistant.model.state_bytes > 0
+            await first_frame(assistant)
+            answers = [assistant.ask("What is happening?", max_tokens=5) for _ in range(3)]
+            assert len({answer.id for answer in answers}) == 3
+            for answer in answers:
+                text = await answer.text()
+                assert answer.finish_reason in ("length", "stop") and answer.stream == "demo"
+                assert answer.usage.prompt_tokens > 5 and 0 < answer.usage.completion_tokens <= 5
+                assert answer.usage.first_token_s is not None and answer.usage.seconds is not None
+                assert text == text.strip("\ufffd") or text
+            status = assistant.streams()[0]
+            assert (status.name, status.source, status.state) == ("demo", "demo:", "live")
+            assert status.lag_s is not None and status.width and status.height and status.generation == 1
+            frame = assistant.newest_frame("demo")
+            assert frame is not None and frame.pixels.shape[2] == 3
+        assert not assistant.ready and assistant.streams() == []
+
+    run(test())
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    async def test() -> None:
+        async with Assistant(config()) as assistant:
+            await first_frame(assistant)
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("  \n")
+            refused(error, "empty_question")
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What?", stream="door")
+            refused(error, "unknown_stream", "'door'", "demo")
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What? " * 500)
+            refused(error, "question_too_long", "200 are allowed", "limits.question_tokens")
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What?", temperature=-1)
+            refused(error, "bad_sampling", "-1")
+            with pytest.raises(AssistantError) as error:
+                await assistant.attach("demo", "demo:")
+            refused(error, "stream_exists")
+            with pytest.raises(AssistantError) as error:
+                await assistant.attach("door", "/nowhere/door.mp4")
+            refused(error, "bad_source", "/nowhere/door.mp4")
+            with pytest.raises(AssistantError) as error:
+                await assistant.attach("door", "demo:", fps="25fps")
+            refused(error, "bad_option", "fps: '25fps'", "write 25")
+            with pytest.raises(AssistantError) as error:
+                await assistant.detach("door")
+            refused(error, "unknown_stream")
+
+            await assistant.attach("second", "demo:")
+            with pytest.raises(AssistantError) as error:
+                await assistant.attach("third", "demo:")
+            refused(error, "too_many_streams", "All 2 slots", "limits.streams")
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What?")
+            refused(error, "unknown_stream", "demo, second")
+            await assistant.detach("second")
+            await assistant.attach("third", "demo:")
+            await assistant.detach("third")
+
+            answers = [assistant.ask("What?", max_tokens=200) for _ in range(4)]
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What?")
+            refused(error, "too_many_answers", "2 answers are open", "limits.waiting_questions")
+            for answer in answers:
+                answer.cancel()
+            for answer in answers:
+                await answer.text()
+                assert answer.finish_reason == "cancelled"
+            again = assistant.ask("What?", max_tokens=1)
+            await again.text()
+            assert again.finish_reason in ("length", "stop")
+
+    run(test())
+
+
+def test_stopping_mid_answer_cancels_it_at_once() -> None:
+    async def test() -> None:
+        assistant = Assistant(config())
+        await assistant.start()
+        await first_frame(assistant)
+        speaking = assistant.ask("What?", max_tokens=1000)
+        waiting = [assistant.ask("What?", max_tokens=1000) for _ in range(3)]
+        await anext(speaking)
+        listener = assistant.subscribe()
+        began = time.monotonic()
+        await assistant.stop()
+        assert time.monotonic() - began < 1.5
+        for answer in [speaking, *waiting]:
+            await answer.text()
+            assert answer.finish_reason == "cancelled"
+        assert [event async for event in listener]
+        with pytest.raises(AssistantError):
+            assistant.ask("What?")
+
+    run(test())
+
+
+def test_a_stream_that_has_shown_nothing_says_why() -> None:
+    async def test() -> None:
+        door = {"name": "door", "source": "rtsp://user:secret@127.0.0.1:1/door"}
+        async with Assistant(config(streams=[door])) as assistant:
+            news = assistant.subscribe("door")
+            async with asyncio.timeout(20):
+                async for event in news:
+                    if event.type == "stream.status" and event.facts["state"] == "waiting":
+                        break
+            assert "refused" in event.facts["reason"] and "secret" not in str(event)
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What?")
+            refused(error, "no_frames", "waiting", "refused")
+            assert "secret" not in error.value.message and "secret" not in str(assistant.streams())
+
+    run(test())
+
+
+def test_drops_are_told_and_counted() -> None:
+    async def test() -> None:
+        slow = [{"name": name, "source": "demo:"} for name in ("left", "right")]
+        async with Assistant(config(streams=slow)) as assistant:
+            await first_frame(assistant, "left")
+            news = assistant.subscribe("left")
+            see = assistant.engine.runner.see
+
+            def slower(*step: Any) -> list[bool]:
+                time.sleep(0.15)
+                return see(*step)
+
+            assistant.engine.runner.see = slower  # type: ignore[method-assign]
+            told: dict[str, int] = {}
+            async with asyncio.timeout(20):
+                async for event in news:
+                    assert event.stream == "left"
+                    if event.type == "stream.dropped":
+                        for reason, count in event.facts["dropped"].items():
+                            told[reason] = told.get(reason, 0) + count
+                        if sum(told.values()) > 20:
+                            break
+            assert set(told) <= {"overload", "stale", "rate"}
+            status = assistant.streams()[0]
+            assert sum(status.drops.values()) >= sum(told.values()) > 20
+            assert status.lag_s is not None and status.lag_s < 1.5
+
+    run(test())
+
+
+def test_a_step_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.assistant.STUCK_SECONDS", 0.3)
+
+    async def test() -> None:
+        async with Assistant(config()) as assistant:
+            await first_frame(assistant)
+            see = assistant.engine.runner.see
+            assistant.engine.runner.see = lambda *step: (time.sleep(3), see(*step))[1]  # type: ignore[method-assign]
+            async with asyncio.timeout(10):
+                while assistant.ready:
+                    await asyncio.sleep(0.05)
+            assert assistant.trouble is not None and "0.3 s" in assistant.trouble
+            assistant.engine.runner.see = see  # type: ignore[method-assign]
+            async with asyncio.timeout(10):
+                while not assistant.ready:
+                    await asyncio.sleep(0.05)
+
+    run(test())
+
+
+def test_an_engine_that_fails_ends_answers_and_says_so() -> None:
+    async def test() -> None:
+        async with Assistant(config()) as assistant:
+            await first_frame(assistant)
+            answer = assistant.ask("What?", max_tokens=1000)
+            await anext(answer)
+            assistant.engine.scheduler.decide = None  # type: ignore[assignment, method-assign]
+            await answer.text()
+            assert answer.finish_reason == "failed" and answer.error is not None
+            assert not assistant.ready and "the engine failed" in str(assistant.trouble)
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What?")
+            refused(error, "not_ready", "the engine failed")
+
+    run(test())
+
+
+async def collected(events: AsyncIterator[StreamEvent], count: int) -> list[StreamEvent]:
+    return [await anext(events) for _ in range(count)]
+
+
+def test_a_slow_listener_gets_fewer_fuller_events() -> None:
+    async def test() -> None:
+        closed: list[Subscription] = []
+        listener = Subscription(None, closed.append)
+        for i in range(1000):
+            listener.put(StreamEvent("stream.status", "a", {"state": str(i)}))
+            listener.put(StreamEvent("stream.dropped", "a", {"dropped": {"overload": 1}, "dropped_in_all": i + 1}))
+            listener.put(StreamEvent("stream.dropped", "b", {"dropped": {"rate": 2}, "dropped_in_all": 2 * i + 2}))
+            listener.put(StreamEvent("stream.reset", "a", {"reason": "NaN", "resets": 1}))
+        events = {(event.type, event.stream): event.facts for event in await collected(listener, 4)}
+        assert events["stream.status", "a"] == {"state": "999"}
+        assert events["stream.dropped", "a"] == {"dropped": {"overload": 1000}, "dropped_in_all": 1000}
+        assert events["stream.dropped", "b"] == {"dropped": {"rate": 2000}, "dropped_in_all": 2000}
+        assert events["stream.reset", "a"] == {"reason": "NaN", "resets": 1000}
+        listener.close()
+        assert closed == [listener] and [event async for event in listener] == []
+
+    run(test())
+
+
+def test_a_subscription_hears_its_own_stream_alone() -> None:
+    async def test() -> None:
+        listener = Subscription("a", lambda it: None)
+        listener.put(StreamEvent("stream.status", "b", {}))
+        listener.put(StreamEvent("stream.status", "a", {}))
+        listener.close()
+        assert [event.stream async for event in listener] == ["a"]
+
+    run(test())

@@ -1,0 +1,202 @@
+"""The engine with the real nano: questions never touch streams, failures stay where they happen, slots come back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from model import Sampling
+
+from .fed import Bench, picture
+
+
+def state(bench: Bench, name: str) -> dict[str, torch.Tensor]:
+    return bench.engine.runner.snapshot(bench.streams[name].slot)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+STEPS = 12
+
+
+def watch(seed: int | None) -> Bench:
+    """Two streams over some steps; with a seed, questions are asked and cancelled at random between and during them."""
+    bench = Bench()
+    bench.add("left"), bench.add("right")
+    chance = random.Random(seed)
+    ears = {}
+    for step in range(STEPS):
+        bench.show(step, "left", "right")
+        if seed is None:
+            continue
+        for _ in range(chance.randrange(3)):
+            id = f"q{len(ears)}"
+            ears[id] = bench.ask(id, chance.choice(["left", "right"]), length=chance.randrange(1, 12), seed=len(ears))
+        for _ in range(chance.randrange(6)):
+            bench.engine.turn()
+        if ears and chance.random() < 0.4:
+            bench.engine.cancel(chance.choice(list(ears)))
+    bench.until(lambda: all(ear.reason for ear in ears.values()))
+    if seed is not None:
+        assert {"length", "cancelled"} <= {ear.reason for ear in ears.values()} <= {"length", "cancelled", "stop"}
+        assert sum(ear.tokens for ear in ears.values()) > 20
+    return bench
+
+
+def test_questions_leave_the_stream_bit_identical() -> None:
+    quiet = watch(None)
+    for seed in (1, 2):
+        asked = watch(seed)
+        for name in ("left", "right"):
+            assert asked.streams[name].frames_seen == quiet.streams[name].frames_seen == 2 * STEPS
+            assert same(state(asked, name), state(quiet, name))
+    assert not same(state(quiet, "left"), state(quiet, "right"))
+
+
+def test_the_comparison_would_notice_a_touch() -> None:
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    before = state(bench, "left")
+    bench.engine.runner.prefill(bench.streams["left"].slot, [1, 2, 3], Sampling())
+    assert not same(before, state(bench, "left"))
+
+
+def test_an_answer_is_what_the_model_says_alone() -> None:
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    ears = [bench.ask(f"q{i}", "left", length=6, words="What is it?", seed=7) for i in range(3)]
+    bench.until(lambda: all(ear.reason for ear in ears))
+    runner, how = bench.engine.runner, Sampling(1.0, 0.9, 7)
+    runner.fork(bench.streams["left"].slot, 4)
+    token = runner.prefill(4, runner.tokenizer.encode_question("What is it?"), how)
+    spoken = []
+    while token not in runner.tokenizer.stops and len(spoken) < 6:
+        spoken.append(token)
+        token = runner.decode([4], [token], [how])[0]
+    voice = runner.tokenizer.detokenizer()
+    alone = "".join(voice.push(token) for token in spoken) + voice.flush()
+    assert [ear.text for ear in ears] == [alone] * 3
+    assert all(ear.tokens == len(spoken) for ear in ears)
+
+
+def test_slots_come_back() -> None:
+    bench = Bench(streams=1, answers=2)
+    bench.add("left")
+    bench.show(0, "left")
+    for round in range(3):
+        ears = [bench.ask(f"q{round}{i}", "left", length=3) for i in range(5)]
+        bench.until(lambda ears=ears: all(ear.reason for ear in ears))  # type: ignore[misc]
+    assert sorted(bench.engine._free_answers) == [1, 2]
+    bench.engine.remove("left")
+    bench.engine.turn()
+    assert bench.engine._free_streams == [0]
+
+
+def test_a_bad_frame_resets_its_stream_alone() -> None:
+    bench = Bench()
+    bench.add("left"), bench.add("right")
+    bench.show(0, "left", "right")
+    for i in range(2):
+        bench.sources["left"].feed(np.zeros((4, 4), np.uint8))
+        bench.sources["right"].feed(picture(i))
+    bench.until(lambda: bool(bench.resets) and bench.streams["right"].frames_seen == 4)
+    assert [name for name, _ in bench.resets] == ["left"] and "uint8 (4, 4)" in bench.resets[0][1]
+    assert bench.streams["left"].generation == 1 and not bench.streams["left"].opened
+    bench.show(2, "left", "right")
+    assert bench.streams["left"].generation == 2 and bench.streams["left"].opened
+    assert bench.streams["right"].generation == 1 and bench.streams["right"].frames_seen == 6
+
+
+def test_nan_in_one_state_resets_that_stream_alone() -> None:
+    bench = Bench()
+    bench.add("left"), bench.add("right")
+    bench.show(0, "left", "right")
+    bench.engine.runner.state.delta[:, bench.streams["left"].slot] = float("nan")
+    bench.show(1, "left", "right")
+    assert [name for name, _ in bench.resets] == ["left"] and "NaN" in bench.resets[0][1]
+    bench.show(2, "left", "right")
+    assert len(bench.resets) == 1
+    assert bench.streams["right"].frames_seen == 6
+    assert all(torch.isfinite(value).all() for value in state(bench, "left").values() if value.is_floating_point())
+
+
+def test_a_failing_step_is_tried_stream_by_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.add("left"), bench.add("right")
+    bench.show(0, "left", "right")
+    see, bad = bench.engine.runner.see, bench.streams["left"].slot
+
+    def failing(slots: Sequence[int], frames: object, seconds: object) -> list[bool]:
+        if bad in slots:
+            raise RuntimeError("out of memory")
+        return see(slots, frames, seconds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.engine.runner, "see", failing)
+    bench.show(1, "left", "right")
+    assert bench.resets == [("left", "RuntimeError: out of memory")]
+    assert bench.streams["right"].frames_seen == 4 and bench.streams["left"].drops["failed"] == 2
+
+
+def test_a_question_to_a_stream_that_is_gone_fails_clearly() -> None:
+    bench = Bench(streams=1, answers=1)
+    bench.add("left")
+    bench.show(0, "left")
+    first, second = bench.ask("a", "left", length=5), bench.ask("b", "left")
+    bench.until(lambda: first.tokens > 0)
+    bench.engine.remove("left")
+    bench.until(lambda: second.reason is not None)
+    assert first.reason in ("length", "stop"), "an answer that is open goes on"
+    assert second.reason == "failed" and second.error == "stream 'left' was removed"
+
+
+def test_a_failing_answer_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    prefill = bench.engine.runner.prefill
+    bad = bench.engine.runner.tokenizer.encode_question("bad")
+
+    def failing(slot: int, tokens: list[int], sampling: Sampling) -> int:
+        if tokens == bad:
+            raise ValueError("no")
+        return prefill(slot, tokens, sampling)
+
+    monkeypatch.setattr(bench.engine.runner, "prefill", failing)
+    worse, fine = bench.ask("a", "left", words="bad"), bench.ask("b", "left", length=2)
+    bench.until(lambda: worse.reason is not None and fine.reason is not None)
+    assert (worse.reason, worse.error) == ("failed", "ValueError: no")
+    assert fine.reason in ("length", "stop")
+    assert sorted(bench.engine._free_answers) == [2, 3, 4]
+
+
+def test_a_long_question_read_in_pieces_is_the_same_question() -> None:
+    bench = Bench(streams=1, answers=2)
+    bench.add("left")
+    bench.show(0, "left")
+    words = "What is it? " * 200
+    pieces = bench.ask("a", "left", words=words, length=4, seed=3)
+    bench.until(lambda: pieces.reason is not None)
+    assert bench.engine.steps["prefill"] > 1
+    runner, how = bench.engine.runner, Sampling(1.0, 0.9, 3)
+    runner.fork(bench.streams["left"].slot, 1)
+    first = runner.prefill(1, runner.tokenizer.encode_question(words), how)
+    voice = runner.tokenizer.detokenizer()
+    assert pieces.text.startswith(voice.push(first))
+
+
+def test_fps_leaves_frames_out_and_counts_them_apart() -> None:
+    bench = Bench()
+    stream = bench.add("left", fps=5)
+    for i in range(50):
+        bench.sources["left"].feed(picture(i))
+        bench.engine.turn()
+    bench.until(lambda: stream.frames_seen + stream.frames_skipped == 50)
+    assert stream.frames_seen == 10 and not +stream.drops
