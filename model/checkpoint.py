@@ -77,9 +77,14 @@ def read_config(folder: Path) -> InfiniteVLConfig:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: is it a Hugging Face checkpoint folder?")
     try:
-        return parse_config(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path} is not a JSON object: is it a model's config.json?")
+        return parse_config(found)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from None
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -90,9 +95,9 @@ def shards(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError):
+            missing = [name for name in names if not (folder / name).is_file()]
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{index} is not a safetensors index with a weight_map") from None
-        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
                 f"{folder} lacks {len(missing)} of {len(names)} shards: {listed(missing)}; download them again"
@@ -123,7 +128,7 @@ def tensors(paths: list[Path]) -> Iterator[tuple[str, Path, Any]]:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                     yield canonical(name), path, lambda file=file, name=name: file.get_tensor(name)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or cut short ({error}): download it again") from None
 
 
@@ -169,7 +174,7 @@ def save_checkpoint(model: InfiniteVL, tokenizer: Path, folder: Path, dtype: tor
     """Writes a folder that `load_checkpoint` reads: weights in `dtype`, config.json and a copy of `tokenizer` (a tokenizer.json)."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        name: parameter.detach().to("cpu", torch.float32 if name.endswith(KEPT_FLOAT32) else dtype).contiguous()
+        name: parameter.detach().to("cpu", torch.float32 if name.endswith(KEPT_FLOAT32) else dtype, copy=True)
         for name, parameter in model.named_parameters()
     }
     save_file(weights, folder / WHOLE, metadata={"format": "pt"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-ARCHITECTURES = ("InfiniteVLForConditionalGeneration", "InfiniteVLQwen2_5_VLForConditionalGeneration")
+ARCHITECTURE = "InfiniteVLForConditionalGeneration"
 
 
 class ConfigError(ValueError):
@@ -64,6 +64,10 @@ class DecoderConfig:
             raise ConfigError(
                 f"layer_types names {len(self.layer_types)} layers, num_hidden_layers says {self.num_hidden_layers}: make them agree"
             )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads {self.num_key_value_heads}"
+            )
         if 2 * sum(self.mrope_section) != self.head_dim:
             raise ConfigError(f"mrope_section {self.mrope_section} must sum to half of head_dim {self.head_dim}")
 
@@ -107,7 +111,7 @@ FULL = AttentionPolicy(sinks=0, window=None)
 
 @dataclass(frozen=True)
 class InfiniteVLConfig:
-    """A whole model. Ids are token ids of its tokenizer; `position_horizon` is in seconds, None unlimited."""
+    """A whole model. Ids are token ids of its tokenizer."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -127,6 +131,7 @@ class InfiniteVLConfig:
     frames_per_step: Literal[1, 2] = 1
     """2 pairs consecutive frames in one temporal patch, as video does."""
     position_horizon: float | None = None
+    """The greatest age, in seconds, that a stream shows on the rotary axes; None is unlimited."""
     system: str = "You are a helpful assistant."
     """System text of the chat format when a question brings no instructions; empty leaves the turn out."""
 
@@ -139,6 +144,16 @@ class InfiniteVLConfig:
             raise ConfigError(
                 f"frames_per_step {self.frames_per_step} exceeds temporal_patch_size {self.vision.temporal_patch_size}"
             )
+        if self.position_horizon is not None and self.position_horizon < self.window_span:
+            raise ConfigError(
+                f"position_horizon {self.position_horizon:g} s is shorter than the attention window's span of"
+                f" {self.window_span} s: raise it to that, or shorten the window of {self.policy.window} tokens"
+            )
+
+    @property
+    def window_span(self) -> int:
+        """Seconds of stream time that the window's frames span at one step a second; 1 where there is no window."""
+        return max(1, -(-(self.policy.window or 0) // self.tokens_per_frame))
 
     @property
     def horizon_steps(self) -> int | None:
@@ -164,7 +179,7 @@ class InfiniteVLConfig:
         }
         kinds = ["full_attention" if kind == "attention" else "linear_attention" for kind in decoder.pop("layer_types")]
         return {
-            "architectures": [ARCHITECTURES[0]],
+            "architectures": [ARCHITECTURE],
             "model_type": "infinitevl",
             **decoder,
             **linear,
@@ -238,30 +253,24 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
     `tokens_per_frame`, `square_grid`, `frames_per_step`, `position_horizon`, `system`. A v1 checkpoint (no sinks named)
     runs as it was trained: plain sliding window. Raises ConfigError.
     """
-    named = found.get("architectures") or []
-    if (
-        not any(name in ARCHITECTURES or "InfiniteVL" in name for name in named)
-        and found.get("model_type") != "infinitevl"
-    ):
-        raise ConfigError(
-            f"unknown architecture {', '.join(named) or found.get('model_type')!r}: this loads {ARCHITECTURES[0]}"
-        )
+    named = [str(name) for name in found.get("architectures") or []]
+    if not any("InfiniteVL" in name for name in named) and found.get("model_type") != "infinitevl":
+        said = ", ".join(named) or found.get("model_type")
+        raise ConfigError(f"unknown architecture {said!r}: this loads {ARCHITECTURE}")
     text = {**found, **(found.get("text_config") or {})}
     vision = found.get("vision_config")
     if not isinstance(vision, dict):
         raise ConfigError("vision_config is missing: is this the config.json of a vision-language checkpoint?")
     defaults = InfiniteVLConfig()
     try:
-        layers = int(text.get("num_hidden_layers", defaults.decoder.num_hidden_layers))
-        kinds = text.get("layer_types") or ["attention" if i % 4 == 0 else "linear_attention" for i in range(layers)]
-        known = {f.name for f in fields(DecoderConfig)} - {"layer_types", "mrope_section", "head_dim"}
         scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+        text = {"rope_theta": scaling.get("rope_theta"), **text}
         sections = tuple(scaling.get("mrope_section", defaults.decoder.mrope_section))
+        sizes = checked(DecoderConfig, text, least=1)
         decoder = DecoderConfig(
-            **{key: text[key] for key in known if text.get(key) is not None},
-            head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+            **{"head_dim": text["hidden_size"] // text["num_attention_heads"], **sizes},
             mrope_section=(sections[0], sections[1], sections[2]),
-            layer_types=tuple("delta_net" if "linear" in kind or "delta" in kind else "attention" for kind in kinds),
+            layer_types=tuple(layer_kind(name) for name in text.get("layer_types") or ()),
         )
         heads = text.get("num_linear_key_value_heads", decoder.num_linear_heads)
         if heads != decoder.num_linear_heads:
@@ -270,10 +279,8 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
             )
         if text.get("use_gate") is False:
             raise ConfigError("use_gate false is not supported: every published InfiniteVL has the output gate")
-        parts = {f.name for f in fields(VisionConfig)} - {"fullatt_block_indexes", "num_heads"}
         tower = VisionConfig(
-            **{key: vision[key] for key in parts if vision.get(key) is not None},
-            num_heads=vision.get("num_heads", VisionConfig.num_heads),
+            **checked(VisionConfig, vision, least=0),
             fullatt_block_indexes=tuple(vision.get("fullatt_block_indexes", VisionConfig.fullatt_block_indexes)),
         )
         sliding = text.get("use_sliding_window", text.get("sliding_window") is not None)
@@ -282,17 +289,48 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
             window=int(text.get("sliding_window") or 8192) if sliding else None,
             context=min(int(text.get("max_position_embeddings") or AttentionPolicy.context), AttentionPolicy.context),
         )
-        simple = {f.name for f in fields(InfiniteVLConfig)} - {"vision", "decoder", "policy"}
-        rest = {
-            key: text[key] for key in simple if key in text and (text[key] is not None or key == "position_horizon")
-        }
+        rest = checked(InfiniteVLConfig, text, least=0)
         if "tokens_per_second" not in rest and "tokens_per_second" in vision:
             rest["tokens_per_second"] = vision["tokens_per_second"]
         return InfiniteVLConfig(tower, decoder, policy, **rest)
-    except (TypeError, KeyError, ValueError, IndexError) as error:
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"config.json lacks or misstates a key: {error}") from None
+        raise ConfigError(f"a key is missing or misstated: {error}") from None
+
+
+KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "float | None": ("a number or null", (int, float, type(None))),
+    "bool": ("true or false", (bool,)),
+    "str": ("text", (str,)),
+    "Literal[1, 2]": ("1 or 2", (int,)),
+}
+
+
+def checked(kind: type, found: dict[str, Any], least: int) -> dict[str, Any]:
+    """The plain fields of dataclass `kind` that `found` holds, null left out where it is no value. Raises ConfigError."""
+    values = {}
+    for f in fields(kind):
+        what, types = KINDS.get(str(f.type), ("", ()))
+        value = found.get(f.name)
+        if not types or f.name not in found or (value is None and type(None) not in types):
+            continue
+        wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
+        if wrong or (type(value) is int and value < least):
+            raise ConfigError(f"{f.name} {value!r} must be {what}" + ("" if wrong else f" of at least {least}"))
+        values[f.name] = value
+    return values
+
+
+def layer_kind(name: str) -> Literal["attention", "delta_net"]:
+    """What `layer_types` calls a layer, in our words. Raises ConfigError."""
+    if "linear" in name or "delta" in name:
+        return "delta_net"
+    if "attention" in name:
+        return "attention"
+    raise ConfigError(f"layer_types names {name!r}: it may hold full_attention and linear_attention")
 
 
 PRESETS: dict[str, InfiniteVLConfig] = {"nano": nano(), "4b": InfiniteVLConfig()}
