@@ -6,7 +6,6 @@ Realtime API as the `openai` client types it; our extensions are in `asyncapi.ya
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from protocols import events
 from protocols.conversation import Conversation, Item, Turn, read_turn
-from protocols.events import EventError
+from protocols.fields import ProtocolError, picture_bytes, picture_file, read_object
 
 INSTRUCTIONS = ""
 
@@ -51,7 +50,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """From now on tell `news` of this stream only (None: of every stream)."""
+    """From now on tell `news` of this stream (None: of none)."""
 
     stream: str | None
 
@@ -173,9 +172,11 @@ class RealtimeSession:
 
     def open(self, streams: Collection[str]) -> list[Decision]:
         """The socket is open; `streams` are the names of those attached."""
-        out: list[Decision] = [self._send("session.created", session=dict(self._settings)), Listen(self.stream)]
-        if self.stream is not None and self.stream not in streams:
-            out.append(self._error(_unknown_stream(self.stream, streams, "stream", None)))
+        out: list[Decision] = [self._send("session.created", session=dict(self._settings))]
+        if self.stream is not None:
+            if self.stream not in streams:
+                out.append(self._error(_unknown_stream(self.stream, streams, "stream", None)))
+            out.append(Listen(self.stream))
         return out
 
     def receive(self, message: str | bytes, streams: Collection[str]) -> list[Decision]:
@@ -183,11 +184,11 @@ class RealtimeSession:
         try:
             if isinstance(message, bytes):
                 try:
-                    return [Push(self.stream, events.picture_file(message))]
+                    return [Push(self.stream, picture_file(message))]
                 except ValueError as error:
-                    raise EventError("invalid_value", f"A binary message {error}.") from None
-            return self._handle(_decode(message), streams)
-        except EventError as error:
+                    raise ProtocolError("invalid_value", f"A binary message {error}.") from None
+            return self._handle(read_object(message), streams)
+        except ProtocolError as error:
             return [self._error(error)]
 
     def close(self) -> list[Decision]:
@@ -231,7 +232,7 @@ class RealtimeSession:
             case events.StreamNamed():
                 stream = event.stream or self.stream or (next(iter(streams)) if len(streams) == 1 else None)
                 if stream is None:
-                    raise EventError("missing_required_parameter", "Name a stream.", "stream", event.event_id)
+                    raise ProtocolError("missing_required_parameter", "Name a stream.", "stream", event.event_id)
                 if stream not in streams:
                     raise _unknown_stream(stream, streams, "stream", event.event_id)
                 verb = data["type"].removeprefix("stream.")
@@ -256,11 +257,11 @@ class RealtimeSession:
     def _create_item(self, event: events.ItemCreate) -> list[Decision]:
         item = self._read_item(event.item, "item", event.event_id)
         if self._conversation.find(item.id):
-            raise EventError("item_exists", f"Item {item.id!r} exists already.", "item.id", event.event_id)
+            raise ProtocolError("item_exists", f"Item {item.id!r} exists already.", "item.id", event.event_id)
         try:
             previous = self._conversation.insert(item, event.previous_item_id)
         except KeyError:
-            raise EventError(
+            raise ProtocolError(
                 "item_not_found", f"No item {event.previous_item_id!r}.", "previous_item_id", event.event_id
             ) from None
         return [
@@ -272,9 +273,9 @@ class RealtimeSession:
     def _truncate(self, event: events.ItemTruncate) -> list[Decision]:
         item = self._item(event.item_id, event.event_id)
         if item.role != "assistant":
-            raise EventError("invalid_value", "Only an assistant's item can be cut.", "item_id", event.event_id)
+            raise ProtocolError("invalid_value", "Only an assistant's item can be cut.", "item_id", event.event_id)
         if event.audio_end_ms:
-            raise EventError(
+            raise ProtocolError(
                 "invalid_value", "There is no audio: audio_end_ms can only be 0.", "audio_end_ms", event.event_id
             )
         item.text = ""
@@ -286,7 +287,7 @@ class RealtimeSession:
         asked = event.response or events.ResponseSettings()
         in_conversation = asked.conversation == "auto"
         if in_conversation and any(response.in_conversation for response in self._responses.values()):
-            raise EventError(
+            raise ProtocolError(
                 "conversation_already_has_active_response",
                 "An answer in this conversation is still open: wait for response.done, cancel it, or use "
                 "conversation 'none'.",
@@ -294,7 +295,7 @@ class RealtimeSession:
                 event.event_id,
             )
         if len(self._responses) >= self._limits.answers:
-            raise EventError(
+            raise ProtocolError(
                 "too_many_answers", f"{self._limits.answers} answers are open already.", None, event.event_id
             )
         stream = asked.stream or self.stream
@@ -315,7 +316,7 @@ class RealtimeSession:
                 stream,
                 instructions,
                 turn.history,
-                tuple(events.picture_bytes(image) for image in turn.images),
+                tuple(picture_bytes(image) for image in turn.images),
                 None if tokens == "inf" else tokens,
                 self._settings["temperature"] if asked.temperature is None else asked.temperature,
                 asked.top_p,
@@ -340,7 +341,7 @@ class RealtimeSession:
             turn = Turn(asked.instructions, turn.images, turn.instructions, turn.history)
             lead = self._settings["instructions"]
         if not turn.question.strip():
-            raise EventError(
+            raise ProtocolError(
                 "empty_question",
                 "There is no question: add a user item with text first, or give the response an 'input'.",
                 "response.input",
@@ -354,7 +355,7 @@ class RealtimeSession:
         else:
             response = next((each for each in self._responses.values() if each.in_conversation), None)
         if response is None:
-            raise EventError(
+            raise ProtocolError(
                 "response_cancel_not_active", "There is no such open answer.", "response_id", event.event_id
             )
         return [Cancel(response.id)]
@@ -374,7 +375,7 @@ class RealtimeSession:
         """The answer can't start."""
         response = self._responses.pop(response_id)
         param = {"unknown_stream": "session.stream", "empty_question": "response.input"}.get(code)
-        return [self._error(EventError(code, message, param, response.event_id))]
+        return [self._error(ProtocolError(code, message, param, response.event_id))]
 
     def delta(self, response_id: str, text: str) -> list[Decision]:
         """More words of an answer (one that was shut down meanwhile says nothing)."""
@@ -439,7 +440,7 @@ class RealtimeSession:
 
     def failed(self, request: Command | Push, code: str, message: str, param: str | None = "stream") -> list[Decision]:
         """A command or a pushed picture can't be carried out."""
-        return [self._error(EventError(code, message, param, request.event_id))]
+        return [self._error(ProtocolError(code, message, param, request.event_id))]
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -484,17 +485,17 @@ class RealtimeSession:
         images = tuple(part.image_url for part in message.content if isinstance(part, events.ImagePart))
         text = "\n".join(texts)
         if message.role == "user" and not text.strip() and not images:
-            raise EventError(
+            raise ProtocolError(
                 "empty_question", "A user's item needs text: say what you ask.", f"{path}.content", event_id
             )
         if images and message.role != "user":
-            raise EventError("invalid_value", "Only a user's item may hold pictures.", f"{path}.content", event_id)
+            raise ProtocolError("invalid_value", "Only a user's item may hold pictures.", f"{path}.content", event_id)
         return Item(message.id or self._new_id("item"), message.role, text, images)
 
     def _item(self, item_id: str, event_id: str | None, param: str = "item_id") -> Item:
         item = self._conversation.find(item_id)
         if item is None:
-            raise EventError("item_not_found", f"No item {item_id!r} in this conversation.", param, event_id)
+            raise ProtocolError("item_not_found", f"No item {item_id!r} in this conversation.", param, event_id)
         return item
 
     def _before(self, item: Item) -> str | None:
@@ -507,7 +508,7 @@ class RealtimeSession:
     def _send(self, kind: str, **fields: Any) -> Send:
         return Send({"type": kind, "event_id": self._new_id("event"), **fields})
 
-    def _error(self, error: EventError) -> Send:
+    def _error(self, error: ProtocolError) -> Send:
         kind = "server_error" if error.code in ("failed", "not_ready") else "invalid_request_error"
         return self._send(
             "error",
@@ -526,16 +527,6 @@ def _place(response: _Response) -> dict[str, Any]:
     return {"response_id": response.id, "item_id": response.item.id, "output_index": 0, "content_index": 0}
 
 
-def _decode(message: str) -> dict[str, Any]:
-    try:
-        data = json.loads(message)
-    except (ValueError, RecursionError) as error:
-        raise EventError("invalid_json", f"The message is not JSON: {error}.") from None
-    if not isinstance(data, dict):
-        raise EventError("invalid_event", f"An event is a JSON object, not {type(data).__name__}.")
-    return data
-
-
-def _unknown_stream(stream: str, streams: Collection[str], param: str, event_id: str | None) -> EventError:
+def _unknown_stream(stream: str, streams: Collection[str], param: str, event_id: str | None) -> ProtocolError:
     known = ", ".join(sorted(streams)[:10]) or "none attached"
-    return EventError("unknown_stream", f"There is no stream {stream!r}; known: {known}.", param, event_id)
+    return ProtocolError("unknown_stream", f"There is no stream {stream!r}; known: {known}.", param, event_id)

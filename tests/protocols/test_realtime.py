@@ -88,9 +88,14 @@ def test_session_opens_with_its_settings_and_listens_to_its_stream() -> None:
     assert created.event["session"]["output_modalities"] == ["text"]
 
 
+def test_session_without_a_stream_hears_of_none() -> None:
+    assert kinds(Talk().open()) == ["session.created"]
+
+
 def test_session_on_an_unknown_stream_is_told_and_stays_open() -> None:
     talk = Talk(stream="cellar")
-    *_, told = talk.open()
+    _, told, listen = talk.open()
+    assert listen == Listen("cellar")
     assert isinstance(told, Send)
     assert told.event["error"]["code"] == "unknown_stream"
     assert told.event["error"]["param"] == "stream"

@@ -1,0 +1,326 @@
+"""OpenAI's chat completions over video streams: requests read, answers and errors written. Bytes in, bytes out.
+
+The model's id chooses the stream: `nano` is whatever single stream there is, `nano/door` is the stream `door`. A request
+with pictures or a video of its own is about those instead.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from protocols.conversation import Item, read_turn
+from protocols.fields import (
+    Metadata,
+    Model,
+    ProtocolError,
+    Seed,
+    Share,
+    Temperature,
+    Text,
+    picture_bytes,
+    read_object,
+    refusal,
+    whole,
+)
+
+VIDEO_KINDS = ("video/", "application/octet-stream")
+HISTORY_CHARACTERS = 2_000
+
+
+def _media(url: str) -> str:
+    if not url.startswith(("data:", "https://", "http://")):
+        raise ValueError("must be a data URI or an http(s) address")
+    return url
+
+
+class _Url(Model):
+    url: Annotated[Text, AfterValidator(_media)]
+
+
+class _TextPart(Model):
+    type: Literal["text"]
+    text: Text
+
+
+class _ImagePart(Model):
+    type: Literal["image_url"]
+    image_url: _Url
+
+
+class _VideoPart(Model):
+    type: Literal["video_url"]
+    video_url: _Url
+
+
+_Parts = Annotated[
+    list[Annotated[_TextPart | _ImagePart | _VideoPart, Field(discriminator="type")]],
+    Field(min_length=1, max_length=64),
+]
+
+
+class _Message(Model):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | _Parts | None = None
+
+
+class _StreamOptions(Model):
+    include_usage: bool = False
+
+
+class _Format(Model):
+    type: Literal["text"]
+
+
+_Count = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(whole)]
+_Nothing = Annotated[float, Field(ge=0, le=0), BeforeValidator(whole)]
+
+
+class _Body(Model):
+    model: Text
+    messages: Annotated[list[_Message], Field(min_length=1, max_length=256)]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: _Count | None = None
+    max_completion_tokens: _Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    seed: Seed | None = None
+    metadata: Metadata | None = None
+    n: Annotated[int, Field(ge=1, le=1), BeforeValidator(whole)] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    response_format: _Format | None = None
+    logprobs: Literal[False] | None = None
+    stop: Annotated[list[Any], Field(max_length=0)] | None = None
+    presence_penalty: _Nothing | None = None
+    frequency_penalty: _Nothing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picture or a video given with a request: its bytes, or an address to fetch them from."""
+
+    kind: Literal["image", "video"]
+    data: bytes | None
+    url: str | None
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A question as chat completions put it. `stream` names a video stream; `streaming` asks for server-sent events."""
+
+    model: str
+    stream: str | None
+    question: str
+    instructions: str
+    history: tuple[tuple[str, str], ...]
+    media: tuple[Media, ...]
+    streaming: bool
+    include_usage: bool
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+
+
+def model_ids(model: str, streams: Collection[str]) -> list[str]:
+    """What a client may name as its model: the model, and the model on each stream."""
+    return [model, *(f"{model}/{stream}" for stream in streams)]
+
+
+def chosen_stream(name: str, model: str, streams: Collection[str]) -> str | None:
+    """The stream that a model's id names, or None for whichever there is. Raises ProtocolError: model_not_found."""
+    if name == model:
+        return None
+    stream = name.removeprefix(f"{model}/")
+    if stream != name and stream in streams:
+        return stream
+    known = ", ".join(model_ids(model, streams))
+    raise ProtocolError("model_not_found", f"The model {name!r} does not exist; known: {known}.", "model")
+
+
+def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
+    """Reads the body of a `POST /v1/chat/completions`. Raises ProtocolError."""
+    data = read_object(body)
+    try:
+        asked = _Body.model_validate(data)
+    except ValidationError as error:
+        raise refusal(error, data) from None
+    stream = chosen_stream(asked.model, model, streams)
+    items: list[Item] = []
+    media: list[Media] = []
+    for index, message in enumerate(asked.messages):
+        path = f"messages[{index}].content"
+        text, given = _read_content(message.content, path)
+        if message.role == "assistant":
+            # Pictures that an answer was already given about are not looked at again.
+            media.clear()
+        elif given and message.role != "user":
+            raise ProtocolError("invalid_value", "Only a user's message may hold pictures or video.", path)
+        media += given
+        role: Literal["system", "user", "assistant"] = "system" if message.role == "developer" else message.role
+        items.append(Item(str(index), role, text))
+    turn = read_turn(items, HISTORY_CHARACTERS)
+    if not turn.question.strip():
+        raise ProtocolError("empty_question", "There is no question: end the messages with a user's text.", "messages")
+    return ChatRequest(
+        asked.model,
+        stream,
+        turn.question,
+        turn.instructions,
+        turn.history,
+        tuple(media),
+        bool(asked.stream),
+        bool(asked.stream_options and asked.stream_options.include_usage),
+        asked.max_completion_tokens or asked.max_tokens,
+        asked.temperature,
+        asked.top_p,
+        asked.seed,
+    )
+
+
+def _read_content(content: Any, path: str) -> tuple[str, list[Media]]:
+    if content is None or isinstance(content, str):
+        return content or "", []
+    texts: list[str] = []
+    media: list[Media] = []
+    for index, part in enumerate(content):
+        if isinstance(part, _TextPart):
+            texts.append(part.text)
+            continue
+        kind: Literal["image", "video"] = "image" if isinstance(part, _ImagePart) else "video"
+        url = part.image_url.url if isinstance(part, _ImagePart) else part.video_url.url
+        param = f"{path}[{index}].{kind}_url.url"
+        if not url.startswith("data:"):
+            media.append(Media(kind, None, url, param))
+            continue
+        try:
+            data = picture_bytes(url) if kind == "image" else _video_bytes(url)
+        except ValueError as error:
+            raise ProtocolError("invalid_value", f"Invalid value for '{param}': it {error}.", param) from None
+        media.append(Media(kind, data, None, param))
+    return "\n".join(texts), media
+
+
+def _video_bytes(url: str) -> bytes:
+    head, comma, body = url.removeprefix("data:").partition(",")
+    if not comma or not head.endswith(";base64") or not head.startswith(VIDEO_KINDS):
+        raise ValueError("must be a base64 data URI: data:video/mp4;base64,...")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("is not valid base64") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatWriter:
+    """Writes one answer, whole or as server-sent events. `created` is unix seconds."""
+
+    id: str
+    created: int
+    model: str
+    include_usage: bool = False
+
+    def whole(self, text: str, reason: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(reason)}
+        usage = _usage(prompt_tokens, completion_tokens)
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage}
+
+    def begin(self) -> bytes:
+        return self._chunk({"role": "assistant", "content": "", "refusal": None})
+
+    def delta(self, text: str) -> bytes:
+        return self._chunk({"content": text})
+
+    def end(self, reason: str, prompt_tokens: int, completion_tokens: int) -> bytes:
+        """The last chunks, and the end mark."""
+        out = self._chunk({}, _finish(reason))
+        if self.include_usage:
+            usage = _usage(prompt_tokens, completion_tokens)
+            out += _event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
+        return out + b"data: [DONE]\n\n"
+
+    def broken(self, message: str) -> bytes:
+        """What ends a stream that fails after it began."""
+        return _event(error_body("server_error", message)) + b"data: [DONE]\n\n"
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        head = self._head("chat.completion.chunk")
+        return _event({**head, "choices": [choice], **({"usage": None} if self.include_usage else {})})
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
+
+
+def models_body(model: str, streams: Collection[str], created: int) -> dict[str, Any]:
+    """The body of `GET /v1/models`."""
+    ids = model_ids(model, streams)
+    return {"object": "list", "data": [model_body(each, created) for each in ids]}
+
+
+def model_body(model_id: str, created: int) -> dict[str, Any]:
+    return {"id": model_id, "object": "model", "created": created, "owned_by": "streamer"}
+
+
+STATUS = {
+    "model_not_found": 404,
+    "unknown_stream": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "payload_too_large": 413,
+    "too_many_answers": 429,
+    "too_many_streams": 429,
+    "rate_limit_exceeded": 429,
+    "no_frames": 503,
+    "not_ready": 503,
+    "server_error": 500,
+    "failed": 500,
+}
+"""HTTP status by error code; every other code is a 400."""
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+
+
+def error_status(code: str) -> int:
+    return STATUS.get(code, 400)
+
+
+def error_body(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error body."""
+    kind = TYPES.get(error_status(code), "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _finish(reason: str) -> str:
+    return "length" if reason == "length" else "stop"
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

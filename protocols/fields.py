@@ -1,0 +1,150 @@
+"""Fields of untrusted JSON: their types, and how a wrong one is refused by its path."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+PICTURE_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+
+
+class ProtocolError(ValueError):
+    """A message that is refused; becomes an `error` event.
+
+    Attributes:
+        code: machine-readable reason.
+        param: path of the offending field, or None.
+        event_id: the client's own id for the event, or None.
+    """
+
+    def __init__(self, code: str, message: str, param: str | None = None, event_id: str | None = None) -> None:
+        self.code, self.message, self.param, self.event_id = code, message, param, event_id
+        super().__init__(message)
+
+
+def picture_bytes(text: str) -> bytes:
+    """The JPEG or PNG file in a data URI or in plain base64. Raises ValueError with the mend."""
+    if text.startswith("data:"):
+        head, comma, body = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise ValueError("must be a base64 data URI: data:image/jpeg;base64,...")
+    elif text.startswith(("http://", "https://")):
+        raise ValueError("must carry the picture itself as a data URI: data:image/jpeg;base64,...")
+    else:
+        body = text
+    try:
+        data = base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("is not valid base64") from None
+    return picture_file(data)
+
+
+def picture_file(data: bytes) -> bytes:
+    """`data` if it begins like a JPEG or PNG file. Raises ValueError."""
+    if not data.startswith(tuple(PICTURE_KINDS)):
+        raise ValueError("is neither a JPEG nor a PNG picture")
+    return data
+
+
+def check_picture(text: str) -> str:
+    """`text` if it holds a picture. Raises ValueError."""
+    picture_bytes(text)
+    return text
+
+
+def read_picture(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("must be a string: a data URI or base64")
+    return picture_bytes(value)
+
+
+def whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _storable(text: str) -> str:
+    """Refuses lone surrogates: JSON can spell them and UTF-8 cannot carry them back."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+StreamName = Annotated[Text, Field(min_length=1, max_length=64)]
+ItemId = Annotated[Text, Field(min_length=1, max_length=64)]
+Tokens = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(whole)] | Literal["inf"]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), BeforeValidator(whole)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(whole)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole)]
+Modalities = Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)]
+Metadata = Annotated[
+    dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]], Field(max_length=16)
+]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+def read_object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object from the wire. Raises ProtocolError."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("invalid_json", f"The message is not JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise ProtocolError("invalid_event", f"A message is a JSON object, not {type(data).__name__}.")
+    return data
+
+
+def refusal(error: ValidationError, data: Any, event_id: str | None = None) -> ProtocolError:
+    """What is wrong with `data`, as the client is told it: the first error among the deepest.
+
+    A union reports every branch; the branch that was meant is the one that got farthest.
+    """
+    first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+    path = _field_path(first, data)
+    missing = first["type"] in ("missing", "union_tag_not_found")
+    code = "missing_required_parameter" if missing else "invalid_value"
+    return ProtocolError(code, _message(first, path), path, event_id)
+
+
+def _field_path(error: ErrorDetails, data: Any) -> str:
+    """`item.content[0].text`: pydantic's location without the names it puts in for the branches of unions."""
+    path = ""
+    last = len(error["loc"]) - 1
+    for place, part in enumerate(error["loc"]):
+        if isinstance(part, int):
+            path += f"[{part}]"
+            data = data[part] if isinstance(data, list) and part < len(data) else None
+        elif (isinstance(data, dict) and part in data) or (error["type"] == "missing" and place == last):
+            path += f".{part}" if path else part
+            data = data.get(part) if isinstance(data, dict) else None
+    return path
+
+
+def _message(error: ErrorDetails, path: str) -> str:
+    value = repr(error["input"])
+    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    if error["type"] == "missing":
+        return f"Missing required parameter: '{path}'."
+    if error["type"] == "union_tag_not_found":
+        return f"Missing required parameter: '{path}.type'."
+    if error["type"] == "union_tag_invalid":
+        return f"Invalid value for '{path}.type': {error['ctx']['tag']!r}; use {error['ctx']['expected_tags']}."
+    if path.endswith("tools"):
+        return f"Invalid value for '{path}': the model calls no tools; leave them out."
+    if "modalities" in path:
+        return f"Invalid value for '{path}': {shown}; answers are text only: use ['text']."
+    if error["type"] == "value_error":
+        return f"Invalid value for '{path}': it {error['ctx']['error']}."
+    return f"Invalid value for '{path}': {shown}. {error['msg']}."

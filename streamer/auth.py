@@ -1,0 +1,177 @@
+"""Who may do what at the doors: bearer tokens with scopes, and where a browser's request may come from. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+from urllib.parse import urlsplit
+
+Scope = Literal["view", "ask", "publish", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+SHORTEST = 16
+"""Characters of a token; shorter ones can be guessed."""
+SUBPROTOCOL = "realtime"
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
+"""How a browser, which can set no header on a websocket, names its token (the dialect's own way)."""
+
+
+class DoorError(Exception):
+    """A request that is refused at the door.
+
+    Attributes:
+        code: machine-readable reason.
+        retry_after: seconds after which it may be tried again, or None.
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        self.code, self.message, self.retry_after = code, message, retry_after
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Whoever stands at a door: a token's name or an address, and what it may do."""
+
+    name: str
+    scopes: frozenset[Scope]
+
+    def may(self, *scopes: Scope) -> bool:
+        """Whether any of `scopes` is held; `admin` holds all."""
+        return "admin" in self.scopes or not self.scopes.isdisjoint(scopes)
+
+    def need(self, *scopes: Scope) -> None:
+        """Raises DoorError: forbidden."""
+        if not self.may(*scopes):
+            raise DoorError("forbidden", f"This token lacks the scope {' or '.join(map(repr, scopes))}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as it is kept: by its SHA-256 only. Tokens are long and random, so that no slow hash is needed."""
+
+    name: str
+    digest: str
+    scopes: frozenset[Scope]
+
+
+def new_token() -> str:
+    """A random token of 256 bits."""
+    return "str_" + secrets.token_urlsafe(32)
+
+
+def token_digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_scopes(text: str) -> frozenset[Scope]:
+    """`view,ask` as scopes. Raises ValueError with the mend."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in words if word not in SCOPES]
+    if unknown or not words:
+        raise ValueError(f"{', '.join(unknown) or 'nothing'} is no scope: use {', '.join(SCOPES)}")
+    return frozenset(scope for scope in SCOPES if scope in words)
+
+
+def read_tokens(lines: Iterable[str], origin: str) -> list[Token]:
+    """Tokens from a file or the environment: one a line, `NAME SCOPES TOKEN`, where TOKEN may be `sha256:HEX`.
+
+    Raises ValueError, naming the line but not what is secret in it.
+    """
+    tokens: list[Token] = []
+    for number, line in enumerate(lines, 1):
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        if len(words) != 3:
+            raise ValueError(f"{origin}: entry {number}: write NAME SCOPES TOKEN, such as 'phone view,ask {'…'}'")
+        name, scopes, secret = words
+        try:
+            granted = read_scopes(scopes)
+        except ValueError as error:
+            raise ValueError(f"{origin}: entry {number} ({name}): {error}") from None
+        digest = secret.removeprefix("sha256:")
+        if digest == secret:
+            if len(secret) < SHORTEST:
+                raise ValueError(f"{origin}: entry {number} ({name}): the token is shorter than {SHORTEST} characters")
+            digest = token_digest(secret)
+        elif len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise ValueError(f"{origin}: entry {number} ({name}): sha256: wants 64 hexadecimal digits")
+        tokens.append(Token(name, digest, granted))
+    return tokens
+
+
+class Gate:
+    """Decides who comes in.
+
+    Args:
+        tokens: those that are known; with none, everybody may do everything.
+        origins: pages of other origins (`https://cam.example`) that may speak to the daemon from a browser.
+        loopback: whether the daemon listens on this machine only.
+    """
+
+    def __init__(self, tokens: Collection[Token], origins: Collection[str] = (), *, loopback: bool = True) -> None:
+        self._tokens: Mapping[str, Token] = {token.digest: token for token in tokens}
+        self._origins = {origin.rstrip("/").lower() for origin in origins}
+        self._names = {urlsplit(origin).hostname for origin in self._origins}
+        self._loopback = loopback
+
+    def admit(self, headers: Mapping[str, str], address: str) -> Visitor:
+        """Who this is, from a request's headers (names in lower case) and its peer's address.
+
+        Raises DoorError: unauthorized, or forbidden for a page of a foreign origin.
+        """
+        self._check_origin(headers.get("origin"), headers.get("host", ""))
+        if not self._tokens:
+            return Visitor(address, frozenset(SCOPES))
+        presented = _presented(headers)
+        if presented is None:
+            raise DoorError("unauthorized", "A bearer token is needed: send 'Authorization: Bearer …'.")
+        token = self._tokens.get(token_digest(presented))
+        if token is None:
+            raise DoorError("unauthorized", "This token is not known here.")
+        return Visitor(token.name, token.scopes)
+
+    def _check_origin(self, origin: str | None, host: str) -> None:
+        name = urlsplit(f"//{host}").hostname or ""
+        if origin is not None and origin.lower() not in self._origins:
+            same = urlsplit(origin).netloc.lower() == host.lower()
+            if not same or not (_is_literal(name) or self._tokens):
+                raise DoorError("forbidden", f"Pages from {origin[:200]} may not speak to this daemon.")
+        # A page whose name was pointed at this machine (DNS rebinding) sends no origin when it reads; its name tells.
+        if self._loopback and not self._tokens and name not in self._names and not _is_literal(name):
+            raise DoorError("forbidden", f"This daemon is not {name[:200]!r}: reach it as 127.0.0.1 or localhost.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen at can be reached from this machine only."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_literal(name: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _presented(headers: Mapping[str, str]) -> str | None:
+    """The token in an Authorization header or in the dialect's subprotocol."""
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and token.strip():
+        return token.strip()
+    for offered in headers.get("sec-websocket-protocol", "").split(","):
+        if offered.strip().startswith(KEY_SUBPROTOCOL):
+            return offered.strip().removeprefix(KEY_SUBPROTOCOL)
+    return None

@@ -1,0 +1,311 @@
+"""Ask a running daemon over the wire: `AsyncClient`, and `Client` for code without an event loop.
+
+Needs only the `websockets` package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+import ssl
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+
+DEFAULT_URL = "http://127.0.0.1:8765"
+T = TypeVar("T")
+
+
+class ClientError(Exception):
+    """The daemon refused something, or can't be reached.
+
+    Attributes:
+        code: machine-readable reason, such as `unknown_stream`, `unreachable` or `closed`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(message)
+
+
+class AsyncClient:
+    """One connection to the daemon; used as an async context manager. One question at a time.
+
+    Args:
+        url: where the daemon listens (http, https, ws or wss); default $STREAMER_URL, else http://127.0.0.1:8765.
+        token: bearer token; default $STREAMER_TOKEN.
+        stream: the stream that questions are about; may be left out while there is only one.
+        tls: an SSL context, for certificates that the system does not trust.
+        timeout: seconds that connecting may take.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        stream: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        self.url = url or os.environ.get("STREAMER_URL") or DEFAULT_URL
+        self.stream = stream
+        self._token = token or os.environ.get("STREAMER_TOKEN")
+        self._tls = tls
+        self._timeout = timeout
+        self._socket: ClientConnection | None = None
+        self._numbers = itertools.count(1)
+        self.session: dict[str, Any] = {}
+        """What the daemon said of this session."""
+
+    async def __aenter__(self) -> AsyncClient:
+        address = _websocket_url(self.url, self.stream)
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        extra: dict[str, Any] = {"ssl": self._tls} if self._tls is not None else {}
+        try:
+            self._socket = await connect(
+                address,
+                additional_headers=headers,
+                compression=None,
+                open_timeout=self._timeout,
+                max_size=16 * 2**20,
+                proxy=None,
+                **extra,
+            )
+            created = await self._next()
+        except InvalidStatus as error:
+            raise ClientError(*_refusal(error, self.url)) from None
+        except InvalidURI:
+            raise ClientError(
+                "bad_url", f"{self.url} is no address of a daemon: use {DEFAULT_URL} or the like."
+            ) from None
+        except (InvalidMessage, InvalidHandshake):
+            raise ClientError("unreachable", f"What listens at {self.url} is not a streamer daemon.") from None
+        except (OSError, TimeoutError):
+            raise ClientError(
+                "unreachable", f"No daemon answers at {self.url}: start one with 'streamer run', or name it with --url."
+            ) from None
+        self.session = created.get("session", {})
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._socket is not None:
+            await self._socket.close()
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        stream: str | None = None,
+        instructions: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+    ) -> AsyncGenerator[str, None]:
+        """Asks, and yields the answer as it is spoken. Leaving the loop early cancels the answer.
+
+        Raises:
+            ClientError: refused (unknown stream, empty question, too many answers), broken off, or connection lost.
+        """
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": question}]}
+        response = {
+            "conversation": "none",
+            "input": [item],
+            "stream": stream,
+            "instructions": instructions,
+            "max_output_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        given = {key: value for key, value in response.items() if value is not None}
+        asked = await self._send("response.create", response=given)
+        answer: str | None = None
+        done = False
+        try:
+            while not done:
+                event = await self._next()
+                match event["type"]:
+                    case "response.created":
+                        answer = event["response"]["id"]
+                    case "response.output_text.delta" if event["response_id"] == answer:
+                        yield event["delta"]
+                    case "response.done" if event["response"]["id"] == answer:
+                        done = True
+                        _raise_for(event["response"])
+                    case "error" if event["error"]["event_id"] == asked:
+                        done = True
+                        raise ClientError(event["error"]["code"], event["error"]["message"])
+        finally:
+            if not done and answer is not None:
+                with suppress(ClientError):
+                    await self._send("response.cancel", response_id=answer)
+
+    async def streams(self) -> list[dict[str, Any]]:
+        """One dictionary a stream: name, source, state, fps_in, fps_seen, drops, lag_s, newest_frame_age_s, uptime_s."""
+        streams: list[dict[str, Any]] = (await self._request("stream.list", "stream.listed"))["streams"]
+        return streams
+
+    async def attach(self, stream: str, source: str, **options: Any) -> dict[str, Any]:
+        """Adds a stream; returns its figures. Raises ClientError."""
+        return await self._request("stream.attach", "stream.attached", stream=stream, source=source, options=options)
+
+    async def detach(self, stream: str) -> None:
+        """Removes a stream. Raises ClientError."""
+        await self._request("stream.detach", "stream.detached", stream=stream)
+
+    async def push(self, picture: bytes, *, stream: str | None = None, timestamp: float | None = None) -> None:
+        """Shows one JPEG or PNG file to a stream whose source is `push:`; `timestamp` in seconds, on your own axis."""
+        fields: dict[str, Any] = {"video": base64.b64encode(picture).decode(), "stream": stream, "timestamp": timestamp}
+        await self._send(
+            "input_video_buffer.append", **{key: value for key, value in fields.items() if value is not None}
+        )
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Whatever the daemon sends from now on: `stream.status`, `stream.dropped`, `stream.reset`, errors."""
+        while True:
+            yield await self._next()
+
+    async def _request(self, kind: str, reply: str, **fields: Any) -> dict[str, Any]:
+        asked = await self._send(kind, **fields)
+        while True:
+            event = await self._next()
+            if event["type"] == reply:
+                return event
+            if event["type"] == "error" and event["error"]["event_id"] == asked:
+                raise ClientError(event["error"]["code"], event["error"]["message"])
+
+    async def _send(self, kind: str, **fields: Any) -> str:
+        """Sends an event and returns the id that an error about it will name."""
+        event_id = f"client_{next(self._numbers)}"
+        try:
+            await self._connection().send(json.dumps({"type": kind, "event_id": event_id, **fields}))
+        except ConnectionClosed as error:
+            raise _lost(error) from None
+        return event_id
+
+    async def _next(self) -> dict[str, Any]:
+        try:
+            event: dict[str, Any] = json.loads(await self._connection().recv())
+        except ConnectionClosed as error:
+            raise _lost(error) from None
+        return event
+
+    def _connection(self) -> ClientConnection:
+        if self._socket is None:
+            raise ClientError("closed", "The client is not connected: use it in a 'with' block.")
+        return self._socket
+
+
+class Client:
+    """`AsyncClient` for plain code: the same calls, blocking; `ask` is an ordinary iterator."""
+
+    def __init__(self, url: str | None = None, **options: Any) -> None:
+        self._async = AsyncClient(url, **options)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="streamer-client", daemon=True)
+
+    def __enter__(self) -> Client:
+        self._thread.start()
+        try:
+            self._run(self._async.__aenter__)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._run(lambda: self._async.__aexit__(kind, error, trace))
+        finally:
+            self._end()
+
+    def ask(self, question: str, **options: Any) -> Iterator[str]:
+        """Asks, and yields the answer as it is spoken; options as `AsyncClient.ask`. Raises ClientError."""
+        answer = self._async.ask(question, **options)
+        try:
+            while True:
+                try:
+                    yield self._run(answer.__anext__)
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._run(answer.aclose)
+
+    def streams(self) -> list[dict[str, Any]]:
+        """As `AsyncClient.streams`."""
+        return self._run(self._async.streams)
+
+    def attach(self, stream: str, source: str, **options: Any) -> dict[str, Any]:
+        """As `AsyncClient.attach`."""
+        return self._run(lambda: self._async.attach(stream, source, **options))
+
+    def detach(self, stream: str) -> None:
+        """As `AsyncClient.detach`."""
+        self._run(lambda: self._async.detach(stream))
+
+    def push(self, picture: bytes, **options: Any) -> None:
+        """As `AsyncClient.push`."""
+        self._run(lambda: self._async.push(picture, **options))
+
+    def _run(self, call: Callable[[], Awaitable[T]]) -> T:
+        async def work() -> T:
+            return await call()
+
+        future = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _websocket_url(url: str, stream: str | None) -> str:
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.netloc:
+        raise ClientError("bad_url", f"{url} is no address of a daemon: use {DEFAULT_URL} or the like.")
+    query = f"?stream={quote(stream, safe='')}" if stream else ""
+    return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/v1/realtime{query}"
+
+
+def _refusal(error: InvalidStatus, url: str) -> tuple[str, str]:
+    status = error.response.status_code
+    if status == 401:
+        return "unauthorized", f"{url} wants a token: set STREAMER_TOKEN or pass --token-file."
+    if status == 403:
+        return "forbidden", f"{url} refuses that: the token's scope does not reach so far, or the path is wrong."
+    if status in (429, 503):
+        return "overloaded", f"{url} takes no more connections now: try again later."
+    return "unreachable", f"What listens at {url} answers {status}: it is not a streamer daemon."
+
+
+def _lost(error: ConnectionClosed) -> ClientError:
+    reason = error.rcvd.reason if error.rcvd else ""
+    return ClientError("closed", f"The daemon closed the connection{f': {reason}' if reason else ''}.")
+
+
+def _raise_for(response: dict[str, Any]) -> None:
+    if response["status"] in ("completed", "incomplete"):
+        return
+    error = (response.get("status_details") or {}).get("error") or {}
+    raise ClientError(
+        error.get("code") or response["status"], error.get("message") or f"The answer was {response['status']}."
+    )

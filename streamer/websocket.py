@@ -1,0 +1,265 @@
+"""One client of `/v1/realtime`: a socket around the sans-I/O session, with a bounded queue towards the client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+from protocols.realtime import Ask, Cancel, Command, Decision, Listen, Push, RealtimeSession, Send, Usage
+from streamer.assistant import Answer, Assistant, AssistantError
+from streamer.facts import event_facts, frame_facts, stream_facts
+
+OUTGOING_BYTES = 256 * 1024
+"""Words and news that may wait for a client that reads slowly; beyond it the connection is closed with 1013."""
+PAUSE_BYTES = 64 * 1024
+"""What may wait, replies included, before no further message of this client is read."""
+CLOSE_SECONDS = 1.0
+"""How long a closing handshake may take before the connection is cut."""
+GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's websocket with an end for peers that do not read: a close frame behind what waits, then a cut."""
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            self.scope["extensions"]["streamer.socket"] = {"cut": self.cut, "writable": self.writable}
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
+
+    def cut(self, code: int, reason: str) -> None:
+        """Closes without waiting until the peer has read what was sent before."""
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+
+class Outbox:
+    """Messages that wait for one client, counted in bytes.
+
+    Replies to the client's own messages are bounded by `room`, since it is not read further meanwhile; what comes unasked
+    (words, news) is counted in `unasked_bytes`, for its owner to bound.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = self.unasked_bytes = 0
+        self._waiting: deque[tuple[str, bool]] = deque()
+        self._closing: tuple[int, str] | None = None
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def put(self, text: str, unasked: bool) -> None:
+        self._waiting.append((text, unasked))
+        self.bytes += len(text)
+        self.unasked_bytes += len(text) * unasked
+        if self.bytes > PAUSE_BYTES:
+            self._room.clear()
+        self._news.set()
+
+    def close(self, code: int, reason: str) -> None:
+        """Nothing comes after what waits now."""
+        self._closing = self._closing or (code, reason)
+        self._news.set()
+
+    async def room(self) -> None:
+        """Returns once little waits."""
+        await self._room.wait()
+
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """Whoever waits for room is let go when nothing is sent any more."""
+        try:
+            yield
+        finally:
+            self._room.set()
+
+    async def send_all(self, websocket: WebSocket) -> None:
+        """Sends what waits, as it comes, until `close` or until the client is gone."""
+        with suppress(WebSocketDisconnect), self._last_words():
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                while self._waiting:
+                    text, unasked = self._waiting[0]
+                    await websocket.send_text(text)
+                    self._waiting.popleft()
+                    self.bytes -= len(text)
+                    self.unasked_bytes -= len(text) * unasked
+                    if self.bytes <= PAUSE_BYTES:
+                        self._room.set()
+                if self._closing is not None:
+                    await websocket.close(*self._closing)
+                    return
+
+
+class RealtimeConnection:
+    """Carries out what one client's session decides."""
+
+    def __init__(self, websocket: WebSocket, assistant: Assistant, session: RealtimeSession) -> None:
+        self._websocket = websocket
+        self._socket = websocket.scope["extensions"]["streamer.socket"]
+        self._assistant = assistant
+        self._session = session
+        self._outbox = Outbox()
+        self._answers: dict[str, Answer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writer: asyncio.Task[None] | None = None
+        self._ear: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Runs until either side closes."""
+        await self._websocket.accept()
+        self._writer = self._spawn(self._outbox.send_all(self._websocket))
+        try:
+            self._do(self._session.open(self._names()))
+            while True:
+                message = await self._websocket.receive()
+                if message["type"] == "websocket.disconnect":
+                    break
+                text, data = message.get("text"), message.get("bytes")
+                for decision in self._session.receive(text if text is not None else data or b"", self._names()):
+                    await self._carry_out(decision)
+                await self._outbox.room()
+        finally:
+            self._do(self._session.close())
+            self._closed.set()
+            self._writer.cancel()
+            if self._ear is not None:
+                self._ear.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def shut_down(self) -> None:
+        """Ends every answer as cancelled and closes with 1001; returns when the client has gone, or after a second."""
+        self._do(self._session.shut_down())
+        self._outbox.close(GOING_AWAY, "the daemon is shutting down")
+        try:
+            await asyncio.wait_for(self._closed.wait(), CLOSE_SECONDS)
+        except TimeoutError:
+            self._cut(GOING_AWAY, "the daemon is shutting down")
+
+    async def _carry_out(self, decision: Decision) -> None:
+        if isinstance(decision, Command):
+            try:
+                self._do(self._session.performed(decision, **await self._perform(decision)))
+            except AssistantError as error:
+                self._do(self._session.failed(decision, error.code, error.message))
+        else:
+            self._do([decision])
+
+    def _do(self, decisions: Iterable[Decision], *, unasked: bool = False) -> None:
+        for decision in decisions:
+            match decision:
+                case Send():
+                    self._send(decision.event, unasked)
+                case Ask():
+                    self._ask(decision)
+                case Cancel():
+                    if answer := self._answers.get(decision.response):
+                        answer.cancel()
+                case Push():
+                    self._do(self._session.failed(decision, "bad_source", "No stream here takes pushed frames."))
+                case Listen():
+                    if self._ear is not None:
+                        self._ear.cancel()
+                    self._ear = self._spawn(self._listen(decision.stream)) if decision.stream else None
+
+    def _send(self, event: dict[str, Any], unasked: bool) -> None:
+        self._outbox.put(json.dumps(event, ensure_ascii=False, separators=(",", ":")), unasked)
+        writable: asyncio.Event = self._socket["writable"]
+        if self._outbox.unasked_bytes > OUTGOING_BYTES and not writable.is_set():
+            self._cut(TRY_AGAIN_LATER, "this client reads too slowly")
+
+    def _cut(self, code: int, reason: str) -> None:
+        if self._writer is not None:
+            self._writer.cancel()
+        cut: Callable[[int, str], None] = self._socket["cut"]
+        cut(code, reason)
+
+    def _ask(self, ask: Ask) -> None:
+        try:
+            answer = self._assistant.ask(
+                ask.question,
+                stream=ask.stream,
+                instructions=ask.instructions,
+                history=ask.history,
+                max_tokens=ask.max_tokens,
+                temperature=ask.temperature,
+                top_p=ask.top_p,
+                seed=ask.seed,
+            )
+        except AssistantError as error:
+            self._do(self._session.refused(ask.response, error.code, error.message))
+            return
+        self._answers[ask.response] = answer
+        self._do(self._session.accepted(ask.response))
+        self._spawn(self._speak(ask.response, answer))
+
+    async def _speak(self, response: str, answer: Answer) -> None:
+        try:
+            async for words in answer:
+                self._do(self._session.delta(response, words), unasked=True)
+        finally:
+            answer.cancel()
+            del self._answers[response]
+        reason = answer.finish_reason or "failed"
+        trouble = ("failed", answer.error or "The answer broke off.") if reason == "failed" else None
+        usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+        self._do(self._session.finished(response, reason, usage, trouble), unasked=True)
+
+    async def _listen(self, stream: str) -> None:
+        subscription = self._assistant.subscribe(stream)
+        try:
+            async for event in subscription:
+                self._do(self._session.news(event_facts(event)), unasked=True)
+        finally:
+            subscription.close()
+
+    async def _perform(self, command: Command) -> dict[str, Any]:
+        match command.verb:
+            case "list":
+                return {"streams": [stream_facts(status) for status in self._assistant.streams()]}
+            case "attach":
+                status = await self._assistant.attach(command.stream or "", command.source, **command.options)
+                return stream_facts(status)
+            case "detach":
+                await self._assistant.detach(command.stream or "")
+                return {"stream": command.stream}
+            case "frame":
+                frame = self._assistant.newest_frame(command.stream or "")
+                if frame is None:
+                    raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
+                return await asyncio.to_thread(frame_facts, frame)
+            case "status":
+                return next(stream_facts(each) for each in self._assistant.streams() if each.name == command.stream)
+
+    def _names(self) -> list[str]:
+        return [status.name for status in self._assistant.streams()]
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,170 @@
+"""Chat completions, read and written without a server."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from protocols.chat import ChatRequest, ChatWriter, error_body, error_status, models_body, read_chat
+from protocols.fields import ProtocolError
+
+PNG = b"\x89PNG\r\n\x1a\n..."
+PNG_URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
+VIDEO_URI = "data:video/mp4;base64," + base64.b64encode(b"film").decode()
+STREAMS = ["door", "yard"]
+
+
+def read(messages: Any = "What?", **fields: Any) -> ChatRequest:
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    return read_chat(json.dumps({"model": "nano", "messages": messages, **fields}).encode(), "nano", STREAMS)
+
+
+def refused(*arguments: Any, **fields: Any) -> ProtocolError:
+    with pytest.raises(ProtocolError) as error:
+        read(*arguments, **fields)
+    return error.value
+
+
+def chunks(data: bytes) -> list[Any]:
+    lines = data.decode().removesuffix("\n\n").split("\n\n")
+    return [line if line == "data: [DONE]" else json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_conversation_becomes_question_history_and_instructions() -> None:
+    asked = read(
+        [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": "Who is there?"},
+            {"role": "assistant", "content": "A man."},
+            {"role": "user", "content": [{"type": "text", "text": "And"}, {"type": "text", "text": "now?"}]},
+        ],
+        model="nano/door",
+        temperature=0.5,
+        max_tokens=5,
+        max_completion_tokens=7,
+        stream=True,
+        stream_options={"include_usage": True},
+        user="somebody",
+    )
+    assert (asked.stream, asked.question, asked.instructions) == ("door", "And\nnow?", "Be brief.")
+    assert asked.history == (("Who is there?", "A man."),)
+    assert (asked.temperature, asked.max_tokens, asked.streaming, asked.include_usage) == (0.5, 7, True, True)
+
+
+def test_model_alone_leaves_the_stream_open() -> None:
+    assert read().stream is None
+    error = refused(model="gpt-9")
+    assert (error.code, error.param) == ("model_not_found", "model") and "nano/door" in error.message
+    assert refused(model="nano/cellar").code == "model_not_found"
+
+
+def test_pictures_and_videos_of_the_newest_question() -> None:
+    picture = {"type": "image_url", "image_url": {"url": PNG_URI, "detail": "low"}}
+    video = {"type": "video_url", "video_url": {"url": VIDEO_URI}}
+    far = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    text = {"type": "text", "text": "What?"}
+    asked = read([{"role": "user", "content": [picture, video, far, text]}])
+    assert [(each.kind, each.data, each.url) for each in asked.media] == [
+        ("image", PNG, None),
+        ("video", b"film", None),
+        ("image", None, "https://example.com/a.png"),
+    ]
+    earlier = [{"role": "user", "content": [picture, text]}, {"role": "assistant", "content": "A cat."}]
+    assert read([*earlier, {"role": "user", "content": "Sure?"}]).media == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"messages": []}, "invalid_value", "messages"),
+        ({"messages": [{"role": "user"}]}, "empty_question", "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "empty_question", "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 3}]}, "invalid_value", "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x"}}]}]},
+            "invalid_value",
+            "messages[0].content[0].image_url.url",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}]},
+            "invalid_value",
+            "messages[0].content[0].image_url.url",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": PNG_URI}}]}]},
+            "invalid_value",
+            "messages[0].content[0].video_url.url",
+        ),
+        (
+            {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PNG_URI}}]}]},
+            "invalid_value",
+            "messages[0].content",
+        ),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "missing_required_parameter", None),
+        ({"model": None}, "invalid_value", "model"),
+        ({"n": 2}, "invalid_value", "n"),
+        ({"tools": [{}]}, "invalid_value", "tools"),
+        ({"temperature": 3}, "invalid_value", "temperature"),
+        ({"temperature": "hot"}, "invalid_value", "temperature"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_tokens": True}, "invalid_value", "max_tokens"),
+        ({"response_format": {"type": "json_object"}}, "invalid_value", "response_format.type"),
+        ({"logprobs": True}, "invalid_value", "logprobs"),
+        ({"stop": ["x"]}, "invalid_value", "stop"),
+        ({"presence_penalty": 1}, "invalid_value", "presence_penalty"),
+    ],
+)
+def test_bad_requests_name_the_field(fields: dict[str, Any], code: str, param: str | None) -> None:
+    error = refused(**fields) if "messages" not in fields else refused(fields["messages"])
+    assert error.code == code
+    assert param is None or error.param == param
+    assert error.param
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"model": "nano"}', b"[" * 100_000])
+def test_bad_bodies_are_refused(body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        read_chat(body, "nano", STREAMS)
+
+
+def test_answer_in_one_piece() -> None:
+    body = ChatWriter("chatcmpl-1", 5, "nano").whole("A cat.", "length", 10, 2)
+    assert (body["object"], body["id"], body["created"], body["model"]) == ("chat.completion", "chatcmpl-1", 5, "nano")
+    assert body["choices"][0]["message"]["content"] == "A cat."
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"] == {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_answer_in_events(usage: bool) -> None:
+    writer = ChatWriter("chatcmpl-1", 5, "nano", usage)
+    events = chunks(writer.begin() + writer.delta("A ") + writer.delta("cat.\n\n") + writer.end("stop", 10, 2))
+    assert events.pop() == "data: [DONE]"
+    if usage:
+        last = events.pop()
+        assert last["choices"] == [] and last["usage"]["total_tokens"] == 12
+    assert all(event["object"] == "chat.completion.chunk" and event["id"] == "chatcmpl-1" for event in events)
+    assert all(("usage" in event) == usage for event in events)
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert deltas[0]["role"] == "assistant" and deltas[-1] == {}
+    assert "".join(delta.get("content", "") for delta in deltas) == "A cat.\n\n"
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, None, "stop"]
+
+
+def test_break_in_an_answer_is_told() -> None:
+    told, end = chunks(ChatWriter("chatcmpl-1", 5, "nano").broken("It broke."))
+    assert told["error"]["message"] == "It broke." and end == "data: [DONE]"
+
+
+def test_errors_and_models_have_openais_shape() -> None:
+    assert error_status("model_not_found") == 404 and error_status("invalid_value") == 400
+    assert error_body("too_many_answers", "Later.")["error"] == {
+        "message": "Later.",
+        "type": "rate_limit_error",
+        "param": None,
+        "code": "too_many_answers",
+    }
+    assert [model["id"] for model in models_body("nano", STREAMS, 5)["data"]] == ["nano", "nano/door", "nano/yard"]

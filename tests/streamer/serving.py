@@ -1,0 +1,137 @@
+"""A daemon in a thread of its own (the real assistant with the nano model, the real server), and a way to speak to it."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+
+from streamer.assistant import Assistant
+from streamer.config import Config
+from streamer.http import close_connections, create_app, server_options
+
+T = TypeVar("T")
+CONFIG: dict[str, Any] = {
+    "model": {"threads": 1},
+    "streams": [{"name": "demo", "source": "demo:", "fps": 2}],
+    "answers": {"ceiling_tokens_per_second": 1000, "floor_tokens_per_second": 100},
+    "limits": {"streams": 4, "answers": 4, "answer_tokens": 30_000},
+}
+
+
+class Served:
+    """A server on a free port."""
+
+    def __init__(self, app: Any, port: int) -> None:
+        self.app, self.port = app, port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def connect(self, query: str = "", **options: Any) -> connect:
+        return connect(f"ws://127.0.0.1:{self.port}/v1/realtime{query}", compression=None, proxy=None, **options)
+
+
+class Daemon:
+    """The assistant in its loop; as many servers as tests want in front of it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.config = Config.model_validate(CONFIG)
+        self.assistant = self.run(self._start)
+
+    async def _start(self) -> Assistant:
+        assistant = Assistant(self.config)
+        await assistant.start()
+        while not all(status.frames_seen for status in assistant.streams()):
+            await asyncio.sleep(0.05)
+        return assistant
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """Awaits `call()` in the daemon's loop."""
+
+        async def work() -> Any:
+            return await call()
+
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(60)
+
+    def do(self, call: Callable[[], T]) -> T:
+        """Calls in the daemon's loop."""
+
+        async def work() -> T:
+            return call()
+
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(60)
+
+    def stop(self) -> None:
+        self.run(self.assistant.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+
+    @contextmanager
+    def served(self, *, send_buffer: int = 0, **sections: Any) -> Iterator[Served]:
+        """A server of its own, with sections of configuration beside the daemon's."""
+        config = Config.model_validate({**CONFIG, **sections})
+        serving = _served(self.assistant, config, send_buffer)
+        server = self.run(serving.__aenter__)
+        try:
+            yield server
+        finally:
+            self.run(lambda: serving.__aexit__(None, None, None))
+
+    @property
+    def open_answers(self) -> int:
+        return self.do(lambda: len(self.assistant._answers))
+
+
+@asynccontextmanager
+async def _served(assistant: Assistant, config: Config, send_buffer: int) -> AsyncIterator[Served]:
+    app = create_app(assistant, config)
+    server = uvicorn.Server(uvicorn.Config(app, **server_options(config)))
+    listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    task = asyncio.create_task(server._serve([listener]))
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield Served(app, listener.getsockname()[1])
+    finally:
+        await close_connections(app)
+        server.should_exit = True
+        await task
+
+
+async def send(client: ClientConnection, kind: str, **fields: Any) -> None:
+    await client.send(json.dumps({"type": kind, **fields}))
+
+
+async def receive(client: ClientConnection) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads(await asyncio.wait_for(client.recv(), 20))
+    return event
+
+
+async def until(client: ClientConnection, kind: str) -> list[dict[str, Any]]:
+    """Events up to the first of this kind, which is the last of the list."""
+    events = [await receive(client)]
+    while events[-1]["type"] != kind:
+        events.append(await receive(client))
+    return events
+
+
+async def ask(client: ClientConnection, question: str = "What is there?", **response: Any) -> None:
+    content = [{"type": "input_text", "text": question}]
+    await send(client, "conversation.item.create", item={"type": "message", "role": "user", "content": content})
+    await send(client, "response.create", response=response)
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Returns once `condition()` holds. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)

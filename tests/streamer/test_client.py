@@ -1,0 +1,102 @@
+"""The client and the command line over a real socket."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from streamer.client import AsyncClient, Client, ClientError
+from tests.streamer.serving import Daemon, Served, eventually
+
+
+def test_answer_streams_in_and_leaving_early_cancels_it(server: Served, daemon: Daemon) -> None:
+    async def story() -> None:
+        async with AsyncClient(server.url, stream="demo") as client:
+            assert [word async for word in client.ask("What?", max_tokens=3)]
+            answer = client.ask("And now?", max_tokens=20_000)
+            await anext(answer)
+            assert daemon.open_answers == 1
+            await answer.aclose()
+            await eventually(lambda: daemon.open_answers == 0)
+            assert [word async for word in client.ask("Again?", max_tokens=2)]
+
+    asyncio.run(story())
+
+
+def test_streams_can_be_managed(server: Served) -> None:
+    async def story() -> None:
+        async with AsyncClient(server.url) as client:
+            await client.attach("robot", "demo:", fps=1)
+            assert [stream["name"] for stream in await client.streams()] == ["demo", "robot"]
+            with pytest.raises(ClientError, match="already"):
+                await client.attach("robot", "demo:")
+            with pytest.raises(ClientError) as refused:
+                [word async for word in client.ask("What?", stream="cellar")]
+            assert refused.value.code == "unknown_stream"
+            await client.detach("robot")
+
+    asyncio.run(story())
+
+
+def test_refusals_are_one_clear_line(server: Served) -> None:
+    async def refusal(url: str) -> str:
+        with pytest.raises(ClientError) as refused:
+            await AsyncClient(url).__aenter__()
+        assert "\n" not in refused.value.message
+        return refused.value.message
+
+    async def story() -> None:
+        assert "No daemon answers at http://127.0.0.1:1:" in await refusal("http://127.0.0.1:1")
+        assert "is no address" in await refusal("ftp://x")
+        assert "path" in await refusal(f"{server.url}/elsewhere")
+
+    asyncio.run(story())
+
+
+def test_plain_client_is_an_ordinary_iterator(server: Served) -> None:
+    with Client(server.url) as client:
+        words = client.ask("What?", max_tokens=20_000)
+        assert next(words)
+        words.close()
+        assert "".join(client.ask("What?", max_tokens=3))
+        assert client.streams()[0]["name"] == "demo"
+        with pytest.raises(ClientError, match="known: demo"):
+            list(client.ask("What?", stream="cellar"))
+
+
+def test_command_line_asks(server: Served) -> None:
+    asked = streamer("ask", "What?", "--max-tokens", "3", "--url", server.url)
+    assert asked.returncode == 0 and asked.stdout
+    facts = json.loads(streamer("ask", "What?", "--max-tokens", "3", "--url", server.url, "--json").stdout)
+    assert facts["answer"] == asked.stdout.removesuffix("\n") and 0 < facts["first_word_s"] <= facts["answer_s"]
+    missing = streamer("ask", "What?", "--stream", "cellar", "--url", server.url)
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1) and "cellar" in missing.stderr
+
+
+def test_command_line_shows_status(server: Served) -> None:
+    head, line = streamer("status", "--url", server.url).stdout.splitlines()
+    assert re.split("  +", head) == [
+        *("STREAM", "STATE", "FPS IN", "FPS SEEN", "DROPS", "LAG", "NEWEST", "UPTIME", "SOURCE")
+    ]
+    name, state, fps_in, fps_seen, *_, source = re.split("  +", line)
+    assert (name, state, source) == ("demo", "live", "demo:")
+    assert float(fps_in) >= 0 and float(fps_seen) > 0
+    (facts,) = json.loads(streamer("status", "--json", "--url", server.url).stdout)["streams"]
+    assert facts["name"] == "demo" and facts["uptime_s"] > 0
+    unreachable = streamer("status", "--url", "http://127.0.0.1:1")
+    assert unreachable.returncode == 1 and "streamer run" in unreachable.stderr
+
+
+def test_client_and_command_line_start_without_torch() -> None:
+    heavy = ("torch", "numpy", "av", "pydantic", "model", "capture", "protocols")
+    code = f"import sys, streamer.client, streamer.cli; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def streamer(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamer.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
