@@ -87,10 +87,10 @@ def error(found: Tensor, oracle: Tensor) -> float:
     return float((found.double() - oracle.double()).norm() / oracle.double().norm())
 
 
-def patches(config: InfiniteVLConfig, *shape: int, grid: tuple[int, int], seed: int = 0) -> Tensor:
+def patches(config: VisionConfig, *shape: int, grid: tuple[int, int], seed: int = 0) -> Tensor:
     """Random patches, float32 [*shape, grid patches, patch_dim]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, grid[0] * grid[1], config.vision.patch_dim, generator=generator)
+    return torch.randn(*shape, grid[0] * grid[1], config.patch_dim, generator=generator)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
