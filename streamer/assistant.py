@@ -79,8 +79,8 @@ class Assistant:
         Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work.
         """
         self._loop = asyncio.get_running_loop()
-        self._runner = await asyncio.wrap_future(self.engine.start())
         try:
+            self._runner = await asyncio.wrap_future(self.engine.start())
             for stream in self.config.streams:
                 await self._attach(stream)
         except BaseException:
@@ -349,5 +349,5 @@ def _check_sampling(max_tokens: int, temperature: float, top_p: float) -> None:
 
 
 def _threads() -> int:
-    """CPU threads of the model: half the cores, the others decode and talk."""
-    return max(1, (os.cpu_count() or 2) // 2)
+    """CPU threads of the model: half the cores, as the others decode and talk."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)

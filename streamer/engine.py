@@ -73,7 +73,7 @@ class Engine:
         stream_slots: int,
         answer_slots: int,
         pace: Pace | None = None,
-        threads: int | None = None,
+        threads: int = 1,
         reset: Callable[[str, str], None] = lambda stream, reason: None,
     ) -> None:
         self.pace = pace or Pace()
@@ -84,7 +84,8 @@ class Engine:
         self.steps: Counter[str] = Counter()
         self.tokens = 0
         self.busy_seconds = 0.0
-        self._load, self._threads, self._reset = load, threads, reset
+        self.threads = threads
+        self._load, self._reset = load, reset
         self._streams: dict[str, Stream] = {}
         self._answers: dict[str, _Answer] = {}
         self._inbox: deque[Callable[[], None]] = deque()
@@ -155,8 +156,7 @@ class Engine:
 
     def prepare(self) -> Runner:
         """Loads the model and learns what its steps cost."""
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        torch.set_num_threads(self.threads)
         self.runner = self._load()
         self._free_streams = list(range(self.stream_slots))
         self._free_answers = list(range(self.stream_slots, self.stream_slots + self.answer_slots))

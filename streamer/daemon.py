@@ -1,0 +1,153 @@
+"""Start, run and stop: one process, one port, one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+
+from model import ConfigError as ModelConfigError
+from model.checkpoint import CheckpointError
+from streamer.assistant import Assistant, AssistantError
+from streamer.config import Config, ServerConfig
+from streamer.http import close_connections, create_app, server_options
+
+log = logging.getLogger("streamer")
+
+
+class DaemonError(Exception):
+    """Why the daemon can't run, in one line with the mend."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the daemon has an order in which things stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Daemon:
+    """An assistant behind its port. Everything lives on the event loop that calls `start`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.assistant = Assistant(config)
+        self._app = create_app(self.assistant, config)
+        self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Takes the port, loads the model, opens the streams, and serves; returns the URL. Raises DaemonError."""
+        listener = _listen(self.config.server)
+        try:
+            await self.assistant.start()
+        except (AssistantError, CheckpointError, ModelConfigError) as error:
+            listener.close()
+            raise DaemonError(str(error)) from None
+        except BaseException:
+            listener.close()
+            raise
+        self._serving = asyncio.create_task(self._server.serve([listener]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0.01)
+        host, port = listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        """Ends answers as cancelled, closes websockets with 1001, and lets everything go; at most about two seconds."""
+        self._server.should_exit = True
+        await asyncio.gather(close_connections(self._app), self.assistant.stop())
+        if self._serving is not None:
+            done, _ = await asyncio.wait([self._serving], timeout=0.5)
+            if not done:
+                self._serving.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._serving
+
+    async def failed(self) -> str:
+        """Returns once the engine is beyond help, with the reason."""
+        while self.assistant.engine.alive:
+            await asyncio.sleep(0.5)
+        return self.assistant.trouble or "the engine has stopped"
+
+    def banner(self, url: str) -> str:
+        """What a user sees first."""
+        model, limits = self.assistant.model, self.config.limits
+        weights = "" if model.trained else "  RANDOM WEIGHTS: answers mean nothing\n"
+        streams = "".join(f"  {status.name}: {status.source}\n" for status in self.assistant.streams())
+        return (
+            f"streamer is ready at {url}\n"
+            f"  model {model.name} on {self.config.model.device}, {model.state_bytes / 1e6:.1f} MB of memory a stream, for ever\n"
+            f"{weights}"
+            f"  room for {limits.streams} streams and {limits.answers} answers at once\n"
+            f"{streams}"
+        )
+
+
+def run(config: Config, announce: Callable[[str], None] = lambda url: None) -> int:
+    """Runs until SIGINT or SIGTERM; returns the exit code. `announce` is told the URL once all is ready."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    return asyncio.run(_run(config, announce))
+
+
+async def _run(config: Config, announce: Callable[[str], None]) -> int:
+    loop, asked_to_stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_stop.set)
+    daemon = Daemon(config)
+    starting = asyncio.create_task(daemon.start())
+    stopping = asyncio.create_task(asked_to_stop.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        return 0
+    try:
+        url = starting.result()
+    except DaemonError as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
+    print(daemon.banner(url), end="", flush=True)
+    announce(url)
+    failing = asyncio.create_task(daemon.failed())
+    await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if failing.done():
+        print(f"streamer: {failing.result()}", file=sys.stderr)
+    await daemon.stop()
+    failed = failing.done() and not stopping.done()
+    failing.cancel()
+    return 1 if failed else 0
+
+
+def _listen(server: ServerConfig) -> socket.socket:
+    """The daemon's socket. Raises DaemonError."""
+    where = f"{server.host}:{server.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise DaemonError(f"can't listen at {where}: {error.strerror or error}; check server.host") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise DaemonError(
+                f"port {server.port} at {server.host} is in use: stop what uses it, or choose another with --port"
+            ) from None
+        raise DaemonError(f"can't listen at {where}: {error.strerror}; choose another host or port") from None
+    return listener
