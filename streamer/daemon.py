@@ -45,19 +45,20 @@ class Daemon:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
-        """Takes the port, loads the model, opens the streams, and serves; returns the URL. Raises DaemonError."""
+        """Takes the port and serves, unready at first; loads the model and opens the streams. Returns the URL.
+
+        Raises DaemonError.
+        """
         listener = _listen(self.config.server)
+        self._serving = asyncio.create_task(self._server.serve([listener]))
         try:
             await self.assistant.start()
         except (AssistantError, CheckpointError, ModelConfigError) as error:
-            listener.close()
+            await self.stop()
             raise DaemonError(str(error)) from None
         except BaseException:
-            listener.close()
+            await self.stop()
             raise
-        self._serving = asyncio.create_task(self._server.serve([listener]))
-        while not self._server.started and not self._serving.done():
-            await asyncio.sleep(0.01)
         host, port = listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -197,6 +197,7 @@ class Engine:
         return 0.0
 
     def _run(self, ready: Future[Runner]) -> None:
+        ready.set_running_or_notify_cancel()
         try:
             ready.set_result(self.prepare())
         except BaseException as error:
@@ -373,6 +374,8 @@ class Engine:
             runner.reset(slot)
 
     def _time(self, step: Decision[Frame], run: Callable[[], object]) -> None:
+        if self._stopping:
+            raise InterruptedError("stopped while the model was warmed up")
         run()
         began = time.monotonic()
         run()

@@ -1,0 +1,153 @@
+"""The daemon as a process of its own: start, port, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+
+ROOT = Path(__file__).parents[2]
+CODE = """
+import json, sys
+from streamer.config import parse_config
+from streamer.daemon import run
+sys.exit(run(parse_config(json.loads(sys.argv[1])), lambda url: print(url, flush=True)))
+"""
+
+
+def command(**keys: Any) -> list[str]:
+    config = {
+        "server": {"port": 0},
+        "model": {"threads": 1},
+        "limits": {"streams": 1, "answers": 2, "waiting_questions": 2},
+        "streams": [{"name": "demo", "source": "demo:"}],
+        **keys,
+    }
+    return [sys.executable, "-c", CODE, json.dumps(config)]
+
+
+@contextmanager
+def daemon(**keys: Any) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A running daemon, its URL and its banner."""
+    with subprocess.Popen(
+        command(**keys), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            banner = ""
+            while not (line := process.stdout.readline()).startswith("http://"):
+                assert line, process.stderr.read() if process.stderr else ""
+                banner += line
+            yield process, line.strip(), banner
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, float]:
+    began = time.monotonic()
+    process.send_signal(number)
+    code = process.wait(10)
+    return code, time.monotonic() - began
+
+
+def test_starts_says_what_it_is_and_stops() -> None:
+    with daemon() as (process, url, banner):
+        assert url in banner and "model nano" in banner and "room for 1 streams and 2 answers" in banner
+        assert ("RANDOM WEIGHTS" in banner) == (not facts(url)["model"]["trained"])
+        code, seconds = ended(process, signal.SIGTERM)
+        assert code == 0 and seconds < 2
+        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def facts(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url + "/healthz", timeout=10) as reply:
+        found: dict[str, Any] = json.load(reply)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_mid_answer_cancels_it_and_closes_with_1001(number: signal.Signals) -> None:
+    async def speak(process: subprocess.Popen[str], url: str) -> tuple[list[dict[str, Any]], int | None, float]:
+        events = []
+        async with connect(url.replace("http", "ws") + "/v1/realtime") as socket:
+            item = {
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_text", "text": "What is happening?"}],
+            }
+            ask = {"type": "response.create", "response": {"input": [item], "max_output_tokens": 1000}}
+            while not events or events[-1]["type"] != "response.output_text.delta":
+                if not events or events[-1]["type"] == "error":
+                    await asyncio.sleep(0.2)
+                    await socket.send(json.dumps(ask))
+                events.append(json.loads(await socket.recv()))
+            began = time.monotonic()
+            process.send_signal(number)
+            async for message in socket:
+                events.append(json.loads(message))
+            code = await asyncio.to_thread(process.wait, 10)
+            assert code == 0
+            return events, socket.close_code, time.monotonic() - began
+
+    with daemon() as (process, url, _):
+        events, close_code, seconds = asyncio.run(asyncio.wait_for(speak(process, url), 60))
+        done = [event["response"] for event in events if event["type"] == "response.done"]
+        assert [response["status"] for response in done] == ["cancelled"]
+        assert close_code == 1001 and seconds < 2
+        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_a_signal_while_the_model_loads_is_obeyed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with subprocess.Popen(
+        command(server={"port": port}), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while True:
+            assert process.poll() is None
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+                break
+            time.sleep(0.02)
+        code, seconds = ended(process, signal.SIGINT)
+        assert code == 0 and seconds < 3
+        assert process.stdout is not None and "ready" not in process.stdout.read()
+        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = subprocess.run(
+            command(server={"port": port}), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert refused.returncode == 1
+    assert refused.stderr.strip() == (
+        f"streamer: port {port} at 127.0.0.1 is in use: stop what uses it, or choose another with --port"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [
+        ({"server": {"port": 0, "host": "no.such.host.invalid"}}, "can't listen at no.such.host.invalid:0"),
+        ({"streams": [{"name": "a", "source": "/nowhere.mp4"}]}, "/nowhere.mp4"),
+        ({"model": {"name": "/no/such/folder"}}, "/no/such/folder"),
+        ({"model": {"position_horizon": 0.5}}, "horizon"),
+    ],
+)
+def test_what_can_never_work_is_one_clear_line(keys: dict[str, Any], part: str) -> None:
+    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert part in refused.stderr and "Traceback" not in refused.stderr
