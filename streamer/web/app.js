@@ -1,0 +1,217 @@
+import { Connection } from "./connection.js";
+import { Chart } from "./chart.js";
+import { publish } from "./webcam.js";
+
+const at = (id) => document.getElementById(id);
+const charts = { seen: new Chart(at("seen-chart")), lag: new Chart(at("lag-chart")), dropped: new Chart(at("dropped-chart")) };
+const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(), camera: null, frameAsked: 0 };
+const connection = new Connection();
+
+const PICTURE_EVERY = 200; // milliseconds: the page shows five pictures a second of those the model saw
+const LIST_EVERY = 1000;
+const ANSWER_TIMEOUT = 3000;
+
+function notice(text) {
+  at("notice").textContent = text;
+  at("notice").hidden = !text;
+}
+
+function told(text) {
+  const line = document.createElement("li");
+  line.className = "told";
+  line.textContent = text;
+  append(line);
+}
+
+function append(line) {
+  const log = at("log");
+  const low = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  log.append(line);
+  while (log.children.length > 200) log.firstChild.remove();
+  if (low) log.scrollTop = log.scrollHeight;
+}
+
+function choose(name) {
+  if (state.chosen === name) return;
+  state.chosen = name;
+  Object.values(charts).forEach((chart) => chart.clear());
+  at("picture").hidden = true;
+  at("blank").hidden = false;
+  at("caption").textContent = name ?? "";
+  if (name) connection.send({ type: "session.update", session: { type: "realtime", stream: name } });
+  list();
+}
+
+function list() {
+  const rows = state.streams.map((stream) => {
+    const row = document.createElement("li");
+    const pick = document.createElement("button");
+    pick.type = "button";
+    pick.className = "choose";
+    pick.dataset.state = stream.state;
+    pick.setAttribute("aria-pressed", String(stream.name === state.chosen));
+    pick.append(stream.name);
+    const detail = document.createElement("small");
+    detail.textContent = stream.reason || `${stream.state} · ${stream.source}`;
+    pick.append(detail);
+    pick.addEventListener("click", () => choose(stream.name));
+    const remove = document.createElement("button");
+    remove.type = "button";
+    remove.className = "plain";
+    remove.textContent = "✕";
+    remove.setAttribute("aria-label", `remove ${stream.name}`);
+    remove.addEventListener("click", () => connection.send({ type: "stream.detach", stream: stream.name }));
+    row.append(pick, remove);
+    return row;
+  });
+  const focused = [...at("list").querySelectorAll("button")].indexOf(document.activeElement);
+  at("list").replaceChildren(...rows);
+  if (focused >= 0) at("list").querySelectorAll("button")[focused]?.focus();
+}
+
+function figures() {
+  const stream = state.streams.find((each) => each.name === state.chosen);
+  if (!stream) return;
+  const total = Object.values(stream.drops).reduce((sum, count) => sum + count, 0);
+  const before = state.drops.get(stream.name) ?? total;
+  state.drops.set(stream.name, total);
+  const lag = (stream.lag_s ?? 0) * 1000;
+  at("seen").textContent = `${stream.fps_seen.toFixed(1)} of ${stream.fps_in.toFixed(1)} frames/s`;
+  at("lag").textContent = `${lag.toFixed(0)} ms`;
+  at("dropped").textContent = `${total} in all`;
+  charts.seen.add(stream.fps_seen);
+  charts.lag.add(lag);
+  charts.dropped.add(Math.max(0, total - before));
+}
+
+const handlers = {
+  "stream.listed": (event) => {
+    state.streams = event.streams;
+    if (!state.streams.some((each) => each.name === state.chosen)) choose(state.streams[0]?.name ?? null);
+    list();
+    figures();
+  },
+  "stream.attached": (event) => { told(`${event.stream?.name ?? event.stream ?? event.name ?? "stream"} added`); connection.send({ type: "stream.list" }); },
+  "stream.detached": () => { told("stream removed"); connection.send({ type: "stream.list" }); },
+  "stream.frame": (event) => {
+    state.frameAsked = 0;
+    if (event.stream !== undefined && event.stream !== state.chosen) return;
+    at("picture").src = event.image_url;
+    at("picture").hidden = false;
+    at("blank").hidden = true;
+    at("caption").textContent = `${state.chosen} · ${event.time.toFixed(1)} s`;
+  },
+  "stream.status": (event) => { if (event.state) told(`${event.stream}: ${event.state}${event.reason ? ` – ${event.reason}` : ""}`); },
+  "stream.reset": (event) => told(`${event.stream} was reset: ${event.reason}`),
+  "response.created": (event) => {
+    const line = document.createElement("li");
+    line.className = "answer";
+    state.answers.set(event.response.id, { line, began: performance.now(), first: null });
+    append(line);
+    busy();
+  },
+  "response.output_text.delta": (event) => {
+    const answer = state.answers.get(event.response_id);
+    if (!answer) return;
+    answer.first ??= performance.now() - answer.began;
+    answer.line.append(event.delta);
+    at("log").scrollTop = at("log").scrollHeight;
+  },
+  "response.done": (event) => {
+    const answer = state.answers.get(event.response.id);
+    if (!answer) return;
+    state.answers.delete(event.response.id);
+    const detail = document.createElement("small");
+    const first = answer.first === null ? "" : ` · first word after ${answer.first.toFixed(0)} ms`;
+    detail.textContent = `${event.response.status}${first}`;
+    answer.line.append(detail);
+    busy();
+  },
+  "error": (event) => { state.frameAsked = 0; if (event.error.code !== "no_frame") notice(event.error.message); },
+};
+
+function busy() {
+  at("stop").hidden = state.answers.size === 0;
+}
+
+connection.onevent = (event) => handlers[event.type]?.(event);
+connection.onstate = (name, detail) => {
+  at("connection").dataset.state = name;
+  at("connection").textContent = detail;
+  at("send").disabled = name !== "open";
+  state.frameAsked = 0;
+  if (name !== "open") {
+    for (const { line } of state.answers.values()) line.append(" (connection lost)");
+    state.answers.clear();
+    busy();
+    return;
+  }
+  notice("");
+  const chosen = state.chosen;
+  state.chosen = null;
+  connection.send({ type: "stream.list" });
+  if (chosen) choose(chosen);
+  fetch("healthz").then((reply) => reply.json()).then((facts) => {
+    at("model").textContent = facts.model.trained ? facts.model.name : `${facts.model.name} – ${facts.model.weights}`;
+  }).catch(() => {});
+};
+connection.ondoor = () => at("door").showModal();
+
+at("door").addEventListener("close", () => { connection.token = at("token").value; connection.open(); });
+at("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = at("question").value.trim();
+  if (!text) return;
+  notice("");
+  const line = document.createElement("li");
+  line.className = "question";
+  line.textContent = text;
+  append(line);
+  connection.send({
+    type: "response.create",
+    response: {
+      conversation: "none",
+      stream: state.chosen ?? undefined,
+      input: [{ type: "message", role: "user", content: [{ type: "input_text", text }] }],
+    },
+  });
+  at("question").value = "";
+});
+at("stop").addEventListener("click", () => {
+  for (const id of state.answers.keys()) connection.send({ type: "response.cancel", response_id: id });
+});
+at("attach").addEventListener("submit", (event) => {
+  event.preventDefault();
+  notice("");
+  connection.send({ type: "stream.attach", stream: at("name").value, source: at("source").value });
+  event.target.reset();
+});
+at("publish").addEventListener("click", async () => {
+  notice("");
+  if (state.camera) {
+    await state.camera.stop();
+    state.camera = null;
+    at("publish").textContent = "Publish my webcam";
+    return;
+  }
+  try {
+    state.camera = await publish(connection, "webcam", () => { state.camera = null; at("publish").textContent = "Publish my webcam"; });
+    at("publish").textContent = "Stop publishing";
+  } catch (error) {
+    notice(`The webcam can't be published: ${error.message}`);
+  }
+});
+at("theme").addEventListener("click", () => {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
+});
+
+setInterval(() => {
+  if (!connection.isOpen || !state.chosen || document.hidden) return;
+  if (state.frameAsked && performance.now() - state.frameAsked < ANSWER_TIMEOUT) return;
+  state.frameAsked = performance.now();
+  connection.send({ type: "stream.frame", stream: state.chosen });
+}, PICTURE_EVERY);
+setInterval(() => connection.isOpen && connection.send({ type: "stream.list" }), LIST_EVERY);
+connection.open();

@@ -1,0 +1,62 @@
+// The realtime websocket: reconnects with growing pauses, and asks for a token when the daemon wants one.
+
+const FIRST_PAUSE = 500;
+const LONGEST_PAUSE = 10000;
+const UNAUTHORISED = [3000, 4401, 1008];
+
+export class Connection {
+  constructor() {
+    this.token = null;
+    this.pause = FIRST_PAUSE;
+    this.onevent = () => {};
+    this.onstate = () => {};
+    this.ondoor = () => {};
+  }
+
+  get isOpen() {
+    return this.socket?.readyState === WebSocket.OPEN;
+  }
+
+  open() {
+    const url = new URL("v1/realtime", location.href);
+    url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    const kinds = this.token ? ["realtime", `openai-insecure-api-key.${this.token}`] : ["realtime"];
+    this.onstate("connecting", "connecting");
+    this.socket = new WebSocket(url, kinds);
+    this.socket.onmessage = ({ data }) => {
+      const event = JSON.parse(data);
+      if (event.type === "session.created") {
+        this.pause = FIRST_PAUSE;
+        this.onstate("open", "connected");
+      }
+      this.onevent(event);
+    };
+    this.socket.onclose = async ({ code, reason }) => {
+      if (UNAUTHORISED.includes(code) || await this.refused()) {
+        this.onstate("closed", "a token is needed");
+        this.ondoor();
+        return;
+      }
+      this.onstate("closed", reason || "disconnected, trying again");
+      setTimeout(() => this.open(), this.pause);
+      this.pause = Math.min(this.pause * 2, LONGEST_PAUSE);
+    };
+  }
+
+  // A browser hides why a websocket's handshake failed; the same door over HTTP tells.
+  async refused() {
+    try {
+      return (await fetch("v1/streams", { headers: this.headers() })).status === 401;
+    } catch {
+      return false;
+    }
+  }
+
+  headers() {
+    return this.token ? { Authorization: `Bearer ${this.token}` } : {};
+  }
+
+  send(event) {
+    if (this.isOpen) this.socket.send(JSON.stringify(event));
+  }
+}
