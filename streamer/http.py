@@ -15,6 +15,7 @@ from protocols.realtime import RealtimeSession
 from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.facts import health_facts, stream_facts
+from streamer.page import page_routes
 from streamer.websocket import RealtimeConnection, WebSocketProtocol
 
 
@@ -26,6 +27,7 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             WebSocketRoute("/v1/realtime", doors.realtime),
             Route("/v1/streams", doors.streams),
             Route("/healthz", doors.health),
+            *page_routes(),
         ],
     )
     app.state.doors = doors

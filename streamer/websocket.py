@@ -131,7 +131,8 @@ class RealtimeConnection:
 
     async def serve(self) -> None:
         """Runs until either side closes."""
-        await self._websocket.accept()
+        offered = self._websocket.scope.get("subprotocols", [])
+        await self._websocket.accept("realtime" if "realtime" in offered else None)
         self._writer = self._spawn(self._outbox.send_all(self._websocket))
         try:
             self._do(self._session.open(self._names()))

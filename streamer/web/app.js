@@ -76,7 +76,7 @@ function figures() {
   const before = state.drops.get(stream.name) ?? total;
   state.drops.set(stream.name, total);
   const lag = (stream.lag_s ?? 0) * 1000;
-  at("seen").textContent = `${stream.fps_seen.toFixed(1)} of ${stream.fps_in.toFixed(1)} frames/s`;
+  at("seen").textContent = `${stream.fps_seen.toFixed(1)} of ${stream.fps_in.toFixed(1)} fps`;
   at("lag").textContent = `${lag.toFixed(0)} ms`;
   at("dropped").textContent = `${total} in all`;
   charts.seen.add(stream.fps_seen);

@@ -74,10 +74,10 @@ class Daemon:
         self.thread.join(10)
 
     @contextmanager
-    def served(self, *, send_buffer: int = 0, **sections: Any) -> Iterator[Served]:
+    def served(self, *, send_buffer: int = 0, listen: int = 0, **sections: Any) -> Iterator[Served]:
         """A server of its own, with sections of configuration beside the daemon's."""
         config = Config.model_validate({**CONFIG, **sections})
-        serving = _served(self.assistant, config, send_buffer)
+        serving = _served(self.assistant, config, send_buffer, listen)
         server = self.run(serving.__aenter__)
         try:
             yield server
@@ -90,10 +90,10 @@ class Daemon:
 
 
 @asynccontextmanager
-async def _served(assistant: Assistant, config: Config, send_buffer: int) -> AsyncIterator[Served]:
+async def _served(assistant: Assistant, config: Config, send_buffer: int, port: int) -> AsyncIterator[Served]:
     app = create_app(assistant, config)
     server = uvicorn.Server(uvicorn.Config(app, **server_options(config)))
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     task = asyncio.create_task(server._serve([listener]))

@@ -1,0 +1,116 @@
+"""The page in a real Chromium, against the real daemon: see, ask, add, remove, lose and regain the connection."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.streamer.serving import Daemon
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+    "--allow-loopback-in-peer-connection",
+]  # fmt: skip
+WAIT = 20_000
+"""Milliseconds: the machine that tests may be busy."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+
+
+class Visit:
+    """A tab, with what it asked for and what went wrong in it."""
+
+    def __init__(self, page: "playwright.Page") -> None:
+        self.page = page
+        self.requests: list[str] = []
+        self.faults: list[str] = []
+        page.set_default_timeout(WAIT)
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+
+    def go(self, url: str) -> "playwright.Page":
+        self.page.goto(url)
+        self.page.wait_for_selector("#connection[data-state=open]")
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: "playwright.Browser") -> Iterator[Visit]:
+    visit = Visit(browser.new_page(viewport={"width": 1280, "height": 800}))
+    yield visit
+    assert visit.faults == []
+    visit.page.close()
+
+
+def test_see_and_ask(visit: Visit, daemon: Daemon) -> None:
+    with daemon.served() as server:
+        page = visit.go(server.url)
+        page.wait_for_selector("#picture:not([hidden])")
+        assert page.evaluate("document.getElementById('picture').naturalWidth") > 100
+        page.wait_for_selector("#seen:has-text('fps')")
+        page.fill("#question", "What do you see?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#stop:not([hidden])")
+        page.wait_for_selector(".answer:not(:empty)")
+        page.click("#stop")
+        page.wait_for_selector(".answer small")
+        assert "cancelled" in page.inner_text(".answer small")
+        assert page.inner_text(".question") == "What do you see?"
+        assert all(url.startswith((server.url, "data:")) for url in visit.requests), visit.requests
+
+
+def test_add_and_remove_a_stream(visit: Visit, daemon: Daemon) -> None:
+    with daemon.served() as server:
+        page = visit.go(server.url)
+        page.wait_for_selector("#list .choose")
+        page.fill("#name", "second")
+        page.fill("#source", "demo:")
+        page.click("text=Add stream")
+        page.click("#list .choose:has-text('second')")
+        page.wait_for_selector("#list .choose[aria-pressed=true]:has-text('second')")
+        page.click("[aria-label='remove second']")
+        page.wait_for_selector("#list .choose:has-text('second')", state="detached")
+        page.fill("#name", "broken")
+        page.fill("#source", "/no/such/file.mp4")
+        page.click("text=Add stream")
+        page.wait_for_selector("#notice:not([hidden])")
+        assert "/no/such/file.mp4" in page.inner_text("#notice")
+
+
+def test_lose_and_regain_the_connection(visit: Visit, daemon: Daemon) -> None:
+    with daemon.served() as server:
+        page = visit.go(server.url)
+    page.wait_for_selector("#connection[data-state=closed]")
+    assert page.is_disabled("#send")
+    with daemon.served(listen=server.port):
+        page.wait_for_selector("#connection[data-state=open]")
+        page.wait_for_selector("#picture:not([hidden])")
+
+
+def test_phone_and_keyboard(visit: Visit, daemon: Daemon) -> None:
+    with daemon.served() as server:
+        visit.page.set_viewport_size({"width": 390, "height": 800})
+        page = visit.go(server.url)
+        page.wait_for_selector("#list .choose")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        reached = set()
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        assert {"theme", "question", "name", "source", "publish", "choose"} <= reached
+        page.click("#theme")
+        theme = page.evaluate("document.documentElement.dataset.theme")
+        page.click("#theme")
+        assert {theme, page.evaluate("document.documentElement.dataset.theme")} == {"dark", "light"}
