@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
 from model.infinitevl import InfiniteVL
-
-Shift = Callable[[int], int]
 
 
 def weight(module: nn.Module, name: str = "weight") -> Tensor:
