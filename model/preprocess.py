@@ -44,29 +44,35 @@ def patchify(config: InfiniteVLConfig, pictures: Sequence[np.ndarray], grid: tup
     A picture whose own grid is another than `grid` (the camera changed its shape) is letterboxed into it, others are
     stretched to it. Order and normalisation are those of Qwen2.5-VL's image processor.
     """
+    fitted = [fit(config, torch.from_numpy(picture).permute(2, 0, 1), grid) for picture in pictures]
+    return arrange(config, torch.stack(fitted)[None], torch.float32)[0]
+
+
+def arrange(config: InfiniteVLConfig, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Fitted pictures uint8 [batch, 1 or temporal patch, 3, H, W] as normalised patches [batch, grid patches, patch_dim] of `dtype`."""
     vision = config.vision
     merge, patch, depth = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
-    fitted = [fit(config, picture, grid) for picture in pictures]
-    fitted += [fitted[-1]] * (depth - len(fitted))
-    stack = torch.stack(fitted)
-    blocks = stack.view(depth, 3, grid[0] // merge, merge, patch, grid[1] // merge, merge, patch)
-    flat = blocks.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(grid[0] * grid[1], -1)
-    scale, shift = normalisation(depth * patch * patch)
-    return torch.addcmul(shift, flat.float(), scale)
+    batch, given, _, height, width = pixels.shape
+    if given < depth:
+        pixels = torch.cat((pixels, pixels[:, -1:].expand(-1, depth - given, -1, -1, -1)), 1)
+    rows, columns = height // merge // patch, width // merge // patch
+    blocks = pixels.reshape(batch, depth, 3, rows, merge, patch, columns, merge, patch)
+    flat = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(batch, height * width // patch**2, -1)
+    scale, shift = normalisation(depth * patch * patch, pixels.device)
+    return torch.addcmul(shift, flat.float(), scale).to(dtype)
 
 
 @lru_cache(maxsize=4)
-def normalisation(values: int) -> tuple[Tensor, Tensor]:
+def normalisation(values: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and shift of one patch's values, float32 [3 * values] each, from uint8 to CLIP's mean and deviation."""
     mean, std = (torch.tensor(x, dtype=torch.float64).repeat_interleave(values) for x in (MEAN, STD))
-    return (1 / (255 * std)).float(), (-mean / std).float()
+    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
 
-def fit(config: InfiniteVLConfig, picture: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """One picture at the grid's size in pixels, uint8 [3, height, width]."""
+def fit(config: InfiniteVLConfig, source: Tensor, grid: tuple[int, int]) -> Tensor:
+    """One picture, uint8 [3, H, W], at the grid's size in pixels, uint8 [3, height, width], where it lies."""
     patch = config.vision.patch_size
     height, width = grid[0] * patch, grid[1] * patch
-    source = torch.from_numpy(picture).permute(2, 0, 1)
     if source.shape[1:] == (height, width):
         return source
     if choose_grid(config, *source.shape[1:]) == grid:
@@ -81,4 +87,7 @@ def fit(config: InfiniteVLConfig, picture: np.ndarray, grid: tuple[int, int]) ->
 
 def resize(picture: Tensor, height: int, width: int) -> Tensor:
     """`picture` uint8 [3, H, W] resized with antialiasing, bicubic as Qwen2.5-VL's processor."""
+    if picture.is_cuda:
+        wide = F.interpolate(picture[None].float(), (height, width), mode="bicubic", antialias=True)[0]
+        return wide.round_().clamp_(0, 255).to(torch.uint8)
     return F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]

@@ -6,19 +6,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate
-from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
+from model.config import PRESETS, AttentionPolicy, ConfigError, InfiniteVLConfig
 from model.infinitevl import InfiniteVL
 from model.preprocess import choose_grid, patchify
 from model.sampling import Sampling, draw
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from model.graphs import Graphs
 
 NANO = Path(__file__).parent / "nano"
 """The embedded default: a checkpoint folder like any other."""
@@ -30,12 +33,21 @@ class Runner:
     `trained` is False where the weights are random; `state_bytes` is what one slot keeps, for ever.
     """
 
-    def __init__(self, name: str, model: InfiniteVL, tokenizer: Tokenizer, slots: int, trained: bool) -> None:
+    def __init__(
+        self, name: str, model: InfiniteVL, tokenizer: Tokenizer, slots: int, trained: bool, fp8: bool = False
+    ) -> None:
         weights = model.model.embed_tokens.weight
         self.name, self.trained, self.slots = name, trained, slots
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
-        self.state = StreamState.allocate(model.config, slots, self.device, self.dtype)
+        served = self.device.type == "cuda"
+        self.state = StreamState.allocate(model.config, slots + served, self.device, self.dtype)
+        self.graphs: Graphs | None = None
+        if served:
+            from model.fast import FastInfiniteVL
+            from model.graphs import Graphs
+
+            self.graphs = Graphs(FastInfiniteVL(model, "fp8" if fp8 else "model"), self.state)
         self.grids: dict[int, tuple[int, int]] = {}
         self.generators: dict[int, torch.Generator | None] = {}
 
@@ -56,7 +68,11 @@ class Runner:
         """Begins a stream in `slot`, whose frames' grid is chosen from a picture of `height` × `width` pixels and stays."""
         self.state.reset(slot)
         self.grids[slot] = choose_grid(self.config, height, width)
-        self.model.open(self.state, self.index([slot]))
+        if self.graphs is None:
+            self.model.open(self.state, self.index([slot]))
+        else:
+            self.graphs.read([slot], [[self.config.vision_start_token_id]])
+            self.state.begin(self.index([slot]))
 
     @torch.inference_mode()
     def see(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]], seconds: Sequence[float]) -> list[bool]:
@@ -65,33 +81,51 @@ class Runner:
         A lone picture is repeated. `seconds[i]` is the stream time of the newest. Returns, for each stream, whether its
         state is still finite: where it is not, the slot must be opened again.
         """
-        patches = [
-            patchify(self.config, pictures, self.grids[slot]) for slot, pictures in zip(slots, frames, strict=True)
-        ]
         batches: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, slot in enumerate(slots):
             batches[self.grids[slot]].append(i)
+        finite = [True] * len(slots)
         for grid, rows in batches.items():
-            batch = torch.stack([patches[i] for i in rows]).to(self.device, self.dtype)
-            times = torch.tensor([seconds[i] for i in rows], dtype=torch.float64, device=self.device)
-            self.model.see(batch, grid, times, self.state, self.index([slots[i] for i in rows]))
-        last = self.state.delta[-1][self.index(slots)]
-        finite: list[bool] = last.flatten(1).sum(1).isfinite().tolist()
+            step = self.graphs.see if self.graphs is not None else self.see_eagerly
+            told = step([slots[i] for i in rows], [frames[i] for i in rows], [seconds[i] for i in rows], grid)
+            for i, fine in zip(rows, told, strict=True):
+                finite[i] = fine
         return finite
+
+    def see_eagerly(
+        self,
+        slots: Sequence[int],
+        frames: Sequence[Sequence[np.ndarray]],
+        seconds: Sequence[float],
+        grid: tuple[int, int],
+    ) -> list[bool]:
+        """`see` for streams of one grid, through the reference."""
+        patches = torch.stack([patchify(self.config, pictures, grid) for pictures in frames])
+        times, index = torch.tensor(seconds, dtype=torch.float64, device=self.device), self.index(slots)
+        self.model.see(patches.to(self.device, self.dtype), grid, times, self.state, index)
+        finite: list[bool] = self.state.delta[-1][index].flatten(1).sum(1).isfinite().tolist()
+        return finite
+
+    def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Reads equally many tokens into each slot; returns the likeliest next ones int64 [batch], and all logits."""
+        if self.graphs is not None:
+            return self.graphs.read(slots, tokens)
+        logits = self.model.read(torch.tensor(tokens, device=self.device), self.state, self.index(slots))
+        return logits.argmax(-1), logits
 
     @torch.inference_mode()
     def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling = Sampling()) -> int:  # noqa: B008
         """Reads a question's tokens into a forked slot; returns the answer's first token."""
-        logits = self.model.read(torch.tensor([tokens], device=self.device), self.state, self.index([slot]))
+        _, logits = self.read([slot], [tokens])
         self.generators[slot] = sampling.generator(self.device)
         return draw(logits[0], sampling, self.generators[slot])
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
         """Reads one token into each of `slots`; returns the one that follows in each."""
-        logits = self.model.read(torch.tensor(tokens, device=self.device)[:, None], self.state, self.index(slots))
+        likeliest, logits = self.read(slots, [[token] for token in tokens])
         if all(self.generators[slot] is None for slot in slots):
-            greedy: list[int] = logits.argmax(-1).tolist()
+            greedy: list[int] = likeliest.tolist()
             return greedy
         return [draw(row, how, self.generators[slot]) for row, how, slot in zip(logits, samplings, slots, strict=True)]
 
@@ -137,6 +171,8 @@ def load_runner(
 ) -> Runner:
     """Loads a preset ("nano", "4b"), a checkpoint folder or a Hugging Face repository ("owner/name") onto `device`.
 
+    `dtype` is "float32", "bfloat16" or, on CUDA, "fp8": bfloat16 with the big products in fp8.
+
     A checkpoint runs with the attention it was trained with unless `policy` says otherwise. `random_weights` (seeded) is
     for measurements; the nano falls back to it while no trained weights are packaged. Raises CheckpointError, ConfigError.
     """
@@ -146,19 +182,23 @@ def load_runner(
         "frames_per_step": frames_per_step,
     }
     choices = {key: value for key, value in choices.items() if value is not None}
+    fp8 = dtype == "fp8"
+    if fp8 and not device.startswith("cuda"):
+        raise ConfigError(f"dtype 'fp8' needs a CUDA device, not {device!r}: choose float32 or bfloat16")
+    kind = torch.bfloat16 if fp8 else getattr(torch, dtype)
     packaged = (NANO / "config.json").is_file() and any(NANO.glob("*.safetensors"))
     if name in PRESETS and (random_weights or (name == "nano" and not packaged)):
         config = replace(PRESETS[name], **choices)
         tokenizer = Tokenizer.load(NANO / "tokenizer.json", config)
-        return Runner(name, random_model(config, device, getattr(torch, dtype)), tokenizer, slots, trained=False)
+        return Runner(name, random_model(config, device, kind), tokenizer, slots, trained=False, fp8=fp8)
     if name in PRESETS and name != "nano":
         raise CheckpointError(
             f"preset {name!r} has no weights of its own: name a checkpoint folder or repository, or ask for random weights"
         )
     folder = NANO if name == "nano" else locate(name)
-    model, tokenizer = load_checkpoint(folder, device=device, dtype=getattr(torch, dtype), **choices)
+    model, tokenizer = load_checkpoint(folder, device=device, dtype=kind, **choices)
     model.eval().fuse()
-    return Runner(name, model, tokenizer, slots, trained=True)
+    return Runner(name, model, tokenizer, slots, trained=True, fp8=fp8)
 
 
 def random_model(config: InfiniteVLConfig, device: str, dtype: torch.dtype) -> InfiniteVL:

@@ -1,0 +1,144 @@
+"""One CUDA graph per shape: frame steps, questions and decoding over a fixed pool of slots, replayed with one copy in, one out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.fast import FastInfiniteVL
+from model.preprocess import arrange, fit
+from model.state import StreamState
+
+DECODE_BATCHES = (1, 2, 4, 8, 16)
+QUESTION_LENGTHS = (16, 32, 64, 128, 256)
+FRAME_BATCHES = 8
+
+Call = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Step:
+    """A call captured at fixed shapes. Its small inputs are one int64 tensor, `words`, that `run` copies in from pinned memory."""
+
+    def __init__(self, call: Call, words: Tensor, pool: Any) -> None:
+        self.host = words.clone().pin_memory()
+        self.words = words.cuda()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            call(self.words)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.outputs = call(self.words)
+
+    def run(self, words: Tensor) -> tuple[Tensor, ...]:
+        """Replays with `words` int64, of the shape captured; read what it returns before the next run of any step."""
+        self.host.copy_(words)
+        self.words.copy_(self.host, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
+
+
+class Graphs:
+    """The model's calls as graphs, captured when first needed or by `capture`. The state's last slot takes what padding writes."""
+
+    def __init__(self, model: FastInfiniteVL, state: StreamState) -> None:
+        self.model, self.state, self.config = model, state, model.config
+        self.spare = state.slots - 1
+        self.pool = torch.cuda.graph_pool_handle()
+        self.steps: dict[tuple[int, ...], Step] = {}
+        self.pixels: dict[tuple[int, ...], Tensor] = {}
+
+    def capture(self, grids: Sequence[tuple[int, int]] = ()) -> None:
+        """Captures every bucket of decoding and questions, and frame steps of each grid."""
+        for batch in DECODE_BATCHES:
+            self.read_step(batch, 1)
+        for length in QUESTION_LENGTHS:
+            if length <= self.config.step_tokens:
+                self.read_step(1, length)
+        for grid in grids:
+            for batch in range(1, FRAME_BATCHES + 1):
+                self.frame_step(batch, grid)
+
+    def frame_step(self, batch: int, grid: tuple[int, int]) -> Step:
+        """The step of `batch` streams whose frames lie in `self.pixels` at the same key, uint8 [batch, frames, 3, H, W]."""
+        key = (batch, *grid)
+        if key not in self.steps:
+            patch = self.config.vision.patch_size
+            shape = (batch, self.config.frames_per_step, 3, grid[0] * patch, grid[1] * patch)
+            pixels = self.pixels[key] = torch.zeros(shape, dtype=torch.uint8, device="cuda")
+            dtype = self.state.keys.dtype
+
+            def call(words: Tensor) -> tuple[Tensor, ...]:
+                slots, seconds = words[0], words[1].view(torch.float64)
+                self.model.see(arrange(self.config, pixels, dtype), grid, seconds, self.state, slots)
+                return (self.state.delta[-1][slots].flatten(1).sum(1).isfinite(),)
+
+            words = torch.zeros(2, batch, dtype=torch.int64)
+            words[0] = self.spare
+            self.steps[key] = Step(call, words, self.pool)
+        return self.steps[key]
+
+    def read_step(self, batch: int, length: int) -> Step:
+        """The step that reads `length` tokens into each of `batch` slots; words are [slots, counts, tokens…]."""
+        key = (batch, length)
+        if key not in self.steps:
+
+            def call(words: Tensor) -> tuple[Tensor, ...]:
+                logits = self.model.read(words[2:].T.contiguous(), self.state, words[0], words[1])
+                return logits.argmax(-1), logits
+
+            words = torch.zeros(2 + length, batch, dtype=torch.int64)
+            words[0] = self.spare
+            self.steps[key] = Step(call, words, self.pool)
+        return self.steps[key]
+
+    def see(
+        self,
+        slots: Sequence[int],
+        frames: Sequence[Sequence[np.ndarray]],
+        seconds: Sequence[float],
+        grid: tuple[int, int],
+    ) -> list[bool]:
+        """One step of streams of one grid (see `Runner.see`); more than `FRAME_BATCHES` go in several."""
+        finite: list[bool] = []
+        for first in range(0, len(slots), FRAME_BATCHES):
+            part = slice(first, first + FRAME_BATCHES)
+            batch = len(slots[part])
+            step = self.frame_step(batch, grid)
+            pixels = self.pixels[(batch, *grid)]
+            for row, pictures in zip(pixels, frames[part], strict=True):
+                for i in range(len(row)):
+                    picture = torch.from_numpy(pictures[min(i, len(pictures) - 1)]).pin_memory()
+                    row[i] = fit(self.config, picture.cuda(non_blocking=True).permute(2, 0, 1), grid)
+            times = torch.tensor(seconds[part], dtype=torch.float64).view(torch.int64)
+            finite += step.run(torch.stack((torch.tensor(slots[part]), times)))[0].tolist()
+        return finite
+
+    def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Reads a list of tokens into each slot.
+
+        Returns the likeliest next tokens int64 [batch] and the logits float32 [batch, vocabulary]. Both are overwritten by the next call.
+        """
+        longest = max(len(part) for part in tokens)
+        room = self.config.step_tokens
+        if longest > room:
+            assert len(slots) == 1
+            for first in range(0, longest, room):
+                result = self.read(slots, [tokens[0][first : first + room]])
+            return result
+        batch = next(size for size in (*DECODE_BATCHES, len(slots)) if size >= len(slots))
+        length = (
+            1 if longest == 1 else min(room, next(size for size in (*QUESTION_LENGTHS, longest) if size >= longest))
+        )
+        words = torch.zeros(2 + length, batch, dtype=torch.int64)
+        words[0] = self.spare
+        for column, (slot, part) in enumerate(zip(slots, tokens, strict=True)):
+            words[0, column], words[1, column] = slot, len(part)
+            words[2 : 2 + len(part), column] = torch.tensor(part)
+        greedy, logits = self.read_step(batch, length).run(words)
+        return greedy[: len(slots)], logits[: len(slots)]

@@ -1,0 +1,162 @@
+"""Norms, gates and activations between the matrix products: one pass over memory each, optionally straight to fp8."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.ops.kernels.activation import FP8_LIMIT, Activation, Quantized
+
+
+@triton.jit
+def quantize_row(y, out, scales, row, offsets, inside, LIMIT: tl.constexpr):
+    """Writes one row as fp8 with the scale that brings its largest element to the largest fp8 number."""
+    scale = tl.maximum(tl.max(tl.abs(y)), 1e-12) / LIMIT
+    tl.store(scales + row, scale)
+    tl.store(out + offsets, (y / scale).to(tl.float8e4nv), mask=inside)
+
+
+@triton.jit
+def add_norm_kernel(
+    x, residual, weight, out, scales, width, eps,
+    ADD: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    offsets = row * width + column
+    total = tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        total += tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+        total = total.to(residual.dtype.element_ty)
+        tl.store(residual + offsets, total, mask=inside)
+        total = total.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(total * total) / width + eps)
+    y = total * scale * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if FP8:
+        quantize_row(y, out, scales, row, offsets, inside, LIMIT)
+    else:
+        tl.store(out + offsets, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu_kernel(
+    joint, out, scales, inner, LIMIT: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < inner
+    gate = tl.load(joint + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(joint + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
+    y = gate * tl.sigmoid(gate) * up
+    if FP8:
+        quantize_row(y, out, scales, row, row * inner + column, inside, LIMIT)
+    else:
+        tl.store(out + row * inner + column, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_norm_kernel(
+    x, gate, weight, out, scales, gate_stride, eps,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    tile = tl.arange(0, HEADS)[:, None] * SIZE + column[None, :]
+    value = tl.load(x + row * HEADS * SIZE + tile).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 1) / SIZE + eps)
+    opened = tl.load(gate + row * gate_stride + tile).to(tl.float32)
+    y = value * scale[:, None] * tl.load(weight + column).to(tl.float32)[None, :] * opened * tl.sigmoid(opened)
+    offsets = row * HEADS * SIZE + tile
+    if FP8:
+        quantize_row(y, out, scales, row, offsets, tile >= 0, LIMIT)
+    else:
+        tl.store(out + offsets, y.to(out.dtype.element_ty))
+
+
+@triton.jit
+def quantize_kernel(x, out, scales, width, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    y = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    quantize_row(y, out, scales, row, row * width + column, inside, LIMIT)
+
+
+@triton.jit
+def rotate_kernel(
+    x, cos, sin, row_stride, patches, heads, HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (head < heads) & (column < HALF)
+    table = row % patches * 2 * HALF + column
+    c = tl.load(cos + table, mask=column < HALF, other=0.0)
+    s = tl.load(sin + table, mask=column < HALF, other=0.0)
+    first = x + row * row_stride + head * 2 * HALF + column
+    low = tl.load(first, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(first + HALF, mask=inside, other=0.0).to(tl.float32)
+    tl.store(first, (low * c - high * s).to(x.dtype.element_ty), mask=inside)
+    tl.store(first + HALF, (high * c + low * s).to(x.dtype.element_ty), mask=inside)
+
+
+def output(x: Tensor, width: int, fp8: bool) -> tuple[Tensor, Tensor]:
+    """Room for a result of `x`'s rows × `width`, and for a scale a row (one element where none is kept)."""
+    rows = x.shape[0]
+    out = torch.empty(rows, width, device=x.device, dtype=torch.float8_e4m3fn if fp8 else x.dtype)
+    return out, torch.empty(rows if fp8 else 1, device=x.device, dtype=torch.float32)
+
+
+def finished(out: Tensor, scales: Tensor, fp8: bool) -> Activation:
+    return Quantized(out, scales) if fp8 else out
+
+
+def add_norm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, fp8: bool = False) -> Activation:
+    """`residual += x` in place (where there is an x), then its RMS norm; both [rows, width], contiguous."""
+    rows, width = residual.shape
+    out, scales = output(residual, width, fp8)
+    block = triton.next_power_of_2(width)
+    add_norm_kernel[(rows,)](
+        residual if x is None else x, residual, weight, out, scales, width, eps,
+        ADD=x is not None, FP8=fp8, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=max(1, min(8, block // 512)),
+    )  # fmt: skip
+    return finished(out, scales, fp8)
+
+
+def swiglu(joint: Tensor, fp8: bool = False) -> Activation:
+    """silu(gate) * up of `joint` [rows, 2 * inner], gate first. Returns [rows, inner]."""
+    rows, inner = joint.shape[0], joint.shape[1] // 2
+    out, scales = output(joint, inner, fp8)
+    block = triton.next_power_of_2(inner) if fp8 else min(2048, triton.next_power_of_2(inner))
+    swiglu_kernel[(rows, triton.cdiv(inner, block))](
+        joint, out, scales, inner, LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=16 if fp8 else 4
+    )
+    return finished(out, scales, fp8)
+
+
+def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, fp8: bool = False) -> Activation:
+    """RMS norm of each head of `x` [rows, heads, size] times silu(gate); `gate` [rows, heads * size], rows may be strided."""
+    rows, heads, size = x.shape
+    out, scales = output(x.view(rows, -1), heads * size, fp8)
+    gated_norm_kernel[(rows,)](
+        x, gate, weight, out, scales, gate.stride(0), eps, HEADS=heads, SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT, num_warps=8
+    )
+    return finished(out, scales, fp8)
+
+
+def quantize(x: Tensor) -> Quantized:
+    """`x` [rows, width] in fp8 with a scale a row."""
+    out, scales = output(x, x.shape[1], True)
+    block = triton.next_power_of_2(x.shape[1])
+    quantize_kernel[(x.shape[0],)](x, out, scales, x.shape[1], LIMIT=FP8_LIMIT, BLOCK=block, num_warps=8)
+    return Quantized(out, scales)
+
+
+def rotate_heads(x: Tensor, heads: int, head: int, cos: Tensor, sin: Tensor) -> None:
+    """Rotates the first `heads` heads of `x` [rows, …] in place, row i by `cos`, `sin` float32 [patches, head] at i % patches."""
+    rotate_kernel[(x.shape[0],)](
+        x, cos, sin, x.stride(0), cos.shape[0], heads, HALF=head // 2,
+        HEADS=triton.next_power_of_2(heads), BLOCK=triton.next_power_of_2(head // 2), num_warps=4,
+    )  # fmt: skip
