@@ -195,7 +195,7 @@ def attend(
         joint, *turn, slots, starts, counts, keys, values, scratch, parts, tops, norms,
         n, width, ring, keys.stride(0), window, head**-0.5 * 1.4426950408889634, tiles,
         HEADS=heads, GROUP=group, HEAD=head, SINKS=sinks, ROWS=lines, KEYS=size, SPLITS=splits,
-        PRECISION="ieee" if joint.dtype == torch.float32 else "tf32", num_warps=8 if lines == 128 else 4, num_stages=3,
+        PRECISION="tf32x3" if joint.dtype == torch.float32 else "tf32", num_warps=8 if lines == 128 else 4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
         total = batch * n * queries

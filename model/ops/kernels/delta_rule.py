@@ -132,7 +132,7 @@ def delta_rule(
             mixed, decay, beta, slots, state, out, scale, **sizes, VALUE=value, BLOCK=block, num_warps=4
         )
         return out
-    precision = "ieee" if mixed.dtype == torch.float32 else "tf32"
+    precision = "tf32x3" if mixed.dtype == torch.float32 else "tf32"
     size = min(CHUNK, max(16, triton.next_power_of_2(n)))
     chunks = triton.cdiv(n, size)
     inverse = torch.empty(batch, heads, chunks, size, size, device=mixed.device, dtype=mixed.dtype)
