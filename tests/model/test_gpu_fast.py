@@ -19,7 +19,7 @@ if torch.cuda.is_available():
     from model.graphs import Graphs
 
 
-def small(horizon: float | None = 2.0) -> InfiniteVLConfig:
+def small(horizon: float | None = 4.0) -> InfiniteVLConfig:
     """Nano's widths, 4 layers, and sinks and a window that a few frames fill and wrap, at no multiple of any tile."""
     nano = PRESETS["nano"]
     return replace(
