@@ -113,8 +113,7 @@ class Graphs:
             pixels = self.pixels[(batch, *grid)]
             for row, pictures in zip(pixels, frames[part], strict=True):
                 for i in range(len(row)):
-                    picture = torch.from_numpy(pictures[min(i, len(pictures) - 1)]).pin_memory()
-                    row[i] = fit(self.config, picture.cuda(non_blocking=True).permute(2, 0, 1), grid)
+                    row[i] = fit(self.config, pictures[min(i, len(pictures) - 1)], grid, "cuda")
             times = torch.tensor(seconds[part], dtype=torch.float64).view(torch.int64)
             finite += step.run(torch.stack((torch.tensor(slots[part]), times)))[0].tolist()
         return finite

@@ -44,7 +44,7 @@ def patchify(config: InfiniteVLConfig, pictures: Sequence[np.ndarray], grid: tup
     A picture whose own grid is another than `grid` (the camera changed its shape) is letterboxed into it, others are
     stretched to it. Order and normalisation are those of Qwen2.5-VL's image processor.
     """
-    fitted = [fit(config, torch.from_numpy(picture).permute(2, 0, 1), grid) for picture in pictures]
+    fitted = [fit(config, picture, grid) for picture in pictures]
     return arrange(config, torch.stack(fitted)[None], torch.float32)[0]
 
 
@@ -69,10 +69,16 @@ def normalisation(values: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
 
-def fit(config: InfiniteVLConfig, source: Tensor, grid: tuple[int, int]) -> Tensor:
-    """One picture, uint8 [3, H, W], at the grid's size in pixels, uint8 [3, height, width], where it lies."""
+def fit(
+    config: InfiniteVLConfig, picture: np.ndarray, grid: tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """One picture at the grid's size in pixels, uint8 [3, height, width], made on `device`: the host does not wait for it."""
     patch = config.vision.patch_size
     height, width = grid[0] * patch, grid[1] * patch
+    source = torch.from_numpy(picture)
+    if device != "cpu":
+        source = source.pin_memory().to(device, non_blocking=True)
+    source = source.permute(2, 0, 1)
     if source.shape[1:] == (height, width):
         return source
     if choose_grid(config, *source.shape[1:]) == grid:
