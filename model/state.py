@@ -102,24 +102,29 @@ class StreamState:
         for _, tensor, axis in self.tensors():
             tensor.select(axis, target).copy_(tensor.select(axis, source))
 
-    def snapshot(self, slot: int) -> Snapshot:
-        """A copy of one slot on the CPU, without the row that takes padding."""
+    def kept(self, slot: int) -> Snapshot:
+        """Views of all that one slot keeps: the row that takes padding is left out."""
         parts = {name: tensor.select(axis, slot) for name, tensor, axis in self.tensors()}
-        parts |= {name: parts[name][:, :-1] for name in ("keys", "values")}
-        return {name: part.detach().to("cpu", copy=True) for name, part in parts.items()}
+        return parts | {name: parts[name][:, :-1] for name in ("keys", "values")}
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """A copy of one slot on the CPU."""
+        return {name: part.detach().to("cpu", copy=True) for name, part in self.kept(slot).items()}
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
-        """Puts a snapshot into a slot. Raises ConfigError where it was taken from a model of other sizes or policy."""
-        self.reset(slot)
-        for name, tensor, axis in self.tensors():
-            target = tensor.select(axis, slot)
-            target = target[:, :-1] if name in ("keys", "values") else target
-            if name not in snapshot or snapshot[name].shape != target.shape:
+        """Puts a snapshot into a slot.
+
+        Raises ConfigError where it was taken from a model of other sizes or policy; the slot is then as it was.
+        """
+        parts = self.kept(slot)
+        for name, part in parts.items():
+            if name not in snapshot or snapshot[name].shape != part.shape:
                 found = "is missing" if name not in snapshot else f"has shape {tuple(snapshot[name].shape)}"
                 raise ConfigError(
-                    f"snapshot's {name} {found}, this model keeps {tuple(target.shape)}: restore it into the model it was taken from"
+                    f"snapshot's {name} {found}, this model keeps {tuple(part.shape)}: restore it into the model it was taken from"
                 )
-            target.copy_(snapshot[name])
+        for name, part in parts.items():
+            part.copy_(snapshot[name])
 
     def shift(self, slots: Tensor) -> Tensor:
         """Time steps by which a stream is older than it shows, int64 [batch]."""
