@@ -50,15 +50,41 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
 
+class TokenConfig(_Section):
+    """A bearer token, kept by its SHA-256; `streamer token` makes one."""
+
+    name: Name
+    scopes: Annotated[tuple[Literal["view", "ask", "publish", "admin"], ...], Field(min_length=1)]
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
 class ServerConfig(_Section):
     """Where the one port is, and who may use it."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[_Whole, Field(ge=0, le=65_535)] = 8765
     """0 takes any free port."""
-    tokens: tuple[Annotated[str, Field(min_length=8)], ...] = ()
-    """Bearer tokens; with none, whoever reaches the port may ask."""
+    tokens: tuple[TokenConfig, ...] = ()
+    """Bearer tokens; with none here, in `token_file` and in $STREAMER_TOKENS, whoever reaches the port may do everything."""
+    token_file: Annotated[str, Field(min_length=1)] | None = None
+    """One token a line: NAME SCOPES TOKEN, where TOKEN may be sha256:HEX."""
+    certificate: Annotated[str, Field(min_length=1)] | None = None
+    """TLS: a PEM file with the certificate and its chain."""
+    key: Annotated[str, Field(min_length=1)] | None = None
+    """TLS: a PEM file with the certificate's key."""
+    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = ()
+    """Pages of other origins that may speak to the daemon, such as https://cam.example."""
+    media_domains: tuple[Name, ...] = ()
+    """Hosts that pictures and videos named in a request may be fetched from."""
+    insecure: Annotated[_Whole, Field(ge=0, le=2)] = 0
+    """2 allows an address that others reach without tokens or without TLS."""
     max_message_bytes: Annotated[_Whole, Field(ge=1_024, le=64 * 2**20)] = 2**20
+
+    @model_validator(mode="after")
+    def _reachable(self) -> ServerConfig:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: name both files or neither")
+        return self
 
 
 class ModelConfig(_Section):
@@ -133,6 +159,10 @@ class LimitsConfig(_Section):
     answers: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
     """Answers that are spoken at once; each takes a slot of the model's memory."""
     waiting_questions: Annotated[_Whole, Field(ge=0, le=10_000)] = 32
+    visitor_connections: Annotated[_Whole, Field(ge=1, le=100_000)] = 64
+    """Websockets of one token, or of one address where there are no tokens; so are the next two."""
+    visitor_answers: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
+    visitor_questions_per_minute: Annotated[_Whole, Field(ge=1, le=1_000_000)] = 120
     question_tokens: Annotated[_Whole, Field(ge=16, le=32_768)] = 1_024
     answer_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 1_024
 
@@ -216,6 +246,10 @@ def _problem(error: ErrorDetails) -> str:
         expected = context["expected"]
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", expected), n=1, cutoff=0.5)
         return f"{path}: {shown} is not one of {expected}" + (f"; did you mean {close[0]!r}?" if close else "")
+    if kind == "string_pattern_mismatch" and error["loc"][-1] == "digest":
+        return f"{path}: is no digest of a token; write sha256: and 64 hexadecimal digits, as 'streamer token' prints"
+    if kind == "string_pattern_mismatch" and "origins" in error["loc"]:
+        return f"{path}: {shown} is no origin; write a scheme and a host, such as https://cam.example"
     if kind == "string_pattern_mismatch":
         return f"{path}: {shown} is no name; use letters, digits, '_', '-' and '.', 64 at most"
     if kind in ("model_type", "model_attributes_type"):
@@ -236,4 +270,6 @@ _SECTIONS: dict[int | str, type[BaseModel]] = {
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys known at a place in the configuration."""
+    if location[:2] == ("server", "tokens"):
+        return list(TokenConfig.model_fields)
     return list((_SECTIONS[location[0]] if location else Config).model_fields)

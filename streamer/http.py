@@ -1,41 +1,85 @@
-"""The ASGI app: every door of the daemon on one port."""
+"""The ASGI app: every door of the daemon on one port, each with the scope it asks for."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from protocols.chat import chosen_stream, error_body, error_status, model_body, model_ids, models_body, read_chat
+from protocols.fields import ProtocolError, read_object
 from protocols.realtime import RealtimeSession
-from streamer.assistant import Assistant
-from streamer.config import Config
+from streamer.assistant import Assistant, AssistantError
+from streamer.auth import SUBPROTOCOL, DoorError, Gate, Scope, Token, Visitor, is_loopback, read_tokens
+from streamer.completions import complete
+from streamer.config import Config, ConfigError
+from streamer.desk import Desk
 from streamer.facts import health_facts, stream_facts
+from streamer.limits import Limits
+from streamer.metrics import Metrics
 from streamer.page import page_routes
-from streamer.websocket import RealtimeConnection, WebSocketProtocol
+from streamer.pictures import encode_jpeg
+from streamer.websocket import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
+
+log = logging.getLogger("streamer.http")
+PICTURE_SIDE = 640
+"""Pixels of the longer side of pictures that are shown."""
+PICTURES_PER_SECOND = 10.0
+BODY_BYTES = 32 * 2**20
+"""The largest body of a request: pictures and short videos come in it."""
 
 
 def create_app(assistant: Assistant, config: Config) -> Starlette:
-    """The daemon's doors. Serve it with `server_options(config)`; call `close_connections(app)` before stopping."""
-    doors = Doors(assistant, config)
+    """The daemon's doors. Serve it with `server_options(config)`; call `close_connections(app)` before stopping.
+
+    Raises ConfigError where tokens can't be read, or where others could reach the daemon without them.
+    """
+    doors = Doors(assistant, config, known_tokens(config))
     app = Starlette(
         routes=[
             WebSocketRoute("/v1/realtime", doors.realtime),
-            Route("/v1/streams", doors.streams),
+            WebSocketRoute("/{path:path}", doors.nowhere),
+            Route("/v1/chat/completions", doors.chat, methods=["POST"]),
+            Route("/v1/models", doors.models),
+            Route("/v1/models/{model:path}", doors.model),
+            Route("/v1/streams", doors.streams, methods=["GET"]),
+            Route("/v1/streams", doors.attach, methods=["POST"]),
+            Route("/v1/streams/{stream}", doors.stream, methods=["GET"]),
+            Route("/v1/streams/{stream}", doors.detach, methods=["DELETE"]),
+            Route("/v1/streams/{stream}/frame.jpg", doors.frame),
+            Route("/v1/streams/{stream}/video.mjpeg", doors.video),
             Route("/healthz", doors.health),
+            Route("/readyz", doors.ready),
+            Route("/metrics", doors.metrics),
             *page_routes(),
         ],
+        exception_handlers={
+            DoorError: _refuse,
+            AssistantError: _refuse,
+            ProtocolError: _refuse,
+            HTTPException: _refuse_address,
+            Exception: _refuse_unforeseen,
+        },
     )
     app.state.doors = doors
     return app
 
 
 def server_options(config: Config) -> dict[str, Any]:
-    """What uvicorn must be told for this app, beside the host and the port."""
+    """What uvicorn must be told for this app, beside its socket."""
     return {
         "ws": WebSocketProtocol,
         "ws_max_size": config.server.max_message_bytes,
@@ -44,6 +88,8 @@ def server_options(config: Config) -> dict[str, Any]:
         "log_level": "critical",
         "server_header": False,
         "timeout_graceful_shutdown": 1,
+        "ssl_certfile": config.server.certificate,
+        "ssl_keyfile": config.server.key,
     }
 
 
@@ -52,30 +98,230 @@ async def close_connections(app: Starlette) -> None:
     await app.state.doors.close()
 
 
+def known_tokens(config: Config) -> list[Token]:
+    """The tokens of configuration, file and $STREAMER_TOKENS (entries separated by ';').
+
+    Raises ConfigError: one can't be read; or the address is reachable from elsewhere without tokens or without TLS and
+    that was not said twice.
+    """
+    server = config.server
+    tokens = [
+        Token(token.name, token.digest.removeprefix("sha256:"), frozenset(token.scopes)) for token in server.tokens
+    ]
+    try:
+        if server.token_file is not None:
+            lines = Path(server.token_file).read_text(encoding="utf-8").splitlines()
+            tokens += read_tokens(lines, f"server.token_file {server.token_file}")
+        tokens += read_tokens(os.environ.get("STREAMER_TOKENS", "").split(";"), "$STREAMER_TOKENS")
+        if server.certificate is not None:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(server.certificate, server.key)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            [f"server.certificate: {server.certificate} and its key don't fit ({error.reason})"]
+        ) from None
+    except OSError as error:
+        raise ConfigError([f"server: a file can't be read ({error}): check its path and permissions"]) from None
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    missing = [] if tokens else ["token"]
+    missing += [] if server.certificate else ["TLS certificate"]
+    if missing and not is_loopback(server.host) and server.insecure < 2:
+        raise ConfigError(
+            [
+                f"server.host: {server.host!r} can be reached from other machines, and there is no "
+                f"{' and no '.join(missing)}: add what is missing, listen at 127.0.0.1, or say it twice (--insecure --insecure, "
+                "server.insecure: 2)"
+            ]
+        )
+    return tokens
+
+
 class Doors:
     """The endpoints, and the connections that are open."""
 
-    def __init__(self, assistant: Assistant, config: Config) -> None:
+    def __init__(self, assistant: Assistant, config: Config, tokens: list[Token]) -> None:
         self._assistant, self._config = assistant, config
+        self._gate = Gate(tokens, config.server.origins, loopback=is_loopback(config.server.host))
+        limits = config.limits
+        self._limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
+        self._metrics = Metrics()
+        self._desk = Desk(assistant, self._limits, self._metrics)
         self._connections: set[RealtimeConnection] = set()
+        self._closing = asyncio.Event()
+        self._began = int(time.time())
 
     async def close(self) -> None:
+        self._closing.set()
         await asyncio.gather(*(connection.shut_down() for connection in self._connections))
 
     async def realtime(self, websocket: WebSocket) -> None:
-        session = RealtimeSession(
-            websocket.query_params.get("model") or self._config.model.name,
-            stream=websocket.query_params.get("stream") or None,
-        )
-        connection = RealtimeConnection(websocket, self._assistant, session)
+        """Any scope comes in; what a client may do is asked event by event."""
+        try:
+            visitor = self._admit(websocket, "view", "ask", "publish")
+        except DoorError as error:
+            await websocket.send_denial_response(_error_response(error))
+            return
+        offered = websocket.scope["subprotocols"]
+        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        try:
+            self._limits.connect(visitor.name)
+        except DoorError as error:
+            await websocket.close(TRY_AGAIN_LATER, error.message)
+            return
+        connection = RealtimeConnection(websocket, self._assistant, self._session(websocket), visitor, self._desk)
         self._connections.add(connection)
+        self._metrics.connections += 1
         try:
             await connection.serve()
         finally:
+            self._metrics.connections -= 1
             self._connections.discard(connection)
+            self._limits.disconnect(visitor.name)
 
-    async def streams(self, request: Request) -> JSONResponse:
+    async def nowhere(self, websocket: WebSocket) -> None:
+        path = websocket.url.path
+        await websocket.send_denial_response(
+            _error_response(DoorError("not_found", f"There is no websocket at {path}: use /v1/realtime."))
+        )
+
+    def _session(self, websocket: WebSocket) -> RealtimeSession:
+        """The stream is named by `stream`, or by the model's id as in chat completions."""
+        model = websocket.query_params.get("model") or self._config.model.name
+        stream = websocket.query_params.get("stream")
+        if stream is None:
+            try:
+                stream = chosen_stream(model, self._config.model.name, self._names())
+            except ProtocolError:
+                stream = None
+        return RealtimeSession(model, stream=stream or None)
+
+    async def chat(self, request: Request) -> Response:
+        visitor = self._admit(request, "ask")
+        asked = read_chat(await _body(request), self._config.model.name, self._names())
+        return await complete(request, asked, visitor, self._desk)
+
+    async def models(self, request: Request) -> Response:
+        self._admit(request, "view", "ask")
+        return JSONResponse(models_body(self._config.model.name, self._names(), self._began))
+
+    async def model(self, request: Request) -> Response:
+        self._admit(request, "view", "ask")
+        wanted = request.path_params["model"]
+        if wanted not in model_ids(self._config.model.name, self._names()):
+            raise DoorError("model_not_found", f"The model {wanted!r} does not exist.")
+        return JSONResponse(model_body(wanted, self._began))
+
+    async def streams(self, request: Request) -> Response:
+        self._admit(request, "view")
         return JSONResponse({"streams": [stream_facts(status) for status in self._assistant.streams()]})
 
-    async def health(self, request: Request) -> JSONResponse:
+    async def stream(self, request: Request) -> Response:
+        self._admit(request, "view")
+        name = request.path_params["stream"]
+        for status in self._assistant.streams():
+            if status.name == name:
+                return JSONResponse(stream_facts(status))
+        raise DoorError("unknown_stream", f"There is no stream {name!r}.")
+
+    async def attach(self, request: Request) -> Response:
+        self._admit(request, "admin")
+        fields = read_object(await _body(request))
+        name, source = fields.pop("name", None), fields.pop("source", None)
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise ProtocolError("missing_required_parameter", "A stream needs a 'name' and a 'source'.", "name")
+        return JSONResponse(stream_facts(await self._assistant.attach(name, source, **fields)), 201)
+
+    async def detach(self, request: Request) -> Response:
+        self._admit(request, "admin")
+        await self._assistant.detach(request.path_params["stream"])
+        return Response(status_code=204)
+
+    async def frame(self, request: Request) -> Response:
+        """The picture that the model saw last."""
+        self._admit(request, "view")
+        frame = self._assistant.newest_frame(request.path_params["stream"])
+        if frame is None:
+            raise DoorError("no_frames", "This stream has shown nothing yet.", 1.0)
+        picture = await asyncio.to_thread(encode_jpeg, frame.pixels, PICTURE_SIDE)
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+    async def video(self, request: Request) -> Response:
+        """The pictures that the model sees, as motion JPEG."""
+        self._admit(request, "view")
+        name = request.path_params["stream"]
+        self._assistant.newest_frame(name)
+        kind = "multipart/x-mixed-replace; boundary=frame"
+        return StreamingResponse(self._pictures(name), media_type=kind, headers={"Cache-Control": "no-store"})
+
+    async def _pictures(self, name: str) -> AsyncIterator[bytes]:
+        shown = None
+        while not self._closing.is_set():
+            try:
+                frame = self._assistant.newest_frame(name)
+            except AssistantError:
+                return
+            if frame is not None and frame is not shown:
+                shown = frame
+                picture = await asyncio.to_thread(encode_jpeg, frame.pixels, PICTURE_SIDE)
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                yield head.encode() + picture + b"\r\n"
+            await asyncio.sleep(1 / PICTURES_PER_SECOND)
+
+    async def health(self, request: Request) -> Response:
         return JSONResponse(health_facts(self._assistant))
+
+    async def ready(self, request: Request) -> Response:
+        ready = self._assistant.ready and not self._closing.is_set()
+        return JSONResponse(health_facts(self._assistant), 200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        self._admit(request, "view")
+        return PlainTextResponse(
+            self._metrics.text(self._assistant), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    def _admit(self, connection: HTTPConnection, *scopes: Scope) -> Visitor:
+        address = connection.client.host if connection.client else "unknown"
+        visitor = self._gate.admit(connection.headers, address)
+        visitor.need(*scopes)
+        return visitor
+
+    def _names(self) -> list[str]:
+        return [status.name for status in self._assistant.streams()]
+
+
+async def _body(request: Request) -> bytes:
+    """A request's whole body. Raises DoorError: payload_too_large."""
+    out = bytearray()
+    async for chunk in request.stream():
+        out += chunk
+        if len(out) > BODY_BYTES:
+            raise DoorError("payload_too_large", f"A body may hold {BODY_BYTES // 2**20} MiB at most.")
+    return bytes(out)
+
+
+def _error_response(error: DoorError | AssistantError | ProtocolError) -> Response:
+    status = error_status(error.code)
+    param = error.param if isinstance(error, ProtocolError) else None
+    wait = error.retry_after if isinstance(error, DoorError) else None
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        headers["Retry-After"] = str(math.ceil(wait or 1))
+    return JSONResponse(error_body(error.code, error.message, param), status, headers)
+
+
+async def _refuse(request: Request, error: Any) -> Response:
+    return _error_response(error)
+
+
+async def _refuse_address(request: Request, error: Any) -> Response:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    body = error_body(code, f"{request.method} {request.url.path}: {error.detail}.")
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _refuse_unforeseen(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse(error_body("server_error", "Something broke inside; the daemon's log says what."), 500)

@@ -15,6 +15,8 @@ from websockets.http11 import Request
 
 from protocols.realtime import Ask, Cancel, Command, Decision, Listen, Push, RealtimeSession, Send, Usage
 from streamer.assistant import Answer, Assistant, AssistantError
+from streamer.auth import DoorError, Visitor
+from streamer.desk import Desk, Question
 from streamer.facts import event_facts, frame_facts, stream_facts
 
 OUTGOING_BYTES = 256 * 1024
@@ -117,22 +119,27 @@ class Outbox:
 class RealtimeConnection:
     """Carries out what one client's session decides."""
 
-    def __init__(self, websocket: WebSocket, assistant: Assistant, session: RealtimeSession) -> None:
+    def __init__(
+        self, websocket: WebSocket, assistant: Assistant, session: RealtimeSession, visitor: Visitor, desk: Desk
+    ) -> None:
         self._websocket = websocket
         self._socket = websocket.scope["extensions"]["streamer.socket"]
         self._assistant = assistant
         self._session = session
+        self._visitor = visitor
+        self._desk = desk
         self._outbox = Outbox()
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, Answer | None] = {}
+        """Those that are open; None until they are accepted."""
+        self._cancelled: set[str] = set()
+        """Those that were cancelled before."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer: asyncio.Task[None] | None = None
         self._ear: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
 
     async def serve(self) -> None:
-        """Runs until either side closes."""
-        offered = self._websocket.scope.get("subprotocols", [])
-        await self._websocket.accept("realtime" if "realtime" in offered else None)
+        """Runs until either side closes; the websocket is accepted already."""
         self._writer = self._spawn(self._outbox.send_all(self._websocket))
         try:
             self._do(self._session.open(self._names()))
@@ -165,7 +172,7 @@ class RealtimeConnection:
         if isinstance(decision, Command):
             try:
                 self._do(self._session.performed(decision, **await self._perform(decision)))
-            except AssistantError as error:
+            except (AssistantError, DoorError) as error:
                 self._do(self._session.failed(decision, error.code, error.message))
         else:
             self._do([decision])
@@ -176,16 +183,21 @@ class RealtimeConnection:
                 case Send():
                     self._send(decision.event, unasked)
                 case Ask():
-                    self._ask(decision)
+                    self._answers[decision.response] = None
+                    self._spawn(self._answer(decision))
                 case Cancel():
-                    if answer := self._answers.get(decision.response):
+                    if (answer := self._answers.get(decision.response)) is not None:
                         answer.cancel()
+                    elif decision.response in self._answers:
+                        self._cancelled.add(decision.response)
                 case Push():
                     self._do(self._session.failed(decision, "bad_source", "No stream here takes pushed frames."))
                 case Listen():
                     if self._ear is not None:
                         self._ear.cancel()
-                    self._ear = self._spawn(self._listen(decision.stream)) if decision.stream else None
+                    self._ear = None
+                    if decision.stream is not None and self._visitor.may("view"):
+                        self._ear = self._spawn(self._listen(decision.stream))
 
     def _send(self, event: dict[str, Any], unasked: bool) -> None:
         self._outbox.put(json.dumps(event, ensure_ascii=False, separators=(",", ":")), unasked)
@@ -199,36 +211,36 @@ class RealtimeConnection:
         cut: Callable[[int, str], None] = self._socket["cut"]
         cut(code, reason)
 
-    def _ask(self, ask: Ask) -> None:
+    async def _answer(self, ask: Ask) -> None:
+        """One answer from its question to its end."""
+        question = Question(
+            ask.question,
+            ask.stream,
+            ask.instructions,
+            ask.history,
+            ask.max_tokens,
+            ask.temperature,
+            ask.top_p,
+            ask.seed,
+        )
         try:
-            answer = self._assistant.ask(
-                ask.question,
-                stream=ask.stream,
-                instructions=ask.instructions,
-                history=ask.history,
-                max_tokens=ask.max_tokens,
-                temperature=ask.temperature,
-                top_p=ask.top_p,
-                seed=ask.seed,
-            )
-        except AssistantError as error:
+            async with self._desk.ask(self._visitor, question) as (answer, limit):
+                self._answers[ask.response] = answer
+                if ask.response in self._cancelled:
+                    answer.cancel()
+                self._do(self._session.accepted(ask.response, [limit]))
+                async for words in answer:
+                    self._do(self._session.delta(ask.response, words), unasked=True)
+        except (AssistantError, DoorError) as error:
             self._do(self._session.refused(ask.response, error.code, error.message))
             return
-        self._answers[ask.response] = answer
-        self._do(self._session.accepted(ask.response))
-        self._spawn(self._speak(ask.response, answer))
-
-    async def _speak(self, response: str, answer: Answer) -> None:
-        try:
-            async for words in answer:
-                self._do(self._session.delta(response, words), unasked=True)
         finally:
-            answer.cancel()
-            del self._answers[response]
+            self._answers.pop(ask.response, None)
+            self._cancelled.discard(ask.response)
         reason = answer.finish_reason or "failed"
         trouble = ("failed", answer.error or "The answer broke off.") if reason == "failed" else None
         usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-        self._do(self._session.finished(response, reason, usage, trouble), unasked=True)
+        self._do(self._session.finished(ask.response, reason, usage, trouble), unasked=True)
 
     async def _listen(self, stream: str) -> None:
         subscription = self._assistant.subscribe(stream)
@@ -239,6 +251,7 @@ class RealtimeConnection:
             subscription.close()
 
     async def _perform(self, command: Command) -> dict[str, Any]:
+        self._visitor.need("admin" if command.verb in ("attach", "detach") else "view")
         match command.verb:
             case "list":
                 return {"streams": [stream_facts(status) for status in self._assistant.streams()]}

@@ -51,7 +51,7 @@ def test_refusals_are_one_clear_line(server: Served) -> None:
     async def story() -> None:
         assert "No daemon answers at http://127.0.0.1:1:" in await refusal("http://127.0.0.1:1")
         assert "is no address" in await refusal("ftp://x")
-        assert "path" in await refusal(f"{server.url}/elsewhere")
+        assert "answers 404" in await refusal(f"{server.url}/elsewhere")
 
     asyncio.run(story())
 

@@ -1,0 +1,74 @@
+"""`POST /v1/chat/completions`: one question, its answer whole or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from protocols.chat import ChatRequest, ChatWriter
+from streamer.assistant import Answer
+from streamer.auth import DoorError, Visitor
+from streamer.desk import Desk, Question
+
+
+async def complete(request: Request, asked: ChatRequest, visitor: Visitor, desk: Desk) -> Response:
+    """Answers; a client that leaves ends its answer. Raises what `Desk.ask` raises."""
+    writer = ChatWriter(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), asked.model, asked.include_usage)
+    question = Question(
+        asked.question,
+        asked.stream,
+        asked.instructions,
+        asked.history,
+        asked.max_tokens,
+        asked.temperature,
+        asked.top_p,
+        asked.seed,
+    )
+    async with AsyncExitStack() as stack:
+        answer, _ = await stack.enter_async_context(desk.ask(visitor, question))
+        if asked.streaming:
+            # The answer outlives this call: whoever sends the events lets it go.
+            return StreamingResponse(_events(writer, answer, stack.pop_all()), media_type="text/event-stream")
+        text = await _until_gone(request, answer)
+        if answer.finish_reason == "failed":
+            raise DoorError("failed", answer.error or "The answer broke off.")
+        return JSONResponse(
+            writer.whole(
+                text, answer.finish_reason or "stop", answer.usage.prompt_tokens, answer.usage.completion_tokens
+            )
+        )
+
+
+async def _events(writer: ChatWriter, answer: Answer, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+    async with stack:
+        yield writer.begin()
+        async for words in answer:
+            yield writer.delta(words)
+        if answer.finish_reason == "failed":
+            yield writer.broken(answer.error or "The answer broke off.")
+        elif answer.finish_reason == "cancelled":
+            yield writer.broken("The daemon is shutting down.")
+        else:
+            usage = answer.usage
+            yield writer.end(answer.finish_reason or "stop", usage.prompt_tokens, usage.completion_tokens)
+
+
+async def _until_gone(request: Request, answer: Answer) -> str:
+    """The whole text; cancels the answer when the client leaves meanwhile."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        answer.cancel()
+
+    watch = asyncio.create_task(gone())
+    try:
+        return await answer.text()
+    finally:
+        watch.cancel()

@@ -1,0 +1,300 @@
+"""The HTTP doors over a real socket: chat completions, models, streams, metrics; and every door × every scope."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from streamer.auth import SCOPES, new_token, token_digest
+from streamer.config import Config, ConfigError
+from streamer.http import known_tokens
+from tests.streamer.serving import CONFIG, Daemon, Served, ask, eventually, receive, send, until
+
+QUESTION = {"model": "nano", "messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 3}
+TOKENS = {scope: new_token() for scope in SCOPES}
+
+
+@pytest.fixture(scope="module")
+def locked(daemon: Daemon) -> Iterator[Served]:
+    """A server that wants tokens: one for each scope."""
+    tokens = [
+        {"name": f"only-{scope}", "scopes": [scope], "digest": f"sha256:{token_digest(token)}"}
+        for scope, token in TOKENS.items()
+    ]
+    with daemon.served(server={"tokens": tokens}) as server:
+        yield server
+
+
+@pytest.fixture
+def http(server: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_chat_completion(http: httpx.Client) -> None:
+    body = http.post("/v1/chat/completions", json=QUESTION).raise_for_status().json()
+    choice = body["choices"][0]
+    assert body["object"] == "chat.completion" and body["model"] == "nano"
+    assert choice["message"]["role"] == "assistant" and choice["message"]["content"]
+    assert choice["finish_reason"] in ("stop", "length")
+    assert body["usage"]["completion_tokens"] <= 3
+
+
+def test_chat_completion_in_events(http: httpx.Client) -> None:
+    asked = {**QUESTION, "model": "nano/demo", "stream": True, "stream_options": {"include_usage": True}}
+    with http.stream("POST", "/v1/chat/completions", json=asked) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert lines.pop() == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert events[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert events[-1]["usage"]["completion_tokens"] <= 3 and events[-1]["choices"] == []
+    whole = http.post("/v1/chat/completions", json=QUESTION).json()["choices"][0]["message"]["content"]
+    assert isinstance(whole, str)
+
+
+def test_client_that_leaves_a_completion_ends_it(server: Served, daemon: Daemon) -> None:
+    async def story(streaming: bool) -> None:
+        asked = {**QUESTION, "max_tokens": 20_000, "stream": streaming}
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            request = asyncio.create_task(client.post("/v1/chat/completions", json=asked))
+            await eventually(lambda: daemon.open_answers == 1)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+        await eventually(lambda: daemon.open_answers == 0)
+
+    asyncio.run(story(False))
+    asyncio.run(story(True))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("POST", "/v1/chat/completions", b"{", 400, "invalid_json"),
+        ("POST", "/v1/chat/completions", b"[]", 400, "invalid_event"),
+        ("POST", "/v1/chat/completions", json.dumps({**QUESTION, "model": "gpt"}).encode(), 404, "model_not_found"),
+        ("POST", "/v1/chat/completions", json.dumps({**QUESTION, "messages": []}).encode(), 400, "invalid_value"),
+        ("GET", "/v1/models/gpt", b"", 404, "model_not_found"),
+        ("GET", "/v1/streams/cellar", b"", 404, "unknown_stream"),
+        ("DELETE", "/v1/streams/cellar", b"", 404, "unknown_stream"),
+        ("GET", "/v1/streams/cellar/frame.jpg", b"", 404, "unknown_stream"),
+        ("POST", "/v1/streams", b'{"name": "x"}', 400, "missing_required_parameter"),
+        ("POST", "/v1/streams", b'{"name": "x", "source": "demo:", "speed": 3}', 400, "bad_option"),
+        ("POST", "/v1/streams", b'{"name": "demo", "source": "demo:"}', 400, "stream_exists"),
+        ("GET", "/v1/nothing", b"", 404, "not_found"),
+        ("PUT", "/v1/models", b"", 405, "method_not_allowed"),
+    ],
+)
+def test_refusals_have_openais_shape(
+    http: httpx.Client, method: str, path: str, body: bytes, status: int, code: str
+) -> None:
+    response = http.request(method, path, content=body)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["code"] == code and error["message"] and set(error) == {"message", "type", "param", "code"}
+
+
+def test_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
+    response = http.post("/v1/chat/completions", content=b"x" * (33 * 2**20))
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+def test_models_are_the_model_and_its_streams(http: httpx.Client) -> None:
+    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["nano", "nano/demo"]
+    assert http.get("/v1/models/nano/demo").json()["id"] == "nano/demo"
+
+
+def test_streams_are_added_shown_and_removed(http: httpx.Client) -> None:
+    added = http.post("/v1/streams", json={"name": "extra", "source": "demo:", "fps": 2})
+    assert added.status_code == 201 and added.json()["name"] == "extra"
+    assert http.get("/v1/streams/extra").json()["source"] == "demo:"
+    assert http.delete("/v1/streams/extra").status_code == 204
+    picture = http.get("/v1/streams/demo/frame.jpg")
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(picture.content)).size == (640, 360)
+
+
+def test_video_is_motion_jpeg(http: httpx.Client) -> None:
+    with http.stream("GET", "/v1/streams/demo/video.mjpeg") as response:
+        assert response.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
+        data = b""
+        for chunk in response.iter_raw():
+            data += chunk
+            if data.count(b"--frame\r\n") > 2:
+                break
+    head, picture = data.split(b"\r\n\r\n", 1)
+    assert b"Content-Type: image/jpeg" in head
+    assert picture.startswith(b"\xff\xd8")
+
+
+def test_metrics_are_prometheus(http: httpx.Client) -> None:
+    http.post("/v1/chat/completions", json=QUESTION)
+    text = http.get("/metrics").text
+    values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line[0] != "#"}
+    assert values["streamer_ready"] == 1
+    assert values['streamer_frames_seen_total{stream="demo"}'] > 0
+    assert values['streamer_source_state{stream="demo",state="live"}'] == 1
+    assert values['streamer_step_seconds_bucket{kind="frames",le="+Inf"}'] > 0
+    assert values['streamer_step_seconds_count{kind="decode"}'] > 0
+    assert values["streamer_first_token_seconds_count"] >= 1
+    assert sum(value for name, value in values.items() if name.startswith("streamer_questions_total")) >= 1
+    steps = [value for name, value in values.items() if name.startswith('streamer_step_seconds_bucket{kind="frames"')]
+    assert steps == sorted(steps)
+
+
+def test_readiness(http: httpx.Client) -> None:
+    assert http.get("/readyz").status_code == 200
+
+
+DOORS: list[tuple[str, str, set[str]]] = [
+    ("GET", "/healthz", {*SCOPES, "nobody"}),
+    ("GET", "/readyz", {*SCOPES, "nobody"}),
+    ("GET", "/metrics", {"view", "admin"}),
+    ("GET", "/v1/models", {"view", "ask", "admin"}),
+    ("GET", "/v1/models/nano", {"view", "ask", "admin"}),
+    ("GET", "/v1/streams", {"view", "admin"}),
+    ("GET", "/v1/streams/demo", {"view", "admin"}),
+    ("GET", "/v1/streams/demo/frame.jpg", {"view", "admin"}),
+    ("POST", "/v1/streams", {"admin"}),
+    ("DELETE", "/v1/streams/cellar", {"admin"}),
+    ("POST", "/v1/chat/completions", {"ask", "admin"}),
+]
+EVENTS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"type": "stream.list"}, {"view", "admin"}),
+    ({"type": "stream.status", "stream": "demo"}, {"view", "admin"}),
+    ({"type": "stream.frame", "stream": "demo"}, {"view", "admin"}),
+    ({"type": "stream.attach", "stream": "x", "source": "/no/such.mp4"}, {"admin"}),
+    ({"type": "response.create", "response": {"instructions": "Say", "max_output_tokens": 1}}, {"ask", "admin"}),
+]
+
+
+@pytest.mark.parametrize("who", [*SCOPES, "nobody"])
+@pytest.mark.parametrize(("method", "path", "allowed"), DOORS)
+def test_every_door_for_every_scope(locked: Served, method: str, path: str, allowed: set[str], who: str) -> None:
+    headers = bearer(TOKENS[who]) if who != "nobody" else {}  # type: ignore[index]
+    with httpx.Client(base_url=locked.url, headers=headers, timeout=30) as client:
+        body = json.dumps(QUESTION) if path.endswith("completions") else "{}"
+        status = client.request(method, path, content=body if method == "POST" else None).status_code
+    if who in allowed:
+        assert status not in (401, 403)
+    else:
+        assert status == (401 if who == "nobody" else 403)
+
+
+@pytest.mark.parametrize("who", SCOPES)
+@pytest.mark.parametrize(("event", "allowed"), EVENTS)
+def test_every_event_for_every_scope(locked: Served, event: dict[str, Any], allowed: set[str], who: str) -> None:
+    async def story() -> None:
+        async with locked.connect(additional_headers=bearer(TOKENS[who])) as client:  # type: ignore[index]
+            await receive(client)
+            await client.send(json.dumps(event))
+            reply = await receive(client)
+            forbidden = reply["type"] == "error" and reply["error"]["code"] == "forbidden"
+            assert forbidden == (who not in allowed), reply
+
+    asyncio.run(story())
+
+
+def test_websocket_without_a_token_is_refused_at_the_handshake(locked: Served) -> None:
+    async def story() -> None:
+        for headers in ({}, bearer("str_wrong"), {"Origin": "http://evil.example", **bearer(TOKENS["ask"])}):
+            with pytest.raises(InvalidStatus) as refused:
+                await locked.connect(additional_headers=headers)
+            assert refused.value.response.status_code == (403 if "Origin" in headers else 401)
+            body = refused.value.response.body
+            assert body is not None and "error" in json.loads(body)
+
+    asyncio.run(story())
+
+
+def test_browser_names_its_token_by_subprotocol(locked: Served) -> None:
+    async def story() -> None:
+        offered: list[Any] = ["realtime", f"openai-insecure-api-key.{TOKENS['view']}"]
+        async with locked.connect(subprotocols=offered) as client:
+            assert client.subprotocol == "realtime"
+            assert (await receive(client))["type"] == "session.created"
+
+    asyncio.run(story())
+
+
+def test_who_may_not_view_hears_nothing(locked: Served) -> None:
+    async def story() -> None:
+        async with locked.connect("?stream=demo", additional_headers=bearer(TOKENS["ask"])) as client:
+            await receive(client)
+            await send(client, "stream.list")
+            assert (await receive(client))["type"] == "error"
+
+    asyncio.run(story())
+
+
+def test_limits_of_one_visitor(daemon: Daemon) -> None:
+    async def story(server: Served) -> None:
+        async with server.connect() as first, server.connect() as second:
+            await receive(first)
+            with pytest.raises(ConnectionClosed):
+                await until(await server.connect(), "never")
+            third = await server.connect()
+            await third.wait_closed()
+            assert third.close_code == 1013
+            await ask(first, max_output_tokens=20_000)
+            await until(first, "response.output_text.delta")
+            await ask(second, max_output_tokens=1)
+            assert (await until(second, "error"))[-1]["error"]["code"] == "too_many_answers"
+            await send(first, "response.cancel")
+            await until(first, "response.done")
+            await ask(second, max_output_tokens=1)
+            events = await until(second, "response.done")
+            limits = next(event for event in events if event["type"] == "rate_limits.updated")["rate_limits"]
+            assert limits[0]["limit"] == 3 and limits[0]["remaining"] <= 1
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            for _ in range(3):
+                response = await client.post("/v1/chat/completions", json=QUESTION)
+            assert response.status_code == 429
+            assert response.json()["error"]["code"] == "rate_limit_exceeded"
+            assert 1 <= int(response.headers["retry-after"]) <= 20
+
+    limits = {"visitor_connections": 2, "visitor_answers": 1, "visitor_questions_per_minute": 3}
+    with daemon.served(limits={**CONFIG["limits"], **limits}) as server:
+        asyncio.run(story(server))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2"])
+def test_open_addresses_need_tokens_and_tls_or_two_words(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for once in (0, 1):
+        with pytest.raises(ConfigError, match=r"no token and no TLS certificate: .* say it twice"):
+            known_tokens(Config.model_validate({"server": {"host": host, "insecure": once}}))
+    assert known_tokens(Config.model_validate({"server": {"host": host, "insecure": 2}})) == []
+    monkeypatch.setenv("STREAMER_TOKENS", f"a view {new_token()}; b admin {new_token()}")
+    with pytest.raises(ConfigError, match="there is no TLS certificate"):
+        known_tokens(Config.model_validate({"server": {"host": host}}))
+    assert [token.name for token in known_tokens(Config.model_validate({}))] == ["a", "b"]
+
+
+def test_bad_token_files_and_certificates_are_named(tmp_path: Any) -> None:
+    for server, mend in (
+        ({"token_file": str(tmp_path / "no")}, "can't be read"),
+        ({"certificate": str(tmp_path / "no"), "key": str(tmp_path / "no")}, "can't be read"),
+    ):
+        with pytest.raises(ConfigError, match=mend):
+            known_tokens(Config.model_validate({"server": server}))
+    (tmp_path / "tokens").write_text("a view short")
+    with pytest.raises(ConfigError, match="entry 1"):
+        known_tokens(Config.model_validate({"server": {"token_file": str(tmp_path / "tokens")}}))
+
+
+def test_no_secret_in_an_error(locked: Served) -> None:
+    secret = base64.b64encode(b"not a token of this daemon").decode()
+    response = httpx.get(f"{locked.url}/v1/streams", headers=bearer(secret))
+    assert response.status_code == 401 and secret not in response.text
+    assert response.headers["www-authenticate"] == "Bearer"
