@@ -26,6 +26,10 @@ SETTLE_SECONDS = 3.0
 QUESTIONS = ("What is happening?", "What is there now?", "How many are there?", "What came before?")
 
 
+UNLIMITED = {"visitor_answers": 1_024, "visitor_questions_per_minute": 1_000_000}
+"""The askers are one visitor."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `streamer bench`."""
     parser.add_argument(
@@ -52,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
         stream = {"name": "bench", "source": str(file), "loop": True}
         model = {"name": options.model, **({"threads": options.threads} if options.threads else {})}
         try:
-            config = parse_config({"server": {"port": 0}, "model": model, "streams": [stream]}, "streamer bench")
+            data = {"server": {"port": 0}, "model": model, "streams": [stream], "limits": UNLIMITED}
+            config = parse_config(data, "streamer bench")
             figures = asyncio.run(measure(config, options.seconds, options.askers))
         except (ConfigError, DaemonError) as error:
             print(f"streamer: {error}", file=sys.stderr)

@@ -7,13 +7,22 @@ import json
 import os
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from streamer.bench import add_arguments as bench_arguments
 from streamer.client import DEFAULT_URL, Client, ClientError
+
+if TYPE_CHECKING:
+    from streamer.config import Config
+
+FIRST_QUESTION_AFTER = 2.0
+"""Seconds that a stream is watched before `--ask` asks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +47,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"streamer {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    run = commands.add_parser("run", help="start the daemon")
+    run.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file")
+    run.add_argument(
+        "--source", action="append", default=[], help="video to watch: file, rtsp://…, demo:, or a configuration file"
+    )
+    run.add_argument("--name", action="append", default=[], help="name of the stream, for each --source in turn")
+    run.add_argument("--loop", action="store_true", help="play files again and again")
+    run.add_argument("--model", help="nano, 4b, a folder or a Hugging Face repository")
+    run.add_argument("--host", help="address to listen at (default 127.0.0.1)")
+    run.add_argument("--port", type=int, help="port to listen at (default 8765, 0 for any)")
+    run.add_argument("--certificate", metavar="FILE", help="TLS certificate with its chain, PEM")
+    run.add_argument("--key", metavar="FILE", help="TLS key, PEM")
+    run.add_argument("--token-file", metavar="FILE", help="tokens that may come in: NAME SCOPES TOKEN a line")
+    run.add_argument(
+        "--insecure", action="count", default=0, help="said twice: listen to others without tokens or without TLS"
+    )
+    run.add_argument("--ask", metavar="QUESTION", help="ask this once the first stream is live")
+    run.set_defaults(command=_run)
+
     ask = commands.add_parser("ask", help="ask a running daemon; the answer is shown as it is spoken")
     ask.add_argument("question")
     ask.add_argument("--stream", help="which stream; needed when there are several")
@@ -51,6 +79,33 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="one line a stream")
     _reach(status)
     status.set_defaults(command=_status)
+
+    stream = commands.add_parser("stream", help="add, remove and list the streams of a running daemon")
+    stream_commands = stream.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add = stream_commands.add_parser("add", help="watch one more source")
+    add.add_argument("name")
+    add.add_argument("source")
+    add.add_argument("--fps", type=float, help="see at most this many frames a second")
+    add.add_argument("--loop", action="store_true", help="play a file again and again")
+    _reach(add)
+    add.set_defaults(command=_stream_add)
+    remove = stream_commands.add_parser("remove", help="stop watching, and forget what was seen")
+    remove.add_argument("name")
+    _reach(remove)
+    remove.set_defaults(command=_stream_remove)
+    listed = stream_commands.add_parser("list", help="as 'streamer status'")
+    _reach(listed)
+    listed.set_defaults(command=_status)
+
+    token = commands.add_parser("token", help="make a bearer token")
+    token.add_argument("name", help="whose token it is")
+    token.add_argument("--scopes", default="view,ask", help="of view, ask, publish, admin (default view,ask)")
+    token.add_argument("--json", action="store_true", help="print facts as JSON")
+    token.set_defaults(command=_token)
+
+    bench = commands.add_parser("bench", help="measure the daemon on this machine")
+    bench_arguments(bench)
+    bench.set_defaults(command=_bench)
 
     config = commands.add_parser("config", help="look after configuration files")
     config_commands = config.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -123,6 +178,48 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stream_add(options: argparse.Namespace) -> int:
+    chosen = {"fps": options.fps, "loop": options.loop or None}
+    with _client(options) as client:
+        added = client.attach(
+            options.name, options.source, **{key: value for key, value in chosen.items() if value is not None}
+        )
+    print(json.dumps(added, ensure_ascii=False) if options.json else f"{options.name} is {added['state']}")
+    return 0
+
+
+def _stream_remove(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        client.detach(options.name)
+    print(json.dumps({"removed": options.name}, ensure_ascii=False) if options.json else f"{options.name} is removed")
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    from streamer.auth import new_token, read_scopes, token_digest
+
+    try:
+        scopes = [scope for scope in options.scopes.split(",") if read_scopes(scope)]
+    except ValueError as error:
+        print(f"streamer token: {error}", file=sys.stderr)
+        return 2
+    token = new_token()
+    kept = {"name": options.name, "scopes": scopes, "digest": f"sha256:{token_digest(token)}"}
+    if options.json:
+        print(json.dumps({"token": token, **kept}))
+    else:
+        print(f"{token}\n\nIt is shown this once. In the configuration, under server.tokens:")
+        print(f"  - {{name: {kept['name']}, scopes: [{', '.join(scopes)}], digest: '{kept['digest']}'}}")
+        print(f"or as a line of a --token-file:\n  {options.name} {','.join(scopes)} {kept['digest']}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from streamer.bench import run
+
+    return run(options)
+
+
 def status_lines(streams: Sequence[dict[str, Any]]) -> list[str]:
     """A head and one line a stream, in columns."""
     head = ("STREAM", "STATE", "FPS IN", "FPS SEEN", "DROPS", "LAG", "NEWEST", "UPTIME", "SOURCE")
@@ -181,6 +278,86 @@ def _config_check(options: argparse.Namespace) -> int:
         names = ", ".join(stream.name for stream in config.streams) or "none"
         print(f"{options.config}: good; model {config.model.name}, streams: {names}")
     return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from streamer.config import ConfigError
+
+    try:
+        config = run_config(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    from streamer.daemon import run
+
+    def announce(url: str) -> None:
+        if options.ask:
+            threading.Thread(target=_first_question, args=(url, options.ask), daemon=True).start()
+
+    return run(config, announce)
+
+
+def run_config(options: argparse.Namespace) -> Config:
+    """The configuration that `streamer run` was asked for: a file's, with what the options say on top.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    from streamer.config import ConfigError, load_config, parse_config
+
+    files = [source for source in options.source if source.endswith((".yaml", ".yml"))]
+    files += [options.config] if options.config else []
+    if len(files) > 1:
+        raise ConfigError([f"{len(files)} configuration files: name one"], "streamer run")
+    data = load_config(files[0]).model_dump(mode="json", exclude_unset=True) if files else {}
+    sources = [source for source in options.source if source not in files]
+    if len(options.name) > len(sources):
+        raise ConfigError([f"--name {options.name[-1]}: has no --source beside it"], "streamer run")
+    streams = list(data.get("streams", []))
+    taken = {stream["name"] for stream in streams}
+    for index, source in enumerate(sources):
+        name = options.name[index] if index < len(options.name) else _stream_name(source, taken)
+        taken.add(name)
+        streams.append({"name": name, "source": source, **({"loop": True} if options.loop else {})})
+    if not streams and not files:
+        streams = [{"name": "demo", "source": "demo:"}]
+    data["streams"] = streams
+    if options.model is not None:
+        data.setdefault("model", {})["name"] = options.model
+    for key in ("host", "port", "certificate", "key", "token_file", "insecure"):
+        value = getattr(options, key)
+        if value is not None and (key != "insecure" or value):
+            data.setdefault("server", {})[key] = value
+    return parse_config(data, "streamer run")
+
+
+def _stream_name(source: str, taken: set[str]) -> str:
+    """A name for a stream from its source: the file's stem, the camera's host, or the scheme."""
+    parts = urlsplit(source)
+    base = (parts.hostname or Path(parts.path).stem or parts.scheme) if len(parts.scheme) > 1 else Path(source).stem
+    name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in base)
+    name = name.strip("._-")[:48] or "stream"
+    unique, number = name, 1
+    while unique in taken:
+        number += 1
+        unique = f"{name}-{number}"
+    return unique
+
+
+def _first_question(url: str, question: str) -> None:
+    """Waits until the first stream has been watched a little, asks, and shows the answer."""
+    try:
+        with Client(url) as client:
+            while not any(stream["frames_seen"] for stream in client.streams()):
+                time.sleep(0.2)
+            time.sleep(FIRST_QUESTION_AFTER)
+            stream = next(stream["name"] for stream in client.streams() if stream["frames_seen"])
+            print(f"\n{stream}: {question}\n> ", end="", flush=True)
+            for word in client.ask(question, stream=stream):
+                print(word, end="", flush=True)
+            print("\n", flush=True)
+    except ClientError as error:
+        print(f"\nThe first question failed: {error.message}", file=sys.stderr)
 
 
 def _version() -> str:

@@ -90,6 +90,11 @@ class AsyncClient:
             ) from None
         except (InvalidMessage, InvalidHandshake):
             raise ClientError("unreachable", f"What listens at {self.url} is not a streamer daemon.") from None
+        except ssl.SSLCertVerificationError as error:
+            raise ClientError(
+                "untrusted",
+                f"The certificate of {self.url} is not trusted ({error.verify_message}): name it with --ca.",
+            ) from None
         except (OSError, TimeoutError):
             raise ClientError(
                 "unreachable", f"No daemon answers at {self.url}: start one with 'streamer run', or name it with --url."

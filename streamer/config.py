@@ -162,7 +162,7 @@ class LimitsConfig(_Section):
     visitor_connections: Annotated[_Whole, Field(ge=1, le=100_000)] = 64
     """Websockets of one token, or of one address where there are no tokens; so are the next two."""
     visitor_answers: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
-    visitor_questions_per_minute: Annotated[_Whole, Field(ge=1, le=1_000_000)] = 120
+    visitor_questions_per_minute: Annotated[_Whole, Field(ge=1, le=1_000_000)] = 600
     question_tokens: Annotated[_Whole, Field(ge=16, le=32_768)] = 1_024
     answer_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 1_024
 

@@ -16,7 +16,7 @@ import uvicorn
 from model import ConfigError as ModelConfigError
 from model.checkpoint import CheckpointError
 from streamer.assistant import Assistant, AssistantError
-from streamer.config import Config, ServerConfig
+from streamer.config import Config, ConfigError, ServerConfig
 from streamer.http import close_connections, create_app, server_options
 
 log = logging.getLogger("streamer")
@@ -60,7 +60,8 @@ class Daemon:
             await self.stop()
             raise
         host, port = listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if self.config.server.certificate else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def stop(self) -> None:
         """Ends answers as cancelled, closes websockets with 1001, and lets everything go; at most about two seconds."""
@@ -103,7 +104,11 @@ async def _run(config: Config, announce: Callable[[str], None]) -> int:
     loop, asked_to_stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop.set)
-    daemon = Daemon(config)
+    try:
+        daemon = Daemon(config)
+    except ConfigError as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
     starting = asyncio.create_task(daemon.start())
     stopping = asyncio.create_task(asked_to_stop.wait())
     await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)

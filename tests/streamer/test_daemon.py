@@ -141,7 +141,10 @@ def test_a_port_in_use_is_one_clear_line() -> None:
 @pytest.mark.parametrize(
     ("keys", "part"),
     [
-        ({"server": {"port": 0, "host": "no.such.host.invalid"}}, "can't listen at no.such.host.invalid:0"),
+        (
+            {"server": {"port": 0, "host": "no.such.host.invalid", "insecure": 2}},
+            "can't listen at no.such.host.invalid:0",
+        ),
         ({"streams": [{"name": "a", "source": "/nowhere.mp4"}]}, "/nowhere.mp4"),
         ({"model": {"name": "/no/such/folder"}}, "/no/such/folder"),
         ({"model": {"position_horizon": 0.5}}, "horizon"),

@@ -1,0 +1,134 @@
+"""The command line: what it makes of its options, and one daemon that it runs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamer.auth import read_tokens
+from streamer.cli import _duration, _parser, main, run_config
+from streamer.config import Config, ConfigError
+
+
+def configured(*arguments: str) -> Config:
+    return run_config(_parser().parse_args(["run", *arguments]))
+
+
+def test_sources_become_streams_with_names() -> None:
+    config = configured(
+        *("--source", "rtsp://user:pass@cam.lan/1", "--source", "/videos/front door.mp4"),
+        *("--source", "rtsp://cam.lan/2", "--source", "demo:", "--name", "gate", "--loop"),
+    )
+    assert [stream.name for stream in config.streams] == ["gate", "front-door", "cam.lan", "demo"]
+    assert all(stream.loop for stream in config.streams)
+
+
+def test_without_a_source_the_demo_is_watched() -> None:
+    assert [stream.source for stream in configured().streams] == ["demo:"]
+
+
+def test_options_go_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("server: {port: 1}\nstreams: [{name: a, source: 'demo:'}]\n")
+    for arguments in ((str(file),), ("--source", str(file))):
+        config = configured(*arguments, "--port", "0", "--model", "4b", "--source", "demo:")
+        assert (config.server.port, config.model.name) == (0, "4b")
+        assert [stream.name for stream in config.streams] == ["a", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (("--name", "x"), "has no --source"),
+        (("--port", "99999"), "server.port: 99999 is out of range"),
+        (("--source", "demo:", "--name", "two words"), "is no name"),
+        (("--source", "demo:", "--source", "demo:", "--name", "a", "--name", "a"), "more than once"),
+        (("no.yaml",), "cannot be read"),
+    ],
+)
+def test_bad_options_are_named(arguments: tuple[str, ...], mend: str) -> None:
+    with pytest.raises(ConfigError, match=mend):
+        configured(*arguments)
+
+
+def test_config_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("streams: [{name: a, source: 'demo:'}]\n")
+    assert main(["config", "check", str(file)]) == 0
+    assert "good" in capsys.readouterr().out
+    assert main(["config", "check", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "streams": ["a"]}
+    file.write_text("server: {prot: 1}\n")
+    assert main(["config", "check", str(file)]) == 1
+    assert "did you mean 'port'?" in capsys.readouterr().err
+    assert main(["config", "check", str(file), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"]
+
+
+def test_token_is_shown_once_and_kept_hashed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "phone", "--scopes", "view,ask", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    (kept,) = read_tokens([f"phone view,ask {made['token']}"], "test")
+    assert made["digest"] == f"sha256:{kept.digest}" and made["scopes"] == ["view", "ask"]
+    Config.model_validate({"server": {"tokens": [{key: made[key] for key in ("name", "scopes", "digest")}]}})
+    assert main(["token", "phone"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  phone ")]
+    assert read_tokens([line], "test")[0].name == "phone"
+    assert main(["token", "phone", "--scopes", "look"]) == 2
+
+
+def test_durations_are_readable() -> None:
+    assert [_duration(seconds) for seconds in (7.9, 61, 7_260, 200_000)] == ["7 s", "1 min 1 s", "2 h 1 min", "2 d 7 h"]
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "streamer.cli", "run", "--port", "0", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
+
+
+def read_until(process: subprocess.Popen[str], pattern: str, seconds: float = 60) -> re.Match[str]:
+    assert process.stdout is not None
+    text, end = "", time.monotonic() + seconds
+    while time.monotonic() < end:
+        text += process.stdout.read(1)
+        if found := re.search(pattern, text):
+            return found
+    raise AssertionError(text)
+
+
+def test_run_asks_the_first_question_and_ends_in_good_order_mid_answer() -> None:
+    process = start("--source", "demo:", "--ask", "What is happening?")
+    try:
+        read_until(process, r"ready at http://127\.0\.0\.1:\d+\n")
+        read_until(process, r"demo: What is happening\?\n> ")
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=10)
+        assert process.returncode == 0, out + err
+        assert time.monotonic() - began < 3
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (("--host", "0.0.0.0"), "say it twice"),
+        (("--source", "/no/such.mp4"), "/no/such.mp4"),
+        (("--model", "/no/such/model"), "/no/such/model"),
+    ],
+)
+def test_run_that_can_not_work_says_so_in_a_line(arguments: tuple[str, ...], mend: str) -> None:
+    process: Any = start(*arguments)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and mend in err, out + err
+    assert "Traceback" not in err
