@@ -42,9 +42,14 @@ def locate(name: str) -> Path:
             f"{name} is no folder here: name a checkpoint folder, a preset or a repository as owner/name"
         )
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{name} is neither a folder here nor a repository that the hub shows you: check the name, or log in with `hf auth login`"
+        ) from None
     except Exception as error:  # the hub's client raises a dozen kinds; each is the user's or the network's
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{name} is no folder here and can't be downloaded as a repository: {reason}") from None

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLDEST = 1e-6
+"""A temperature below this is greedy: float32 can't divide by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -18,7 +21,7 @@ class Sampling:
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """A source of randomness for one answer, None where it is greedy."""
-        if self.temperature <= 0:
+        if self.temperature < COLDEST:
             return None
         generator = torch.Generator(device)
         if self.seed is None:
@@ -35,6 +38,6 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
     probabilities = (logits / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         ordered, ids = probabilities.sort(descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+        ordered[1:][(ordered.cumsum(-1) - ordered)[1:] >= sampling.top_p] = 0
         return int(ids[torch.multinomial(ordered, 1, generator=generator)])
     return int(torch.multinomial(probabilities, 1, generator=generator))

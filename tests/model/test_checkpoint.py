@@ -1,6 +1,7 @@
 """Checkpoints out and in, and every way in which one can be wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,7 @@ from model.checkpoint import CheckpointError, load_checkpoint, locate, save_chec
 from model.config import PRESETS, AttentionPolicy, ConfigError, InfiniteVLConfig, parse_config
 from model.infinitevl import InfiniteVL
 
+from .hub import hub
 from .small import DECODER, build, small
 
 TOKENIZER = Path("model/nano/tokenizer.json")
@@ -273,25 +274,39 @@ def test_damaged_index(folder: Path, content: str) -> None:
     assert "is not a safetensors index with a weight_map" in refusal(folder)
 
 
-def test_a_repository_is_downloaded_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+FETCH = """
+import sys
+from model.checkpoint import CheckpointError, load_checkpoint, locate
+try:
+    folder = locate(sys.argv[1])
+    load_checkpoint(folder)
+    print(*sorted(path.name for path in folder.iterdir()))
+except CheckpointError as error:
+    print(error)
+"""
 
-    def download(name: str, **options: Any) -> str:
-        asked.append(name)
-        return str(folder)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert locate("hustvl/InfiniteVL") == folder
-    assert asked == ["hustvl/InfiniteVL"]
+def fetch(name: str, endpoint: str, cache: Path) -> tuple[str, str]:
+    """Downloads and loads a repository in a process of its own; what it printed, and what it showed meanwhile."""
+    found = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", FETCH, name], capture_output=True, text=True, check=True, timeout=100, env=found
+    )
+    return run.stdout.strip(), run.stderr
 
 
-def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str, **options: Any) -> str:
-        raise ConnectionError("no route to the hub\nsee the manual")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(CheckpointError, match=r"a/b is no folder here and can't be downloaded.*: no route to the hub$"):
-        locate("a/b")
+def test_a_repository_is_downloaded_by_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With a progress bar, and without the files that are not read."""
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    cache = tmp_path_factory.mktemp("cache")
+    with hub("someone/small", folder) as endpoint:
+        said, shown = fetch("someone/small", endpoint, cache)
+        assert said == "config.json model.safetensors tokenizer.json"
+        assert "100%" in shown
+        said, _ = fetch("someone/other", endpoint, cache)
+        assert said.startswith("someone/other is neither a folder here nor a repository that the hub shows you")
+    said, _ = fetch("someone/new", endpoint, cache)
+    assert re.fullmatch(r"someone/new is no folder here and can't be downloaded as a repository: .*", said)
 
 
 MEASURE = """
