@@ -99,12 +99,18 @@ class InfiniteVL(nn.Module):
 
         Continues `memory` where one is given. Times must stay within the position horizon.
         """
-        batch, steps = patches.shape[:2]
+        x = self.visual(patches.flatten(0, 1), *grid).unflatten(0, patches.shape[:2])
+        return self.follow(x, grid, seconds, memory)
+
+    def follow(
+        self, x: Tensor, grid: tuple[int, int], seconds: Tensor, memory: SequenceMemory | None = None
+    ) -> SequenceMemory:
+        """`watch` from what the vision tower made of the patches, [batch, steps, tokens, hidden]."""
+        batch, steps = x.shape[:2]
         merge = self.config.vision.spatial_merge_size
         height, width = grid[0] // merge, grid[1] // merge
-        x = self.visual(patches.flatten(0, 1), *grid).unflatten(0, (batch, steps))
         time = self.config.tokens_per_second * seconds.floor().to(torch.int64)
-        base = torch.ones(batch * steps, dtype=torch.int64, device=patches.device)
+        base = torch.ones(batch * steps, dtype=torch.int64, device=x.device)
         positions = frame_positions(base, time.flatten(), height, width).view(3, batch, -1)
         x = x.flatten(1, 2)
         if memory is None:

@@ -1,0 +1,165 @@
+"""Batches to learn from: scenes, when the questions are asked, and their tokens. Made on the CPU, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from model.config import InfiniteVLConfig
+from model.tokenizer import Tokenizer
+from model.training.phrases import PHRASES
+from model.training.questions import WEIGHTS, Examiner, Question
+from model.training.world import Floats, Gallery, Integers, Profile, Scene, Sheet, Split, draw_scene, layout
+
+TOKENIZER = Path(__file__).parent.parent / "nano" / "tokenizer.json"
+SKILLS = tuple(PHRASES)
+LENGTH = 32
+"""Tokens of a question with its answer; the few longer ones are asked again with other words."""
+
+
+@dataclass
+class Round:
+    """Questions asked once all streams of a batch have seen `steps` steps.
+
+    `tokens` int64 [streams, questions, LENGTH]; an answer token stands after position `rows` (into the flattened tokens)
+    and should be `targets`; `owner` is the question it belongs to (into the flattened questions), `skill` [questions].
+    """
+
+    steps: int
+    tokens: Integers
+    rows: Integers
+    targets: Integers
+    owner: Integers
+    skill: Integers
+
+
+@dataclass
+class Lesson:
+    """A batch: `sheet` of its scenes, `seconds` float64 [streams, steps], rounds of questions, and a seed for the painter."""
+
+    steps: int
+    sheet: Sheet
+    seconds: Floats
+    rounds: list[Round]
+    seed: int
+
+
+def write(questions: list[list[Question]], tokenizer: Tokenizer, steps: int) -> Round:
+    """Questions [streams][questions] as tokens."""
+    streams, each = len(questions), len(questions[0])
+    tokens = np.zeros((streams * each, LENGTH), np.int64)
+    rows: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    flat = [question for asked in questions for question in asked]
+    for i, question in enumerate(flat):
+        prompt = tokenizer.encode_question(question.text)
+        answer = [*tokenizer.encode(question.answer), tokenizer.turn_end]
+        whole = prompt + answer
+        tokens[i, : len(whole)] = whole
+        at = i * LENGTH + len(prompt) - 1
+        rows += range(at, at + len(answer))
+        targets += answer
+        owner += [i] * len(answer)
+    return Round(
+        steps, tokens.reshape(streams, each, LENGTH), np.array(rows), np.array(targets), np.array(owner),
+        np.array([SKILLS.index(question.skill) for question in flat]),
+    )  # fmt: skip
+
+
+def fits(question: Question, tokenizer: Tokenizer) -> bool:
+    """Whether a question and its answer are at most LENGTH tokens."""
+    return len(tokenizer.encode_question(question.text)) + len(tokenizer.encode(question.answer)) < LENGTH
+
+
+def interrogate(
+    rng: np.random.Generator,
+    scene: Scene,
+    step: int,
+    count: int,
+    split: Split,
+    tokenizer: Tokenizer,
+    weights: dict[str, float],
+) -> list[Question]:
+    """`count` questions that fit."""
+    examiner = Examiner(rng, scene, step, split)
+    asked = [question for question in examiner.ask(count, weights) if fits(question, tokenizer)]
+    while len(asked) < count:
+        asked += [
+            question
+            for question in examiner.ask(count - len(asked), {"has appeared": 1.0})
+            if fits(question, tokenizer)
+        ]
+    return asked
+
+
+def prepare(
+    seed: tuple[int, ...], steps: int, streams: int, questions: int, gallery: Gallery, tokenizer: Tokenizer,
+    split: Split = "train", profile: Profile = Profile(),  # noqa: B008
+) -> Lesson:  # fmt: skip
+    """A lesson of `streams` streams of `steps` steps and `questions` questions in all; long streams are asked at several times."""
+    rng = np.random.default_rng(seed)
+    scenes = [draw_scene(rng, steps, split, gallery, profile) for _ in range(streams)]
+    cuts = (
+        [steps]
+        if steps < 16
+        else [steps // 2, steps]
+        if steps < 128
+        else [steps // 4, steps // 2, 3 * steps // 4, steps]
+    )
+    each = questions // (streams * len(cuts))
+    rounds = [
+        write([interrogate(rng, scene, cut - 1, each, split, tokenizer, WEIGHTS) for scene in scenes], tokenizer, cut)
+        for cut in cuts
+    ]
+    return Lesson(
+        steps, layout(scenes), np.stack([scene.seconds for scene in scenes]), rounds, int(rng.integers(2**31))
+    )
+
+
+class Lessons(Dataset[Lesson]):
+    """Lesson `(index, steps, streams)` of a run, the same for the same seed; for a DataLoader's workers."""
+
+    def __init__(self, seed: int, questions: int, gallery: Gallery, config: InfiniteVLConfig) -> None:
+        self.seed, self.questions, self.gallery, self.config = seed, questions, gallery, config
+        self.tokenizer: Tokenizer | None = None
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Lesson:
+        if self.tokenizer is None:
+            self.tokenizer = Tokenizer.load(TOKENIZER, self.config)
+        index, steps, streams = key
+        return prepare((self.seed, index), steps, streams, self.questions, self.gallery, self.tokenizer)
+
+
+@dataclass
+class Curriculum:
+    """Chooses each lesson's length from how far the training is; iterated by the DataLoader ahead of the training."""
+
+    seed: int
+    steps: int
+    """Frame steps in a lesson, whatever the streams' length."""
+    first: int
+    """The first lesson's index."""
+    progress: float = 0.0
+
+    STAGES = (
+        (0.05, {4: 0.6, 8: 0.4}),
+        (0.15, {4: 0.25, 8: 0.35, 16: 0.4}),
+        (0.35, {8: 0.3, 16: 0.3, 32: 0.25, 64: 0.15}),
+        (0.60, {8: 0.2, 16: 0.25, 32: 0.25, 64: 0.2, 128: 0.10}),
+        (9.99, {8: 0.15, 16: 0.15, 32: 0.2, 64: 0.22, 128: 0.16, 256: 0.12}),
+    )
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        rng = np.random.default_rng((self.seed, self.first))
+        index = self.first
+        while True:
+            lengths = next(stage for until, stage in self.STAGES if self.progress < until)
+            steps = int(rng.choice(list(lengths), p=list(lengths.values())))
+            steps = min(steps, self.steps)
+            yield index, steps, max(1, self.steps // steps)
+            index += 1

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+
+from model.config import nano
+from model.preprocess import patchify
+from model.tokenizer import Tokenizer
+from model.training.lessons import LENGTH, TOKENIZER, prepare
+from model.training.paint import CLASSES, Assets, Painter
+from model.training.phrases import HELD_OUT, PHRASES
+from model.training.questions import WEIGHTS, Examiner
+from model.training.things import HELD_OUT_SHAPES
+from model.training.world import CLEAR, SLOTS, Profile, draw_scene, layout
+
+
+@pytest.fixture(scope="module")
+def assets():
+    return Assets.load()
+
+
+@pytest.fixture(scope="module")
+def painter(assets):
+    return Painter(assets, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load(TOKENIZER, nano())
+
+
+def test_same_seed_same_world(assets, painter):
+    pictures = [
+        torch.cat(list(painter.paint(layout([draw_scene(np.random.default_rng(5), 4, "train", assets.gallery)]), 1)))
+        for _ in range(2)
+    ]
+    assert torch.equal(*pictures)
+    other = layout([draw_scene(np.random.default_rng(6), 4, "train", assets.gallery)])
+    assert not torch.equal(pictures[0], torch.cat(list(painter.paint(other, 1))))
+
+
+def test_painted_patches_are_those_that_serving_makes(assets, painter):
+    sheet = layout([draw_scene(np.random.default_rng(1), 2, "train", assets.gallery)])
+    pictures = torch.cat(list(painter.paint(sheet, 3))).permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
+    patches, labels = painter.patches(sheet, 3, torch.float32)
+    for step in range(2):
+        served = patchify(nano(), [pictures[2 * step], pictures[2 * step + 1]], (16, 16))
+        torch.testing.assert_close(patches[step], served, atol=1e-5, rtol=0)
+    assert labels.shape == (2, 256) and int(labels.max()) < CLASSES
+
+
+def test_scenes_keep_their_promises(assets):
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        scene = draw_scene(rng, 24, "train", assets.gallery)
+        for visit in scene.visits:
+            assert visit.visible.max() >= CLEAR
+            assert scene.early or visit.start >= 2
+            assert (visit.thing.name, visit.thing.colour) not in HELD_OUT_SHAPES
+            assert visit.look.font in assets.gallery.fonts["train"]
+        busy = np.zeros((48, SLOTS), int)
+        for visit in scene.visits:
+            busy[visit.start : visit.stop, visit.slot] += 1
+        assert busy.max(initial=0) <= 1
+        assert (np.diff(scene.seconds) >= 0).all()
+
+
+def test_answers_follow_the_scene(assets):
+    rng = np.random.default_rng(3)
+    checked = set()
+    for _ in range(80):
+        scene = draw_scene(rng, 24, "train", assets.gallery)
+        examiner = Examiner(rng, scene, 23, "train")
+        for question in examiner.ask(20, WEIGHTS):
+            labels = [visit.thing.label for visit in scene.visits if visit.first <= 23]
+            checked.add(question.skill)
+            if question.skill == "how many":
+                assert question.answer == str(len(set(labels)))
+            if question.skill == "first":
+                assert question.answer.endswith(labels[0])
+            if question.skill == "has appeared" and question.answer == "yes":
+                assert any(label.split()[-1].lower() in question.text.lower() for label in labels)
+            if question.skill == "count":
+                assert question.answer == str(sum(v.visible[23] >= CLEAR for v in scene.visits))
+    assert checked == set(PHRASES)
+
+
+def test_held_out_phrasings_are_never_taught(assets):
+    rng = np.random.default_rng(4)
+    held = {phrase for phrases in PHRASES.values() for phrase in phrases[-HELD_OUT:] if "{" not in phrase}
+    taught = {phrase for phrases in PHRASES.values() for phrase in phrases[:-HELD_OUT]}
+    assert not held & taught
+    scene = draw_scene(rng, 24, "train", assets.gallery, Profile(things=(3, 6)))
+    asked = {question.text for question in Examiner(rng, scene, 23, "train").ask(200, WEIGHTS)}
+    assert not asked & held
+
+
+def test_a_lesson_marks_exactly_the_answers(assets, tokenizer):
+    lesson = prepare((1,), 16, 2, 16, assets.gallery, tokenizer)
+    assert [round_.steps for round_ in lesson.rounds] == [8, 16]
+    round_ = lesson.rounds[0]
+    flat = round_.tokens.reshape(-1)
+    assert (flat[round_.rows + 1] == round_.targets).all()
+    assert (round_.owner == round_.rows // LENGTH).all()
+    assert (round_.targets == tokenizer.turn_end).sum() == round_.tokens.shape[0] * round_.tokens.shape[1]
+
+
+@pytest.mark.parametrize("text", ["Wo ist der Hund?", "数字は何ですか", "🙂 4821 EXIT\n", "the palm tree"])
+def test_any_text_has_tokens(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_what_is_read_is_spelled(tokenizer):
+    assert len(tokenizer.encode("4821")) == 4
+    assert len(tokenizer.encode("EXIT")) == 4
