@@ -76,17 +76,18 @@ def render(path: Path, seconds: float = CLIP_SECONDS) -> None:
     import numpy as np
 
     chance = np.random.default_rng(0)
-    grain = chance.integers(0, 24, (HEIGHT, WIDTH), dtype=np.uint8)
-    ground = (90 + 60 * np.sin(np.arange(WIDTH) / 90)[None, :] + 40 * np.cos(np.arange(HEIGHT) / 60)[:, None]).astype(
-        np.uint8
-    )
+    texture = chance.integers(0, 24, (HEIGHT, WIDTH), dtype=np.uint8)
+    noise = chance.integers(0, 4, (2 * HEIGHT, WIDTH), dtype=np.uint8)
+    ground = texture + (
+        90 + 60 * np.sin(np.arange(WIDTH) / 90)[None, :] + 40 * np.cos(np.arange(HEIGHT) / 60)[:, None]
+    ).astype(np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.options = {"preset": "veryfast", "crf": "23", "threads": "1", "g": "50"}
         for i in range(round(seconds * RATE)):
             luma = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
-            luma[:HEIGHT] = ground + np.roll(grain, (i * 37, i * 53), (0, 1))
+            luma[:HEIGHT] = ground + noise[37 * i % HEIGHT :][:HEIGHT]
             for k in range(4):
                 x = int((WIDTH - 160) * (0.5 + 0.5 * np.sin(i / (20 + 7 * k) + k)))
                 y = int((HEIGHT - 160) * (0.5 + 0.5 * np.cos(i / (27 + 5 * k) + 2 * k)))
