@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+import torch
+
 from capture import Frame, Patience, SourceError, SourceOptions, SourceStatus, open_source
-from model import Runner, Sampling, load_runner
+from model import AttentionPolicy, Runner, Sampling, load_runner
 from streamer.answer import Answer, Usage
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine import Engine, Question
@@ -107,7 +109,7 @@ class Assistant:
     @property
     def ready(self) -> bool:
         """Whether the model is warm and the engine gets on."""
-        return self._runner is not None and self.engine.alive and not self._stuck
+        return self._runner is not None and self.engine.alive and not self.engine.restarting and not self._stuck
 
     @property
     def trouble(self) -> str | None:
@@ -118,6 +120,8 @@ class Assistant:
             return "the model is being loaded"
         if not self.engine.alive:
             return "the engine has stopped"
+        if self.engine.restarting:
+            return "the engine failed and begins again"
         return f"the engine's step has run for more than {STUCK_SECONDS:g} s" if self._stuck else None
 
     @property
@@ -142,8 +146,8 @@ class Assistant:
         except ConfigError as error:
             problems = "; ".join(problem.removeprefix("streams[0].") for problem in error.problems)
             raise AssistantError("bad_option", f"The stream is refused: {problems}.") from None
-        if self._runner is None:
-            raise AssistantError("not_ready", LOADING)
+        if not self.ready:
+            raise AssistantError("not_ready", f"No stream can be attached now: {self.trouble}.")
         return await self._attach(config)
 
     async def detach(self, name: str) -> None:
@@ -231,14 +235,27 @@ class Assistant:
         return subscription
 
     def _load(self) -> Runner:
-        model, limits = self.config.model, self.config.limits
-        return load_runner(
-            model.name,
-            device=model.device,
-            dtype=model.dtype,
-            slots=limits.streams + limits.answers,
-            position_horizon=model.position_horizon,
-        )
+        model, slots = self.config.model, self.config.limits.streams + self.config.limits.answers
+        if model.device == "cuda" and not torch.cuda.is_available():
+            raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
+        attention = model.attention
+        try:
+            return load_runner(
+                model.name,
+                device=model.device,
+                dtype=model.dtype,
+                slots=slots,
+                random_weights=model.random_weights,
+                policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window),
+                position_horizon=model.position_horizon,
+                frames_per_step=model.frames_per_step,
+            )
+        except torch.OutOfMemoryError as error:
+            raise AssistantError(
+                "no_memory",
+                f"Model {model.name} with {slots} slots of memory does not fit the device ({str(error).splitlines()[0]}): "
+                "lower limits.streams or limits.answers, or free the device.",
+            ) from None
 
     def _stream(self, name: str | None) -> Stream:
         names = ", ".join(self._streams) or "none"

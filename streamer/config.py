@@ -87,17 +87,36 @@ class ServerConfig(_Section):
         return self
 
 
+class AttentionConfig(_Section):
+    """Another attention than the model was trained with: key j is seen by query i if j < sinks or i - j < window."""
+
+    sinks: Annotated[_Whole, Field(ge=0)]
+    window: Annotated[_Whole, Field(ge=1)]
+
+
 class ModelConfig(_Section):
     """Which model, where it runs, and how far back its positions may show."""
 
     name: Annotated[str, Field(min_length=1)] = "nano"
     """A preset (`nano`, `4b`), a Hugging Face folder or a repository's name."""
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "fp8"] = "float32"
+    """`fp8` (on cuda) keeps bfloat16 and takes the big products in fp8."""
+    random_weights: bool = False
+    """For measurements: a preset with seeded random weights, whose answers mean nothing."""
+    frames_per_step: Literal[1, 2] | None = None
+    """2 pairs frames as video does, for half the tokens a second; unset keeps the model's own."""
+    attention: AttentionConfig | None = None
     position_horizon: Annotated[_Number, Field(gt=0)] | None = None
     """Seconds of age that a stream shows on the rotary axes; unset keeps the model's own."""
     threads: Annotated[_Whole, Field(ge=1, le=256)] | None = None
     """CPU threads of the model; unset chooses by the machine's cores."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> ModelConfig:
+        if self.dtype == "fp8" and self.device != "cuda":
+            raise ValueError(f"dtype fp8 needs device cuda, not {self.device}: choose float32 or bfloat16")
+        return self
 
 
 class StreamConfig(_Section):
@@ -259,9 +278,11 @@ def _problem(error: ErrorDetails) -> str:
     return f"{path}: {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-_SECTIONS: dict[int | str, type[BaseModel]] = {
+_SECTIONS: dict[str, type[BaseModel]] = {
     "server": ServerConfig,
+    "tokens": TokenConfig,
     "model": ModelConfig,
+    "attention": AttentionConfig,
     "streams": StreamConfig,
     "answers": AnswersConfig,
     "limits": LimitsConfig,
@@ -270,6 +291,5 @@ _SECTIONS: dict[int | str, type[BaseModel]] = {
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys known at a place in the configuration."""
-    if location[:2] == ("server", "tokens"):
-        return list(TokenConfig.model_fields)
-    return list((_SECTIONS[location[0]] if location else Config).model_fields)
+    sections = [part for part in location if isinstance(part, str)]
+    return list((_SECTIONS[sections[-1]] if sections else Config).model_fields)

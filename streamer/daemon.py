@@ -89,7 +89,8 @@ class Daemon:
             f"streamer is ready at {url}\n"
             f"  model {model.name} on {self.config.model.device}, {model.state_bytes / 1e6:.1f} MB of memory a stream, for ever\n"
             f"{weights}"
-            f"  room for {limits.streams} streams and {limits.answers} answers at once\n"
+            f"  room for {limits.streams} streams and {limits.answers} answers at once; "
+            f"the device sees up to {self.assistant.engine.scheduler.capacity():.0f} frames a second in all\n"
             f"{streams}"
         )
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -23,6 +24,8 @@ from streamer.stream import Stream
 
 log = logging.getLogger("streamer")
 T = TypeVar("T")
+RESTART_SECONDS = 60.0
+"""An engine that fails twice within this time is beyond help."""
 LARGEST_BATCH = 8
 """Streams in one frame step at most."""
 
@@ -93,6 +96,9 @@ class Engine:
         self._stopping = False
         self._began: float | None = None
         self._thread: threading.Thread | None = None
+        self._ended = False
+        self._restarted = float("-inf")
+        self.restarting = False
         self.failure: str | None = None
 
     # From any thread
@@ -119,14 +125,19 @@ class Engine:
         future: Future[T] = Future()
 
         def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(do())
-                except BaseException as error:
-                    future.set_exception(error)
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if self._ended:
+                    raise RuntimeError(self.failure or "the engine has stopped")
+                future.set_result(do())
+            except Exception as error:
+                future.set_exception(error)
 
         self._inbox.append(run)
         self._wake.set()
+        if self._ended:
+            self._take_calls()
         return future
 
     def add(self, stream: Stream) -> Future[None]:
@@ -150,6 +161,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs; it may be restarting."""
         return self._thread is not None and self._thread.is_alive() and self.failure is None
 
     # On the engine's thread
@@ -171,8 +183,7 @@ class Engine:
 
     def turn(self) -> float | None:
         """Takes what has come and does one step. Returns 0, or for how long there is nothing to do (None: until woken)."""
-        while self._inbox:
-            self._inbox.popleft()()
+        self._take_calls()
         now = time.monotonic()
         for name, stream in self._streams.items():
             for frame in stream.take(self.scheduler.room(name)):
@@ -203,17 +214,48 @@ class Engine:
         except BaseException as error:
             ready.set_exception(error)
             return
-        try:
-            while not self._stopping:
+        while not self._stopping and self.failure is None:
+            try:
                 self._wake.clear()
                 wait = self.turn()
                 if wait != 0.0:
                     self._wake.wait(wait)
+            except Exception as error:
+                log.exception("the engine failed")
+                self._restart(_line(error))
+        self._ended = True
+        self._end_answers("failed" if self.failure else "cancelled", self.failure)
+        self._take_calls()
+
+    def _take_calls(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._inbox.popleft()()
+
+    def _restart(self, reason: str) -> None:
+        """Begins again with a fresh model and empty memories; a second failure soon after the first is the end."""
+        now = time.monotonic()
+        if now - self._restarted < RESTART_SECONDS:
+            self.failure = f"the engine failed: {reason}"
+            return
+        self._restarted, self.restarting = now, True
+        self._end_answers("failed", f"the engine failed and begins again: {reason}")
+        streams, self._streams = list(self._streams.values()), {}
+        try:
+            self.prepare()
         except Exception as error:
-            self.failure = f"the engine failed: {_line(error)}"
-            log.exception("the engine failed")
-        for answer in list(self._answers):
-            self._finish(answer, "failed" if self.failure else "cancelled", self.failure)
+            self.failure = f"the engine failed ({reason}) and could not begin again: {_line(error)}"
+            return
+        for stream in streams:
+            stream.opened = False
+            self._add(stream)
+            self._reset(stream.name, f"the engine failed and began again: {reason}")
+        self.restarting = False
+
+    def _end_answers(self, reason: FinishReason, error: str | None) -> None:
+        answers, self._answers = list(self._answers.values()), {}
+        for answer in answers:
+            answer.question.listener.finished(reason, error)
 
     def _carry_out(self, decision: Decision[Frame]) -> None:
         if isinstance(decision, FrameStep):
@@ -350,14 +392,15 @@ class Engine:
         """Runs every size of step on empty slots, so that the first frames are not late and costs are known."""
         runner, black = self.runner, np.zeros((720, 1280, 3), np.uint8)
         sizes = [2**n for n in range(8)]
-        for size in [n for n in sizes if n <= self.scheduler.largest_batch]:
+        batches = range(1, self.scheduler.largest_batch + 1)
+        for size in [n for n in batches if n in sizes or runner.device.type == "cuda"]:
             for slot in range(size):
                 runner.open(slot, 720, 1280)
             step: FrameStep[Frame] = FrameStep(tuple((str(slot), ()) for slot in range(size)))
             frames = [[black] * runner.frames_per_step] * size
             self._time(step, lambda size=size, frames=frames: runner.see(range(size), frames, [0.0] * size))  # type: ignore[misc]
         forks = range(self.stream_slots, self.stream_slots + self.answer_slots)
-        for tokens in (16, 64, 256):
+        for tokens in (16, 32, 64, 128, 256):
             runner.fork(0, forks[0])
             question = [next(iter(runner.tokenizer.stops))] * tokens
             self._time(Prefill("", tokens), lambda question=question: runner.prefill(forks[0], question, Sampling()))  # type: ignore[misc]

@@ -189,6 +189,11 @@ class Scheduler(Generic[F]):
         """The part of the stream's frame rate that it may use now, 1 unless the device is short."""
         return self._streams[name].share
 
+    def capacity(self) -> float:
+        """Frames a second, of all streams together, that the device has time for beside the answers' floor; inf unknown."""
+        each = self.frame_costs.cheapest_each(self.largest_batch) / self.frames_per_step
+        return FULL / each if each else float("inf")
+
     # Decisions
 
     def decide(self, now: float) -> Decision[F]:

@@ -213,18 +213,38 @@ def test_a_step_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     run(test())
 
 
-def test_an_engine_that_fails_ends_answers_and_says_so() -> None:
+def test_an_engine_that_fails_begins_again_and_says_so_and_then_gives_up() -> None:
     async def test() -> None:
         async with Assistant(config()) as assistant:
             await first_frame(assistant)
+            news = assistant.subscribe()
             answer = assistant.ask("What?", max_tokens=1000)
             await anext(answer)
             assistant.engine.scheduler.decide = None  # type: ignore[assignment, method-assign]
             await answer.text()
-            assert answer.finish_reason == "failed" and answer.error is not None
+            assert answer.finish_reason == "failed" and "begins again" in str(answer.error)
+            assert not assistant.ready and "begins again" in str(assistant.trouble)
+            async with asyncio.timeout(30):
+                async for event in news:
+                    if event.type == "stream.reset":
+                        break
+                assert "the engine failed" in event.facts["reason"]
+                while not assistant.ready or assistant.streams()[0].generation < 2:
+                    await asyncio.sleep(0.05)
+            again = assistant.ask("What?", max_tokens=2)
+            await again.text()
+            assert again.finish_reason in ("length", "stop")
+
+            assistant.engine.scheduler.decide = None  # type: ignore[assignment, method-assign]
+            async with asyncio.timeout(10):
+                while assistant.engine.alive:
+                    await asyncio.sleep(0.02)
             assert not assistant.ready and "the engine failed" in str(assistant.trouble)
             with pytest.raises(AssistantError) as error:
                 assistant.ask("What?")
+            refused(error, "not_ready", "the engine failed")
+            with pytest.raises(AssistantError) as error:
+                await assistant.attach("door", "demo:")
             refused(error, "not_ready", "the engine failed")
 
     run(test())

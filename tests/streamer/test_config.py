@@ -56,6 +56,11 @@ def test_shipped_files_are_accepted(path: Path) -> None:
         ({"server": {"port": 70_000}}, ["server.port: 70000 is out of range; it must be at most 65535"]),
         ({"model": {"position_horizon": -60}}, ["model.position_horizon: -60 is out of range"]),
         ({"model": {"device": "gpu"}}, ["model.device: 'gpu' is not one of 'cpu' or 'cuda'"]),
+        ({"model": {"dtype": "fp8"}}, ["model: dtype fp8 needs device cuda, not cpu"]),
+        (
+            {"model": {"attention": {"sinks": 4, "window": 9, "sink": 1}}},
+            ["model.attention.sink: unknown", "did you mean 'sinks'?"],
+        ),
         (
             {"answers": {"floor_tokens_per_second": 40}},
             ["answers", "floor_tokens_per_second 40 is above ceiling_tokens_per_second 30"],

@@ -323,6 +323,14 @@ def test_an_old_frame_alone_is_still_seen() -> None:
     assert isinstance(scheduler.decide(5.0), FrameStep)
 
 
+def test_capacity_follows_the_cheapest_batch() -> None:
+    scheduler: Scheduler[Picture] = Scheduler(frames_per_step=2, largest_batch=4)
+    assert scheduler.capacity() == float("inf")
+    for size, seconds in ((1, 0.05), (2, 0.08), (4, 0.12)):
+        scheduler.measured(FrameStep(tuple((str(i), ()) for i in range(size))), seconds)
+    assert scheduler.capacity() == pytest.approx(0.95 * 2 / 0.03)
+
+
 def test_costs_are_learnt_interpolated_and_robust() -> None:
     costs = Costs()
     assert costs.estimate(3) == 0
