@@ -140,7 +140,7 @@ class StreamConfig(_Section):
     deadline: Annotated[Seconds, Field(ge=0.02, le=10)] = 0.2
     """A frame is fresh if it is in the state this many seconds after its capture."""
     priority: Annotated[_Whole, Field(ge=1, le=100)] = 1
-    """When the device is short, a stream of priority 2 keeps twice the share of its frame rate that one of 1 keeps."""
+    """When the device is short, a stream of priority 2 keeps twice the frame rate of one of 1."""
 
     @model_validator(mode="after")
     def _reachable(self) -> StreamConfig:

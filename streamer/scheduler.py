@@ -1,8 +1,8 @@
 """What the device does next. Pure: events and a clock in, decisions out; no threads, no time of its own.
 
 Frames come first, in time for their deadlines, and open answers fill what is left, at no more than their ceiling.
-When the device is short, answers first slow to their floor; then the frame rates of all streams are lowered evenly,
-weighed by priority. Newest frame wins: a stream's waiting frames are few, and each one given up is counted with its
+When the device is short, answers first slow to their floor; then frame rates are lowered, the fastest first, until all
+are even, weighed by priority. Newest frame wins: a stream's waiting frames are few, and each one given up is counted with its
 reason.
 
 Times are seconds on one monotonic clock.
@@ -328,7 +328,10 @@ class Scheduler(Generic[F]):
         return None if soonest == float("inf") else soonest
 
     def _plan(self, now: float) -> None:
-        """Lowers the frame rates of live streams where they do not fit the device: all by one factor, times priority."""
+        """Lowers the frame rates of live streams where they do not fit the device: to one rate, times priority.
+
+        A stream whose own rate is below that keeps it.
+        """
         if now < self._planned + REPLAN:
             return
         self._planned, self._short = now, False
@@ -340,15 +343,15 @@ class Scheduler(Generic[F]):
         each = self.frame_costs.cheapest_each(min(len(live), self.largest_batch)) / self.frames_per_step
         speaking = len(self._speaking())
         room = FULL - (self.decode_costs.estimate(speaking) * self.pace.floor if speaking else 0.0)
-        loads = sorted(((stream.terms.priority, each / stream.period, stream) for stream in live), key=lambda x: -x[0])
-        if sum(load for _, load, _ in loads) <= room:
+        if sum(each / stream.period for stream in live) <= room:
             return
-        self._short, room = True, max(room, 0.1)
-        weighted = sum(priority * load for priority, load, _ in loads)
-        for priority, load, stream in loads:
-            stream.share = min(1.0, priority * room / weighted)
-            room -= stream.share * load
-            weighted -= priority * load
+        self._short = True
+        frames, weights = max(room, 0.1) / each, float(sum(stream.terms.priority for stream in live))
+        for stream in sorted(live, key=lambda stream: 1 / (stream.period * stream.terms.priority)):
+            rate = min(1 / stream.period, frames * stream.terms.priority / weights)
+            stream.share = rate * stream.period
+            frames -= rate
+            weights -= stream.terms.priority
 
 
 def _rounded(tokens: int) -> int:
