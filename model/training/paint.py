@@ -188,7 +188,8 @@ class Painter:
     def upload(self, array: np.ndarray) -> Tensor:
         """To the device without waiting for what runs there."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        pinned = tensor.pin_memory() if self.device.type == "cuda" and tensor.numel() else tensor
+        return pinned.to(self.device, non_blocking=True)
 
     def sheet(self, sheet: Sheet) -> dict[str, Tensor]:
         """The sheet's arrays on the device, and its visits as pictures: `things` and `lines`, premultiplied RGBA."""

@@ -1,7 +1,7 @@
 """Trains the nano on the world: `python -m model.training.train --out runs/nano --minutes 8 --total 16`.
 
 One command, resumable: `--resume FOLDER` goes on from another run's folder. Lengths and learning rate follow the clock,
-so a run does what its minutes allow. Writes weights, their running mean (what is shipped), log.csv and recipe.json.
+so a run does what its minutes allow. Writes weights, their running mean (what is shipped), log.csv, state.json (with its recipe) and marks.json.
 """
 
 from __future__ import annotations
@@ -253,7 +253,6 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
     count = sum(p.numel() for p in learner.model.parameters())
     print(f"{count / 1e6:.2f} M parameters, {len(lessons.gallery.fonts['train'])} fonts, on {device}", flush=True)
     compiled = warm_up(learner, painter, lessons) if device.type == "cuda" else None
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
     header = ["step", "minutes", "lr", "length", "loss", "guiding", "norm", *SKILLS]
     begin, step, recent = time.monotonic(), first, []
     allowed = recipe.minutes - (begin - launch + recipe.exam) / 60
@@ -298,7 +297,7 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
     bar.close()
     with (out / "log.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *log])
-    learner.save(out, {"minutes": done + passed, "step": step})
+    learner.save(out, {"minutes": done + passed, "step": step, "recipe": asdict(recipe)})
     if log:
         print(dict(zip(header, log[-1], strict=True)), flush=True)
     if compiled is not None:
