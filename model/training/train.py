@@ -1,7 +1,8 @@
 """Trains the nano on the world: `python -m model.training.train --out runs/nano --minutes 8 --total 16`.
 
 One command, resumable: `--resume FOLDER` goes on from another run's folder. Lengths and learning rate follow the clock,
-so a run does what its minutes allow. Writes weights, their running mean (what is shipped), log.csv, state.json (with its recipe) and marks.json.
+so a run does what its minutes allow.
+Writes weights, their running mean (what is shipped), log.csv, state.json (with its recipe) and marks.json.
 """
 
 from __future__ import annotations
