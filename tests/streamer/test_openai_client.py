@@ -1,0 +1,77 @@
+"""The official `openai` client, unmodified, in a virtual environment of its own (it pins another websockets)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.streamer.serving import Served
+
+ROOT = Path(__file__).parents[2]
+HOME = ROOT / ".venv-openai"
+PACKAGE = "openai[realtime]>=3.51,<4"
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """The interpreter of an environment with the client in it; made once and kept."""
+    executable, mark = HOME / "bin" / "python", HOME / "installed"
+    if not mark.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True, timeout=60)
+        install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=100)
+        if done.returncode:
+            pytest.skip(f"{PACKAGE} can't be installed: {done.stderr.strip().splitlines()[-1]}")
+        mark.touch()
+    return executable
+
+
+@pytest.fixture(scope="module")
+def saw(python: Path, server: Served) -> dict[str, Any]:
+    program = Path(__file__).with_name("openai_program.py")
+    done = subprocess.run([python, program, server.url], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
+
+
+def test_chat_completions(saw: dict[str, Any]) -> None:
+    seen = saw["completions"]
+    assert seen["models"] == ["nano", "nano/demo"]
+    assert seen["whole"] and seen["streamed"]
+    assert seen["finish_reason"] in ("stop", "length")
+    assert 0 < seen["completion_tokens"] <= 4 and 0 < seen["streamed_tokens"] <= 4
+    assert seen["refused"] == ["NotFoundError", 404, "model_not_found", "model"]
+
+
+def test_realtime(saw: dict[str, Any]) -> None:
+    seen = saw["realtime"]
+    kinds = [kind for kind, _ in seen["seen"]]
+    assert kinds[:2] == ["session.created", "session.updated"]
+    deltas = kinds.count("response.output_text.delta")
+    assert [kind for kind in kinds if kind.startswith("response.")] == [
+        "response.created",
+        "response.output_item.added",
+        "response.content_part.added",
+        *["response.output_text.delta"] * deltas,
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.done",
+    ]
+    assert seen["text"] == seen["said"] != ""
+    assert 0 < seen["usage"] <= 4
+    assert seen["statuses"][0] in ("completed", "incomplete") and seen["statuses"][1] == "cancelled"
+    assert seen["metadata"] == {"a": "b"}
+    assert seen["refused"] == ["error", "response_cancel_not_active"]
+
+
+def test_every_event_has_a_type_that_the_client_knows(saw: dict[str, Any]) -> None:
+    known = {kind: name for kind, name in saw["realtime"]["seen"]}
+    assert known["response.done"] == "ResponseDoneEvent"
+    assert known["rate_limits.updated"] == "RateLimitsUpdatedEvent"
+    assert known["conversation.item.added"] == "ConversationItemAdded"
+    assert all("Event" in name or "Item" in name for name in known.values()), known
