@@ -257,7 +257,7 @@ class RealtimeConnection:
                 return {"streams": [stream_facts(status) for status in self._assistant.streams()]}
             case "attach":
                 status = await self._assistant.attach(command.stream or "", command.source, **command.options)
-                return stream_facts(status)
+                return {"stream": status.name, **stream_facts(status)}
             case "detach":
                 await self._assistant.detach(command.stream or "")
                 return {"stream": command.stream}
@@ -265,9 +265,10 @@ class RealtimeConnection:
                 frame = self._assistant.newest_frame(command.stream or "")
                 if frame is None:
                     raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
-                return await asyncio.to_thread(frame_facts, frame)
+                return {"stream": command.stream, **await asyncio.to_thread(frame_facts, frame)}
             case "status":
-                return next(stream_facts(each) for each in self._assistant.streams() if each.name == command.stream)
+                status = next(each for each in self._assistant.streams() if each.name == command.stream)
+                return {"stream": status.name, **stream_facts(status)}
 
     def _names(self) -> list[str]:
         return [status.name for status in self._assistant.streams()]

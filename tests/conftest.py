@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+from tests.wire import watch_sessions
+
+watch_sessions()
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

@@ -359,7 +359,7 @@ def test_stream_commands() -> None:
         "event_id": "me",
     }
     assert error(talk.session.failed(detach, "unknown_stream", "Gone."))["param"] == "stream"
-    (news,) = sent(talk.session.news({"type": "stream.status", "stream": "door", "state": "live"}))
+    (news,) = sent(talk.session.news({"type": "stream.status", "stream": "door", "state": "live", "reason": ""}))
     assert news["state"] == "live" and news["event_id"]
 
 
