@@ -1,19 +1,23 @@
 """The world as frames: sources, their lifecycle and the hand-over of the newest frame."""
 
+from capture.camera import list_cameras
 from capture.frame import Frame
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
+from capture.push import PushSource
 from capture.source import Source, SourceError, SourceOptions, SourceStatus, open_source, redact
 
 __all__ = [
     "Frame",
     "Mailbox",
     "Patience",
+    "PushSource",
     "Source",
     "SourceError",
     "SourceOptions",
     "SourceStatus",
     "State",
+    "list_cameras",
     "open_source",
     "redact",
 ]

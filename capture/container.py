@@ -1,18 +1,25 @@
-"""Everything FFmpeg opens, through PyAV: files and RTSP."""
+"""Everything FFmpeg opens, through PyAV: files, RTSP, RTMP, HTTP (HLS, MJPEG, any container) and V4L2."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from functools import cache, partial
 
 import av
-import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from capture.picture import Pictures
 from capture.shell import SourceShell
-from capture.source import SourceError, SourceOptions
+from capture.source import SourceError, SourceOptions, redact
+from capture.timeline import LONGEST_STEP
+
+log = logging.getLogger(__name__)
 
 LATE = 0.5
 """Seconds by which a file's playing may fall behind its pace before the pace begins anew (the machine slept, say)."""
@@ -20,7 +27,7 @@ SAID = (
     (av.error.ConnectionRefusedError, "the connection was refused: is the server running, and on this port?"),
     (
         av.error.HTTPUnauthorizedError,
-        "the server asks for a user and password: put them into the URL (scheme://user:password@host/…)",
+        "the server asks for a user and password (401): put them into the URL (scheme://user:password@host/…)",
     ),
     (av.error.HTTPNotFoundError, "the server knows no such stream (404): check the path of the URL"),
     (av.error.HTTPForbiddenError, "the server refuses this user (403)"),
@@ -28,76 +35,178 @@ SAID = (
     (av.error.ExitError, "the server fell silent"),
     (av.error.InvalidDataError, "it is no video that can be decoded"),
     (av.error.FileNotFoundError, "there is no such file"),
+    (av.error.ConnectionResetError, "the server broke the connection"),
+    (av.error.BrokenPipeError, "the server broke the connection"),
+    (av.error.EOFError, "the server broke the connection"),
+    (av.error.PermissionError, "it may not be read by this user: change its permissions"),
+    (av.error.ProtocolNotFoundError, "this build of FFmpeg does not speak that protocol"),
+    (av.error.DecoderNotFoundError, "this build of FFmpeg has no decoder for it"),
 )
+UNTIMED = frozenset({"mpjpeg", "mjpeg"})
+"""Formats whose timestamps FFmpeg makes up."""
+SEGMENTED = frozenset({"hls", "dash"})
+"""Formats that arrive a segment at a time and are played at their own pace."""
+BROKEN_OFF = 1.0
+"""Seconds before its stated end at which a file may run out of pictures and still count as whole."""
 
 
 class ContainerSource(SourceShell):
-    """A file, which plays at its own pace, or a network stream."""
+    """A file, which plays at its own pace, or a network stream or device."""
 
     def __init__(self, url: str, options: SourceOptions, *, live: bool) -> None:
         super().__init__(url, options, endless=live, live=live)
-        self.live = live
+        self.scheme = url.partition("://")[0] if live else "file"
+        self.complained = False
 
     def describe(self, error: Exception) -> str:
         """See `SourceShell.describe`."""
         for kind, said in SAID:
             if isinstance(error, kind):
                 return f"{self.name}: {said}"
-        return f"{self.name}: {super().describe(error)}"
+        said = error.strerror if isinstance(error, av.error.FFmpegError) and error.strerror else super().describe(error)
+        return f"{self.name}: {said}"
 
     def connect(self, generation: int) -> None:
         """See `SourceShell.connect`."""
-        patience = self.options.patience
-        choices = {"fflags": "nobuffer", "flags": "low_delay"} if self.live else {}
-        if self.url.startswith(("rtsp:", "rtsps:")):
-            choices |= {
-                "rtsp_transport": self.options.transport,
-                "timeout": str(int((patience.stall + patience.give_up) * 1e6)),
-            }
-        limits = (patience.open, patience.stall + patience.give_up) if self.live else None
         first = True
-        while first or (self.options.loop and not self.live and self.wanted(generation)):
-            with av.open(self.url, options=choices, timeout=limits) as container:
+        while first or (self.options.loop and self.scheme == "file" and self.wanted(generation)):
+            with self.opened() as container:
                 self.play(container, generation, first)
             first = False
+
+    def opened(self) -> InputContainer:
+        """The container, which decodes on the hardware that is asked for if that can be had."""
+        patience = self.options.patience
+        hwaccel = None
+        if self.options.hwaccel != "none" and (lack := cuda_lack()):
+            if not self.complained:
+                log.warning("source %s: hwaccel %s: %s; the CPU decodes instead", self.name, self.options.hwaccel, lack)
+            self.complained = True
+        elif self.options.hwaccel != "none":
+            hwaccel = HWAccel("cuda", allow_software_fallback=True)
+        return av.open(
+            self.url.removeprefix("v4l2://"),
+            format="v4l2" if self.scheme == "v4l2" else None,
+            options=choices(self.scheme, self.options),
+            timeout=None if self.scheme == "file" else (patience.open, patience.stall + patience.give_up),
+            hwaccel=hwaccel,
+        )
 
     def play(self, container: InputContainer, generation: int, first: bool) -> None:
         """Hands over one pass through the container."""
         if not container.streams.video:
             raise SourceError("it holds no video, only sound: name another")
         stream = container.streams.video[0]
-        stream.thread_type, stream.codec_context.thread_count = "AUTO", self.options.threads
-        if first and self.options.start and not self.live:
-            container.seek(int(self.options.start * av.time_base))
-        began: tuple[float, float] | None = None
-        seen = False
+        context = stream.codec_context
+        stream.thread_type, context.thread_count = "AUTO", self.options.threads
+        formats = set(container.format.name.split(","))
+        file = self.scheme == "file"
+        if self.scheme in ("http", "https"):
+            self.lifecycle.endless = not container.duration
+        paced = self.options.realtime if file else bool(formats & SEGMENTED) or not self.lifecycle.endless
+        beginning = (container.start_time or 0) / av.time_base
+        start = beginning + self.options.start if first and file else beginning
+        if start > beginning:
+            container.seek(int(start * av.time_base))
+        pictures = Pictures(self.options.largest_side)
+        pace = Pace()
+        reached = None
         for frame in self.decoded(container, stream):
-            timestamp = frame.time
             now = time.monotonic()
-            captured = now
-            if not self.live and self.options.realtime and timestamp is not None:
-                if began is None or now - (began[0] + timestamp - began[1]) > LATE:
-                    began = (now, timestamp)
-                captured = began[0] + timestamp - began[1]
-                if self.ended.wait(max(0.0, captured - now)):
-                    return
-            seen = True
-            if not self.deliver(generation, self.picture(frame), timestamp, captured):
+            timestamp = None if formats & UNTIMED or frame.pts is None else frame.time
+            if timestamp is not None and timestamp < start and start > beginning:
+                continue
+            captured = pace.moment(timestamp, now) if paced and timestamp is not None else now
+            if captured > now:
+                with self.held(generation):
+                    if self.ended.wait(captured - now):
+                        return
+            reached = timestamp if timestamp is not None else reached or beginning
+            wall = wall_clock(container, timestamp)
+            picture = partial(pictures.make, frame, context.sample_aspect_ratio)
+            if not self.deliver(generation, picture, timestamp, captured, wall):
                 return
-        if not seen:
+        if reached is None:
             raise SourceError("it holds no picture that can be decoded")
+        whole = (container.duration or 0) / av.time_base
+        if file and not self.options.loop and reached - beginning < whole - BROKEN_OFF:
+            raise SourceError(f"it breaks off after {reached - beginning:.1f} of {whole:.1f} s: the file is truncated")
 
     def decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        """The stream's frames; a packet that can't be decoded is passed over, as a damaged picture must not end a watch."""
+        """The stream's frames; a packet that can't be decoded is counted and passed over, as damage must not end a watch."""
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
+                self.damaged += 1
                 continue
             yield from frames
 
-    def picture(self, frame: VideoFrame) -> np.ndarray:
-        """A decoded frame as uint8 [H, W, 3] RGB, scaled down to `largest_side`."""
-        share = min(1.0, self.options.largest_side / max(frame.width, frame.height))
-        width, height = max(2, round(frame.width * share)), max(2, round(frame.height * share))
-        return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+
+class Pace:
+    """When each frame of a recording is due, in seconds of this host's monotonic clock."""
+
+    def __init__(self) -> None:
+        self.began: tuple[float, float] | None = None
+
+    def moment(self, timestamp: float, now: float) -> float:
+        """When the frame of `timestamp` is due; the pace begins anew after a jump, and where playing fell too far behind."""
+        if self.began is not None:
+            due = self.began[0] + timestamp - self.began[1]
+            if now - LATE <= due <= now + LONGEST_STEP:
+                return due
+        self.began = (now, timestamp)
+        return now
+
+
+def choices(scheme: str, options: SourceOptions) -> dict[str, str]:
+    """FFmpeg's options for a scheme. Silence on a socket is noticed by FFmpeg itself, a little before the lifecycle gives up."""
+    patience = options.patience
+    silence = str(int((patience.stall + patience.give_up) * 1e6))
+    low_delay = {"fflags": "nobuffer", "flags": "low_delay"}
+    match scheme:
+        case "rtsp" | "rtsps":
+            return low_delay | {
+                "rtsp_transport": options.transport,
+                "allowed_media_types": "video",
+                "timeout": silence,
+            }
+        case "rtmp" | "rtmps":
+            return low_delay | {"rtmp_live": "live", "rw_timeout": silence}
+        case "http" | "https":
+            # A playlist from elsewhere may not make FFmpeg read this machine's files.
+            safe = "http,https,tls,tcp,crypto,data,httpproxy"
+            return {"rw_timeout": silence, "protocol_whitelist": safe, "live_start_index": "-2"}
+        case "v4l2":
+            asked = {"input_format": options.pixel_format}
+            if options.camera_size:
+                asked["video_size"] = "{}x{}".format(*options.camera_size)
+            if options.camera_rate:
+                asked["framerate"] = f"{options.camera_rate:g}"
+            return low_delay | {key: value for key, value in asked.items() if value}
+    return {}
+
+
+def wall_clock(container: InputContainer, timestamp: float | None) -> float | None:
+    """Unix seconds at `timestamp` where the container knows: RTCP's clock, or when a recording was made."""
+    if timestamp is None:
+        return None
+    if container.start_time_realtime:
+        return container.start_time_realtime / 1e6 + timestamp
+    created = container.metadata.get("creation_time")
+    if not created:
+        return None
+    try:
+        return datetime.fromisoformat(created).timestamp() + timestamp - (container.start_time or 0) / av.time_base
+    except ValueError:
+        return None
+
+
+@cache
+def cuda_lack() -> str:
+    """Why CUDA can't decode on this machine; empty where it can."""
+    try:
+        av.CodecContext.create("h264", "r", hwaccel=HWAccel("cuda"))
+    except (av.error.FFmpegError, NotImplementedError, ValueError) as error:
+        return redact(str(error)) or "there is no CUDA device"
+    return ""

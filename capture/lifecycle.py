@@ -37,7 +37,7 @@ class Patience:
     open: float = 10.0
     stall: float = 5.0
     stall_periods: float = 5.0
-    give_up: float = 10.0
+    give_up: float = 5.0
     """A stalled connection is given up, and a new one tried, after this much more."""
     frozen: float = 10.0
     """A picture that does not change for this long is reported as frozen."""
@@ -70,29 +70,38 @@ class Lifecycle:
         self.frozen = False
         self.period = 0.0
         self.last_frame: float | None = None
-        self.changed = now
-        self.fingerprint: int | None = None
+        self.changed: float | None = None
+        self.held = False
         self.faultless_since = now
         self.retry_at = now
 
-    def frame(self, generation: int, now: float, fingerprint: int) -> None:
-        """A frame arrived; `fingerprint` tells pictures apart."""
+    def frame(self, generation: int, now: float, changed: bool | None = None) -> None:
+        """A frame arrived; `changed` says whether it shows anything new, None that nobody looked."""
         if generation != self.generation or self.state in (State.ENDED, State.WAITING):
             return
-        if self.state is not State.LIVE:
-            if self.state is State.CONNECTING:
-                self.faultless_since = now
-            self.move(State.LIVE, now, "")
-        elif self.last_frame is not None:
+        if self.last_frame is not None:
             gap = now - self.last_frame
             self.period = gap if self.period == 0 else 0.8 * self.period + 0.2 * gap
+        if self.state is not State.LIVE:
+            self.faultless_since = now
+            self.move(State.LIVE, now, "")
         self.last_frame = now
-        if fingerprint != self.fingerprint:
-            self.fingerprint, self.changed, self.frozen = fingerprint, now, False
-        elif now - self.changed >= self.patience.frozen:
+        if changed or self.changed is None:
+            self.changed, self.frozen = now, False
+        elif changed is False and now - self.changed >= self.patience.frozen:
             self.frozen = True
         if now - self.faultless_since >= self.patience.healthy:
             self.failures = 0
+
+    def hold(self, generation: int) -> None:
+        """The next frame is kept back on purpose, by its pace or by a taker without room: silence is no stall meanwhile."""
+        self.held = self.held or generation == self.generation
+
+    def release(self, generation: int, now: float) -> None:
+        """Nothing is kept back any more."""
+        if generation == self.generation:
+            self.held = False
+            self.last_frame = now if self.last_frame is not None else None
 
     def failed(self, generation: int, now: float, reason: str) -> Action | None:
         """The connection broke or never came about."""
@@ -126,6 +135,8 @@ class Lifecycle:
             return Action.OPEN
         if self.state is State.CONNECTING and now >= self.since + self.patience.open:
             return self.wait(now, f"no picture within {self.patience.open:g} s of connecting")
+        if self.held:
+            return None
         if self.state is State.LIVE and now >= self.stall_at:
             self.move(State.STALLED, now, f"no frame for {now - (self.last_frame or self.since):.0f} s")
         if self.state is State.STALLED and now >= self.since + self.patience.give_up:
@@ -140,7 +151,9 @@ class Lifecycle:
 
     @property
     def due(self) -> float:
-        """When `tick` has something to do at the earliest; infinite once ended."""
+        """When `tick` has something to do at the earliest; infinite once ended or while held."""
+        if self.held and self.state in (State.LIVE, State.STALLED):
+            return float("inf")
         return {
             State.WAITING: self.retry_at,
             State.CONNECTING: self.since + self.patience.open,
@@ -151,12 +164,12 @@ class Lifecycle:
 
     def wait(self, now: float, reason: str) -> Action:
         """Lets the connection go and plans the next try: doubling backoff with jitter."""
-        backoff = min(self.patience.backoff * 2**self.failures, self.patience.backoff_most)
+        backoff = min(self.patience.backoff * 2.0 ** min(self.failures, 60), self.patience.backoff_most)
         self.failures += 1
         self.faultless_since = now
         self.retry_at = now + backoff * (1 + self.patience.jitter * self.random.uniform(-1, 1))
         self.move(State.WAITING, now, reason)
-        self.frozen, self.fingerprint, self.last_frame = False, None, None
+        self.frozen, self.changed, self.last_frame, self.held = False, None, None, False
         return Action.LET_GO
 
     def move(self, state: State, now: float, reason: str) -> None:

@@ -36,14 +36,37 @@ class Mailbox:
         with self.room:
             if self.policy == "every":
                 self.room.wait_for(lambda: self.closed or len(self.waiting) < self.capacity)
-            if self.closed:
-                return
+            self.add(frame)
+        self.announce()
+
+    def offer(self, frame: Frame) -> bool:
+        """Hands a frame over without ever waiting; False where `put` would have to."""
+        with self.room:
+            if self.policy == "every" and not self.closed and len(self.waiting) >= self.capacity:
+                return False
+            self.add(frame)
+        self.announce()
+        return True
+
+    def lose(self) -> None:
+        """Counts a frame that its source had to drop because `offer` refused it."""
+        with self.room:
             self.received += 1
-            if len(self.waiting) >= self.capacity:
-                self.waiting.popleft()
-                self.dropped += 1
-            self.waiting.append(frame)
-        if self.on_put is not None:
+            self.dropped += 1
+
+    def add(self, frame: Frame) -> None:
+        """Appends a frame; the lock is held."""
+        if self.closed:
+            return
+        self.received += 1
+        if len(self.waiting) >= self.capacity:
+            self.waiting.popleft()
+            self.dropped += 1
+        self.waiting.append(frame)
+
+    def announce(self) -> None:
+        """Tells the taker, outside the lock, as it may come for the frame at once."""
+        if self.on_put is not None and not self.closed:
             self.on_put()
 
     def take(self, n: int) -> list[Frame]:

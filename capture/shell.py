@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from capture.frame import Frame
 from capture.lifecycle import Action, Lifecycle, State
 from capture.mailbox import Mailbox
+from capture.selection import Selection, difference, thumbnail
 from capture.source import SourceOptions, SourceStatus, redact
 from capture.timeline import Timeline
+
+log = logging.getLogger(__name__)
 
 TICK = 0.1
 """Seconds between looks of the watch at the sources."""
 RATE_WINDOW = 2.0
 """Seconds over which the frame rate is measured."""
+MOST_THREADS = 4
+"""Connections of one source that may still be dying when the next one is opened."""
+STILL = 0.5
+"""The largest `difference` of pictures that show nothing new; a frozen picture encoded afresh stays below."""
 
 
 class Watch:
@@ -42,34 +50,47 @@ class Watch:
         while True:
             time.sleep(TICK)
             with self.lock:
-                ended = [source for source in self.sources if source.lifecycle.state is State.ENDED]
-                for source in ended:
-                    self.sources.discard(source)
-                if not self.sources:
+                alive = [source for source in self.sources if source.lifecycle.state is not State.ENDED]
+                self.sources = weakref.WeakSet(alive)
+                if not alive:
                     self.thread = None
                     return
-                alive = list(self.sources)
             for source in alive:
-                source.tick()
+                try:
+                    source.tick()
+                except Exception:  # one listener's fault must not blind the watch over all other sources
+                    log.exception("source %s: a listener failed", source.name)
 
 
 WATCH = Watch()
 
 
 class SourceShell:
-    """A source whose connections each run in a thread of their own, by `connect`."""
+    """A source whose connections each run in a thread of their own, by `connect`.
 
-    def __init__(self, url: str, options: SourceOptions, *, endless: bool, live: bool) -> None:
+    `endless` sources reconnect after an end; of the others an error is the end as well, unless `retries`.
+    """
+
+    def __init__(
+        self, url: str, options: SourceOptions, *, endless: bool, live: bool, retries: bool | None = None
+    ) -> None:
         self.url, self.name, self.options, self.endless = url, redact(url), options, endless
+        self.retries = endless if retries is None else retries
         self.lock = threading.RLock()
+        self.telling = threading.RLock()
         self.timeline = Timeline(live=live)
+        self.selection = Selection(options.fps, options.change, options.change_floor)
         self.lifecycle = Lifecycle(options.patience, time.monotonic(), endless=endless)
         self.mailbox = Mailbox()
         self.notify: Callable[[SourceStatus], None] = lambda status: None
         self.told: tuple[State, bool, str] | None = None
-        self.frames = 0
+        self.frames = self.damaged = 0
         self.size = (0, 0)
         self.rate, self.counted, self.counted_at = 0.0, 0, time.monotonic()
+        self.last_at: float | None = None
+        self.gap = 0.0
+        self.jumped = False
+        self.still: np.ndarray | None = None
         self.threads: list[threading.Thread] = []
         self.ended = threading.Event()
 
@@ -116,13 +137,22 @@ class SourceShell:
     def act(self, action: Action | None) -> None:
         """Does what the lifecycle asks for and tells of what changed."""
         if action is Action.OPEN:
-            with self.lock:
-                generation = self.lifecycle.generation
-                self.threads = [thread for thread in self.threads if thread.is_alive()]
-                thread = threading.Thread(target=self.run, args=(generation,), name=f"source {self.name}", daemon=True)
-                self.threads.append(thread)
-            thread.start()
+            self.open(self.lifecycle.generation)
         self.tell()
+
+    def open(self, generation: int) -> None:
+        """Begins a connection, in a thread of its own."""
+        with self.lock:
+            self.threads = [thread for thread in self.threads if thread.is_alive()]
+            if len(self.threads) >= MOST_THREADS:
+                reason = (
+                    f"{self.name}: {MOST_THREADS} earlier connections still hang; a new one waits for them to time out"
+                )
+                self.lifecycle.failed(generation, time.monotonic(), reason)
+                return
+            thread = threading.Thread(target=self.run, args=(generation,), name=f"source {self.name}", daemon=True)
+            self.threads.append(thread)
+        thread.start()
 
     def run(self, generation: int) -> None:
         """One connection's thread."""
@@ -132,10 +162,10 @@ class SourceShell:
             reason = self.describe(error)
             with self.lock:
                 now = time.monotonic()
-                fatal = not self.endless
-                action = self.lifecycle.stop(now, reason) if fatal and generation == self.lifecycle.generation else None
-                if not fatal:
+                if self.retries:
                     action = self.lifecycle.failed(generation, now, reason)
+                else:
+                    action = self.lifecycle.stop(now, reason) if generation == self.lifecycle.generation else None
         else:
             with self.lock:
                 action = self.lifecycle.finished(generation, time.monotonic())
@@ -146,22 +176,67 @@ class SourceShell:
         state = self.lifecycle.state
         return generation == self.lifecycle.generation and state not in (State.ENDED, State.WAITING)
 
+    @contextmanager
+    def held(self, generation: int) -> Iterator[None]:
+        """While frames of a connection are kept back on purpose."""
+        with self.lock:
+            self.lifecycle.hold(generation)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.lifecycle.release(generation, time.monotonic())
+
     def deliver(
-        self, generation: int, pixels: np.ndarray, timestamp: float | None, captured: float, wall: float | None = None
+        self,
+        generation: int,
+        picture: Callable[[], np.ndarray],
+        timestamp: float | None,
+        captured: float,
+        wall: float | None = None,
+        *,
+        waits: bool = True,
     ) -> bool:
-        """Hands over one picture of a connection; False where the connection is no longer wanted."""
+        """Hands over one frame of a connection; False where the connection is no longer wanted.
+
+        Where the mailbox has no room under policy "every" it waits for that, or with `waits` False drops the frame.
+
+        `picture` makes its pixels, uint8 [H, W, 3] RGB, and is only called if they are wanted. `timestamp` is in seconds of
+        the source's clock, `captured` (seconds, monotonic) when it arrived or, where that is known, was taken.
+        """
         with self.lock:
             if not self.wanted(generation):
                 return False
-            now = time.monotonic()
-            moment, jumped = self.timeline.stamp(generation, timestamp, captured)
-            height, width = pixels.shape[:2]
-            self.lifecycle.frame(generation, now, zlib.adler32(pixels[::16, ::16].tobytes()))
-            frame = Frame(pixels, captured, moment, self.frames, self.name, wall, jumped)
-            self.frames += 1
-            self.size = (width, height)
+            sequence, self.frames = self.frames, self.frames + 1
+            stamp = self.timeline.stamp(generation, timestamp, captured)
+            if self.lifecycle.state is not State.LIVE and self.last_at is not None:
+                self.gap = captured - self.last_at
+            self.last_at = captured
+            self.jumped = self.jumped or stamp.jumped
+            timely = self.selection.timely(stamp.time)
+        changed = None
+        telling = False
+        if timely:
+            pixels = picture()
+            self.size = (pixels.shape[1], pixels.shape[0])
+            seen = thumbnail(pixels)
+            changed = self.still is None or difference(self.still, seen) > STILL
+            if changed:
+                self.still = seen
+            telling = self.selection.telling(stamp.time, seen)
+        with self.lock:
+            self.lifecycle.frame(generation, time.monotonic(), changed)
         self.tell()
-        self.mailbox.put(frame)
+        if telling:
+            frame = Frame(pixels, stamp.captured, stamp.time, sequence, self.name, wall, self.jumped)
+            self.jumped = False
+            if self.mailbox.offer(frame):
+                return True
+            if waits:
+                with self.held(generation):
+                    self.mailbox.put(frame)
+            else:
+                self.mailbox.lose()
         return True
 
     @property
@@ -169,18 +244,30 @@ class SourceShell:
         """See `Source.status`."""
         with self.lock:
             life = self.lifecycle
-            rate = self.rate if life.state is State.LIVE else 0.0
             return SourceStatus(
-                life.state, life.since, life.reason, life.frozen, self.frames, rate, life.reconnects, *self.size
+                state=life.state,
+                since=life.since,
+                reason=life.reason,
+                frozen=life.frozen,
+                frames=self.frames,
+                frames_per_second=self.rate if life.state is State.LIVE else 0.0,
+                reconnects=life.reconnects,
+                width=self.size[0],
+                height=self.size[1],
+                thinned=self.selection.thinned,
+                unchanged=self.selection.unchanged,
+                damaged=self.damaged,
+                gap=self.gap,
             )
 
     def tell(self) -> None:
-        """Notifies of a change of state, once each."""
-        with self.lock:
-            life = self.lifecycle
-            present = (life.state, life.frozen, life.reason)
-            if present == self.told:
-                return
-            self.told = present
-            status = self.status
-        self.notify(status)
+        """Notifies of a change of state, once each and in order."""
+        with self.telling:
+            with self.lock:
+                life = self.lifecycle
+                present = (life.state, life.frozen, life.reason)
+                if present == self.told:
+                    return
+                self.told = present
+                status = self.status
+            self.notify(status)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
 
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
@@ -28,16 +29,34 @@ class SourceOptions:
     """A file plays at its own pace; otherwise as fast as it is taken."""
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTSP carries its pictures."""
+    fps: float | None = None
+    """At most this many frames a second are handed over, and no others have their colours converted; None is all."""
+    change: float | None = None
+    """Frames that differ from the last one handed over by less than this (levels of 255 in the most changed part) are left out."""
+    change_floor: float = 1.0
+    """So many frames a second are handed over even where nothing changes."""
     largest_side: int = 640
     """Pictures are scaled down, in the step that converts their colours, until their longer side fits; that step is the dearest."""
     threads: int = 1
     """Decoder threads."""
+    hwaccel: Literal["auto", "cuda", "none"] = "none"
+    """Hardware that decodes; where it can't, the CPU does, which is logged."""
+    camera_size: tuple[int, int] | None = None
+    """Width and height asked of a local camera."""
+    camera_rate: float | None = None
+    """Frames a second asked of a local camera."""
+    pixel_format: str | None = None
+    """Pixel format asked of a local camera: FFmpeg's name (`mjpeg`, `yuyv422`) for v4l2://, a FourCC (`MJPG`) for camera://."""
     patience: Patience = field(default_factory=Patience)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """A source at one moment; `since` is monotonic seconds, `reason` one clear line or empty."""
+    """A source at one moment; `since` is monotonic seconds, `reason` one clear line or empty.
+
+    `frames` counts what was decoded, `thinned` what `fps` left out of it, `unchanged` what the change gate left out, and
+    `damaged` packets that could not be decoded. `gap` is the length in seconds of the last interruption.
+    """
 
     state: State = State.CONNECTING
     since: float = 0.0
@@ -48,6 +67,10 @@ class SourceStatus:
     reconnects: int = 0
     width: int = 0
     height: int = 0
+    thinned: int = 0
+    unchanged: int = 0
+    damaged: int = 0
+    gap: float = 0.0
 
 
 class Source(Protocol):
@@ -69,34 +92,50 @@ class Source(Protocol):
         ...
 
 
+SECRETS = r"pass|pwd|token|key|secret|auth|sig|cred|user|login"
+
+
 def redact(text: str) -> str:
-    """`text` with the credentials of every URL in it left out."""
-    return re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+    """`text` with the credentials of every URL in it left out: before the host, and in query parameters that are named like one."""
+    text = re.sub(r"(\w+://)(?:[^/\s]*@|[^/\s:@]+:(?!\d+/)[^\s@]*@)", r"\1***@", text)
+    return re.sub(rf"([?&][^=&\s]*(?:{SECRETS})[^=&\s]*=)[^&\s'\"]+", r"\1***", text, flags=re.IGNORECASE)
 
 
-NETWORK = ("rtsp", "rtsps")
+NETWORK = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https")
 """Schemes that FFmpeg opens over the network."""
+SCHEMES = (*NETWORK, "v4l2", "camera", "push")
 
 
 def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:
-    """A source for a file's path, `file://`, `rtsp://`, `rtsps://` or `demo:`. Raises SourceError for what can never work."""
+    """A source for a file's path, `file://`, one of SCHEMES or `demo:`. Raises SourceError for what can never work."""
+    from capture.camera import CameraSource
     from capture.container import ContainerSource
+    from capture.push import PushSource
     from capture.synthetic import demo_source
 
     scheme, _, rest = url.partition(":")
+    rest = rest.removeprefix("//")
     if scheme == "demo" and not rest:
         return demo_source(options)
     if scheme in NETWORK:
+        if not urlsplit(url).hostname:
+            raise SourceError(f"source {redact(url)} names no host: write {scheme}://host/path")
         return ContainerSource(url, options, live=True)
+    if scheme == "v4l2":
+        if not Path(rest).exists():
+            raise SourceError(f"source {url}: there is no such device; `ls /dev/video*` shows those there are")
+        return ContainerSource(url, options, live=True)
+    if scheme == "camera":
+        return CameraSource(url, options)
+    if scheme == "push":
+        return PushSource(url, options)
     if "://" in url and scheme != "file":
         raise SourceError(
-            f"source {redact(url)}: unknown scheme {scheme!r}; use a file's path, {', '.join(f'{s}://' for s in NETWORK)} or demo:"
+            f"source {redact(url)}: unknown scheme {scheme!r}; use a file's path, {', '.join(f'{s}://' for s in SCHEMES)} or demo:"
         )
-    path = Path(rest.removeprefix("//") if scheme == "file" else url).expanduser()
-    if not path.is_file():
-        raise SourceError(
-            f"source {url}: there is no such file"
-            if not path.is_dir()
-            else f"source {url} is a folder: name a video file"
-        )
+    path = Path(rest if scheme == "file" else url).expanduser()
+    if path.is_dir():
+        raise SourceError(f"source {url} is a folder: name a video file")
+    if not path.exists():
+        raise SourceError(f"source {redact(url)}: there is no such file")
     return ContainerSource(str(path), options, live=False)

@@ -1,0 +1,47 @@
+"""Which frames are handed over."""
+
+import numpy as np
+import pytest
+
+from capture.selection import Selection, difference, thumbnail
+
+
+def picture(square: int = 0, level: int = 90) -> np.ndarray:
+    pixels = np.full((360, 640, 3), level, np.uint8)
+    pixels[100 : 100 + square, 200 : 200 + square] = 250
+    return pixels
+
+
+@pytest.mark.parametrize(("source", "wanted"), [(25.0, 10.0), (25.0, 5.0), (30.0, 29.0), (25.0, 50.0), (10.0, 1.0)])
+def test_fps_is_kept(source: float, wanted: float) -> None:
+    selection = Selection(fps=wanted)
+    frames = int(source * 60)
+    taken = sum(selection.timely(round(n / source, 3)) for n in range(frames))
+    assert taken == pytest.approx(60 * min(source, wanted), rel=0.02)
+    assert taken + selection.thinned == frames
+
+
+def test_a_gap_is_not_made_up_for() -> None:
+    selection = Selection(fps=2)
+    assert selection.timely(0.0)
+    assert [selection.timely(100 + n / 10) for n in range(10)].count(True) == 2
+
+
+def test_a_small_thing_in_a_large_picture_is_a_change() -> None:
+    assert difference(thumbnail(picture()), thumbnail(picture(square=40))) > 50
+    assert difference(thumbnail(picture()), thumbnail(picture(level=91))) == 1
+    assert difference(thumbnail(picture()), thumbnail(picture()[:180])) == 255
+
+
+def test_the_gate_leaves_out_what_stands_still_but_keeps_a_floor() -> None:
+    selection = Selection(change=4.0, floor=1.0)
+    taken = [selection.telling(n / 25, thumbnail(picture(level=90 + n % 2))) for n in range(250)]
+    assert sum(taken) == pytest.approx(10, abs=1)
+    assert sum(taken) + selection.unchanged == 250 and selection.thinned == 0
+    assert selection.telling(10.0, thumbnail(picture(square=40)))
+
+
+def test_slow_change_adds_up() -> None:
+    selection = Selection(change=4.0, floor=0.001)
+    taken = [selection.telling(n / 25, thumbnail(picture(level=90 + n // 5))) for n in range(100)]
+    assert 4 <= sum(taken) <= 6
