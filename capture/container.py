@@ -163,16 +163,17 @@ def choices(scheme: str, options: SourceOptions) -> dict[str, str]:
     """FFmpeg's options for a scheme. Silence on a socket is noticed by FFmpeg itself, a little before the lifecycle gives up."""
     patience = options.patience
     silence = str(int((patience.stall + patience.give_up) * 1e6))
-    low_delay = {"fflags": "nobuffer", "flags": "low_delay"}
+    # Little is probed, and what was read for it is decoded (no "nobuffer"): a camera's next key frame may be far away.
+    prompt = {"probesize": "32"}
     match scheme:
         case "rtsp" | "rtsps":
-            return low_delay | {
+            return prompt | {
                 "rtsp_transport": options.transport,
                 "allowed_media_types": "video",
                 "timeout": silence,
             }
         case "rtmp" | "rtmps":
-            return low_delay | {"rtmp_live": "live", "rw_timeout": silence}
+            return {"analyzeduration": "1000000", "rtmp_live": "live", "rw_timeout": silence}
         case "http" | "https":
             # A playlist from elsewhere may not make FFmpeg read this machine's files.
             safe = "http,https,tls,tcp,crypto,data,httpproxy"
@@ -183,7 +184,7 @@ def choices(scheme: str, options: SourceOptions) -> dict[str, str]:
                 asked["video_size"] = "{}x{}".format(*options.camera_size)
             if options.camera_rate:
                 asked["framerate"] = f"{options.camera_rate:g}"
-            return low_delay | {key: value for key, value in asked.items() if value}
+            return {key: value for key, value in asked.items() if value}
     return {}
 
 

@@ -35,6 +35,8 @@ class Timeline:
         self.time = 0.0
         self.period = 0.04
         self.last: tuple[int, float | None, float] | None = None
+        self.known = False
+        """Whether this connection has brought timestamps; a lack of them before that is no jump."""
         self.delay: float | None = None
         """Seconds from a timestamp to its arrival where nothing held the frame up."""
 
@@ -42,11 +44,15 @@ class Timeline:
         """Places a frame of a connection that bears `timestamp` (seconds) and arrived at `arrival` (seconds, monotonic)."""
         before, self.last = self.last, (generation, timestamp, arrival)
         if before is None:
+            self.known = timestamp is not None
             return Stamp(0.0, self.captured(timestamp, arrival, 0.0), False)
         then, stamped, arrived = before
+        if generation != then:
+            self.known = False
         waited = max(arrival - arrived, 0.0)
         passed = waited if self.live or generation != then else self.period
-        jumped = generation != then or (timestamp is None) != (stamped is None)
+        jumped = generation != then or (self.known and (timestamp is None) != (stamped is None))
+        self.known = self.known or timestamp is not None
         if not jumped and timestamp is not None and stamped is not None:
             step = timestamp - stamped
             jumped = not (0 < step <= LONGEST_STEP)

@@ -1,0 +1,293 @@
+"""Real videos, real servers and a proxy that does damage, for the tests of capture."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from capture import Frame, Mailbox, Patience, Source, SourceOptions, SourceStatus, State, open_source
+
+HERE = Path(__file__).parent
+SYSTEM_PYTHON = "/usr/bin/python3"
+HASTY = Patience(open=4.0, stall=1.0, give_up=1.0, frozen=2.0, backoff=0.2, backoff_most=1.0, healthy=2.0)
+"""Patience for tests."""
+
+
+@functools.cache
+def has_rtsp_server() -> bool:
+    """Whether GStreamer's RTSP server and its Python binding are here."""
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    return (
+        Path(SYSTEM_PYTHON).exists()
+        and subprocess.run([SYSTEM_PYTHON, "-c", probe], capture_output=True).returncode == 0
+    )
+
+
+needs_rtsp = pytest.mark.skipif(
+    not has_rtsp_server(), reason="needs GStreamer's RTSP server: sh tests/system-packages.sh"
+)
+
+
+def drawn(n: int, width: int = 320, height: int = 180) -> np.ndarray:
+    """Picture n of a clip: a white square that moves along a grey field."""
+    pixels = np.full((height, width, 3), 80, np.uint8)
+    x = n * 4 % (width - 40)
+    pixels[40:80, x : x + 40] = 255
+    return pixels
+
+
+def render(
+    path: Path,
+    frames: int = 50,
+    *,
+    fps: int = 25,
+    size: tuple[int, int] = (320, 180),
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    aspect: Fraction | None = None,
+    times: Callable[[int], int | None] = lambda n: n,
+    picture: Callable[[int], np.ndarray] | None = None,
+    format: str | None = None,
+    options: dict[str, str] | None = None,
+    key: int = 10,
+) -> Path:
+    """Writes a clip; `times` gives each frame's presentation time in frames, `picture` its pixels."""
+    with av.open(str(path), "w", format=format, options=options or {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        stream.codec_context.gop_size = key
+        stream.codec_context.thread_count = 1
+        if codec == "libx264":
+            stream.options = {"preset": "ultrafast", "tune": "zerolatency"}
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for n in range(frames):
+            frame = av.VideoFrame.from_ndarray(drawn(n, *size) if picture is None else picture(n), format="rgb24")
+            frame.pts, frame.time_base = times(n), Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 15.0, what: Callable[[], object] = str) -> float:
+    """Waits until something is true; the seconds that took. Fails the test after `seconds`."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, f"not within {seconds:g} s: {what()}"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+class Watcher:
+    """A source with a mailbox, and all that it told."""
+
+    def __init__(self, url: str, *, capacity: int = 500, policy: str = "newest", **options: object) -> None:
+        self.source: Source = open_source(url, replace(SourceOptions(patience=HASTY), **options))  # type: ignore[arg-type]
+        self.mailbox = Mailbox(capacity, policy="every" if policy == "every" else "newest")
+        self.told: list[SourceStatus] = []
+        self.seen: list[Frame] = []
+        self.source.start(self.mailbox, self.told.append)
+
+    @property
+    def state(self) -> State:
+        return self.source.status.state
+
+    @property
+    def states(self) -> list[State]:
+        return [status.state for status in self.told]
+
+    def frames(self) -> list[Frame]:
+        """All frames so far."""
+        self.seen += self.mailbox.take(len(self.mailbox))
+        return self.seen
+
+    def until(self, state: State, seconds: float = 15.0) -> float:
+        return wait_for(lambda: self.state is state, seconds, lambda: f"{state}, not {self.source.status}")
+
+    def more(self, frames: int = 5, seconds: float = 15.0) -> float:
+        """Waits for so many new frames."""
+        had = self.source.status.frames
+        return wait_for(
+            lambda: self.source.status.frames >= had + frames,
+            seconds,
+            lambda: f"{frames} more frames: {self.source.status}",
+        )
+
+
+@contextlib.contextmanager
+def watching(url: str, **options: object) -> Iterator[Watcher]:
+    """Watches a source for the length of a test, and sees that its threads go."""
+    watcher = Watcher(url, **options)  # type: ignore[arg-type]
+    try:
+        yield watcher
+    finally:
+        watcher.frames()
+        watcher.source.stop(8.0)
+        assert watcher.state is State.ENDED
+        left = [thread.name for thread in threading.enumerate() if thread.name == f"source {watcher.source.name}"]
+        assert not left, left
+
+
+class RtspServer:
+    """GStreamer's RTSP server in a process of its own."""
+
+    def __init__(self, user: str = "", certificate: str = "") -> None:
+        self.arguments = (user, certificate)
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, at its former port if it had one."""
+        command = [SYSTEM_PYTHON, str(HERE / "rtsp_server.py"), str(self.port or ""), *self.arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.strip().isdigit(), "the RTSP server did not start"
+        self.port = int(line)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def url(self, path: str, scheme: str = "rtsp", user: str = "") -> str:
+        return f"{scheme}://{user + '@' if user else ''}127.0.0.1:{self.port}{path}"
+
+
+@contextlib.contextmanager
+def rtsp_server(user: str = "", certificate: str = "") -> Iterator[RtspServer]:
+    server = RtspServer(user, certificate)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class Proxy:
+    """A TCP proxy on loopback between a player and an RTSP server, that does damage where it is told to.
+
+    `damage` gets each RTP packet over TCP with its number and returns what becomes of it; None drops it. While `hushed`
+    nothing passes from the server, though the connection stays (a half-open one). `mute` accepts and never answers.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        self.damage: Callable[[int, bytes], bytes | None] | None = None
+        self.hushed = self.mute = False
+        self.packets = self.dropped = 0
+        self.open: list[socket.socket] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True, name="proxy").start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                player, _ = self.listener.accept()
+            except OSError:
+                return
+            self.open.append(player)
+            if self.mute:
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self.upstream), 5)
+            except OSError:
+                player.close()
+                continue
+            server.settimeout(None)
+            self.open.append(server)
+            for run, ends in ((self.upwards, (player, server)), (self.downwards, (server, player))):
+                threading.Thread(target=self.carry, args=(run, *ends), daemon=True, name="proxy").start()
+
+    def carry(
+        self, run: Callable[[socket.socket, socket.socket], None], one: socket.socket, other: socket.socket
+    ) -> None:
+        try:
+            run(one, other)
+        except OSError:
+            pass
+        finally:
+            for end in (one, other):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    def upwards(self, player: socket.socket, server: socket.socket) -> None:
+        while data := player.recv(65536):
+            server.sendall(data)
+
+    def downwards(self, server: socket.socket, player: socket.socket) -> None:
+        waiting = b""
+        while data := server.recv(65536):
+            waiting += data
+            out = b""
+            while waiting:
+                if waiting[0] != ord("$"):
+                    end = waiting.find(b"$")
+                    text, waiting = (waiting, b"") if end < 0 else (waiting[:end], waiting[end:])
+                    out += text
+                    continue
+                if len(waiting) < 4 or len(waiting) < 4 + (size := struct.unpack(">H", waiting[2:4])[0]):
+                    break
+                channel, packet, waiting = waiting[1], waiting[4 : 4 + size], waiting[4 + size :]
+                if channel == 0:
+                    self.packets += 1
+                    if self.damage is not None:
+                        damaged = self.damage(self.packets, packet)
+                        if damaged is None:
+                            self.dropped += 1
+                            continue
+                        packet = damaged
+                out += b"$" + bytes([channel]) + struct.pack(">H", len(packet)) + packet
+            if not self.hushed:
+                player.sendall(out)
+
+    def cut(self) -> None:
+        """Breaks all connections."""
+        for end in self.open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.open.clear()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.cut()
+
+
+@contextlib.contextmanager
+def proxy(port: int) -> Iterator[Proxy]:
+    between = Proxy(port)
+    try:
+        yield between
+    finally:
+        between.close()
+
+
+def certificate(folder: Path) -> str:
+    """A self-signed certificate and its key, in one file."""
+    path = folder / "server.pem"
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl")
+    command = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout k -out c"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    path.write_bytes((folder / "c").read_bytes() + (folder / "k").read_bytes())
+    return str(path)

@@ -1,0 +1,276 @@
+"""Files: pace, loop, offset, shape and damage."""
+
+import struct
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from capture import SourceError, State, open_source
+from tests.capture.lab import drawn, render, wait_for, watching
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("clips") / "clip.mp4")
+
+
+def test_a_file_plays_at_its_own_pace(clip: Path) -> None:
+    with watching(str(clip)) as watcher:
+        watcher.until(State.LIVE)
+        took = watcher.until(State.ENDED)
+        frames = watcher.frames()
+    assert 1.7 < took < 3
+    assert [frame.sequence for frame in frames] == list(range(50))
+    assert [frame.time for frame in frames] == pytest.approx([n / 25 for n in range(50)], abs=1e-3)
+    steps = [later.captured - earlier.captured for earlier, later in pairwise(frames)]
+    assert np.mean(steps) == pytest.approx(0.04, abs=0.004)
+    assert watcher.states == [State.CONNECTING, State.LIVE, State.ENDED]
+    assert (frames[0].pixels.dtype, frames[0].pixels.shape, frames[0].pixels.flags["C_CONTIGUOUS"]) == (
+        np.uint8,
+        (180, 320, 3),
+        True,
+    )
+    assert np.abs(frames[10].pixels.astype(int) - drawn(10)).mean() < 3
+
+
+def test_as_fast_as_it_is_taken_and_every_frame(clip: Path) -> None:
+    with watching(str(clip), realtime=False, policy="every", capacity=2) as watcher:
+        took = wait_for(lambda: len(watcher.frames()) == 50)
+        watcher.until(State.ENDED)
+    assert took < 1.5
+    assert watcher.mailbox.dropped == 0
+
+
+def test_a_taker_without_room_is_no_stall(clip: Path) -> None:
+    with watching(str(clip), realtime=False, policy="every", capacity=1) as watcher:
+        watcher.until(State.LIVE)
+        wait_for(lambda: watcher.source.lifecycle.held)  # type: ignore[attr-defined]
+        watcher.source.lifecycle.last_frame -= 60  # type: ignore[attr-defined]
+        watcher.source.tick()  # type: ignore[attr-defined]
+        assert watcher.state is State.LIVE
+
+
+def test_a_loop_goes_on_and_marks_where_it_begins_again(clip: Path) -> None:
+    with watching(str(clip), realtime=False, loop=True, policy="every") as watcher:
+        wait_for(lambda: len(watcher.frames()) > 120)
+    marks = [frame.sequence for frame in watcher.frames() if frame.discontinuity]
+    assert marks[:2] == [50, 100]
+    assert all(0 < later.time - earlier.time < 0.1 for earlier, later in pairwise(watcher.frames()))
+
+
+def test_it_starts_where_it_is_told_to(clip: Path) -> None:
+    with watching(str(clip), start=1.0) as watcher:
+        watcher.until(State.ENDED)
+    frames = watcher.frames()
+    assert len(frames) == 25 and frames[0].time == 0
+    assert np.abs(frames[0].pixels.astype(int) - drawn(25)).mean() < 3
+
+
+def test_fps_leaves_frames_out_and_counts_them(clip: Path) -> None:
+    with watching(str(clip), realtime=False, fps=5, policy="every") as watcher:
+        watcher.until(State.ENDED)
+    status = watcher.source.status
+    assert (len(watcher.frames()), status.frames, status.thinned, status.unchanged) == (10, 50, 40, 0)
+
+
+def test_the_change_gate_is_counted_apart(tmp_path: Path) -> None:
+    clip = render(tmp_path / "still.mp4", 100, picture=lambda n: drawn(n if n >= 75 else 0))
+    with watching(str(clip), realtime=False, change=6.0, policy="every") as watcher:
+        watcher.until(State.ENDED)
+    frames, status = watcher.frames(), watcher.source.status
+    assert [frame.sequence for frame in frames if frame.sequence < 75] == [0, 23, 46, 69]
+    assert len([frame for frame in frames if frame.sequence >= 75]) > 20
+    assert status.unchanged == 100 - len(frames) and (status.thinned, watcher.mailbox.dropped) == (0, 0)
+
+
+def test_large_pictures_are_scaled_down_upright_pixels(tmp_path: Path) -> None:
+    wide = render(tmp_path / "wide.mkv", 3, size=(1440, 1080), aspect=Fraction(4, 3))
+    with watching(str(wide), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    assert watcher.frames()[0].pixels.shape == (360, 640, 3)
+
+
+def test_a_turned_phone_video_stands_upright(tmp_path: Path) -> None:
+    path = render(tmp_path / "turned.mp4", 3)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    # A matrix that turns by 90° clockwise (ISO 14496-12, 8.3.2): the field's left edge becomes the top.
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 180 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    seen = watcher.frames()[0].pixels
+    assert seen.shape == (320, 180, 3)
+    assert np.abs(seen.astype(int) - np.rot90(drawn(0), -1)).mean() < 3
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p10le", "yuv422p10le"])
+def test_ten_bits_decode(tmp_path: Path, pixel_format: str) -> None:
+    path = render(tmp_path / "deep.mkv", 3, codec="ffv1", pixel_format=pixel_format)
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    assert np.abs(watcher.frames()[0].pixels.astype(int) - drawn(0)).mean() < 3
+
+
+def test_interlaced_pictures_keep_one_field(tmp_path: Path) -> None:
+    """The two fields show a square at different places: a comb if both are kept."""
+
+    def combed(n: int) -> np.ndarray:
+        pixels = drawn(n * 2, 640, 360)
+        pixels[1::2] = drawn(n * 2 + 20, 640, 360)[1::2]
+        return pixels
+
+    path = tmp_path / "interlaced.ts"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25, options={"flags": "+ildct+ilme", "top": "1"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 640, 360, "yuv420p", 4_000_000
+        for n in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(combed(n), format="rgb24")))
+        container.mux(stream.encode())
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    pixels = watcher.frames()[0].pixels.astype(int)
+    assert pixels.shape == (360, 640, 3)
+    assert np.abs(pixels[50:70] - drawn(0, 640, 360)[50:70]).mean() < 12
+
+
+def test_a_change_of_resolution_and_codec_in_mid_file(tmp_path: Path) -> None:
+    small = render(tmp_path / "small.ts", 25)
+    large = render(tmp_path / "large.ts", 25, size=(640, 480), times=lambda n: n + 25)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(small.read_bytes() + large.read_bytes())
+    with watching(str(joined), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    shapes = [frame.pixels.shape for frame in watcher.frames()]
+    assert shapes[0] == (180, 320, 3) and shapes[-1] == (480, 640, 3)
+    assert len(shapes) > 45
+
+
+@pytest.mark.parametrize(
+    ("times", "marks"),
+    [
+        (lambda n: n if n < 25 else n + 90_000, [25]),
+        (lambda n: n if n < 25 else n + 25 * 5, []),
+    ],
+    ids=["an hour ahead", "five seconds' pause"],
+)
+def test_jumps_of_timestamps(tmp_path: Path, times: object, marks: list[int]) -> None:
+    path = render(tmp_path / "jump.mkv", 50, times=times)  # type: ignore[arg-type]
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    frames = watcher.frames()
+    assert [frame.sequence for frame in frames if frame.discontinuity] == marks
+    assert all(0 < later.time - earlier.time <= 10 for earlier, later in pairwise(frames))
+
+
+def test_an_hour_ahead_does_not_hold_up_the_pace(tmp_path: Path) -> None:
+    path = render(tmp_path / "jump.mkv", 50, times=lambda n: n if n < 25 else n + 90_000)
+    with watching(str(path)) as watcher:
+        assert watcher.until(State.ENDED) < 5
+
+
+def test_a_file_knows_when_it_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "dated.mkv"
+    render(path, 5)
+    dated = tmp_path / "dated2.mkv"
+    with av.open(str(path)) as source, av.open(str(dated), "w") as target:
+        target.metadata["creation_time"] = "2026-01-02T03:04:05Z"
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+    with watching(str(dated), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    assert watcher.frames()[1].wall == pytest.approx(1767323045.04, abs=0.01)
+
+
+def truncated(folder: Path) -> Path:
+    path = folder / "cut.mkv"
+    whole = render(folder / "whole.mkv", 200).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return path
+
+
+def empty(folder: Path) -> Path:
+    path = folder / "empty.mp4"
+    path.write_bytes(b"")
+    return path
+
+
+def text(folder: Path) -> Path:
+    path = folder / "text.mp4"
+    path.write_text("this is no video at all\n" * 100)
+    return path
+
+
+def headless(folder: Path) -> Path:
+    path = folder / "headless.mp4"
+    whole = render(folder / "whole.mp4", 50).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return path
+
+
+def sound(folder: Path) -> Path:
+    path = folder / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(truncated, "breaks off"), (empty, "no video"), (text, "no video"), (headless, "no video"), (sound, "only sound")],
+)
+def test_a_file_that_is_no_whole_video_ends_with_one_clear_line(tmp_path: Path, make: object, said: str) -> None:
+    path = make(tmp_path)  # type: ignore[operator]
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+        assert said in watcher.source.status.reason
+        assert "\n" not in watcher.source.status.reason
+
+
+def test_damaged_packets_are_passed_over(tmp_path: Path) -> None:
+    """Bits flipped all over the coded pictures: most still come."""
+    path = render(tmp_path / "clip.ts", 100, size=(640, 360))
+    data = bytearray(path.read_bytes())
+    for at in range(5000, len(data), 3001):
+        if at % 188 > 8:
+            data[at] ^= 0x55
+    path.write_bytes(data)
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    assert watcher.source.status.frames > 50
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("gopher://host/x", "unknown scheme 'gopher'"),
+        ("/nowhere/clip.mp4", "there is no such file"),
+        ("file:///nowhere/clip.mp4", "there is no such file"),
+        (str(Path(__file__).parent), "is a folder"),
+        ("v4l2:///dev/video99", "there is no such device"),
+        ("camera://front", "named by its number"),
+        ("rtsp://", "names no host"),
+    ],
+)
+def test_what_can_never_work_is_refused_at_once(url: str, said: str) -> None:
+    with pytest.raises(SourceError, match=said) as refusal:
+        open_source(url)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_demo_plays_for_ever() -> None:
+    with watching("demo:", fps=5) as watcher:
+        watcher.until(State.LIVE)
+        watcher.more(20)
+        assert watcher.source.name == "demo:"
+        assert watcher.frames()[0].pixels.shape == (360, 640, 3)

@@ -1,0 +1,246 @@
+"""Sources from real servers: RTSP, RTSPS, RTMP, HLS, MJPEG."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from capture import State
+from tests.capture.lab import certificate, drawn, needs_rtsp, render, rtsp_server, wait_for, watching
+
+
+@needs_rtsp
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_rtsp(transport: str) -> None:
+    with rtsp_server() as server, watching(server.url("/live"), transport=transport) as watcher:
+        watcher.until(State.LIVE)
+        watcher.more(40)
+    frames = watcher.frames()
+    assert watcher.states == [State.CONNECTING, State.LIVE, State.ENDED]
+    assert frames[0].pixels.shape == (180, 320, 3)
+    assert not any(frame.discontinuity for frame in frames)
+    assert 1.2 < frames[-1].time - frames[0].time < 4
+    assert all(later.time > earlier.time and later.captured >= earlier.captured for earlier, later in pairwise(frames))
+
+
+@needs_rtsp
+def test_rtsp_knows_the_wall_clock_once_the_server_told_it() -> None:
+    with rtsp_server() as server, watching(server.url("/live")) as watcher:
+        wait_for(lambda: bool(watcher.frames()) and watcher.frames()[-1].wall is not None)
+        frame = watcher.frames()[-1]
+        assert frame.wall == pytest.approx(time.time() - (time.monotonic() - frame.captured), abs=1.0)
+
+
+@needs_rtsp
+def test_rtsps_with_a_user(tmp_path: Path) -> None:
+    with rtsp_server("ada:lovelace", certificate(tmp_path)) as server:
+        with watching(server.url("/live", "rtsps", "ada:lovelace")) as watcher:
+            watcher.until(State.LIVE)
+            watcher.more(10)
+        assert watcher.source.name == f"rtsps://***@127.0.0.1:{server.port}/live"
+        assert watcher.frames()[0].source == watcher.source.name
+
+
+@needs_rtsp
+def test_a_slow_camera_is_neither_stalled_nor_frozen() -> None:
+    """One frame a second and a patience of one second: its own pace counts."""
+    with rtsp_server() as server, watching(server.url("/slow")) as watcher:
+        watcher.more(4, 30)
+        told = len(watcher.told)
+        watcher.more(5)
+        assert watcher.state is State.LIVE and len(watcher.told) == told
+        assert not watcher.source.status.frozen
+
+
+class Mjpeg(BaseHTTPRequestHandler):
+    """Pushes JPEGs; the server's `picture` gives each, None keeps the connection and sends nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        n = 0
+        with contextlib.suppress(OSError):
+            while not self.server.stopping:  # type: ignore[attr-defined]
+                data = self.server.picture(n)  # type: ignore[attr-defined]
+                if data is not None:
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                    self.wfile.write(head.encode() + data + b"\r\n")
+                n += 1
+                time.sleep(0.04)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    context = av.CodecContext.create("mjpeg", "w")
+    context.height, context.width = pixels.shape[:2]
+    context.pix_fmt, context.time_base = "yuvj420p", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode()])
+
+
+@contextlib.contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler], **settings: object) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    vars(server).update(stopping=False, **settings)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.stopping = True  # type: ignore[attr-defined]
+        server.shutdown()
+        server.server_close()
+
+
+def test_mjpeg_over_http() -> None:
+    pictures = [jpeg(drawn(n)) for n in range(50)]
+    with (
+        http_server(Mjpeg, picture=lambda n: pictures[n % 50]) as url,
+        watching(url + "/stream?token=sesame") as watcher,
+    ):
+        watcher.until(State.LIVE)
+        watcher.more(30)
+    frames = watcher.frames()
+    assert "sesame" not in watcher.source.name
+    assert frames[-1].time - frames[0].time == pytest.approx(frames[-1].captured - frames[0].captured, abs=0.1)
+    assert not any(frame.discontinuity for frame in frames[1:])
+
+
+def test_a_frozen_picture_is_told_and_taken_back() -> None:
+    """The camera's picture stands still for four seconds while it goes on sending."""
+    pictures = [jpeg(drawn(n)) for n in range(50)]
+    began = time.monotonic()
+    still = lambda n: 2 < time.monotonic() - began < 6  # noqa: E731
+    with http_server(Mjpeg, picture=lambda n: pictures[0 if still(n) else n % 50]) as url, watching(url) as watcher:
+        wait_for(lambda: watcher.source.status.frozen)
+        assert watcher.state is State.LIVE
+        wait_for(lambda: not watcher.source.status.frozen)
+    assert [(status.state, status.frozen) for status in watcher.told] == [
+        (State.CONNECTING, False),
+        (State.LIVE, False),
+        (State.LIVE, True),
+        (State.LIVE, False),
+        (State.ENDED, False),
+    ]
+
+
+@needs_rtsp
+def test_a_frozen_picture_that_is_encoded_anew_is_told() -> None:
+    with rtsp_server() as server, watching(server.url("/still")) as watcher:
+        wait_for(lambda: watcher.source.status.frozen)
+        assert watcher.state is State.LIVE
+
+
+class Folder(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments, directory=str(arguments[2].folder))  # type: ignore[arg-type, attr-defined]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def broadcast(target: str, format: str, stop: threading.Event, options: dict[str, str]) -> None:
+    """Encodes the moving square in real time into whatever `target` is, until told to stop."""
+    began = time.monotonic()
+    with contextlib.suppress(av.error.FFmpegError), av.open(target, "w", format=format, options=options) as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.thread_count = 25, 1
+        n = 0
+        while not stop.wait(max(0.0, began + n / 25 - time.monotonic())):
+            frame = av.VideoFrame.from_ndarray(drawn(n), format="rgb24")
+            frame.pts, frame.time_base = n, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+            n += 1
+
+
+@contextlib.contextmanager
+def broadcasting(target: str, format: str, **options: str) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=broadcast, args=(target, format, stop, options), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def test_live_hls_plays_at_its_own_pace(tmp_path: Path) -> None:
+    playlist = str(tmp_path / "live.m3u8")
+    with (
+        broadcasting(playlist, "hls", hls_time="1", hls_list_size="4", hls_flags="delete_segments"),
+        http_server(Folder, folder=tmp_path) as url,
+    ):
+        wait_for((tmp_path / "live.m3u8").exists)
+        wait_for(lambda: (tmp_path / "live.m3u8").read_text().count("#EXTINF") >= 3)
+        with watching(url + "/live.m3u8") as watcher:
+            watcher.until(State.LIVE)
+            watcher.more(100)
+    frames = watcher.frames()[25:]
+    steps = [later.captured - earlier.captured for earlier, later in pairwise(frames)]
+    assert np.mean(steps) == pytest.approx(0.04, abs=0.01)
+    assert np.quantile(steps, 0.9) < 0.1
+    assert not any(frame.discontinuity for frame in frames)
+
+
+def test_a_recording_over_http_ends(tmp_path: Path) -> None:
+    render(tmp_path / "clip.mp4")
+    with http_server(Folder, folder=tmp_path) as url, watching(url + "/clip.mp4") as watcher:
+        watcher.until(State.LIVE)
+        assert 1.5 < watcher.until(State.ENDED) < 4
+    assert len(watcher.frames()) == 50
+
+
+def test_a_playlist_may_not_read_this_machines_files(tmp_path: Path) -> None:
+    secret = render(tmp_path / "secret.ts")
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "evil.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{secret}\n#EXT-X-ENDLIST\n"
+    )
+    with http_server(Folder, folder=served) as url, watching(url + "/evil.m3u8") as watcher:
+        watcher.until(State.WAITING)
+        assert watcher.source.status.frames == 0
+
+
+@contextlib.contextmanager
+def rtmp_server(clip: Path) -> Iterator[str]:
+    """FFmpeg's own RTMP server, which serves one player in real time."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("needs ffmpeg: sh tests/system-packages.sh")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"rtmp://127.0.0.1:{probe.getsockname()[1]}/live/camera"
+    command = f"{ffmpeg} -v quiet -nostdin -re -stream_loop -1 -i {clip} -c copy -f flv -listen 1 {url}"
+    process = subprocess.Popen(command.split())
+    try:
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_rtmp(tmp_path: Path) -> None:
+    clip = render(tmp_path / "clip.mp4", 100)
+    with rtmp_server(clip) as url, watching(url) as watcher:
+        watcher.until(State.LIVE)
+        watcher.more(30)
+    assert watcher.frames()[0].pixels.shape == (180, 320, 3)
