@@ -68,3 +68,27 @@ def test_learned_positions_belong_to_their_patches() -> None:
     twin.patch_embed = Placed(twin.patch_embed, tower.position_table, 2)
     x = patches(config, 2, grid=(16, 16))
     assert error(tower(x, 16, 16), tokens(twin, x, (16, 16))) <= 1e-5
+
+
+@torch.no_grad()
+def test_learned_positions_are_interpolated_to_other_grids() -> None:
+    """Bilinear between the centres of the entries, flat beyond the outermost; seen through a tower without blocks."""
+    config = replace(NANO, depth=0, position_table=4, hidden_size=8, num_heads=1, out_hidden_size=32)
+    tower = VisionTower(config)
+    tower.position_table.copy_(torch.arange(4)[:, None] + 10.0 * torch.arange(4) + torch.zeros(8, 1, 1))
+    tower.merger.ln_q = tower.merger.mlp = nn.Identity()
+    seen = tower(torch.zeros(1, 6 * 8, config.patch_dim), 6, 8)[0].view(3, 4, 2, 2, 8)
+    rows = ((torch.arange(6) + 0.5) * 4 / 6 - 0.5).clamp(0, 3)[:, None]
+    columns = ((torch.arange(8) + 0.5) * 4 / 8 - 0.5).clamp(0, 3)
+    added = seen.permute(0, 2, 1, 3, 4).reshape(6, 8, 8)
+    torch.testing.assert_close(added, (rows + 10 * columns)[..., None].expand(-1, -1, 8), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_joined_projections_change_nothing() -> None:
+    tower = scatter(VisionTower(VISION)).eval()
+    x = patches(VISION, 2, grid=(12, 10))
+    apart = tower(x, 12, 10)
+    for block in tower.blocks:
+        block.mlp.fuse()
+    assert error(tower(x, 12, 10), apart) <= 1e-6
