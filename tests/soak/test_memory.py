@@ -1,0 +1,91 @@
+"""The daemon's life in fast forward: streams come and go, questions are asked and cancelled, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import statistics
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from streamer import Assistant, AssistantError
+from streamer.bench import resident_bytes
+from streamer.config import parse_config
+
+WARM_CYCLES = 3
+ALLOWED_BYTES = 16 * 2**20
+
+
+@dataclass
+class Sample:
+    resident: int
+    threads: int
+    descriptors: int
+
+
+def sample() -> Sample:
+    gc.collect()
+    return Sample(resident_bytes(), threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
+
+
+async def cycle(assistant: Assistant, number: int) -> None:
+    """One visitor: a stream of its own, a listener, answers that end in every way."""
+    name = f"visitor-{number}"
+    await assistant.attach(name, "demo:")
+    listener = assistant.subscribe(name)
+    async with asyncio.timeout(20):
+        while not assistant.newest_frame(name):
+            await asyncio.sleep(0.05)
+    answers = [assistant.ask("What is happening?", stream=name, max_tokens=6, seed=number) for _ in range(4)]
+    answers.append(assistant.ask("What is there?", stream="door", max_tokens=200))
+    with pytest.raises(AssistantError):
+        assistant.ask("", stream=name)
+    answers[1].cancel()
+    await answers[0].text()
+    await assistant.detach(name)
+    answers[-1].cancel()
+    for answer in answers:
+        await answer.text()
+        assert answer.finish_reason in ("stop", "length", "cancelled", "failed")
+    listener.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_nothing_grows(soak_seconds: float) -> None:
+    async def soak() -> list[Sample]:
+        config = parse_config(
+            {
+                "streams": [{"name": "door", "source": "demo:"}],
+                "model": {"threads": 1},
+                "limits": {"streams": 2, "answers": 2, "waiting_questions": 4},
+            }
+        )
+        samples = []
+        async with Assistant(config) as assistant:
+            async with asyncio.timeout(20):
+                while not assistant.newest_frame("door"):
+                    await asyncio.sleep(0.05)
+            end, number = time.monotonic() + soak_seconds, 0
+            while time.monotonic() < end or number < 3 * WARM_CYCLES:
+                await cycle(assistant, number)
+                number += 1
+                if number > WARM_CYCLES:
+                    samples.append(sample())
+            assert not assistant._answers and not assistant._subscriptions
+            assert len(assistant.engine._free_answers) == 2 and len(assistant.engine._free_streams) == 1
+        return samples
+
+    samples = asyncio.run(soak())
+    third = max(1, len(samples) // 3)
+    early, late = samples[:third], samples[-third:]
+    grown = statistics.median(s.resident for s in late) - statistics.median(s.resident for s in early)
+    print(f"{len(samples)} visits on {os.cpu_count()} cores: {grown / 2**20:+.1f} MiB")
+    assert grown < ALLOWED_BYTES
+    assert max(s.threads for s in late) <= max(s.threads for s in early)
+    assert max(s.descriptors for s in late) <= max(s.descriptors for s in early) + 1

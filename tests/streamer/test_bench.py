@@ -1,0 +1,66 @@
+"""The bench: its clip is what it says, its figures come from the daemon and carry their units."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import av
+import pytest
+
+from streamer.bench import add_arguments, render, run, spread
+
+
+def test_the_rendered_clip_is_720p_h264_at_25_frames_a_second(tmp_path: Path) -> None:
+    render(tmp_path / "clip.mp4", 1.0)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec.canonical_name, stream.width, stream.height) == ("h264", 1280, 720)
+        assert stream.average_rate == 25
+        assert sum(1 for _ in container.decode(video=0)) == 25
+
+
+def test_spread() -> None:
+    assert spread("x_ms", []) == {"x_ms_p50": None, "x_ms_p99": None}
+    assert spread("x_ms", [n / 1000 for n in range(1, 101)]) == {"x_ms_p50": 50.5, "x_ms_p99": 100.0}
+
+
+@pytest.mark.slow
+def test_the_daemon_is_measured_through_file_and_websocket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    render(tmp_path / "clip.mp4", 4.0)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = ["--file", str(tmp_path / "clip.mp4"), "--seconds", "3", "--askers", "2", "--threads", "1", "--json"]
+    assert run(parser.parse_args(options)) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["model"] == "nano" and figures["askers"] == 2 and figures["model_threads"] == 1
+    for key in (
+        "frames_per_second",
+        "frames_per_second_with_askers",
+        "frame_step_ms_p50",
+        "frame_step_ms_p99",
+        "first_token_ms_p50",
+        "first_token_ms_p99",
+        "tokens_per_second",
+        "model_frames_per_second",
+        "model_tokens_per_second",
+        "state_bytes",
+        "resident_bytes",
+        "cpu_share",
+        "cpu_share_with_askers",
+        "start_s",
+        "cores",
+    ):
+        assert figures[key] > 0, key
+    assert figures["frames_per_second"] <= 26
+    assert figures["answers"] >= 1
+    assert figures["frame_step_ms_p50"] <= figures["frame_step_ms_p99"]
+
+
+def test_a_file_that_is_missing_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["--file", str(tmp_path / "none.mp4")])) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("streamer: ") and "none.mp4" in error[-1]
