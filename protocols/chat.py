@@ -215,9 +215,20 @@ def _video_bytes(url: str) -> bytes:
     if not comma or not head.endswith(";base64") or not head.startswith(VIDEO_KINDS):
         raise ValueError("must be a base64 data URI: data:video/mp4;base64,...")
     try:
-        return base64.b64decode(body, validate=True)
+        data = base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("is not valid base64") from None
+    return video_file(data)
+
+
+def video_file(data: bytes) -> bytes:
+    """`data` if it begins like MP4, Matroska, WebM or AVI. Raises ValueError.
+
+    Other kinds (playlists above all) may name further files, which a stranger must not have read for him.
+    """
+    if data[4:8] == b"ftyp" or data[:4] == b"\x1a\x45\xdf\xa3" or (data[:4] == b"RIFF" and data[8:12] == b"AVI "):
+        return data
+    raise ValueError("is no video in MP4, WebM, Matroska or AVI")
 
 
 @dataclass(frozen=True, slots=True)

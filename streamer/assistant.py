@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+import numpy as np
 import torch
 
-from capture import Frame, Patience, SourceError, SourceOptions, SourceStatus, open_source
+from capture import Frame, Patience, PushSource, SourceError, SourceOptions, SourceStatus, open_source
 from model import AttentionPolicy, Runner, Sampling, load_runner
 from streamer.answer import Answer, Usage
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
@@ -158,6 +159,21 @@ class Assistant:
         self._told.pop(name, None)
         await asyncio.wrap_future(self.engine.remove(name))
         await asyncio.to_thread(stream.stop)
+
+    def push(self, name: str, pixels: np.ndarray, timestamp: float | None = None) -> None:
+        """Shows one frame, uint8 [H, W, 3] RGB, to a stream whose source is `push://`; copies it and never waits.
+
+        `timestamp` is in seconds of the pusher's clock. Raises AssistantError: unknown_stream, bad_source, bad_frame.
+        """
+        stream = self._stream(name)
+        if not isinstance(stream.source, PushSource):
+            raise AssistantError(
+                "bad_source", f"Stream {name!r} watches {stream.source.name}: only push:// takes pushed frames."
+            )
+        try:
+            stream.source.push(pixels, timestamp)
+        except SourceError as error:
+            raise AssistantError("bad_frame", f"The frame is refused: {error}.") from None
 
     def newest_frame(self, name: str) -> Frame | None:
         """The frame that the model saw last. Raises AssistantError: unknown_stream."""

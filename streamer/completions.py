@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from protocols.chat import ChatRequest, ChatWriter
+from protocols.chat import ChatRequest, ChatWriter, Media
 from streamer.assistant import Answer
 from streamer.auth import DoorError, Visitor
 from streamer.desk import Desk, Question
+from streamer.given import Given, fetch
 
 
-async def complete(request: Request, asked: ChatRequest, visitor: Visitor, desk: Desk) -> Response:
-    """Answers; a client that leaves ends its answer. Raises what `Desk.ask` raises."""
+async def complete(
+    request: Request, asked: ChatRequest, visitor: Visitor, desk: Desk, domains: Sequence[str]
+) -> Response:
+    """Answers; a client that leaves ends its answer. Raises what `Desk.ask` and `fetch` raise.
+
+    `domains` are the hosts that pictures and videos may be fetched from.
+    """
     writer = ChatWriter(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), asked.model, asked.include_usage)
     question = Question(
         asked.question,
@@ -29,6 +35,7 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, desk:
         asked.temperature,
         asked.top_p,
         asked.seed,
+        [await _given(media, domains) for media in asked.media],
     )
     async with AsyncExitStack() as stack:
         answer, _ = await stack.enter_async_context(desk.ask(visitor, question))
@@ -43,6 +50,12 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, desk:
                 text, answer.finish_reason or "stop", answer.usage.prompt_tokens, answer.usage.completion_tokens
             )
         )
+
+
+async def _given(media: Media, domains: Sequence[str]) -> Given:
+    if media.data is not None:
+        return Given(media.kind, media.data)
+    return await fetch(media.kind, media.url or "", domains)
 
 
 async def _events(writer: ChatWriter, answer: Answer, stack: AsyncExitStack) -> AsyncIterator[bytes]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from streamer.assistant import Answer, Assistant, AssistantError
+from streamer.assistant import Answer, Assistant, AssistantError, StreamStatus
 from streamer.auth import DoorError, Visitor
+from streamer.given import PREFIX, Given, shown
 from streamer.limits import Limits
 from streamer.metrics import Metrics
 
@@ -26,6 +27,8 @@ class Question:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    given: Sequence[Given] = ()
+    """Pictures or a video that the question is about, instead of a stream."""
 
 
 class Desk:
@@ -33,6 +36,17 @@ class Desk:
 
     def __init__(self, assistant: Assistant, limits: Limits, metrics: Metrics) -> None:
         self._assistant, self._limits, self._metrics = assistant, limits, metrics
+
+    def streams(self) -> list[StreamStatus]:
+        """The streams that there are for visitors: all but those that only show what a question brought along."""
+        return [status for status in self._assistant.streams() if not status.name.startswith(PREFIX)]
+
+    def names(self) -> list[str]:
+        return [status.name for status in self.streams()]
+
+    def _only_stream(self) -> str | None:
+        names = self.names()
+        return names[0] if len(names) == 1 else None
 
     @asynccontextmanager
     async def ask(self, visitor: Visitor, question: Question) -> AsyncIterator[tuple[Answer, Mapping[str, Any]]]:
@@ -49,19 +63,23 @@ class Desk:
         self._metrics.open_answers += 1
         answer: Answer | None = None
         try:
-            answer = self._assistant.ask(
-                question.text,
-                stream=question.stream,
-                instructions=question.instructions,
-                history=question.history,
-                max_tokens=question.max_tokens,
-                temperature=question.temperature,
-                top_p=question.top_p,
-                seed=question.seed,
-            )
-            yield answer, limit
-        except AssistantError:
-            self._metrics.questions["refused"] += 1
+            async with AsyncExitStack() as stack:
+                stream = question.stream or self._only_stream()
+                if question.given:
+                    stream = await stack.enter_async_context(shown(self._assistant, question.given))
+                answer = self._assistant.ask(
+                    question.text,
+                    stream=stream,
+                    instructions=question.instructions,
+                    history=question.history,
+                    max_tokens=question.max_tokens,
+                    temperature=question.temperature,
+                    top_p=question.top_p,
+                    seed=question.seed,
+                )
+                yield answer, limit
+        except (AssistantError, DoorError):
+            self._metrics.questions["refused"] += answer is None
             raise
         finally:
             self._metrics.open_answers -= 1

@@ -190,35 +190,35 @@ class Doors:
         stream = websocket.query_params.get("stream")
         if stream is None:
             try:
-                stream = chosen_stream(model, self._config.model.name, self._names())
+                stream = chosen_stream(model, self._config.model.name, self._desk.names())
             except ProtocolError:
                 stream = None
         return RealtimeSession(model, stream=stream or None)
 
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
-        asked = read_chat(await _body(request), self._config.model.name, self._names())
-        return await complete(request, asked, visitor, self._desk)
+        asked = read_chat(await _body(request), self._config.model.name, self._desk.names())
+        return await complete(request, asked, visitor, self._desk, self._config.server.media_domains)
 
     async def models(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
-        return JSONResponse(models_body(self._config.model.name, self._names(), self._began))
+        return JSONResponse(models_body(self._config.model.name, self._desk.names(), self._began))
 
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
-        if wanted not in model_ids(self._config.model.name, self._names()):
+        if wanted not in model_ids(self._config.model.name, self._desk.names()):
             raise DoorError("model_not_found", f"The model {wanted!r} does not exist.")
         return JSONResponse(model_body(wanted, self._began))
 
     async def streams(self, request: Request) -> Response:
         self._admit(request, "view")
-        return JSONResponse({"streams": [stream_facts(status) for status in self._assistant.streams()]})
+        return JSONResponse({"streams": [stream_facts(status) for status in self._desk.streams()]})
 
     async def stream(self, request: Request) -> Response:
         self._admit(request, "view")
         name = request.path_params["stream"]
-        for status in self._assistant.streams():
+        for status in self._desk.streams():
             if status.name == name:
                 return JSONResponse(stream_facts(status))
         raise DoorError("unknown_stream", f"There is no stream {name!r}.")
@@ -285,9 +285,6 @@ class Doors:
         visitor = self._gate.admit(connection.headers, address)
         visitor.need(*scopes)
         return visitor
-
-    def _names(self) -> list[str]:
-        return [status.name for status in self._assistant.streams()]
 
 
 async def _body(request: Request) -> bytes:

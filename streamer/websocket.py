@@ -18,6 +18,8 @@ from streamer.assistant import Answer, Assistant, AssistantError
 from streamer.auth import DoorError, Visitor
 from streamer.desk import Desk, Question
 from streamer.facts import event_facts, frame_facts, stream_facts
+from streamer.given import Given
+from streamer.pictures import PictureError, decode_picture
 
 OUTGOING_BYTES = 256 * 1024
 """Words and news that may wait for a client that reads slowly; beyond it the connection is closed with 1013."""
@@ -142,13 +144,13 @@ class RealtimeConnection:
         """Runs until either side closes; the websocket is accepted already."""
         self._writer = self._spawn(self._outbox.send_all(self._websocket))
         try:
-            self._do(self._session.open(self._names()))
+            self._do(self._session.open(self._desk.names()))
             while True:
                 message = await self._websocket.receive()
                 if message["type"] == "websocket.disconnect":
                     break
                 text, data = message.get("text"), message.get("bytes")
-                for decision in self._session.receive(text if text is not None else data or b"", self._names()):
+                for decision in self._session.receive(text if text is not None else data or b"", self._desk.names()):
                     await self._carry_out(decision)
                 await self._outbox.room()
         finally:
@@ -174,8 +176,24 @@ class RealtimeConnection:
                 self._do(self._session.performed(decision, **await self._perform(decision)))
             except (AssistantError, DoorError) as error:
                 self._do(self._session.failed(decision, error.code, error.message))
+        elif isinstance(decision, Push):
+            try:
+                await self._push(decision)
+            except PictureError as error:
+                self._do(self._session.failed(decision, "invalid_value", str(error), "video"))
+            except (AssistantError, DoorError) as error:
+                self._do(self._session.failed(decision, error.code, error.message))
         else:
             self._do([decision])
+
+    async def _push(self, push: Push) -> None:
+        self._visitor.need("publish")
+        names = self._desk.names()
+        stream = push.stream or (names[0] if len(names) == 1 else None)
+        if stream is None:
+            raise DoorError("unknown_stream", f"Name a stream; there are: {', '.join(names) or 'none'}.")
+        pixels = await asyncio.to_thread(decode_picture, push.picture)
+        self._assistant.push(stream, pixels, push.timestamp)
 
     def _do(self, decisions: Iterable[Decision], *, unasked: bool = False) -> None:
         for decision in decisions:
@@ -190,8 +208,6 @@ class RealtimeConnection:
                         answer.cancel()
                     elif decision.response in self._answers:
                         self._cancelled.add(decision.response)
-                case Push():
-                    self._do(self._session.failed(decision, "bad_source", "No stream here takes pushed frames."))
                 case Listen():
                     if self._ear is not None:
                         self._ear.cancel()
@@ -222,6 +238,7 @@ class RealtimeConnection:
             ask.temperature,
             ask.top_p,
             ask.seed,
+            [Given("image", picture) for picture in ask.images],
         )
         try:
             async with self._desk.ask(self._visitor, question) as (answer, limit):
@@ -239,7 +256,8 @@ class RealtimeConnection:
             self._cancelled.discard(ask.response)
         reason = answer.finish_reason or "failed"
         trouble = ("failed", answer.error or "The answer broke off.") if reason == "failed" else None
-        usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+        shown = len(ask.images) * self._assistant.model.tokens_per_step
+        usage = Usage(answer.usage.prompt_tokens + shown, answer.usage.completion_tokens, shown)
         self._do(self._session.finished(ask.response, reason, usage, trouble), unasked=True)
 
     async def _listen(self, stream: str) -> None:
@@ -254,7 +272,7 @@ class RealtimeConnection:
         self._visitor.need("admin" if command.verb in ("attach", "detach") else "view")
         match command.verb:
             case "list":
-                return {"streams": [stream_facts(status) for status in self._assistant.streams()]}
+                return {"streams": [stream_facts(status) for status in self._desk.streams()]}
             case "attach":
                 status = await self._assistant.attach(command.stream or "", command.source, **command.options)
                 return {"stream": status.name, **stream_facts(status)}
@@ -267,11 +285,8 @@ class RealtimeConnection:
                     raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
                 return {"stream": command.stream, **await asyncio.to_thread(frame_facts, frame)}
             case "status":
-                status = next(each for each in self._assistant.streams() if each.name == command.stream)
+                status = next(each for each in self._desk.streams() if each.name == command.stream)
                 return {"stream": status.name, **stream_facts(status)}
-
-    def _names(self) -> list[str]:
-        return [status.name for status in self._assistant.streams()]
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)

@@ -11,7 +11,8 @@ from protocols.fields import ProtocolError
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 PNG_URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
-VIDEO_URI = "data:video/mp4;base64," + base64.b64encode(b"film").decode()
+FILM = b"\0\0\0\x18ftypisom..."
+VIDEO_URI = "data:video/mp4;base64," + base64.b64encode(FILM).decode()
 STREAMS = ["door", "yard"]
 
 
@@ -68,7 +69,7 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
     asked = read([{"role": "user", "content": [picture, video, far, text]}])
     assert [(each.kind, each.data, each.url) for each in asked.media] == [
         ("image", PNG, None),
-        ("video", b"film", None),
+        ("video", FILM, None),
         ("image", None, "https://example.com/a.png"),
     ]
     earlier = [{"role": "user", "content": [picture, text]}, {"role": "assistant", "content": "A cat."}]

@@ -1,0 +1,135 @@
+"""Pictures and videos that come with a question: a stream that lives no longer than the question's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from protocols.chat import video_file
+from protocols.fields import picture_file
+from streamer.assistant import Assistant
+from streamer.auth import DoorError
+from streamer.pictures import PictureError, decode_picture
+
+PREFIX = "given-"
+MOST_SECONDS = 60.0
+"""What is given must have been seen within this time."""
+FETCH_SECONDS = 10.0
+FETCH_BYTES = 32 * 2**20
+VIDEO_FPS = 2.0
+"""Frames a second that are seen of a given video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A picture (JPEG or PNG) or a video (MP4, WebM, Matroska, AVI) as a file's bytes."""
+
+    kind: Literal["image", "video"]
+    data: bytes
+
+
+async def fetch(kind: Literal["image", "video"], url: str, domains: Sequence[str]) -> Given:
+    """Fetches what a request names by address, from allowed hosts only and without following redirects.
+
+    Raises DoorError: url_not_allowed, url_failed.
+    """
+    host = urlsplit(url).hostname or ""
+    if host not in domains:
+        raise DoorError(
+            "url_not_allowed",
+            f"Nothing is fetched from {host[:100]!r}: send a data URI, or allow server.media_domains.",
+        )
+    data = bytearray()
+    try:
+        async with (
+            httpx.AsyncClient(timeout=FETCH_SECONDS, trust_env=False) as client,
+            client.stream("GET", url) as got,
+        ):
+            if got.status_code != 200:
+                raise DoorError("url_failed", f"{host} answers {got.status_code}.")
+            async for chunk in got.aiter_bytes():
+                data += chunk
+                if len(data) > FETCH_BYTES:
+                    raise DoorError("url_failed", f"{host} sends more than {FETCH_BYTES // 2**20} MiB.")
+        return Given(kind, picture_file(bytes(data)) if kind == "image" else video_file(bytes(data)))
+    except httpx.HTTPError as error:
+        raise DoorError("url_failed", f"{host} can't be fetched from: {type(error).__name__}.") from None
+    except ValueError as error:
+        raise DoorError("url_failed", f"What {host} sends {error}.") from None
+
+
+@asynccontextmanager
+async def shown(assistant: Assistant, given: Sequence[Given]) -> AsyncIterator[str]:
+    """The name of a stream that has shown what is given; it is gone afterwards.
+
+    Pictures are shown in order; a video stands alone. Raises DoorError and AssistantError.
+    """
+    name = f"{PREFIX}{secrets.token_hex(6)}"
+    videos = [each for each in given if each.kind == "video"]
+    if videos and len(given) > 1:
+        raise DoorError("invalid_value", "A question takes one video, or pictures: not both, nor several videos.")
+    try:
+        if videos:
+            async with asyncio.timeout(MOST_SECONDS):
+                await _show_video(assistant, name, videos[0].data)
+        else:
+            await assistant.attach(name, "push://given")
+            async with asyncio.timeout(MOST_SECONDS):
+                await _show_pictures(assistant, name, [each.data for each in given])
+        yield name
+    except TimeoutError:
+        raise DoorError("payload_too_large", f"What is given could not be seen in {MOST_SECONDS:g} s.") from None
+    finally:
+        if any(status.name == name for status in assistant.streams()):
+            await assistant.detach(name)
+
+
+async def _show_pictures(assistant: Assistant, name: str, pictures: Sequence[bytes]) -> None:
+    """Each picture fills one step of the model, however many frames that takes."""
+    copies = assistant.model.frames_per_step
+    for number, data in enumerate(pictures):
+        try:
+            pixels = await asyncio.to_thread(decode_picture, data)
+        except PictureError as error:
+            raise DoorError("invalid_value", str(error)) from None
+        for copy in range(copies):
+            assistant.push(name, pixels, (number * copies + copy) / VIDEO_FPS)
+        await _seen(assistant, name, (number + 1) * copies)
+
+
+async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(prefix="streamer-", suffix=".video") as file:
+        await asyncio.to_thread(Path(file.name).write_bytes, data)
+        await assistant.attach(name, file.name, policy="every", realtime=False, fps=VIDEO_FPS)
+        while True:
+            status = next(each for each in assistant.streams() if each.name == name)
+            if str(status.state) == "ended":
+                break
+            await asyncio.sleep(0.01)
+        if status.reason and not status.frames_seen:
+            raise DoorError(
+                "invalid_value", f"The video can't be decoded: {status.reason.replace(file.name, 'video')}."
+            )
+        await _seen(assistant, name, 1)
+
+
+async def _seen(assistant: Assistant, name: str, frames: int) -> None:
+    """Waits until so many frames are in the state and nothing more is coming for a moment."""
+    seen, since = -1, time.monotonic()
+    while True:
+        status = next(each for each in assistant.streams() if each.name == name)
+        if status.frames_seen != seen:
+            seen, since = status.frames_seen, time.monotonic()
+        if seen >= frames and (str(status.state) != "ended" or time.monotonic() - since > 0.3):
+            return
+        await asyncio.sleep(0.005)

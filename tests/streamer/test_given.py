@@ -1,0 +1,175 @@
+"""Pictures and videos that come with a question, and frames that are pushed."""
+
+import asyncio
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.streamer.serving import CONFIG, Daemon, Served, eventually, receive, send, until
+
+CLIP = Path(__file__).parents[2] / "capture" / "clips" / "demo.mp4"
+
+
+def picture(kind: str = "PNG", width: int = 64, height: int = 48) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(out, kind)
+    return out.getvalue()
+
+
+def uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def question(*parts: dict[str, Any]) -> dict[str, Any]:
+    content = [*parts, {"type": "text", "text": "What is this?"}]
+    return {"model": "nano", "max_tokens": 2, "messages": [{"role": "user", "content": content}]}
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def video(url: str) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def completed(server: Served, *parts: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/chat/completions", json=question(*parts), timeout=60)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (image(uri(picture())),),
+        (image(uri(picture("JPEG"), "image/jpeg")), image(uri(picture(width=100)))),
+        (video(uri(CLIP.read_bytes(), "video/mp4")),),
+    ],
+)
+def test_question_about_what_it_brings(server: Served, daemon: Daemon, parts: Any) -> None:
+    response = completed(server, *parts)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"]
+    assert [status.name for status in daemon.do(daemon.assistant.streams)] == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ((image(uri(picture()[:40])),), "invalid_value"),
+        ((video(uri(b"#EXTM3U\nfile:///etc/passwd\n", "video/mp4")),), "invalid_value"),
+        ((video(uri(CLIP.read_bytes()[:2_000], "video/mp4")),), "invalid_value"),
+        ((image(uri(picture())), video(uri(CLIP.read_bytes(), "video/mp4"))), "invalid_value"),
+        ((image("http://169.254.169.254/latest/meta-data"),), "url_not_allowed"),
+        ((image("http://localhost/x.png"),), "url_not_allowed"),
+    ],
+)
+def test_bad_media_are_refused(server: Served, daemon: Daemon, parts: Any, code: str) -> None:
+    response = completed(server, *parts)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, code), response.text
+    assert "/tmp" not in response.text
+    assert [status.name for status in daemon.do(daemon.assistant.streams)] == ["demo"]
+
+
+def test_a_picture_that_unpacks_to_gigabytes_is_refused(server: Served) -> None:
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0" + bytes(4)
+    response = completed(server, image(uri(header + bytes(100))))
+    assert response.status_code == 400, response.text
+
+
+class Shelf(BaseHTTPRequestHandler):
+    """Serves a picture, a redirect and a text."""
+
+    def do_GET(self) -> None:
+        status, body = {"/a.png": (200, picture()), "/moved": (302, b"")}.get(self.path, (200, b"plain text"))
+        self.send_response(status)
+        self.send_header("Location", "/a.png")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def shelf() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shelf)
+    thread = threading.Thread(target=partial(server.serve_forever, 0.05))
+    thread.start()
+    yield f"http://localhost:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_pictures_are_fetched_from_allowed_hosts_only(daemon: Daemon, shelf: str) -> None:
+    with daemon.served(server={"media_domains": ["localhost"]}) as server:
+        assert completed(server, image(f"{shelf}/a.png")).status_code == 200
+        for path in ("/moved", "/text"):
+            assert completed(server, image(shelf + path)).json()["error"]["code"] == "url_failed"
+        assert completed(server, image("http://localhost:1/a.png")).json()["error"]["code"] == "url_failed"
+        assert completed(server, image("http://127.0.0.1:1/a.png")).json()["error"]["code"] == "url_not_allowed"
+
+
+def test_realtime_item_with_a_picture(server: Served) -> None:
+    async def story() -> None:
+        async with server.connect() as client:
+            parts = [{"type": "input_image", "image_url": uri(picture())}, {"type": "input_text", "text": "What?"}]
+            await send(client, "conversation.item.create", item={"type": "message", "role": "user", "content": parts})
+            await send(client, "response.create", response={"max_output_tokens": 2})
+            response = (await until(client, "response.done"))[-1]["response"]
+            assert response["status"] in ("completed", "incomplete")
+            assert response["usage"]["input_token_details"]["image_tokens"] > 0
+            await send(client, "stream.list")
+            assert [each["name"] for each in (await until(client, "stream.listed"))[-1]["streams"]] == ["demo"]
+
+    asyncio.run(story())
+
+
+def test_frames_are_pushed_as_text_and_binary(server: Served, daemon: Daemon) -> None:
+    async def story() -> None:
+        async with server.connect() as client:
+            await receive(client)
+            await send(client, "stream.attach", stream="robot", source="push://robot")
+            assert (await receive(client))["type"] == "stream.attached"
+            await send(client, "session.update", session={"stream": "robot"})
+
+            def seen() -> int:
+                (status,) = [each for each in daemon.do(daemon.assistant.streams) if each.name == "robot"]
+                return status.frames_seen
+
+            for number in range(4):
+                if number % 2:
+                    await client.send(picture("JPEG"))
+                else:
+                    video = uri(picture(width=64 + number))
+                    await send(client, "input_video_buffer.append", video=video, timestamp=number / 2)
+                await asyncio.sleep(0.02)
+            await eventually(lambda: seen() >= 2)
+            await send(client, "response.create", response={"instructions": "What?", "max_output_tokens": 1})
+            assert (await until(client, "response.done"))[-1]["response"]["output"]
+            await send(client, "input_video_buffer.append", video=uri(picture()[:60]), event_id="broken")
+            assert (await until(client, "error"))[-1]["error"]["param"] == "video"
+            await send(client, "input_video_buffer.append", video=uri(picture()), stream="demo", event_id="other")
+            refused = (await until(client, "error"))[-1]["error"]
+            assert (refused["code"], refused["event_id"]) == ("bad_source", "other")
+            await send(client, "stream.detach")
+            await until(client, "stream.detached")
+
+    asyncio.run(story())
+
+
+def test_questions_that_bring_something_are_limited_as_others(daemon: Daemon) -> None:
+    with daemon.served(limits={**CONFIG["limits"], "visitor_questions_per_minute": 1}) as server:
+        assert completed(server, image(uri(picture()))).status_code == 200
+        assert completed(server, image(uri(picture()))).status_code == 429
