@@ -368,6 +368,13 @@ def _source_options(config: StreamConfig) -> SourceOptions:
         start=config.start,
         realtime=config.realtime,
         transport=config.transport,
+        fps=config.fps,
+        change=config.change,
+        change_floor=config.change_floor,
+        hwaccel=config.hwaccel,
+        camera_size=config.camera_size,
+        camera_rate=config.camera_rate,
+        pixel_format=config.pixel_format,
         patience=Patience(open=config.open_timeout, stall=config.stall_after),
     )
 

@@ -133,7 +133,18 @@ class StreamConfig(_Section):
     """Play a file at its own pace; false, as fast as the device takes it (with policy `every`)."""
     start: Annotated[_Number, Field(ge=0)] = 0.0
     """Seconds into a file."""
+    change: Annotated[_Number, Field(gt=0, le=255)] | None = None
+    """Frames that differ from the last seen one by less than this (levels of 255 in the most changed part) are left out."""
+    change_floor: PerSecond = 1.0
+    """So many frames a second are seen even where nothing changes."""
     transport: Literal["tcp", "udp"] = "tcp"
+    hwaccel: Literal["auto", "cuda", "none"] = "none"
+    """Hardware that decodes; where it can't, the CPU does."""
+    camera_size: tuple[Annotated[_Whole, Field(ge=16)], Annotated[_Whole, Field(ge=16)]] | None = None
+    """Width and height asked of a local camera."""
+    camera_rate: PerSecond | None = None
+    pixel_format: Annotated[str, Field(min_length=1)] | None = None
+    """Asked of a local camera: FFmpeg's name (`mjpeg`) for v4l2://, a FourCC (`MJPG`) for camera://."""
     open_timeout: Seconds = 10.0
     stall_after: Seconds = 5.0
     """Seconds without a frame before the stream counts as stalled."""

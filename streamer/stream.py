@@ -19,20 +19,25 @@ RATE_WINDOW = 5.0
 class StreamStatus:
     """What a stream is doing. Times in seconds; rates in frames a second; None where nothing is known yet.
 
-    `state` is the source's: connecting, live, stalled, waiting, ended. `drops` counts frames that the model never saw, by
-    reason; `frames_skipped` those that a configured `fps` leaves out. `lag_s` is the age of the newest frame when it came
-    into the state. `share` is the part of its frame rate that the device has room for. `generation` counts how often the
-    stream's memory was begun.
+    `state` is the source's: connecting, live, stalled, waiting, ended; `frozen` if its picture does not change. `drops`
+    counts frames that the model never saw, by reason; apart from them, `frames_thinned` those that `fps` left out,
+    `frames_unchanged` those that showed nothing new, `frames_damaged` what could not be decoded. `lag_s` is the age of the
+    newest frame when it came into the state. `share` is the part of its frame rate that the device has room for.
+    `generation` counts how often the stream's memory was begun, `reconnects` how often its source was opened again, and
+    `gap_s` is the source's last interruption.
     """
 
     name: str
     source: str
     state: str
     reason: str
+    frozen: bool
     fps_in: float
     fps_seen: float
     frames_seen: int
-    frames_skipped: int
+    frames_thinned: int
+    frames_unchanged: int
+    frames_damaged: int
     drops: dict[str, int]
     lag_s: float | None
     newest_frame_age_s: float | None
@@ -42,6 +47,7 @@ class StreamStatus:
     share: float
     generation: int
     reconnects: int
+    gap_s: float
 
 
 class Stream:
@@ -54,7 +60,7 @@ class Stream:
         self.slot = -1
         self.opened = False
         self.generation = 0
-        self.frames_seen = self.frames_skipped = 0
+        self.frames_seen = 0
         self.share = 1.0
         self.drops: Counter[str] = Counter()
         self.newest: Frame | None = None
@@ -62,7 +68,6 @@ class Stream:
         self._began = time.monotonic()
         self._steps: deque[tuple[float, int]] = deque(maxlen=1024)
         self._missed = 0
-        self._due = float("-inf")
 
     def start(self, changed: Callable[[Stream, SourceStatus], None]) -> None:
         self.source.start(self.mailbox, lambda status: changed(self, status))
@@ -78,17 +83,7 @@ class Stream:
             self.drops["overload"] += missed - self._missed
             self._missed = missed
         waiting = len(self.mailbox)
-        taken = self.mailbox.take(min(waiting, room) if self.terms.every else waiting) if waiting else []
-        return taken if self.config.fps is None else [frame for frame in taken if self._chosen(frame, self.config.fps)]
-
-    def _chosen(self, frame: Frame, fps: float) -> bool:
-        """Whether a frame is one of at most `fps` a second of the stream's time."""
-        if frame.time < self._due - 0.01:
-            self.frames_skipped += 1
-            return False
-        late = frame.time - self._due
-        self._due = (self._due if late < 1 / fps else frame.time) + 1 / fps
-        return True
+        return self.mailbox.take(min(waiting, room) if self.terms.every else waiting) if waiting else []
 
     def saw(self, frames: tuple[Frame, ...], now: float) -> None:
         """These frames are in the state now."""
@@ -105,10 +100,13 @@ class Stream:
             source=self.source.name,
             state=source.state,
             reason=source.reason,
+            frozen=source.frozen,
             fps_in=source.frames_per_second,
             fps_seen=sum(counted) / min(RATE_WINDOW, max(now - self._began, 0.1)),
             frames_seen=self.frames_seen,
-            frames_skipped=self.frames_skipped,
+            frames_thinned=source.thinned,
+            frames_unchanged=source.unchanged,
+            frames_damaged=source.damaged,
             drops=dict(self.drops),
             lag_s=self.ages[-1] if self.ages else None,
             newest_frame_age_s=None if newest is None else now - newest.captured,
@@ -118,4 +116,5 @@ class Stream:
             share=self.share,
             generation=self.generation,
             reconnects=source.reconnects,
+            gap_s=source.gap,
         )

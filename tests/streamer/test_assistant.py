@@ -13,6 +13,8 @@ from streamer import Assistant, AssistantError, StreamEvent
 from streamer.config import parse_config
 from streamer.subscription import Subscription
 
+from .fed import picture
+
 DEMO = {"name": "demo", "source": "demo:"}
 
 
@@ -189,6 +191,35 @@ def test_drops_are_told_and_counted() -> None:
             status = assistant.streams()[0]
             assert sum(status.drops.values()) >= sum(told.values()) > 20
             assert status.lag_s is not None and status.lag_s < 1.5
+
+    run(test())
+
+
+def test_pushed_frames_are_watched() -> None:
+    async def test() -> None:
+        async with Assistant(config(streams=[{"name": "door", "source": "push://door"}])) as assistant:
+            with pytest.raises(AssistantError) as error:
+                assistant.ask("What?")
+            refused(error, "no_frames", "connecting")
+            for i in range(6):
+                assistant.push("door", picture(i), i / 10)
+                await asyncio.sleep(0.1)
+            await first_frame(assistant, "door")
+            await assistant.ask("What?", max_tokens=2).text()
+            with pytest.raises(AssistantError) as error:
+                assistant.push("door", picture(0)[..., 0])
+            refused(error, "bad_frame", "uint8 [height, width, 3]")
+            with pytest.raises(AssistantError) as error:
+                assistant.push("yard", picture(0))
+            refused(error, "unknown_stream")
+            await assistant.attach("demo", "demo:", fps=5)
+            with pytest.raises(AssistantError) as error:
+                assistant.push("demo", picture(0))
+            refused(error, "bad_source", "demo:")
+            await first_frame(assistant, "demo")
+            await asyncio.sleep(1)
+            status = assistant.streams()[1]
+            assert status.frames_thinned > status.frames_seen and not sum(status.drops.values())
 
     run(test())
 

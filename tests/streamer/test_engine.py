@@ -190,13 +190,3 @@ def test_a_long_question_read_in_pieces_is_the_same_question() -> None:
     first = runner.prefill(1, runner.tokenizer.encode_question(words), how)
     voice = runner.tokenizer.detokenizer()
     assert pieces.text.startswith(voice.push(first))
-
-
-def test_fps_leaves_frames_out_and_counts_them_apart() -> None:
-    bench = Bench()
-    stream = bench.add("left", fps=5)
-    for i in range(50):
-        bench.sources["left"].feed(picture(i))
-        bench.engine.turn()
-    bench.until(lambda: stream.frames_seen + stream.frames_skipped == 50)
-    assert stream.frames_seen == 10 and not +stream.drops
