@@ -148,7 +148,12 @@ class Runner:
 
     @torch.inference_mode()
     def restore(self, slot: int, snapshot: Snapshot) -> None:
-        """Puts a snapshot into a slot. Raises ConfigError where it was taken from a model of other sizes or policy."""
+        """Puts a snapshot into a slot.
+
+        Raises ConfigError where it was not taken by a runner of a model of these sizes and policy; the slot is then as it was.
+        """
+        if "grid" not in snapshot:
+            raise ConfigError("snapshot's grid is missing: restore one that a runner took")
         self.state.restore(slot, snapshot)
         height, width = snapshot["grid"].tolist()
         self.grids[slot] = height, width

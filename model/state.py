@@ -23,9 +23,8 @@ class StreamState:
     `keys`, `values` [attention layers, slots, rows, kv heads, head], whose rows are the sinks (keys unrotated), the ring
     (keys rotated) and one that takes what padding writes. The rest is int64: `sink_positions` [slots, 3, sinks], and
     [slots] each: `length` (tokens taken), `base` (position where the frames' grid begins), `time` (last frame's step on
-    the time axis, -1 before the first), `skipped` (time steps left out of gaps longer than the horizon), `extent` (the
-    grid's longer side), `next` (next text position of a stream that shows at most the horizon's age), `origin` (added
-    to every position).
+    the time axis, -1 before the first), `skipped` (time steps left out of gaps longer than the horizon), `next` (next
+    text position of a stream that shows at most the horizon's age), `origin` (added to every position).
     """
 
     config: InfiniteVLConfig
@@ -38,7 +37,6 @@ class StreamState:
     base: Tensor
     time: Tensor
     skipped: Tensor
-    extent: Tensor
     next: Tensor
     origin: Tensor
 
@@ -73,7 +71,6 @@ class StreamState:
             base=integers(slots),
             time=integers(slots) - 1,
             skipped=integers(slots),
-            extent=integers(slots),
             next=integers(slots),
             origin=integers(slots),
         )
@@ -159,7 +156,6 @@ class StreamState:
             time = time - excess
         self.time[slots] = time
         base = self.base[slots]
-        self.extent.index_fill_(0, slots, max(height, width))
         self.next[slots] = (
             base + torch.maximum(time - self.shift(slots), torch.full_like(time, max(height, width) - 1)) + 1
         )

@@ -116,6 +116,19 @@ def test_a_snapshot_takes_its_grid_along() -> None:
     assert same(runner.snapshot(2), runner.snapshot(0))
 
 
+def test_a_refused_snapshot_leaves_the_slot_as_it_was() -> None:
+    runner = pool()
+    runner.open(0, 160, 90)
+    kept = runner.snapshot(0)
+    with pytest.raises(ConfigError, match="snapshot's grid is missing"):
+        runner.restore(
+            0, {name: part for name, part in kept.items() if name != "grid"} | {"length": kept["length"] + 1}
+        )
+    with pytest.raises(ConfigError, match="snapshot's sink_positions has shape"):
+        runner.restore(0, kept | {"length": kept["length"] + 1, "sink_positions": torch.zeros(3, 4)})
+    assert same(runner.snapshot(0), kept)
+
+
 def test_a_state_that_is_not_finite_is_told_for_its_stream_alone() -> None:
     runner = pool()
     for slot in (0, 1, 2):
