@@ -33,6 +33,7 @@ SAID = (
     (av.error.HTTPForbiddenError, "the server refuses this user (403)"),
     (av.error.TimeoutError, "the server fell silent"),
     (av.error.ExitError, "the server fell silent"),
+    (av.error.HTTPServerError, "the server has a fault of its own (5xx): look into its log"),
     (av.error.InvalidDataError, "it is no video that can be decoded"),
     (av.error.FileNotFoundError, "there is no such file"),
     (av.error.ConnectionResetError, "the server broke the connection"),
@@ -42,7 +43,7 @@ SAID = (
     (av.error.ProtocolNotFoundError, "this build of FFmpeg does not speak that protocol"),
     (av.error.DecoderNotFoundError, "this build of FFmpeg has no decoder for it"),
 )
-UNTIMED = frozenset({"mpjpeg", "mjpeg"})
+UNTIMED = frozenset({"mpjpeg", "mjpeg", "h264", "hevc"})
 """Formats whose timestamps FFmpeg makes up."""
 SEGMENTED = frozenset({"hls", "dash"})
 """Formats that arrive a segment at a time and are played at their own pace."""
@@ -60,6 +61,8 @@ class ContainerSource(SourceShell):
 
     def describe(self, error: Exception) -> str:
         """See `SourceShell.describe`."""
+        if isinstance(error, av.error.InvalidDataError) and self.scheme != "file":
+            return f"{self.name}: the server fell silent while connecting, or sends no video that can be decoded"
         for kind, said in SAID:
             if isinstance(error, kind):
                 return f"{self.name}: {said}"
@@ -111,7 +114,7 @@ class ContainerSource(SourceShell):
         pictures = Pictures(self.options.largest_side)
         pace = Pace()
         reached = None
-        for frame in self.decoded(container, stream):
+        for frame in self.decoded(container, stream, generation):
             now = time.monotonic()
             timestamp = None if formats & UNTIMED or frame.pts is None else frame.time
             if timestamp is not None and timestamp < start and start > beginning:
@@ -132,9 +135,12 @@ class ContainerSource(SourceShell):
         if file and not self.options.loop and reached - beginning < whole - BROKEN_OFF:
             raise SourceError(f"it breaks off after {reached - beginning:.1f} of {whole:.1f} s: the file is truncated")
 
-    def decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    def decoded(self, container: InputContainer, stream: VideoStream, generation: int) -> Iterator[VideoFrame]:
         """The stream's frames; a packet that can't be decoded is counted and passed over, as damage must not end a watch."""
         for packet in container.demux(stream):
+            self.lifecycle.heard(generation, time.monotonic())
+            if not self.wanted(generation):
+                return
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
@@ -160,9 +166,9 @@ class Pace:
 
 
 def choices(scheme: str, options: SourceOptions) -> dict[str, str]:
-    """FFmpeg's options for a scheme. Silence on a socket is noticed by FFmpeg itself, a little before the lifecycle gives up."""
+    """FFmpeg's options for a scheme. Silence on a socket is noticed by FFmpeg itself, as its threads must end some time."""
     patience = options.patience
-    silence = str(int((patience.stall + patience.give_up) * 1e6))
+    silence = str(int(max(patience.open, patience.stall + patience.give_up) * 1e6))
     # Little is probed, and what was read for it is decoded (no "nobuffer"): a camera's next key frame may be far away.
     prompt = {"probesize": "32"}
     match scheme:

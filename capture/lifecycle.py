@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 
 class State(StrEnum):
@@ -35,6 +36,8 @@ class Patience:
     """
 
     open: float = 10.0
+    key_frame: float = 60.0
+    """A connection that brings coded pictures, but none yet that decoding can begin with, has this long instead of `open`."""
     stall: float = 5.0
     stall_periods: float = 5.0
     give_up: float = 5.0
@@ -72,6 +75,7 @@ class Lifecycle:
         self.last_frame: float | None = None
         self.changed: float | None = None
         self.held = False
+        self.heard_at = -inf
         self.faultless_since = now
         self.retry_at = now
 
@@ -92,6 +96,11 @@ class Lifecycle:
             self.frozen = True
         if now - self.faultless_since >= self.patience.healthy:
             self.failures = 0
+
+    def heard(self, generation: int, now: float) -> None:
+        """A connection brought coded data, though perhaps no picture yet."""
+        if generation == self.generation:
+            self.heard_at = now
 
     def hold(self, generation: int) -> None:
         """The next frame is kept back on purpose, by its pace or by a taker without room: silence is no stall meanwhile."""
@@ -133,8 +142,8 @@ class Lifecycle:
             self.reconnects += 1
             self.move(State.CONNECTING, now, self.reason)
             return Action.OPEN
-        if self.state is State.CONNECTING and now >= self.since + self.patience.open:
-            return self.wait(now, f"no picture within {self.patience.open:g} s of connecting")
+        if self.state is State.CONNECTING and now >= self.open_until:
+            return self.wait(now, f"no picture within {now - self.since:.0f} s of connecting")
         if self.held:
             return None
         if self.state is State.LIVE and now >= self.stall_at:
@@ -142,6 +151,13 @@ class Lifecycle:
         if self.state is State.STALLED and now >= self.since + self.patience.give_up:
             return self.wait(now, self.reason)
         return None
+
+    @property
+    def open_until(self) -> float:
+        """When a connection without a picture is given up."""
+        patience = self.patience
+        listening = min(self.heard_at + patience.stall, self.since + patience.key_frame)
+        return max(self.since + patience.open, listening)
 
     @property
     def stall_at(self) -> float:
@@ -153,13 +169,13 @@ class Lifecycle:
     def due(self) -> float:
         """When `tick` has something to do at the earliest; infinite once ended or while held."""
         if self.held and self.state in (State.LIVE, State.STALLED):
-            return float("inf")
+            return inf
         return {
             State.WAITING: self.retry_at,
-            State.CONNECTING: self.since + self.patience.open,
+            State.CONNECTING: self.open_until,
             State.LIVE: self.stall_at,
             State.STALLED: self.since + self.patience.give_up,
-            State.ENDED: float("inf"),
+            State.ENDED: inf,
         }[self.state]
 
     def wait(self, now: float, reason: str) -> Action:
@@ -169,7 +185,7 @@ class Lifecycle:
         self.faultless_since = now
         self.retry_at = now + backoff * (1 + self.patience.jitter * self.random.uniform(-1, 1))
         self.move(State.WAITING, now, reason)
-        self.frozen, self.changed, self.last_frame, self.held = False, None, None, False
+        self.frozen, self.changed, self.last_frame, self.held, self.heard_at = False, None, None, False, -inf
         return Action.LET_GO
 
     def move(self, state: State, now: float, reason: str) -> None:

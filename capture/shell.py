@@ -109,6 +109,7 @@ class SourceShell:
         """See `Source.start`."""
         self.mailbox, self.notify = mailbox, notify
         self.lifecycle = Lifecycle(self.options.patience, time.monotonic(), endless=self.endless)
+        self.tell()
         self.act(Action.OPEN)
         WATCH.add(self)
 

@@ -118,7 +118,11 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:
     if scheme == "demo" and not rest:
         return demo_source(options)
     if scheme in NETWORK:
-        if not urlsplit(url).hostname:
+        try:
+            host = urlsplit(url).hostname
+        except ValueError:
+            host = None
+        if not host:
             raise SourceError(f"source {redact(url)} names no host: write {scheme}://host/path")
         return ContainerSource(url, options, live=True)
     if scheme == "v4l2":

@@ -34,7 +34,8 @@ class Timeline:
         self.live = live
         self.time = 0.0
         self.period = 0.04
-        self.last: tuple[int, float | None, float] | None = None
+        self.last: tuple[int, float | None, float, float] | None = None
+        """Of the frame before: its connection, timestamp, arrival and capture."""
         self.known = False
         """Whether this connection has brought timestamps; a lack of them before that is no jump."""
         self.delay: float | None = None
@@ -42,28 +43,28 @@ class Timeline:
 
     def stamp(self, generation: int, timestamp: float | None, arrival: float) -> Stamp:
         """Places a frame of a connection that bears `timestamp` (seconds) and arrived at `arrival` (seconds, monotonic)."""
-        before, self.last = self.last, (generation, timestamp, arrival)
-        if before is None:
-            self.known = timestamp is not None
-            return Stamp(0.0, self.captured(timestamp, arrival, 0.0), False)
-        then, stamped, arrived = before
-        if generation != then:
-            self.known = False
+        then, stamped, arrived, taken = self.last or (generation, None, arrival, arrival)
         waited = max(arrival - arrived, 0.0)
-        passed = waited if self.live or generation != then else self.period
+        self.known = self.known and generation == then
         jumped = generation != then or (self.known and (timestamp is None) != (stamped is None))
         self.known = self.known or timestamp is not None
+        step = None
         if not jumped and timestamp is not None and stamped is not None:
             step = timestamp - stamped
-            jumped = not (0 < step <= LONGEST_STEP)
-            if self.live:
-                jumped = not (step > 0 and -LONGEST_STEP <= step - waited <= TOLERANCE)
-            if not jumped:
-                self.period = passed = step
-        self.time += passed
+            longest = waited + TOLERANCE if self.live else LONGEST_STEP
+            jumped = not 0 < step <= longest or (self.live and waited - step > LONGEST_STEP)
         if jumped:
             self.delay = None
-        return Stamp(self.time, self.captured(timestamp, arrival, waited), jumped)
+        captured = self.captured(timestamp, arrival, waited)
+        if step is not None and not jumped:
+            self.period = passed = step
+        elif self.live or generation != then:
+            passed = max(captured - taken, 0.0)
+        else:
+            passed = self.period
+        self.time += passed if self.last is not None else 0.0
+        self.last = (generation, timestamp, arrival, captured)
+        return Stamp(self.time, captured, jumped)
 
     def captured(self, timestamp: float | None, arrival: float, waited: float) -> float:
         """When a frame was taken: its timestamp plus the smallest delay seen of late, at most its arrival."""

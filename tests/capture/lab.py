@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import shutil
 import socket
 import struct
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -138,15 +140,14 @@ def watching(url: str, **options: object) -> Iterator[Watcher]:
         watcher.frames()
         watcher.source.stop(8.0)
         assert watcher.state is State.ENDED
-        left = [thread.name for thread in threading.enumerate() if thread.name == f"source {watcher.source.name}"]
-        assert not left, left
+        assert not any(thread.is_alive() for thread in getattr(watcher.source, "threads", []))
 
 
 class RtspServer:
     """GStreamer's RTSP server in a process of its own."""
 
-    def __init__(self, user: str = "", certificate: str = "") -> None:
-        self.arguments = (user, certificate)
+    def __init__(self, user: str = "", certificate: str = "", **settings: object) -> None:
+        self.arguments = (user, certificate, json.dumps(settings))
         self.port = 0
         self.start()
 
@@ -170,8 +171,8 @@ class RtspServer:
 
 
 @contextlib.contextmanager
-def rtsp_server(user: str = "", certificate: str = "") -> Iterator[RtspServer]:
-    server = RtspServer(user, certificate)
+def rtsp_server(user: str = "", certificate: str = "", **settings: object) -> Iterator[RtspServer]:
+    server = RtspServer(user, certificate, **settings)
     try:
         yield server
     finally:
@@ -291,3 +292,47 @@ def certificate(folder: Path) -> str:
     subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
     path.write_bytes((folder / "c").read_bytes() + (folder / "k").read_bytes())
     return str(path)
+
+
+class Mjpeg(BaseHTTPRequestHandler):
+    """Pushes JPEGs; the server's `picture` gives each, None keeps the connection and sends nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        n = 0
+        with contextlib.suppress(OSError):
+            while not self.server.stopping:  # type: ignore[attr-defined]
+                data = self.server.picture(n)  # type: ignore[attr-defined]
+                if data is not None:
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                    self.wfile.write(head.encode() + data + b"\r\n")
+                n += 1
+                time.sleep(0.04)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    context = av.CodecContext.create("mjpeg", "w")
+    context.height, context.width = pixels.shape[:2]
+    context.pix_fmt, context.time_base = "yuvj420p", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode()])
+
+
+@contextlib.contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler], **settings: object) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    vars(server).update(stopping=False, **settings)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.stopping = True  # type: ignore[attr-defined]
+        server.shutdown()
+        server.server_close()

@@ -1,10 +1,12 @@
 #!/usr/bin/python3
-"""A real RTSP server on loopback: rtsp_server.py [PORT [USER:PASSWORD [CERTIFICATE.pem]]]; prints its port once it listens.
+"""A real RTSP server on loopback: rtsp_server.py [PORT [USER:PASSWORD [CERTIFICATE.pem [SETTINGS]]]] prints its port once it listens.
 
-/live moves, /still never changes, /sound has no picture, /large is 1280×720, /sparse has a key frame only every 20 s, /hevc
-and /slow (one frame a second) say what they are. CERTIFICATE.pem, certificate and key in one, makes it rtsps.
+SETTINGS is JSON over USUAL, and "codec": "hevc".
+/live moves, /still never changes, /sound has no picture, /large is 1280×720, /sparse has a key frame only every 4 s, /slow
+has one frame a second. CERTIFICATE.pem, certificate and key in one, makes it rtsps.
 """
 
+import json
 import sys
 
 import gi
@@ -16,19 +18,19 @@ from gi.repository import Gio, GLib, Gst, GstRtspServer  # noqa: E402
 SOURCE = "( videotestsrc is-live=true pattern={pattern} ! video/x-raw,width={width},height={height},framerate={rate}/1"
 H264 = " ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={key} bitrate=600 ! rtph264pay name=pay0 pt=96 config-interval=1 )"
 HEVC = " ! x265enc tune=zerolatency speed-preset=ultrafast key-int-max={key} ! rtph265pay name=pay0 pt=96 config-interval=1 )"
-USUAL = {"pattern": "ball", "width": 320, "height": 180, "rate": 25, "key": 25}
+USUAL = {"pattern": "ball", "width": 320, "height": 180, "rate": 25, "key": 25, "codec": "h264"}
 MOUNTS = {
     "/live": (SOURCE + H264, {}),
     "/still": (SOURCE + H264, {"pattern": "smpte75"}),
     "/large": (SOURCE + H264, {"width": 1280, "height": 720}),
-    "/sparse": (SOURCE + H264, {"key": 500}),
+    "/sparse": (SOURCE + H264, {"key": 100}),
     "/slow": (SOURCE + H264, {"rate": 1, "key": 10}),
-    "/hevc": (SOURCE + HEVC, {}),
     "/sound": ("( audiotestsrc is-live=true ! mulawenc ! rtppcmupay name=pay0 pt=0 )", {}),
 }
 
 Gst.init(None)
-port, user, certificate = (*sys.argv[1:], "", "", "")[:3]
+port, user, certificate = (*sys.argv[1:4], "", "", "")[:3]
+USUAL |= json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
 server = GstRtspServer.RTSPServer()
 server.set_address("127.0.0.1")
 server.set_service(port or "0")
@@ -43,7 +45,8 @@ if user or certificate:
     server.set_auth(auth)
 for path, (launch, settings) in MOUNTS.items():
     factory = GstRtspServer.RTSPMediaFactory()
-    factory.set_launch(launch.format(**USUAL | settings))
+    settings = USUAL | settings
+    factory.set_launch((launch if settings["codec"] == "h264" else launch.replace(H264, HEVC)).format(**settings))
     factory.set_shared(True)
     if user:
         factory.add_role_from_structure(

@@ -39,6 +39,22 @@ def test_open_deadline_leads_to_waiting_and_then_to_a_new_generation() -> None:
     assert (camera.state, camera.generation, camera.reconnects) == (State.CONNECTING, 2, 1)
 
 
+def test_a_key_frame_that_is_far_away_is_waited_for() -> None:
+    camera = life()
+    for now in range(60):
+        camera.heard(1, float(now))
+        assert camera.tick(float(now)) is None
+    camera.heard(1, 60.0)
+    assert camera.tick(60.0) is Action.LET_GO
+
+
+def test_what_is_heard_once_does_not_keep_a_silent_connection() -> None:
+    camera = life()
+    camera.heard(1, 7.0)
+    assert camera.tick(11.9) is None
+    assert camera.tick(12.0) is Action.LET_GO
+
+
 def test_stall_recovers_with_the_next_frame() -> None:
     camera = life()
     camera.frame(1, 1.0, True)

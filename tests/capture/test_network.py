@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +19,18 @@ import numpy as np
 import pytest
 
 from capture import State
-from tests.capture.lab import certificate, drawn, needs_rtsp, render, rtsp_server, wait_for, watching
+from tests.capture.lab import (
+    Mjpeg,
+    certificate,
+    drawn,
+    http_server,
+    jpeg,
+    needs_rtsp,
+    render,
+    rtsp_server,
+    wait_for,
+    watching,
+)
 
 
 @needs_rtsp
@@ -65,50 +76,6 @@ def test_a_slow_camera_is_neither_stalled_nor_frozen() -> None:
         assert not watcher.source.status.frozen
 
 
-class Mjpeg(BaseHTTPRequestHandler):
-    """Pushes JPEGs; the server's `picture` gives each, None keeps the connection and sends nothing."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        n = 0
-        with contextlib.suppress(OSError):
-            while not self.server.stopping:  # type: ignore[attr-defined]
-                data = self.server.picture(n)  # type: ignore[attr-defined]
-                if data is not None:
-                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-                    self.wfile.write(head.encode() + data + b"\r\n")
-                n += 1
-                time.sleep(0.04)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def jpeg(pixels: np.ndarray) -> bytes:
-    context = av.CodecContext.create("mjpeg", "w")
-    context.height, context.width = pixels.shape[:2]
-    context.pix_fmt, context.time_base = "yuvj420p", Fraction(1, 25)
-    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-    frame.pts = 0
-    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode()])
-
-
-@contextlib.contextmanager
-def http_server(handler: type[BaseHTTPRequestHandler], **settings: object) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    vars(server).update(stopping=False, **settings)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.stopping = True  # type: ignore[attr-defined]
-        server.shutdown()
-        server.server_close()
-
-
 def test_mjpeg_over_http() -> None:
     pictures = [jpeg(drawn(n)) for n in range(50)]
     with (
@@ -121,24 +88,6 @@ def test_mjpeg_over_http() -> None:
     assert "sesame" not in watcher.source.name
     assert frames[-1].time - frames[0].time == pytest.approx(frames[-1].captured - frames[0].captured, abs=0.1)
     assert not any(frame.discontinuity for frame in frames[1:])
-
-
-def test_a_frozen_picture_is_told_and_taken_back() -> None:
-    """The camera's picture stands still for four seconds while it goes on sending."""
-    pictures = [jpeg(drawn(n)) for n in range(50)]
-    began = time.monotonic()
-    still = lambda n: 2 < time.monotonic() - began < 6  # noqa: E731
-    with http_server(Mjpeg, picture=lambda n: pictures[0 if still(n) else n % 50]) as url, watching(url) as watcher:
-        wait_for(lambda: watcher.source.status.frozen)
-        assert watcher.state is State.LIVE
-        wait_for(lambda: not watcher.source.status.frozen)
-    assert [(status.state, status.frozen) for status in watcher.told] == [
-        (State.CONNECTING, False),
-        (State.LIVE, False),
-        (State.LIVE, True),
-        (State.LIVE, False),
-        (State.ENDED, False),
-    ]
 
 
 @needs_rtsp

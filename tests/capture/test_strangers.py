@@ -1,0 +1,164 @@
+"""What strangers may send and name: pushed frames, URLs; and what of it is printed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from capture import PushSource, SourceError, State, open_source, redact
+from capture.guard import refuse_private
+from capture.jpeg import decode_jpeg, jpeg_size
+from tests.capture.lab import Watcher, drawn, jpeg, wait_for, watching
+
+JPEG = jpeg(drawn(3))
+
+
+def pushing(watcher: Watcher) -> PushSource:
+    assert isinstance(watcher.source, PushSource)
+    return watcher.source
+
+
+def test_pushed_frames_arrive_with_their_time() -> None:
+    with watching("push://door") as watcher:
+        source = pushing(watcher)
+        assert watcher.state is State.CONNECTING
+        assert "first pushed frame" in watcher.told[-1].reason
+        for n in range(5):
+            source.push(drawn(n), 100 + n * 0.2)
+        assert watcher.state is State.LIVE
+        wait_for(lambda: watcher.state is State.STALLED)
+        source.push_jpeg(JPEG, 103.0)
+        assert watcher.state is State.LIVE
+    frames = watcher.frames()
+    assert [frame.time for frame in frames[:2]] == pytest.approx([0, 0.2])
+    assert np.array_equal(frames[2].pixels, drawn(2))
+    assert np.abs(frames[5].pixels.astype(int) - drawn(3)).mean() < 3
+
+
+def test_a_pushed_frame_belongs_to_the_source_once_it_is_handed_in() -> None:
+    with watching("push://door") as watcher:
+        pixels = drawn(0)
+        pushing(watcher).push(pixels)
+        pixels[:] = 0
+        assert np.array_equal(watcher.frames()[0].pixels, drawn(0))
+
+
+def test_pushing_never_waits() -> None:
+    with watching("push://door", policy="every", capacity=2) as watcher:
+        for n in range(10):
+            pushing(watcher).push(drawn(n), n / 25)
+        assert watcher.mailbox.dropped == 8
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_wrong_typed_frames_are_refused(pixels: np.ndarray) -> None:
+    with watching("push://door") as watcher:
+        with pytest.raises(SourceError, match="must be uint8"):
+            pushing(watcher).push(pixels)
+        with pytest.raises(SourceError, match="number of seconds"):
+            pushing(watcher).push(drawn(0), float("nan"))
+        assert watcher.source.status.frames == 0
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = bytearray(JPEG)
+    at = bomb.index(b"\xff\xc0")
+    bomb[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    assert jpeg_size(bytes(bomb)) == (65535, 65535)
+    with pytest.raises(SourceError, match="65535×65535"):
+        decode_jpeg(bytes(bomb))
+    with pytest.raises(SourceError, match="bytes is too large"):
+        decode_jpeg(JPEG + bytes(17 * 2**20))
+
+
+@given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda tail: b"\xff\xd8\xff" + tail))
+@example(b"")
+@example(b"\xff\xd8")
+@example(b"\xff\xd8\xff\xe0\x00\x00" * 20)
+def test_whatever_is_no_jpeg_is_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(SourceError) as refusal:
+        decode_jpeg(data)
+    assert "\n" not in str(refusal.value)
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, len(JPEG) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 40)
+)
+def test_damaged_jpegs_decode_or_are_refused(damage: list[tuple[int, int]], cut: int) -> None:
+    data = bytearray(JPEG)
+    for at, value in damage:
+        data[at] = value
+    try:
+        pixels = decode_jpeg(bytes(data[: len(data) - cut]))
+    except SourceError:
+        return
+    assert pixels.dtype == np.uint8 and pixels.ndim == 3 and max(pixels.shape) <= 640
+
+
+@pytest.mark.parametrize(
+    ("secret", "shown"),
+    [
+        ("rtsp://ada:lovelace@camera/1", "rtsp://***@camera/1"),
+        ("rtsp://ada:love@lace@camera/1", "rtsp://***@camera/1"),
+        ("rtsp://ada:love/lace@camera/1", "rtsp://***@camera/1"),
+        ("rtsp://camera:554/1@2", "rtsp://camera:554/1@2"),
+        ("http://cam/live?user=ada&pwd=lovelace&quality=5", "http://cam/live?user=***&pwd=***&quality=5"),
+        ("can't open rtsp://a:b@c/ or http://d:e@f/", "can't open rtsp://***@c/ or http://***@f/"),
+        ("clip.mp4", "clip.mp4"),
+    ],
+)
+def test_credentials_are_left_out(secret: str, shown: str) -> None:
+    assert redact(secret) == shown
+
+
+def test_credentials_show_nowhere() -> None:
+    with watching("rtsp://ada:lovelace@127.0.0.1:9/x?token=sesame") as watcher:
+        watcher.until(State.WAITING)
+        said = repr((watcher.told, watcher.source.name))
+    assert "lovelace" not in said and "sesame" not in said
+    with pytest.raises(SourceError) as refusal:
+        open_source("gopher://ada:lovelace@host/")
+    assert "lovelace" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses"),
+    [
+        ("http://example.org/x.m3u8", ["93.184.216.34", "10.0.0.1"]),
+        ("rtsp://localhost/1", ["127.0.0.1"]),
+        ("rtsp://metadata/1", ["169.254.169.254"]),
+        ("http://v6/1", ["fd00::1"]),
+        ("http://mapped/1", ["::ffff:192.168.0.1"]),
+        ("http://link/1", ["fe80::1%eth0"]),
+        ("http://zero/1", ["0.0.0.0"]),
+        ("/etc/passwd", []),
+        ("file:///etc/passwd", []),
+        ("v4l2:///dev/video0", []),
+        ("camera://0", []),
+        ("concat:/etc/passwd", []),
+    ],
+)
+def test_a_remote_client_reaches_nothing_private(url: str, addresses: list[str]) -> None:
+    with pytest.raises(SourceError, match=r"private|may not name"):
+        refuse_private(url, lambda host: addresses)
+
+
+def test_a_remote_client_may_name_what_is_public() -> None:
+    refuse_private("http://example.org/x.m3u8", lambda host: ["93.184.216.34", "2606:2800:220:1::1"])
+    refuse_private("push://door")
+    refuse_private("demo:")
+
+
+@given(st.text(max_size=80))
+@example("rtsp://[")
+@example("\0")
+def test_any_text_as_a_url_is_refused_or_opened(url: str) -> None:
+    try:
+        open_source(url)
+    except SourceError as refusal:
+        assert "\n" not in str(refusal) or "\n" in url

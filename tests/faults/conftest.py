@@ -1,0 +1,59 @@
+"""What the fault tests share: a healthy neighbour, a count of what is left over, and the recovery times."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.capture.lab import Watcher, render, wait_for
+
+RECOVERIES: list[tuple[str, float]] = []
+
+
+@pytest.fixture
+def recovery(request: pytest.FixtureRequest) -> Callable[[float], None]:
+    """Records how long a row took from healthy again to live again, in seconds; `pytest_terminal_summary` prints them."""
+
+    def record(seconds: float) -> None:
+        name = request.node.name.removeprefix("test_").replace("_", " ")
+        RECOVERIES.append((name, seconds))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if RECOVERIES:
+        terminalreporter.section("recovery after faults, seconds from healthy to live, backoff included")
+        for name, seconds in RECOVERIES:
+            terminalreporter.write_line(f"{seconds:6.2f}  {name}")
+
+
+def sources() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("source ")]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@pytest.fixture(autouse=True)
+def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
+    """A healthy source beside the one at fault: it goes on, and afterwards threads and descriptors are as before."""
+    threads, before = sources(), descriptors()
+    clip: Path = render(tmp_path_factory.mktemp("neighbour") / "clip.mkv", 50, size=(160, 90))
+    healthy = Watcher(str(clip), loop=True)
+    wait_for(lambda: healthy.source.status.frames > 0)
+    had, began = healthy.source.status.frames, time.monotonic()
+    yield healthy
+    status = healthy.source.status
+    expected = 25 * (time.monotonic() - began)
+    assert status.state == "live" and status.frames - had > 0.8 * expected - 5, status
+    assert [told.state for told in healthy.told] == ["connecting", "live"]
+    healthy.source.stop()
+    wait_for(lambda: sources() == threads, what=sources)
+    wait_for(lambda: descriptors() <= before, what=lambda: f"{descriptors()} descriptors, before {before}")

@@ -1,0 +1,462 @@
+"""The fault table: real servers, real files, deterministic damage. The stream's axis goes on, and it recovers by itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+
+from capture import Patience, State
+from capture import camera as local
+from tests.capture.lab import (
+    HASTY,
+    Mjpeg,
+    Watcher,
+    drawn,
+    http_server,
+    jpeg,
+    needs_rtsp,
+    proxy,
+    rtsp_server,
+    wait_for,
+    watching,
+)
+
+PROMISED = 5.0 + HASTY.backoff_most * (1 + HASTY.jitter)
+"""Seconds within which a source must be live again after it is healthy."""
+Record = Callable[[float], None]
+
+
+def back(watcher: Watcher, record: Record, healthy: float | None = None) -> None:
+    """Waits for the source to be live with new frames, and records how long that took."""
+    began = time.monotonic() if healthy is None else healthy
+    watcher.until(State.LIVE)
+    watcher.more(1)
+    took = time.monotonic() - began
+    assert took <= PROMISED
+    record(took)
+
+
+def sound_axis(watcher: Watcher, *, gaps: int | None = None) -> None:
+    """Time never steps back, goes with this host's clock, and what interrupted it is marked."""
+    frames = watcher.frames()
+    assert all(later.time >= earlier.time for earlier, later in pairwise(frames))
+    assert frames[-1].time - frames[0].time == pytest.approx(frames[-1].captured - frames[0].captured, abs=1.0)
+    assert [frame.sequence for frame in frames] == sorted({frame.sequence for frame in frames})
+    if gaps is not None:
+        assert sum(frame.discontinuity for frame in frames) == gaps
+
+
+@needs_rtsp
+def test_silent_after_accept(recovery: Record) -> None:
+    with rtsp_server() as server, proxy(server.port) as between:
+        between.mute = True
+        with watching(f"rtsp://127.0.0.1:{between.port}/live") as watcher:
+            watcher.until(State.WAITING)
+            assert "no picture within 4 s" in watcher.source.status.reason or "silent" in watcher.source.status.reason
+            between.mute = False
+            back(watcher, recovery)
+
+
+@needs_rtsp
+def test_refuses(recovery: Record) -> None:
+    with rtsp_server() as server:
+        server.stop()
+        with watching(server.url("/live")) as watcher:
+            watcher.until(State.WAITING)
+            assert "the connection was refused" in watcher.source.status.reason
+            server.start()
+            back(watcher, recovery)
+
+
+@needs_rtsp
+def test_401(recovery: Record) -> None:
+    with (
+        rtsp_server("ada:lovelace") as closed,
+        rtsp_server() as opened,
+        proxy(closed.port) as between,
+        watching(f"rtsp://ada:wrong@127.0.0.1:{between.port}/live") as watcher,
+    ):
+        watcher.until(State.WAITING)
+        assert "user and password (401)" in watcher.source.status.reason
+        assert "wrong" not in watcher.source.status.reason
+        between.upstream = opened.port
+        back(watcher, recovery)
+
+
+@needs_rtsp
+def test_404() -> None:
+    with rtsp_server() as server, watching(server.url("/nothing")) as watcher:
+        watcher.until(State.WAITING)
+        assert "(404)" in watcher.source.status.reason
+
+
+class Moody(Mjpeg):
+    """Answers with `status` until that is 200."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        if self.server.status != 200:  # type: ignore[attr-defined]
+            self.send_error(self.server.status)  # type: ignore[attr-defined]
+            return
+        super().do_GET()
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "(401)"), (403, "(403)"), (404, "(404)"), (503, "(5xx)")])
+def test_http_status(status: int, said: str, recovery: Record) -> None:
+    mood = {"status": status}
+    picture = jpeg(drawn(0))
+
+    class Server(Moody):
+        def do_GET(self) -> None:  # noqa: N802
+            self.server.status = mood["status"]  # type: ignore[attr-defined]
+            super().do_GET()
+
+    with http_server(Server, picture=lambda n: picture) as url, watching(url) as watcher:
+        watcher.until(State.WAITING)
+        assert said in watcher.source.status.reason
+        mood["status"] = 200
+        back(watcher, recovery)
+
+
+@needs_rtsp
+def test_reboots_in_mid_stream(recovery: Record) -> None:
+    with rtsp_server() as server, watching(server.url("/live")) as watcher:
+        watcher.more(20)
+        server.stop()
+        watcher.until(State.WAITING)
+        server.start()
+        back(watcher, recovery)
+        watcher.more(10)
+    sound_axis(watcher, gaps=1)
+    assert watcher.source.status.reconnects >= 1 and watcher.source.status.gap > 0.2
+
+
+@needs_rtsp
+def test_half_open_connection(recovery: Record) -> None:
+    """The camera is gone without a FIN: stalled first, then given up. The old connection stays hushed for ever."""
+    with rtsp_server() as server, proxy(server.port) as between:
+        with watching(f"rtsp://127.0.0.1:{between.port}/live") as watcher:
+            watcher.more(10)
+            between.hushed = True
+            watcher.until(State.STALLED)
+            assert "no frame for" in watcher.source.status.reason
+            watcher.until(State.WAITING)
+            between.hushed = False
+            back(watcher, recovery)
+            between.cut()
+        sound_axis(watcher)
+
+
+@needs_rtsp
+def test_stalls_and_goes_on(recovery: Record) -> None:
+    """The network holds everything up for a while and then delivers: the connection is kept."""
+    with (
+        rtsp_server() as server,
+        proxy(server.port) as between,
+        watching(f"rtsp://127.0.0.1:{between.port}/live") as watcher,
+    ):
+        watcher.more(10)
+        between.hushed = True
+        watcher.until(State.STALLED)
+        between.hushed = False
+        back(watcher, recovery)
+        assert watcher.source.status.reconnects == 0
+
+
+def test_frozen_picture(recovery: Record) -> None:
+    """The camera's picture stands still for four seconds while it goes on sending."""
+    pictures = [jpeg(drawn(n)) for n in range(50)]
+    began = time.monotonic()
+    with (
+        http_server(Mjpeg, picture=lambda n: pictures[0 if 2 < time.monotonic() - began < 6 else n % 50]) as url,
+        watching(url) as watcher,
+    ):
+        wait_for(lambda: watcher.source.status.frozen)
+        assert watcher.state is State.LIVE
+        wait_for(lambda: not watcher.source.status.frozen)
+        recovery(max(0.0, time.monotonic() - began - 6))
+    assert [(status.state, status.frozen) for status in watcher.told] == [
+        (State.CONNECTING, False),
+        (State.LIVE, False),
+        (State.LIVE, True),
+        (State.LIVE, False),
+        (State.ENDED, False),
+    ]
+
+
+@needs_rtsp
+@pytest.mark.parametrize("change", [{"width": 640, "height": 480}, {"codec": "hevc"}], ids=["resolution", "codec"])
+def test_change_of(change: dict[str, object], recovery: Record) -> None:
+    with rtsp_server() as before, rtsp_server(**change) as after, proxy(before.port) as between:
+        with watching(f"rtsp://127.0.0.1:{between.port}/live") as watcher:
+            watcher.more(10)
+            between.upstream = after.port
+            healthy = time.monotonic()
+            between.cut()
+            watcher.until(State.WAITING)
+            back(watcher, recovery, healthy)
+            watcher.more(10)
+        sound_axis(watcher, gaps=1)
+    shape = (change.get("height", 180), change.get("width", 320), 3)
+    assert watcher.frames()[-1].pixels.shape == shape
+
+
+class Transport(BaseHTTPRequestHandler):
+    """A live MPEG transport stream whose timestamps do what the server's `parts` say: (frames, first timestamp in s)."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "video/mp2t")
+        self.end_headers()
+        began, sent = time.monotonic(), 0
+        try:
+            for frames, first in self.server.parts:  # type: ignore[attr-defined]
+                with av.open(
+                    self.wfile, "w", format="mpegts", options={"copyts": "1", "mpegts_copyts": "1"}
+                ) as container:
+                    stream = container.add_stream(
+                        "libx264", rate=25, options={"preset": "ultrafast", "tune": "zerolatency"}
+                    )
+                    stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+                    stream.codec_context.gop_size, stream.codec_context.thread_count = 25, 1
+                    for n in range(frames):
+                        time.sleep(max(0.0, began + sent / 25 - time.monotonic()))
+                        frame = av.VideoFrame.from_ndarray(drawn(sent), format="rgb24")
+                        frame.pts, frame.time_base = round(first * 25) + n, Fraction(1, 25)
+                        container.mux(stream.encode(frame))
+                        self.wfile.flush()
+                        sent += 1
+        except (OSError, av.error.FFmpegError):
+            pass
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("parts", "marked"),
+    [
+        ([(75, 10.0), (200, 3610.0)], True),
+        ([(75, 3610.0), (200, 10.0)], True),
+        ([(275, 2**33 / 90_000 - 3)], False),
+        ([(75, 10.0), (200, 10.0)], True),
+    ],
+    ids=["forward", "back", "wrap", "repeat"],
+)
+def test_timestamps_jump(parts: list[tuple[int, float]], marked: bool) -> None:
+    """A wrap of the 33-bit clock is undone by the demuxer, which leaves nothing to mark."""
+    with http_server(Transport, parts=parts) as url, watching(url + "/live.ts") as watcher:
+        watcher.more(150, 20)
+        assert watcher.state is State.LIVE and watcher.source.status.reconnects == 0
+    sound_axis(watcher)
+    assert any(frame.discontinuity for frame in watcher.frames()) == marked
+
+
+class Raw(BaseHTTPRequestHandler):
+    """A live H.264 stream without a container, and so without timestamps, at 10 frames a second."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "video/h264")
+        self.end_headers()
+        encoder = av.CodecContext.create("libx264", "w")
+        encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 320, 180, "yuv420p", Fraction(1, 25)
+        encoder.options, encoder.thread_count = {"preset": "ultrafast", "tune": "zerolatency"}, 1
+        encoder.gop_size = 10
+        try:
+            for n in range(300):
+                frame = av.VideoFrame.from_ndarray(drawn(n), format="rgb24")
+                frame.pts = n
+                self.wfile.write(b"".join(bytes(packet) for packet in encoder.encode(frame)))
+                time.sleep(0.1)
+        except OSError:
+            pass
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_timestamps_missing() -> None:
+    with http_server(Raw) as url, watching(url + "/raw.h264", patience=Patience()) as watcher:
+        watcher.more(1, 30)
+        watcher.more(30)
+    sound_axis(watcher, gaps=0)
+
+
+def flipped(n: int, packet: bytes) -> bytes:
+    if n % 10:
+        return packet
+    middle = len(packet) // 2
+    return packet[:middle] + bytes([packet[middle] ^ 0x5A]) + packet[middle + 1 :]
+
+
+def shortened(n: int, packet: bytes) -> bytes:
+    return packet if n % 15 or len(packet) < 60 else packet[: 14 + (len(packet) - 14) // 2]
+
+
+def lossy(percent: int) -> Callable[[int, bytes], bytes | None]:
+    """Drops that share of packets, in a fixed order that looks like chance (a multiplicative hash)."""
+    return lambda n, packet: None if n * 2654435761 % 2**32 < percent / 100 * 2**32 else packet
+
+
+@needs_rtsp
+@pytest.mark.parametrize(
+    "damage",
+    [flipped, shortened, lossy(1), lossy(5), lossy(20), lambda n, packet: None if n == 100 else packet],
+    ids=[
+        "bit flips",
+        "truncated NAL units",
+        "RTP loss 1 %",
+        "RTP loss 5 %",
+        "RTP loss 20 %",
+        "one packet lost for ever",
+    ],
+)
+def test_damage(damage: Callable[[int, bytes], bytes | None], recovery: Record) -> None:
+    """Pictures keep coming while it lasts, and are whole again within a few key frames after it ends."""
+    with rtsp_server(width=640, height=360) as server, proxy(server.port) as between:
+        with watching(f"rtsp://127.0.0.1:{between.port}/live") as watcher:
+            watcher.more(10)
+            between.damage = damage
+            reached = between.packets
+            watcher.more(50, 30)
+            wait_for(lambda: between.packets > max(reached, 120))
+            assert watcher.state is State.LIVE
+            between.damage = None
+            back(watcher, recovery)
+            watcher.more(50)
+            assert watcher.source.status.reconnects == 0
+        sound_axis(watcher)
+
+
+@needs_rtsp
+def test_joined_in_mid_gop(recovery: Record) -> None:
+    """Key frames come every four seconds, and the second to come in joins between two: its first picture is whole."""
+    with rtsp_server() as server, watching(server.url("/sparse")) as first:
+        first.more(25)
+        healthy = time.monotonic()
+        with watching(server.url("/sparse")) as second:
+            back(second, recovery, healthy)
+            picture = second.frames()[0].pixels
+    background = np.median(picture.reshape(-1, 3), axis=0)
+    assert np.all(background < 20), "grey stands for what was never received"
+
+
+@needs_rtsp
+def test_audio_only() -> None:
+    with rtsp_server() as server, watching(server.url("/sound")) as watcher:
+        watcher.until(State.WAITING)
+        assert watcher.source.status.reason
+        assert watcher.source.status.frames == 0
+
+
+class FakeCamera:
+    """OpenCV's camera as far as `camera://` uses it, with a plug that can be pulled."""
+
+    CAP_PROP_BUFFERSIZE, INTER_AREA, COLOR_BGR2RGB = 38, 3, 4
+    plugged = True
+
+    def VideoCapture(self, number: int) -> FakeCamera:  # noqa: N802
+        return self
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return self.plugged
+
+    def set(self, *_: object) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        time.sleep(0.04)
+        return (True, drawn(0)[..., ::-1]) if self.plugged else (False, None)
+
+    def cvtColor(self, raw: np.ndarray, _: int) -> np.ndarray:  # noqa: N802
+        return np.ascontiguousarray(raw[..., ::-1])
+
+    def release(self) -> None:
+        pass
+
+
+def test_device_unplugged(monkeypatch: pytest.MonkeyPatch, recovery: Record) -> None:
+    """Faked at OpenCV's boundary, as no camera is here."""
+    camera = FakeCamera()
+    monkeypatch.setattr(local, "opencv", lambda: camera)
+    with watching("camera://0") as watcher:
+        watcher.more(10)
+        camera.plugged = False
+        watcher.until(State.WAITING)
+        assert "plugged in" in watcher.source.status.reason or "no camera 0" in watcher.source.status.reason
+        camera.plugged = True
+        back(watcher, recovery)
+        watcher.more(5)
+    sound_axis(watcher, gaps=1)
+
+
+@needs_rtsp
+def test_slow_model() -> None:
+    """Who takes one frame every 300 ms gets a fresh one each time; the others are counted."""
+    ages = []
+    with rtsp_server() as server, watching(server.url("/live"), capacity=1) as watcher:
+        watcher.until(State.LIVE)
+        for _ in range(20):
+            time.sleep(0.3)
+            ages += [time.monotonic() - frame.captured for frame in watcher.mailbox.take(1)]
+        mailbox = watcher.mailbox
+        assert mailbox.dropped > 80
+        assert mailbox.received == mailbox.dropped + len(ages) + len(mailbox)
+    assert len(ages) == 20
+    assert np.quantile(ages, 0.9) < 0.25
+
+
+class Flapping(Mjpeg):
+    """Hangs up after a second, unless the server is told to be steady."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        began = time.monotonic()
+        picture = self.server.still  # type: ignore[attr-defined]
+
+        def flap(n: int) -> bytes:
+            if not self.server.steady.is_set() and time.monotonic() - began > 1:  # type: ignore[attr-defined]
+                raise OSError("flaps")
+            time.sleep(0.1)
+            return bytes(picture)
+
+        self.server.picture = flap  # type: ignore[attr-defined]
+        super().do_GET()
+
+
+def test_forty_streams_of_which_ten_flap(recovery: Record) -> None:
+    steady = threading.Event()
+    picture = jpeg(drawn(0, 160, 90))
+
+    def calm(n: int) -> bytes:
+        time.sleep(0.15)
+        return picture
+
+    with http_server(Mjpeg, picture=calm) as url, http_server(Flapping, still=picture, steady=steady) as other:
+        healthy = [Watcher(f"{url}/{n}", capacity=1) for n in range(30)]
+        flapping = [Watcher(f"{other}/{n}", capacity=1) for n in range(10)]
+        try:
+            for watcher in healthy:
+                watcher.until(State.LIVE, 30)
+            wait_for(lambda: all(watcher.source.status.reconnects >= 2 for watcher in flapping), 30)
+            threads = [thread for thread in threading.enumerate() if thread.name.startswith("source ")]
+            assert len(threads) <= 1 + 40 + 10 + 1
+            assert all({*watcher.states} == {State.CONNECTING, State.LIVE} for watcher in healthy)
+            assert all(State.WAITING in watcher.states for watcher in flapping)
+            steady.set()
+            began = time.monotonic()
+            for watcher in flapping:
+                watcher.until(State.LIVE)
+            recovery(time.monotonic() - began)
+            for watcher in healthy + flapping:
+                watcher.more(2)
+        finally:
+            for watcher in healthy + flapping:
+                watcher.source.stop(5)
