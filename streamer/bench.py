@@ -8,9 +8,11 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,6 @@ WIDTH, HEIGHT, RATE = 1280, 720, 25
 CLIP_SECONDS = 20
 SETTLE_SECONDS = 3.0
 QUESTIONS = ("What is happening?", "What is there now?", "How many are there?", "What came before?")
-
-
 UNLIMITED = {"visitor_answers": 1_024, "visitor_questions_per_minute": 1_000_000}
 """The askers are one visitor."""
 
@@ -33,41 +33,72 @@ UNLIMITED = {"visitor_answers": 1_024, "visitor_questions_per_minute": 1_000_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `streamer bench`."""
     parser.add_argument(
-        "--file", metavar="VIDEO", help="video to watch; without it, a 720p H.264 clip at 25 FPS is rendered"
+        "--file", metavar="VIDEO", help="video to watch (default: a 720p H.264 clip at 25 FPS is rendered)"
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each of the two runs (default 20)")
     parser.add_argument(
         "--askers", type=int, default=3, help="clients that ask all the time in the second run (default 3)"
     )
+    parser.add_argument("--streams", type=int, default=1, help="how often the video is watched at once (default 1)")
+    parser.add_argument(
+        "--deadline", type=float, default=0.2, help="seconds from capture to state in time (default 0.2)"
+    )
+    parser.add_argument("--model", "--preset", default="nano", help="nano, 4b, a folder or a repository (default nano)")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="a preset with random weights: the cost is the same"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="cpu or cuda (default cpu); on cuda the kernels' floor is measured too"
+    )
+    parser.add_argument("--dtype", help="float32, bfloat16 or fp8 (default float32 on cpu, bfloat16 on cuda)")
     parser.add_argument("--threads", type=int, help="CPU threads of the model (default: half the cores)")
-    parser.add_argument("--model", default="nano", help="nano, a folder or a Hugging Face repository (default nano)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures and prints; returns the exit code."""
-    from streamer.config import ConfigError, parse_config
+    from streamer.config import ConfigError
     from streamer.daemon import DaemonError
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(options.file) if options.file else Path(folder) / "bench.mp4"
         if not options.file:
             render(file)
-        stream = {"name": "bench", "source": str(file), "loop": True}
-        model = {"name": options.model, **({"threads": options.threads} if options.threads else {})}
         try:
-            data = {"server": {"port": 0}, "model": model, "streams": [stream], "limits": UNLIMITED}
-            config = parse_config(data, "streamer bench")
-            figures = asyncio.run(measure(config, options.seconds, options.askers))
+            figures = asyncio.run(measure(bench_config(options, file), options.seconds, options.askers))
         except (ConfigError, DaemonError) as error:
             print(f"streamer: {error}", file=sys.stderr)
             return 1
+    if options.device == "cuda" and options.random_weights:
+        floor = [sys.executable, "-m", "model.benchmark", "--preset", options.model]
+        subprocess.run(floor, stdout=sys.stderr, check=False)
     if options.json:
         print(json.dumps(figures, indent=2))
     else:
         for line in table(figures):
             print(line)
     return 0
+
+
+def bench_config(options: argparse.Namespace, file: Path) -> Config:
+    """The daemon that is measured. Raises ConfigError."""
+    from streamer.config import parse_config
+
+    model = {
+        "name": options.model,
+        "device": options.device,
+        "dtype": options.dtype or ("bfloat16" if options.device == "cuda" else "float32"),
+        "random_weights": options.random_weights,
+    }
+    if options.threads:
+        model["threads"] = options.threads
+    streams = [
+        {"name": f"bench-{i}", "source": str(file), "loop": True, "deadline": options.deadline}
+        for i in range(options.streams)
+    ]
+    limits = {"streams": options.streams, "answers": max(8, options.askers), **UNLIMITED}
+    data = {"server": {"port": 0}, "model": model, "streams": streams, "limits": limits}
+    return parse_config(data, "streamer bench")
 
 
 def render(path: Path, seconds: float = CLIP_SECONDS) -> None:
@@ -111,36 +142,48 @@ class Window:
     steps: list[float]
     decodes: list[float]
     ages: list[float]
+    late: int
     drops: dict[str, int]
+
+    @property
+    def late_share(self) -> float:
+        """The part of the frames that were dropped or came into the state after their deadline."""
+        dropped = sum(self.drops.values())
+        return (self.late + dropped) / max(1, len(self.ages) + dropped)
 
 
 class Meter:
     """Reads the daemon's counters at the beginning and the end of a window."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._assistant = daemon.assistant
         self._engine = daemon.assistant.engine
-        self._stream = daemon.assistant._streams["bench"]
+        self._streams = list(daemon.assistant._streams.values())
         for seconds in self._engine.step_seconds.values():
             seconds.clear()
-        self._stream.ages.clear()
+        for stream in self._streams:
+            stream.ages.clear()
         self._began, self._cpu = time.monotonic(), time.process_time()
-        self._frames, self._tokens = self._stream.frames_seen, self._engine.tokens
-        self._drops = dict(self._stream.drops)
+        self._frames, self._tokens, self._drops = self._seen(), self._engine.tokens, self._dropped()
+
+    def _seen(self) -> int:
+        return sum(stream.frames_seen for stream in self._streams)
+
+    def _dropped(self) -> Counter[str]:
+        return sum((Counter(stream.drops) for stream in self._streams), Counter())
 
     def read(self) -> Window:
+        """What happened since. Ages and steps are of the newest 4,096 of each."""
         steps = self._engine.step_seconds
         return Window(
             seconds=time.monotonic() - self._began,
-            frames=self._stream.frames_seen - self._frames,
+            frames=self._seen() - self._frames,
             tokens=self._engine.tokens - self._tokens,
             cpu_seconds=time.process_time() - self._cpu,
             steps=list(steps["frames"]),
             decodes=list(steps["decode"]),
-            ages=list(self._stream.ages),
-            drops={
-                key: n - self._drops.get(key, 0) for key, n in self._stream.drops.items() if n > self._drops.get(key, 0)
-            },
+            ages=[age for stream in self._streams for age in stream.ages],
+            late=sum(age > stream.terms.deadline for stream in self._streams for age in stream.ages),
+            drops=dict(self._dropped() - self._drops),
         )
 
 
@@ -153,7 +196,7 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
     url = await daemon.start()
     start_seconds = time.monotonic() - began
     try:
-        while not daemon.assistant.streams()[0].frames_seen:
+        while not all(status.frames_seen for status in daemon.assistant.streams()):
             await asyncio.sleep(0.05)
         await asyncio.sleep(SETTLE_SECONDS)
         meter = Meter(daemon)
@@ -161,7 +204,7 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
         await asyncio.sleep(seconds)
         quiet = meter.read()
         meter = Meter(daemon)
-        firsts = await ask_all_the_time(url, askers, seconds)
+        firsts = await ask_all_the_time(url, askers, len(config.streams), seconds)
         asked = meter.read()
         grown = resident_bytes() - resident
         engine, model = daemon.assistant.engine, daemon.assistant.model
@@ -175,6 +218,7 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
         "model_threads": engine.threads,
         "start_s": start_seconds,
         "run_s": seconds,
+        "streams": len(config.streams),
         "askers": askers,
         "frames_per_second": quiet.frames / quiet.seconds,
         "frames_per_second_with_askers": asked.frames / asked.seconds,
@@ -184,6 +228,8 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
         **spread("frame_age_ms", quiet.ages),
         **spread("frame_age_with_askers_ms", asked.ages),
         **spread("first_token_ms", firsts),
+        "frames_late_share": quiet.late_share,
+        "frames_late_with_askers_share": asked.late_share,
         "answers": len(firsts),
         "tokens_per_second": asked.tokens / asked.seconds,
         **spread("decode_step_ms", asked.decodes),
@@ -198,17 +244,21 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
 
 
-async def ask_all_the_time(url: str, askers: int, seconds: float) -> list[float]:
+async def ask_all_the_time(url: str, askers: int, streams: int, seconds: float) -> list[float]:
     """Runs the askers in a process of their own; returns the seconds from each question to its answer's first word."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "streamer.bench", url, str(askers), str(seconds), stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "streamer.bench",
+        *map(str, (url, askers, streams, seconds)),
+        stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await process.communicate()
     firsts: list[float] = json.loads(out)
     return firsts
 
 
-async def askers_process(url: str, askers: int, seconds: float) -> list[float]:
+async def askers_process(url: str, askers: int, streams: int, seconds: float) -> list[float]:
     """Asks over the websocket until the time is over, each asker as soon as it is answered."""
     from streamer.client import AsyncClient
 
@@ -220,7 +270,8 @@ async def askers_process(url: str, askers: int, seconds: float) -> list[float]:
             while time.monotonic() < end:
                 began = time.monotonic()
                 first: float | None = None
-                async for _ in client.ask(QUESTIONS[number % len(QUESTIONS)], max_tokens=24):
+                question, stream = QUESTIONS[number % len(QUESTIONS)], f"bench-{number % streams}"
+                async for _ in client.ask(question, stream=stream, max_tokens=24):
                     first = first or time.monotonic() - began
                 number += 1
                 if first is not None:
@@ -240,11 +291,12 @@ def alone(daemon: Daemon, steps: int = 40) -> dict[str, float]:
     frames = [np.full((HEIGHT // 2, WIDTH // 2, 3), 90, np.uint8)] * runner.frames_per_step
     runner.open(0, HEIGHT, WIDTH)
     rate = each(lambda i: runner.see([0], [frames], [i / 10]), steps)
-    runner.fork(0, 1)
-    token = runner.prefill(1, runner.tokenizer.encode_question(QUESTIONS[0]), Sampling())
+    fork = runner.slots - 1
+    runner.fork(0, fork)
+    token = runner.prefill(fork, runner.tokenizer.encode_question(QUESTIONS[0]), Sampling())
     return {
         "model_frames_per_second": rate * runner.frames_per_step,
-        "model_tokens_per_second": each(lambda i: runner.decode([1], [token], [Sampling()]), steps),
+        "model_tokens_per_second": each(lambda i: runner.decode([fork], [token], [Sampling()]), steps),
     }
 
 
@@ -296,4 +348,5 @@ def table(figures: dict[str, Any]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(askers_process(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))))
+    address, count, watched, duration = sys.argv[1:]
+    print(json.dumps(asyncio.run(askers_process(address, int(count), int(watched), float(duration)))))
