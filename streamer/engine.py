@@ -324,12 +324,9 @@ class Engine:
                 answer.slot = self._free_answers.pop()
                 self.runner.fork(stream.slot, answer.slot)
             end = answer.read + step.tokens
-            last = end == len(question.tokens)
-            token = self.runner.prefill(
-                answer.slot, question.tokens[answer.read : end], question.sampling if last else Sampling()
-            )
+            token = self.runner.prefill(answer.slot, question.tokens[answer.read : end], question.sampling)
             answer.read = end
-            if last:
+            if end == len(question.tokens):
                 self._speak(step.answer, token)
         except Exception as error:
             self._finish(step.answer, "failed", _line(error))

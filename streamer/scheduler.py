@@ -291,7 +291,7 @@ class Scheduler(Generic[F]):
 
     def _decode(self, now: float) -> Decode:
         """One token for every answer that is due, and for those that nearly are, so that they come to share steps."""
-        step = 1 / (self.pace.floor if self._short else self.pace.ceiling)
+        step = 1 / self.pace.ceiling
         chosen = {name: answer for name, answer in self._speaking().items() if answer.due <= now + step / 2}
         for answer in chosen.values():
             answer.progress, answer.due = now, max(min(answer.due, now) + step, now)

@@ -309,6 +309,17 @@ def test_an_ended_answer_gives_its_slot_to_the_next() -> None:
     assert isinstance(step, Prefill) and step.answer == "b"
 
 
+def test_what_waits_is_bounded_and_the_newest() -> None:
+    scheduler: Scheduler[Picture] = Scheduler(frames_per_step=2)
+    scheduler.add_stream("door", Terms(deadline=5))
+    for i in range(100):
+        scheduler.offer("door", Picture(i / 25, i), i / 25)
+    assert scheduler.waiting("door") == MOST_WAITING and scheduler.room("door") == 0
+    assert scheduler.take_drops() == {("door", "overload"): 100 - MOST_WAITING}
+    step = scheduler.decide(4.0)
+    assert isinstance(step, FrameStep) and [frame.sequence for frame in step.frames[0][1]] == [92, 93]
+
+
 def test_removing_a_stream_forgets_its_frames_and_drops() -> None:
     scheduler: Scheduler[Picture] = Scheduler()
     scheduler.add_stream("door", Terms())
