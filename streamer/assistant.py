@@ -48,12 +48,12 @@ class Assistant:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        answers, limits = config.answers, config.limits
+        limits = config.limits
         self.engine = Engine(
             self._load,
             stream_slots=limits.streams,
             answer_slots=limits.answers,
-            pace=Pace(floor=answers.floor_tokens_per_second, ceiling=answers.ceiling_tokens_per_second),
+            pace=_pace(config),
             threads=config.model.threads or _threads(),
             reset=self._was_reset,
         )
@@ -174,6 +174,55 @@ class Assistant:
             stream.source.push(pixels, timestamp)
         except SourceError as error:
             raise AssistantError("bad_frame", f"The frame is refused: {error}.") from None
+
+    async def reload(self, config: Config) -> list[str]:
+        """Applies a configuration as far as it can change live; returns a line for everything that was or was not done.
+
+        Streams come and go; one whose priority or deadline changed keeps its memory, any other change begins it again.
+        The speed and manner of answers, and the limits of questions, change for what is asked from now on.
+        """
+        old, lines = self.config, []
+        wanted = {stream.name: stream for stream in config.streams}
+        configured = {stream.name: stream for stream in old.streams}
+        fixed = {name: getattr(old.limits, name) for name in ("streams", "answers")}
+        for section in ("server", "model"):
+            if getattr(config, section) != getattr(old, section):
+                lines.append(f"{section} changed: start the daemon again for it")
+        for name, value in fixed.items():
+            if getattr(config.limits, name) != value:
+                lines.append(f"limits.{name} changed: start the daemon again for it")
+        self.config = config.model_copy(
+            update={"server": old.server, "model": old.model, "limits": config.limits.model_copy(update=fixed)}
+        )
+        if config.answers != old.answers or self.config.limits != old.limits:
+            lines.append("answers and limits of questions are as configured now")
+        await asyncio.wrap_future(self.engine.set_pace(_pace(config)))
+        for name in [name for name in configured if name not in wanted and name in self._streams]:
+            await self.detach(name)
+            lines.append(f"stream {name} was removed")
+        for name, stream in wanted.items():
+            if configured.get(name) == stream and name in self._streams:
+                continue
+            try:
+                lines.append(await self._change(name, stream))
+            except AssistantError as error:
+                lines.append(error.message)
+        return lines or ["nothing changed"]
+
+    async def _change(self, name: str, config: StreamConfig) -> str:
+        """Makes a stream be as configured; says what was done."""
+        running = self._streams.get(name)
+        if running is None:
+            await self._attach(config)
+            return f"stream {name} was added"
+        terms = {"priority", "deadline"}
+        if running.config.model_dump(exclude=terms) == config.model_dump(exclude=terms):
+            running.config = config
+            await asyncio.wrap_future(self.engine.set_terms(running))
+            return f"stream {name} has priority {config.priority} and deadline {config.deadline:g} s now"
+        await self.detach(name)
+        await self._attach(config)
+        return f"stream {name} was changed and begins again"
 
     def newest_frame(self, name: str) -> Frame | None:
         """The frame that the model saw last. Raises AssistantError: unknown_stream."""
@@ -386,6 +435,10 @@ def _check_sampling(max_tokens: int, temperature: float, top_p: float) -> None:
         raise AssistantError("bad_sampling", f"temperature {temperature} must be between 0 and 2.")
     if not 0 < top_p <= 1:
         raise AssistantError("bad_sampling", f"top_p {top_p} must be above 0 and at most 1.")
+
+
+def _pace(config: Config) -> Pace:
+    return Pace(floor=config.answers.floor_tokens_per_second, ceiling=config.answers.ceiling_tokens_per_second)
 
 
 def _threads() -> int:

@@ -294,7 +294,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.ask:
             threading.Thread(target=_first_question, args=(url, options.ask), daemon=True).start()
 
-    return run(config, announce)
+    return run(config, announce, lambda: run_config(options))
 
 
 def run_config(options: argparse.Namespace) -> Config:

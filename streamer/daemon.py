@@ -18,6 +18,8 @@ from model.checkpoint import CheckpointError
 from streamer.assistant import Assistant, AssistantError
 from streamer.config import Config, ConfigError, ServerConfig
 from streamer.http import close_connections, create_app, server_options
+from streamer.logs import set_up_logs
+from streamer.systemd import notify, watchdog_seconds
 
 log = logging.getLogger("streamer")
 
@@ -95,16 +97,25 @@ class Daemon:
         )
 
 
-def run(config: Config, announce: Callable[[str], None] = lambda url: None) -> int:
-    """Runs until SIGINT or SIGTERM; returns the exit code. `announce` is told the URL once all is ready."""
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    return asyncio.run(_run(config, announce))
+def run(
+    config: Config,
+    announce: Callable[[str], None] = lambda url: None,
+    reload: Callable[[], Config] | None = None,
+) -> int:
+    """Runs until SIGINT or SIGTERM; returns the exit code. `announce` is told the URL once all is ready.
+
+    On SIGHUP, `reload` reads the configuration again, and what can change live does.
+    """
+    set_up_logs()
+    return asyncio.run(_run(config, announce, reload))
 
 
-async def _run(config: Config, announce: Callable[[str], None]) -> int:
+async def _run(config: Config, announce: Callable[[str], None], reload: Callable[[], Config] | None) -> int:
     loop, asked_to_stop = asyncio.get_running_loop(), asyncio.Event()
+    asked_to_reload = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop.set)
+    loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
     try:
         daemon = Daemon(config)
     except ConfigError as error:
@@ -125,14 +136,44 @@ async def _run(config: Config, announce: Callable[[str], None]) -> int:
         return 1
     print(daemon.banner(url), end="", flush=True)
     announce(url)
+    notify("READY=1")
     failing = asyncio.create_task(daemon.failed())
+    others = [asyncio.create_task(_keep_alive(daemon)), asyncio.create_task(_reload(daemon, asked_to_reload, reload))]
     await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
+    notify("STOPPING=1")
     if failing.done():
         print(f"streamer: {failing.result()}", file=sys.stderr)
+    for task in others:
+        task.cancel()
     await daemon.stop()
     failed = failing.done() and not stopping.done()
     failing.cancel()
     return 1 if failed else 0
+
+
+async def _keep_alive(daemon: Daemon) -> None:
+    """Tells systemd's watchdog that we are alive for as long as the engine gets on."""
+    seconds = watchdog_seconds()
+    while seconds is not None:
+        if daemon.assistant.ready:
+            notify("WATCHDOG=1")
+        await asyncio.sleep(seconds)
+
+
+async def _reload(daemon: Daemon, asked: asyncio.Event, read: Callable[[], Config] | None) -> None:
+    """Reads the configuration again whenever asked; a bad one changes nothing."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        if read is None:
+            log.warning("there is no configuration to read again")
+            continue
+        try:
+            for line in await daemon.assistant.reload(await asyncio.to_thread(read)):
+                log.info("%s", line)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("the configuration is refused, nothing changed: %s", problem)
 
 
 def _listen(server: ServerConfig) -> socket.socket:

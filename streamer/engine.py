@@ -148,6 +148,19 @@ class Engine:
         """Takes the stream's slot back; its questions that still wait fail."""
         return self.call(lambda: self._remove(name))
 
+    def set_terms(self, stream: Stream) -> Future[None]:
+        """Lets the stream's deadline and priority be those of its configuration."""
+        stream.terms = stream.promised()
+        return self.call(lambda: self.scheduler.set_terms(stream.name, stream.terms))
+
+    def set_pace(self, pace: Pace) -> Future[None]:
+        """Answers are spoken at this pace from now on."""
+
+        def do() -> None:
+            self.pace = self.scheduler.pace = pace
+
+        return self.call(do)
+
     def ask(self, question: Question) -> Future[None]:
         return self.call(lambda: self._ask(question))
 

@@ -133,6 +133,10 @@ class Scheduler(Generic[F]):
         """`frames_per_second` is the first guess; the stream's own frames correct it."""
         self._streams[name] = _Stream(terms, 1 / frames_per_second)
 
+    def set_terms(self, name: str, terms: Terms) -> None:
+        """What a stream is promised has changed."""
+        self._streams[name].terms = terms
+
     def remove_stream(self, name: str) -> None:
         self._streams.pop(name, None)
         for key in [key for key in self._drops if key[0] == name]:

@@ -55,7 +55,7 @@ class Stream:
 
     def __init__(self, config: StreamConfig, source: Source, wake: Callable[[], None]) -> None:
         self.name, self.config, self.source = config.name, config, source
-        self.terms = Terms(config.deadline, config.priority, config.policy == "every")
+        self.terms = self.promised()
         self.mailbox = Mailbox(MOST_WAITING, policy=config.policy, on_put=wake)
         self.slot = -1
         self.opened = False
@@ -68,6 +68,10 @@ class Stream:
         self._began = time.monotonic()
         self._steps: deque[tuple[float, int]] = deque(maxlen=1024)
         self._missed = 0
+
+    def promised(self) -> Terms:
+        """The terms that the configuration names."""
+        return Terms(self.config.deadline, self.config.priority, self.config.policy == "every")
 
     def start(self, changed: Callable[[Stream, SourceStatus], None]) -> None:
         self.source.start(self.mailbox, lambda status: changed(self, status))

@@ -281,6 +281,41 @@ def test_an_engine_that_fails_begins_again_and_says_so_and_then_gives_up() -> No
     run(test())
 
 
+def test_a_new_configuration_is_applied_as_far_as_it_can_be() -> None:
+    async def test() -> None:
+        async with Assistant(config()) as assistant:
+            await first_frame(assistant)
+            assert await assistant.reload(config()) == ["nothing changed"]
+
+            lines = await assistant.reload(config(streams=[{**DEMO, "priority": 5}]))
+            assert lines == ["stream demo has priority 5 and deadline 0.2 s now"]
+            assert assistant.streams()[0].generation == 1, "its memory is kept"
+            assert assistant.engine.scheduler._streams["demo"].terms.priority == 5
+
+            lines = await assistant.reload(config(streams=[{**DEMO, "fps": 5}, {"name": "door", "source": "demo:"}]))
+            assert lines == ["stream demo was changed and begins again", "stream door was added"]
+            await first_frame(assistant, "door")
+
+            lines = await assistant.reload(
+                config(
+                    streams=[DEMO, {"name": "door", "source": "/nowhere.mp4"}],
+                    model={"threads": 2},
+                    answers={"max_tokens": 3, "ceiling_tokens_per_second": 50},
+                )
+            )
+            assert lines[0] == "model changed: start the daemon again for it"
+            assert any("/nowhere.mp4" in line for line in lines) and assistant.config.model.threads == 1
+            assert assistant.engine.scheduler.pace.ceiling == 50
+            await first_frame(assistant)
+            answer = assistant.ask("What?", stream="demo")
+            await answer.text()
+            assert answer.usage.completion_tokens <= 3
+            assert await assistant.reload(config(streams=[])) != []
+            assert assistant.streams() == []
+
+    run(test())
+
+
 async def collected(events: AsyncIterator[StreamEvent], count: int) -> list[StreamEvent]:
     return [await anext(events) for _ in range(count)]
 

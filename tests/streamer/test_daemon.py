@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -23,7 +24,8 @@ CODE = """
 import json, sys
 from streamer.config import parse_config
 from streamer.daemon import run
-sys.exit(run(parse_config(json.loads(sys.argv[1])), lambda url: print(url, flush=True)))
+config = parse_config(json.loads(sys.argv[1]))
+sys.exit(run(config, lambda url: print(url, flush=True), lambda: parse_config({"streams": [], "limits": {"streams": 0}})))
 """
 
 
@@ -39,10 +41,15 @@ def command(**keys: Any) -> list[str]:
 
 
 @contextmanager
-def daemon(**keys: Any) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def daemon(environment: dict[str, str] | None = None, **keys: Any) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A running daemon, its URL and its banner."""
     with subprocess.Popen(
-        command(**keys), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(**keys),
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None
@@ -69,6 +76,32 @@ def test_starts_says_what_it_is_and_stops() -> None:
         code, seconds = ended(process, signal.SIGTERM)
         assert code == 0 and seconds < 2
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_systemd_hears_of_it(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        with daemon(environment=environment) as (process, _, _):
+            assert manager.recv(100) == b"READY=1"
+            assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            code, _ = ended(process, signal.SIGTERM)
+            assert code == 0
+            heard = b""
+            while heard != b"STOPPING=1":
+                heard = manager.recv(100)
+
+
+def test_a_bad_configuration_on_sighup_changes_nothing_and_the_log_is_json() -> None:
+    with daemon() as (process, url, _):
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        while "refused" not in (line := json.loads(process.stderr.readline()))["message"]:
+            assert line["level"] == "info"
+        assert line["level"] == "error" and "limits.streams" in line["message"] and line["time"].endswith("+00:00")
+        assert facts(url)["streams"] == 1
+        assert ended(process, signal.SIGTERM)[0] == 0
 
 
 def facts(url: str) -> dict[str, Any]:
