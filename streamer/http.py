@@ -283,6 +283,7 @@ class Doors:
     def _admit(self, connection: HTTPConnection, *scopes: Scope) -> Visitor:
         address = connection.client.host if connection.client else "unknown"
         visitor = self._gate.admit(connection.headers, address)
+        self._limits.request(visitor.name, time.monotonic())
         visitor.need(*scopes)
         return visitor
 

@@ -1,20 +1,36 @@
-"""What one visitor may take: connections, open answers, questions a minute. Pure; the clock is handed in."""
+"""What one visitor may take: connections, open answers, questions a minute, messages. Pure; the clock is handed in."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 
 from streamer.auth import DoorError
 
+REQUESTS_PER_SECOND = 200.0
+"""Of one visitor, over HTTP."""
+REQUESTS_AT_ONCE = 1_000.0
+MESSAGES_PER_SECOND = 200.0
+"""Over one websocket; whoever sends faster is read more slowly."""
+MESSAGES_AT_ONCE = 500.0
 
-@dataclass(slots=True)
-class _Bucket:
-    """Questions that may still be asked; fills up at the allowed rate."""
 
-    level: float
-    at: float
+class Bucket:
+    """What may still be taken: `most` at once, and `rate` a second in the long run."""
+
+    def __init__(self, most: float, rate: float, now: float) -> None:
+        self.most, self.rate = most, rate
+        self.level, self.at = most, now
+
+    def fill(self, now: float) -> None:
+        self.level = min(self.most, self.level + (now - self.at) * self.rate)
+        self.at = now
+
+    def take(self, now: float) -> float:
+        """Takes one; returns the seconds to wait for it. Whoever does not wait is ever deeper in debt."""
+        self.fill(now)
+        self.level -= 1
+        return max(0.0, -self.level / self.rate)
 
 
 class Limits:
@@ -30,7 +46,8 @@ class Limits:
         self.connections, self.answers, self.questions_per_minute = connections, answers, questions_per_minute
         self._connected: Counter[str] = Counter()
         self._answering: Counter[str] = Counter()
-        self._buckets: dict[str, _Bucket] = {}
+        self._questions: dict[str, Bucket] = {}
+        self._requests: dict[str, Bucket] = {}
 
     def connect(self, visitor: str) -> None:
         """A websocket is opened. Raises DoorError: too_many_connections."""
@@ -50,13 +67,11 @@ class Limits:
         """
         if self._answering[visitor] >= self.answers:
             raise DoorError("too_many_answers", f"{self.answers} answers are open already: wait for one to end.", 1.0)
-        self._forget(now)
-        most, rate = self.questions_per_minute, self.questions_per_minute / 60
-        bucket = self._buckets.setdefault(visitor, _Bucket(most, now))
-        bucket.level = min(most, bucket.level + (now - bucket.at) * rate)
-        bucket.at = now
+        most = self.questions_per_minute
+        bucket = _bucket(self._questions, visitor, most, most / 60, now)
+        bucket.fill(now)
         if bucket.level < 1:
-            wait = (1 - bucket.level) / rate
+            wait = (1 - bucket.level) / bucket.rate
             raise DoorError(
                 "rate_limit_exceeded", f"{most} questions a minute are allowed: wait {math.ceil(wait)} s.", wait
             )
@@ -66,17 +81,33 @@ class Limits:
             "name": "requests",
             "limit": most,
             "remaining": int(bucket.level),
-            "reset_seconds": round((most - bucket.level) / rate, 3),
+            "reset_seconds": round((most - bucket.level) / bucket.rate, 3),
         }
 
     def answered(self, visitor: str) -> None:
         """An answer is over."""
         _less(self._answering, visitor)
 
-    def _forget(self, now: float) -> None:
-        """Visitors whose bucket is full again need no bucket."""
-        if len(self._buckets) > 1_000:
-            self._buckets = {name: bucket for name, bucket in self._buckets.items() if now - bucket.at < 60}
+    def request(self, visitor: str, now: float) -> None:
+        """A request has come over HTTP. Raises DoorError: rate_limit_exceeded."""
+        bucket = _bucket(self._requests, visitor, REQUESTS_AT_ONCE, REQUESTS_PER_SECOND, now)
+        bucket.fill(now)
+        if bucket.level < 1:
+            raise DoorError("rate_limit_exceeded", "Too many requests at once: slow down.", 1 / bucket.rate)
+        bucket.level -= 1
+
+
+def message_bucket(now: float) -> Bucket:
+    """For the messages of one websocket."""
+    return Bucket(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND, now)
+
+
+def _bucket(buckets: dict[str, Bucket], visitor: str, most: float, rate: float, now: float) -> Bucket:
+    """A visitor's bucket. One that is full again need not be kept."""
+    if visitor not in buckets and len(buckets) >= 1_000:
+        for name in [name for name, each in buckets.items() if now - each.at > each.most / each.rate]:
+            del buckets[name]
+    return buckets.setdefault(visitor, Bucket(most, rate, now))
 
 
 def _less(counter: Counter[str], visitor: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from streamer.auth import DoorError, Visitor
 from streamer.desk import Desk, Question
 from streamer.facts import event_facts, frame_facts, stream_facts
 from streamer.given import Given
+from streamer.limits import message_bucket
 from streamer.pictures import PictureError, decode_picture
 
 OUTGOING_BYTES = 256 * 1024
@@ -122,7 +124,12 @@ class RealtimeConnection:
     """Carries out what one client's session decides."""
 
     def __init__(
-        self, websocket: WebSocket, assistant: Assistant, session: RealtimeSession, visitor: Visitor, desk: Desk
+        self,
+        websocket: WebSocket,
+        assistant: Assistant,
+        session: RealtimeSession,
+        visitor: Visitor,
+        desk: Desk,
     ) -> None:
         self._websocket = websocket
         self._socket = websocket.scope["extensions"]["streamer.socket"]
@@ -144,6 +151,7 @@ class RealtimeConnection:
         """Runs until either side closes; the websocket is accepted already."""
         self._writer = self._spawn(self._outbox.send_all(self._websocket))
         try:
+            bucket = message_bucket(time.monotonic())
             self._do(self._session.open(self._desk.names()))
             while True:
                 message = await self._websocket.receive()
@@ -153,6 +161,8 @@ class RealtimeConnection:
                 for decision in self._session.receive(text if text is not None else data or b"", self._desk.names()):
                     await self._carry_out(decision)
                 await self._outbox.room()
+                # Whoever sends faster than is fair is read more slowly; even the fastest leaves room for others between.
+                await asyncio.sleep(bucket.take(time.monotonic()))
         finally:
             self._do(self._session.close())
             self._closed.set()

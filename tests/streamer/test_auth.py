@@ -3,7 +3,7 @@
 import pytest
 
 from streamer.auth import SCOPES, DoorError, Gate, Visitor, is_loopback, new_token, read_tokens, token_digest
-from streamer.limits import Limits
+from streamer.limits import Limits, message_bucket
 
 SECRET = new_token()
 OTHER = new_token()
@@ -146,3 +146,29 @@ def test_questions_are_limited_by_the_minute() -> None:
     assert limits.ask("a", 10.1)["remaining"] == 0
     assert limits.ask("b", 10.1)["remaining"] == 5
     assert limits.ask("a", 1_000.0)["remaining"] == 5
+
+
+def test_whoever_sends_fast_is_read_slowly() -> None:
+    bucket = message_bucket(0.0)
+    assert [bucket.take(0.0) for _ in range(500)] == [0.0] * 500
+    assert bucket.take(0.0) == pytest.approx(1 / 200)
+    assert bucket.take(0.0) == pytest.approx(2 / 200)
+    assert bucket.take(1.0) == 0.0
+
+
+def test_requests_are_limited_by_the_second() -> None:
+    limits = Limits(connections=1, answers=1, questions_per_minute=1)
+    for _ in range(1_000):
+        limits.request("a", 0.0)
+    with pytest.raises(DoorError) as error:
+        limits.request("a", 0.0)
+    assert code(error) == "rate_limit_exceeded"
+    limits.request("b", 0.0)
+    limits.request("a", 0.01)
+
+
+def test_quiet_visitors_are_forgotten() -> None:
+    limits = Limits(connections=1, answers=1, questions_per_minute=1)
+    for number in range(5_000):
+        limits.request(f"visitor {number}", number / 10)
+    assert len(limits._requests) <= 1_001
