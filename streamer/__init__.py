@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamer.assistant import Answer, Assistant, AssistantError, StreamEvent, StreamStatus, Subscription, Usage
-    from streamer.config import Config, ConfigError, load_config
+    from streamer.blocking import BlockingAnswer, BlockingAssistant
+    from streamer.config import Config, ConfigError, load_config, parse_config
 
 _HOME = Path(__file__).resolve().parent.parent
 _ASSISTANT = ("Answer", "Assistant", "AssistantError", "StreamEvent", "StreamStatus", "Subscription", "Usage")
-_PUBLIC = {"streamer.assistant": _ASSISTANT, "streamer.config": ("Config", "ConfigError", "load_config")}
+_PUBLIC = {
+    "streamer.assistant": _ASSISTANT,
+    "streamer.blocking": ("BlockingAnswer", "BlockingAssistant"),
+    "streamer.config": ("Config", "ConfigError", "load_config", "parse_config"),
+}
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [
     "Answer",
     "Assistant",
     "AssistantError",
+    "BlockingAnswer",
+    "BlockingAssistant",
     "Config",
     "ConfigError",
     "StreamEvent",
@@ -26,6 +33,7 @@ __all__ = [
     "Subscription",
     "Usage",
     "load_config",
+    "parse_config",
 ]
 
 
