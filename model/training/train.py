@@ -239,7 +239,6 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
         if caches is not None:
             keep_caches(caches)
         limit_autotuning()
-        torch.backends.cuda.matmul.allow_tf32 = True
     assets = Assets.load()
     learner = Learner(recipe, device)
     done, first, log = 0.0, 0, []
