@@ -21,6 +21,8 @@ from streamer.client import DEFAULT_URL, Client, ClientError
 if TYPE_CHECKING:
     from streamer.config import Config
 
+KINDS = ("a video file", "demo:", "rtsp://…", "rtmp://…", "http(s)://… (HLS, MJPEG)", "push://NAME", "whip://NAME")
+"""What `--source` takes beside local cameras."""
 FIRST_QUESTION_AFTER = 2.0
 """Seconds that a stream is watched before `--ask` asks."""
 
@@ -106,6 +108,20 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure the daemon on this machine")
     bench_arguments(bench)
     bench.set_defaults(command=_bench)
+
+    sources = commands.add_parser("sources", help="list the cameras of this machine and the kinds of source there are")
+    sources.add_argument("--json", action="store_true", help="print facts as JSON")
+    sources.set_defaults(command=_sources)
+
+    doctor = commands.add_parser("doctor", help="say what works on this machine, and what to mend")
+    doctor.add_argument("--host", default="127.0.0.1", help="address that the daemon is to listen at")
+    doctor.add_argument("--port", type=int, default=8765, help="its port")
+    doctor.add_argument("--json", action="store_true", help="print facts as JSON")
+    doctor.set_defaults(command=_doctor)
+
+    completion = commands.add_parser("completion", help="print a script that completes commands in your shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(command=_completion)
 
     config = commands.add_parser("config", help="look after configuration files")
     config_commands = config.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -218,6 +234,33 @@ def _bench(options: argparse.Namespace) -> int:
     from streamer.bench import run
 
     return run(options)
+
+
+def _sources(options: argparse.Namespace) -> int:
+    from capture import list_cameras
+
+    cameras = list_cameras()
+    if options.json:
+        print(json.dumps({"cameras": [{"source": url, "name": name} for url, name in cameras], "kinds": list(KINDS)}))
+        return 0
+    for url, name in cameras:
+        print(f"{url}  {name}")
+    print("" if cameras else "no local camera is attached", end="" if cameras else "\n")
+    print(f"Also: {', '.join(KINDS)}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from streamer.doctor import run
+
+    return run(options)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(_parser(), options.shell))
+    return 0
 
 
 def status_lines(streams: Sequence[dict[str, Any]]) -> list[str]:

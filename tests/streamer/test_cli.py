@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from streamer.auth import read_tokens
 from streamer.cli import _duration, _parser, main, run_config
 from streamer.config import Config, ConfigError
+from streamer.doctor import cameras
 
 
 def configured(*arguments: str) -> Config:
@@ -82,6 +84,38 @@ def test_token_is_shown_once_and_kept_hashed(capsys: pytest.CaptureFixture[str])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  phone ")]
     assert read_tokens([line], "test")[0].name == "phone"
     assert main(["token", "phone", "--scopes", "look"]) == 2
+
+
+def test_sources_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sources"]) == 0
+    assert "rtsp://" in capsys.readouterr().out
+    assert main(["sources", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"cameras", "kinds"}
+
+
+def test_doctor_says_what_works_and_what_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["doctor", "--port", str(taken.getsockname()[1]), "--json"]) == 0
+    findings = {each["part"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert {"machine", "GPU", "decoders", "cameras", "port", "nano"} <= set(findings)
+    assert findings["port"]["verdict"] == "hint" and "in use" in findings["port"]["fact"]
+    assert findings["decoders"]["verdict"] == "good"
+    assert main(["doctor", "--port", "0"]) == 0
+    assert "ok    port" in capsys.readouterr().out
+
+
+def test_doctor_names_a_camera_that_may_not_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [Path("/dev/video7")])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (finding,) = cameras()
+    assert finding.verdict == "bad" and "/dev/video7" in finding.fact and "usermod" in finding.mend
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("doctor", "stream", "token", "insecure"))
 
 
 def test_durations_are_readable() -> None:
