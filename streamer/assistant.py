@@ -140,7 +140,7 @@ class Assistant:
     async def attach(self, name: str, source: str, **options: Any) -> StreamStatus:
         """Begins to watch a source; `options` are the keys of a configured stream.
 
-        Raises AssistantError: bad_option, stream_exists, too_many_streams, bad_source, not_ready.
+        Raises AssistantError: bad_option, stream_exists, too_many_streams, too_many_frames, bad_source, not_ready.
         """
         try:
             config = parse_config({"streams": [{"name": name, "source": source, **options}]}, "stream").streams[0]
@@ -347,6 +347,7 @@ class Assistant:
         try:
             source = await asyncio.to_thread(open_source, config.source, _source_options(config))
             stream = Stream(config, source, self.engine.wake)
+            await self._admit(stream)
             await asyncio.wrap_future(self.engine.add(stream))
         except SourceError as error:
             raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
@@ -356,6 +357,20 @@ class Assistant:
         self._told[name] = Counter()
         stream.start(self._changed)
         return stream.status(time.monotonic())
+
+    async def _admit(self, stream: Stream) -> None:
+        """Refuses a stream that the device has no time for, where admission is by measured cost."""
+        if self.config.limits.admission == "slots" or stream.terms.every:
+            return
+        capacity, demand = await asyncio.wrap_future(self.engine.load())
+        missing = demand + stream.expected_rate - capacity
+        if missing > 0:
+            raise AssistantError(
+                "too_many_frames",
+                f"The device sees {capacity:.0f} frames a second, streams bring {demand:.0f}, and {stream.name!r} would "
+                f"bring {stream.expected_rate:.0f}: {missing:.0f} are missing. Detach a stream, set a lower fps, or set "
+                "limits.admission to slots.",
+            )
 
     def _cancel(self, answer: Answer) -> None:
         self.engine.cancel(answer.id)

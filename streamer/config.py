@@ -185,6 +185,9 @@ class AnswersConfig(_Section):
 class LimitsConfig(_Section):
     """How much the daemon takes on; what does not fit is refused by name."""
 
+    admission: Literal["slots", "measured"] = "slots"
+    """`slots` takes every stream that finds a slot and lowers frame rates where the device is short; `measured` refuses a
+    stream whose frames the device, by its measured step costs, has no time for."""
     streams: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
     answers: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
     """Answers that are spoken at once; each takes a slot of the model's memory."""

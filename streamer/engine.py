@@ -144,6 +144,10 @@ class Engine:
         """Gives the stream a slot; its frames are seen from now on."""
         return self.call(lambda: self._add(stream))
 
+    def load(self) -> Future[tuple[float, float]]:
+        """Frames a second that the device sees at most, and that its streams bring."""
+        return self.call(lambda: (self.scheduler.capacity(), self.scheduler.demand()))
+
     def remove(self, name: str) -> Future[None]:
         """Takes the stream's slot back; its questions that still wait fail."""
         return self.call(lambda: self._remove(name))
@@ -389,7 +393,7 @@ class Engine:
     def _add(self, stream: Stream) -> None:
         stream.slot = self._free_streams.pop()
         self._streams[stream.name] = stream
-        self.scheduler.add_stream(stream.name, stream.terms)
+        self.scheduler.add_stream(stream.name, stream.terms, frames_per_second=stream.expected_rate)
 
     def _remove(self, name: str) -> None:
         stream = self._streams.pop(name)

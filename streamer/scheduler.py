@@ -198,6 +198,10 @@ class Scheduler(Generic[F]):
         each = self.frame_costs.cheapest_each(self.largest_batch) / self.frames_per_step
         return FULL / each if each else float("inf")
 
+    def demand(self) -> float:
+        """Frames a second that live streams bring in all; what has not shown its rate yet counts with the first guess."""
+        return sum(1 / stream.period for stream in self._streams.values() if not stream.terms.every)
+
     # Decisions
 
     def decide(self, now: float) -> Decision[F]:

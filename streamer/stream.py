@@ -11,6 +11,8 @@ from capture import Frame, Mailbox, Source, SourceStatus
 from streamer.config import StreamConfig
 from streamer.scheduler import MOST_WAITING, Terms
 
+USUAL_RATE = 25.0
+"""Frames a second that are expected of a stream before it has shown its own rate."""
 RATE_WINDOW = 5.0
 """Seconds over which `fps_seen` is counted."""
 
@@ -72,6 +74,11 @@ class Stream:
     def promised(self) -> Terms:
         """The terms that the configuration names."""
         return Terms(self.config.deadline, self.config.priority, self.config.policy == "every")
+
+    @property
+    def expected_rate(self) -> float:
+        """Frames a second, before the first has come."""
+        return min(USUAL_RATE, self.config.fps or USUAL_RATE)
 
     def start(self, changed: Callable[[Stream, SourceStatus], None]) -> None:
         self.source.start(self.mailbox, lambda status: changed(self, status))

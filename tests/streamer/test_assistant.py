@@ -125,6 +125,21 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     run(test())
 
 
+def test_a_stream_that_the_device_has_no_time_for_is_refused_where_that_is_wanted() -> None:
+    async def test() -> None:
+        limits = {"streams": 2, "answers": 2, "admission": "measured"}
+        async with Assistant(config(streams=[], limits=limits)) as assistant:
+            assistant.engine.scheduler.capacity = lambda: 33.0  # type: ignore[method-assign]
+            await assistant.attach("left", "demo:")
+            with pytest.raises(AssistantError) as error:
+                await assistant.attach("right", "demo:")
+            refused(error, "too_many_frames", "sees 33", "bring 25", "17 are missing", "limits.admission")
+            await assistant.attach("right", "demo:", fps=5)
+            assert len(assistant.streams()) == 2
+
+    run(test())
+
+
 def test_stopping_mid_answer_cancels_it_at_once() -> None:
     async def test() -> None:
         assistant = Assistant(config())

@@ -351,6 +351,9 @@ def test_capacity_follows_the_cheapest_batch() -> None:
     for size, seconds in ((1, 0.05), (2, 0.08), (4, 0.12)):
         scheduler.measured(FrameStep(tuple((str(i), ()) for i in range(size))), seconds)
     assert scheduler.capacity() == pytest.approx(0.95 * 2 / 0.03)
+    scheduler.add_stream("camera", Terms(), frames_per_second=20)
+    scheduler.add_stream("tape", Terms(every=True))
+    assert scheduler.demand() == pytest.approx(20)
 
 
 def test_costs_are_learnt_interpolated_and_robust() -> None:
