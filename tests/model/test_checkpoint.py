@@ -101,6 +101,13 @@ def test_a_fused_model_can_be_saved(tmp_path: Path) -> None:
     assert_same(load_checkpoint(tmp_path)[0], build(small()))
 
 
+def test_saving_makes_the_folder_and_keeps_the_decays_digits(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    save_checkpoint(build(small()), TOKENIZER, folder, torch.bfloat16)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert tensor.dtype == (torch.float32 if name.endswith(("A_log", "dt_bias")) else torch.bfloat16), name
+
+
 def test_dtype_is_converted_but_for_the_decay(folder: Path) -> None:
     loaded, _ = load_checkpoint(folder, dtype=torch.bfloat16)
     expected = dict(build(small()).named_parameters())

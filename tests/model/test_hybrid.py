@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.config import FULL, AttentionPolicy, ConfigError, InfiniteVLConfig
+from model.infinitevl import InfiniteVL
 from model.memory import SequenceMemory, visible
 from model.state import StreamState
 
@@ -54,6 +55,24 @@ def test_long_after_the_ring_has_wrapped() -> None:
     model.fuse()
     watch(model, stream, state, 0)
     assert error(ask(model, state, 0, QUESTION, 1), oracle) <= 1e-4
+
+
+@torch.no_grad()
+def test_fusing_takes_no_memory() -> None:
+    """The parts become views of the joint weights: the names stay, nothing is held twice."""
+
+    def held(model: InfiniteVL) -> int:
+        return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}.values())
+
+    model = build(ONLINE)
+    before, names = held(model), {name: p.clone() for name, p in model.named_parameters()}
+    model.fuse()
+    assert held(model) == before
+    assert all(torch.equal(p, names[name]) for name, p in model.named_parameters())
+    mixer = model.model.layers[0].self_attn
+    for part in (mixer.q_proj, mixer.k_proj, mixer.v_proj):
+        for parameter, joint in ((part.weight, mixer.inward.weight), (part.bias, mixer.inward.bias)):
+            assert parameter.untyped_storage().data_ptr() == joint.untyped_storage().data_ptr()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 
 from model import AttentionPolicy, ConfigError, Runner, Sampling, Snapshot, load_runner
 from model.checkpoint import CheckpointError
-from model.config import InfiniteVLConfig
+from model.config import PRESETS, InfiniteVLConfig
 from model.tokenizer import Tokenizer
 
 from .small import build, error, picture, small
@@ -105,6 +105,29 @@ def test_questions_leave_streams_bit_identical() -> None:
         assert same(asked.snapshot(slot), quiet.snapshot(slot))
 
 
+def test_answers_of_a_batch_are_chosen_each_in_its_own_way() -> None:
+    """Greedy, drawn and drawn with another seed, decoded together, say what each says alone; a seed says the same again."""
+    runner = pool()
+    runner.open(0, 90, 160)
+    runner.see([0], [[picture(90, 160)]], [0.0])
+    prompt = runner.tokenizer.encode_question("what?")
+
+    def said(*ways: Sampling) -> list[list[int]]:
+        slots = list(range(1, 1 + len(ways)))
+        for slot in slots:
+            runner.fork(0, slot)
+        tokens = [[runner.prefill(slot, prompt, how)] for slot, how in zip(slots, ways, strict=True)]
+        for _ in range(8):
+            following = runner.decode(slots, [answer[-1] for answer in tokens], ways)
+            tokens = [[*answer, token] for answer, token in zip(tokens, following, strict=True)]
+        return tokens
+
+    ways = Sampling(), Sampling(3.0, seed=1), Sampling(3.0, seed=2)
+    together = said(*ways)
+    assert together == [said(how)[0] for how in ways]
+    assert len({tuple(answer[1:]) for answer in together}) == 3
+
+
 def test_a_snapshot_takes_its_grid_along() -> None:
     runner = pool()
     runner.open(0, 160, 90)
@@ -154,6 +177,13 @@ def test_random_weights_are_seeded_and_said() -> None:
     assert not first.trained
     for left, right in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def test_presets_run_on_random_weights_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", CONFIG)
+    assert not load_runner("tiny", slots=1, random_weights=True).trained
+    with pytest.raises(CheckpointError, match="preset 'tiny' has no weights of its own"):
+        load_runner("tiny", slots=1)
 
 
 def test_policy_and_horizon_are_choices() -> None:
