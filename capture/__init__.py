@@ -5,10 +5,11 @@ from capture.frame import Frame
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
 from capture.push import PushSource
-from capture.source import Source, SourceError, SourceOptions, SourceStatus, open_source, redact
+from capture.source import IceServer, Source, SourceError, SourceOptions, SourceStatus, open_source, redact
 
 __all__ = [
     "Frame",
+    "IceServer",
     "Mailbox",
     "Patience",
     "PushSource",

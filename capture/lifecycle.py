@@ -97,6 +97,14 @@ class Lifecycle:
         if now - self.faultless_since >= self.patience.healthy:
             self.failures = 0
 
+    def renew(self, now: float, reason: str = "") -> int:
+        """A connection was brought from outside and takes the place of any other; its generation."""
+        self.reconnects += self.last_frame is not None
+        self.generation += 1
+        self.forget()
+        self.move(State.CONNECTING, now, reason)
+        return self.generation
+
     def heard(self, generation: int, now: float) -> None:
         """A connection brought coded data, though perhaps no picture yet."""
         if generation == self.generation:
@@ -185,8 +193,12 @@ class Lifecycle:
         self.faultless_since = now
         self.retry_at = now + backoff * (1 + self.patience.jitter * self.random.uniform(-1, 1))
         self.move(State.WAITING, now, reason)
-        self.frozen, self.changed, self.last_frame, self.held, self.heard_at = False, None, None, False, -inf
+        self.forget()
         return Action.LET_GO
+
+    def forget(self) -> None:
+        """What was known of the connection before says nothing of the next."""
+        self.frozen, self.held, self.changed, self.last_frame, self.heard_at = False, False, None, None, -inf
 
     def move(self, state: State, now: float, reason: str) -> None:
         """Enters a state."""

@@ -119,11 +119,15 @@ class SourceShell:
             self.lifecycle.stop(time.monotonic())
             self.ended.set()
         self.mailbox.close()
+        self.leave()
         self.tell()
         deadline = time.monotonic() + timeout
         for thread in self.threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+
+    def leave(self) -> None:
+        """Wakes what a connection's thread waits in, where `ended` alone does not."""
 
     def tick(self) -> None:
         """Lets time pass for the lifecycle."""

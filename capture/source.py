@@ -18,6 +18,15 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class IceServer:
+    """A STUN or TURN server, by its URLs (`stun:host:3478`, `turn:host:3478?transport=udp`)."""
+
+    urls: tuple[str, ...]
+    username: str | None = None
+    credential: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class SourceOptions:
     """How a source is read. Times are in seconds."""
 
@@ -47,6 +56,8 @@ class SourceOptions:
     """Frames a second asked of a local camera."""
     pixel_format: str | None = None
     """Pixel format asked of a local camera: FFmpeg's name (`mjpeg`, `yuyv422`) for v4l2://, a FourCC (`MJPG`) for camera://."""
+    ice_servers: tuple[IceServer, ...] = ()
+    """What WebRTC asks for its addresses."""
     patience: Patience = field(default_factory=Patience)
 
 
@@ -103,7 +114,7 @@ def redact(text: str) -> str:
 
 NETWORK = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https")
 """Schemes that FFmpeg opens over the network."""
-SCHEMES = (*NETWORK, "v4l2", "camera", "push")
+SCHEMES = (*NETWORK, "v4l2", "camera", "push", "whip")
 
 
 def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:
@@ -133,6 +144,10 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:
         return CameraSource(url, options)
     if scheme == "push":
         return PushSource(url, options)
+    if scheme == "whip":
+        from capture.webrtc import WhipSource
+
+        return WhipSource(url, options)
     if "://" in url and scheme != "file":
         raise SourceError(
             f"source {redact(url)}: unknown scheme {scheme!r}; use a file's path, {', '.join(f'{s}://' for s in SCHEMES)} or demo:"

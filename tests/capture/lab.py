@@ -294,6 +294,15 @@ def certificate(folder: Path) -> str:
     return str(path)
 
 
+def ec_certificate(folder: Path) -> tuple[str, str]:
+    """Files of a self-signed P-256 certificate and of its key."""
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=x -keyout ek -out ec"
+    )
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return str(folder / "ec"), str(folder / "ek")
+
+
 class Mjpeg(BaseHTTPRequestHandler):
     """Pushes JPEGs; the server's `picture` gives each, None keeps the connection and sends nothing."""
 
@@ -336,3 +345,30 @@ def http_server(handler: type[BaseHTTPRequestHandler], **settings: object) -> It
         server.stopping = True  # type: ignore[attr-defined]
         server.shutdown()
         server.server_close()
+
+
+def broadcast(target: str, format: str, stop: threading.Event, options: dict[str, str]) -> None:
+    """Encodes the moving square in real time into whatever `target` is, until told to stop."""
+    began = time.monotonic()
+    with contextlib.suppress(av.error.FFmpegError), av.open(target, "w", format=format, options=options) as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.thread_count = 25, 1
+        n = 0
+        while not stop.wait(max(0.0, began + n / 25 - time.monotonic())):
+            frame = av.VideoFrame.from_ndarray(drawn(n), format="rgb24")
+            frame.pts, frame.time_base = n, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+            n += 1
+
+
+@contextlib.contextmanager
+def broadcasting(target: str, format: str, **options: str) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=broadcast, args=(target, format, stop, options), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(10)

@@ -6,21 +6,19 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from fractions import Fraction
 from http.server import SimpleHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
 from capture import State
 from tests.capture.lab import (
     Mjpeg,
+    broadcasting,
     certificate,
     drawn,
     http_server,
@@ -103,33 +101,6 @@ class Folder(SimpleHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def broadcast(target: str, format: str, stop: threading.Event, options: dict[str, str]) -> None:
-    """Encodes the moving square in real time into whatever `target` is, until told to stop."""
-    began = time.monotonic()
-    with contextlib.suppress(av.error.FFmpegError), av.open(target, "w", format=format, options=options) as container:
-        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "tune": "zerolatency"})
-        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
-        stream.codec_context.gop_size, stream.codec_context.thread_count = 25, 1
-        n = 0
-        while not stop.wait(max(0.0, began + n / 25 - time.monotonic())):
-            frame = av.VideoFrame.from_ndarray(drawn(n), format="rgb24")
-            frame.pts, frame.time_base = n, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-            n += 1
-
-
-@contextlib.contextmanager
-def broadcasting(target: str, format: str, **options: str) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=broadcast, args=(target, format, stop, options), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(10)
 
 
 def test_live_hls_plays_at_its_own_pace(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from fractions import Fraction
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 
+import aioice.ice
 import av
 import numpy as np
 import pytest
 
 from capture import Patience, State
 from capture import camera as local
+from capture.webrtc import WhipSource
 from tests.capture.lab import (
     HASTY,
     Mjpeg,
@@ -28,6 +31,7 @@ from tests.capture.lab import (
     wait_for,
     watching,
 )
+from tests.capture.publisher import Publisher
 
 PROMISED = 5.0 + HASTY.backoff_most * (1 + HASTY.jitter)
 """Seconds within which a source must be live again after it is healthy."""
@@ -460,3 +464,88 @@ def test_forty_streams_of_which_ten_flap(recovery: Record) -> None:
         finally:
             for watcher in healthy + flapping:
                 watcher.source.stop(5)
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aioice leaves loopback out, which may be all there is."""
+    monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+def publish(watcher: Watcher, publisher: Publisher, ended: threading.Event | None = None) -> Publisher:
+    source = watcher.source
+    assert isinstance(source, WhipSource)
+    over = threading.Event() if ended is None else ended
+    publisher.publish(lambda offer: source.publish(offer, over.set).result(20))
+    return publisher
+
+
+@pytest.mark.usefixtures("loopback")
+def test_publisher_vanishes_without_delete(recovery: Record) -> None:
+    gone = threading.Event()
+    with watching("whip://door") as watcher:
+        first = publish(watcher, Publisher(), gone)
+        watcher.more(20)
+        first.vanish()
+        watcher.until(State.STALLED)
+        watcher.until(State.WAITING)
+        assert gone.wait(5), "the session's owner is told"
+        wait_for(lambda: watcher.source.status.reason == "waits for a publisher")
+        began = time.monotonic()
+        second = publish(watcher, Publisher())
+        back(watcher, recovery, began)
+        watcher.more(10)
+        sound_axis(watcher, gaps=1)
+        first.close()
+        second.close()
+
+
+@pytest.mark.usefixtures("loopback")
+def test_publisher_replaced_by_another(recovery: Record) -> None:
+    """The later one wins, and what the earlier one still sends or says touches nothing."""
+    gone = threading.Event()
+    with watching("whip://door") as watcher:
+        first = publish(watcher, Publisher("VP8"), gone)
+        watcher.more(20)
+        began = time.monotonic()
+        second = publish(watcher, Publisher("H264"))
+        back(watcher, recovery, began)
+        assert gone.wait(5)
+        watcher.more(20)
+        first.close()
+        watcher.more(20)
+        assert watcher.state is State.LIVE and watcher.source.status.reconnects == 1
+        sound_axis(watcher, gaps=1)
+        second.close()
+
+
+@pytest.mark.usefixtures("loopback")
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+@pytest.mark.parametrize(
+    "percent", [0, 1, 5, 20], ids=["one packet lost for ever", "loss 1 %", "loss 5 %", "loss 20 %"]
+)
+def test_webrtc(percent: int, codec: str, recovery: Record) -> None:
+    """Packets are lost whenever they are sent, retransmissions included; the picture waits for a key frame a second or two at most."""
+    losing = threading.Event()
+    only: list[int] = []
+
+    def lose(sequence: int) -> bool:
+        if not losing.is_set():
+            return False
+        if percent:
+            return sequence * 2654435761 % 2**32 < percent / 100 * 2**32
+        only.extend([sequence] if not only else [])
+        return sequence == only[0]
+
+    with watching("whip://door") as watcher, contextlib.closing(Publisher(codec, lose)) as publisher:
+        publish(watcher, publisher)
+        watcher.more(20)
+        losing.set()
+        longest = max(watcher.more(1) for _ in range(60))
+        assert longest < (2.0 if percent == 20 else 1.0)
+        assert publisher.asked > 0 or percent == 1, "a key frame was asked for"
+        losing.clear()
+        back(watcher, recovery)
+        watcher.more(20)
+        assert watcher.source.status.reconnects == 0
+        sound_axis(watcher)
