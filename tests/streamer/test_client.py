@@ -5,8 +5,10 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import websockets
 
 from streamer.client import AsyncClient, Client, ClientError
 from tests.streamer.serving import Daemon, Served, eventually
@@ -95,6 +97,26 @@ def test_client_and_command_line_start_without_torch() -> None:
     code = f"import sys, streamer.client, streamer.cli; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_client_needs_no_package_but_websockets(server: Served, tmp_path: Path) -> None:
+    """As after `pip install --no-deps streamer websockets`."""
+    root = Path(__file__).parents[2]
+    for package in (
+        *(root / name for name in ("streamer", "model", "capture", "protocols")),
+        Path(websockets.__path__[0]),
+    ):
+        (tmp_path / package.name).symlink_to(package)
+    code = f"from streamer.client import Client\nwith Client({server.url!r}) as c: print(*c.ask('What?', max_tokens=2))"
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0 and run.stdout, run.stderr
 
 
 def streamer(*arguments: str) -> subprocess.CompletedProcess[str]:
