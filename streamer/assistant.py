@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from capture import Frame, Patience, PushSource, SourceError, SourceOptions, SourceStatus, open_source
+from capture import Frame, Patience, PushSource, Source, SourceError, SourceOptions, SourceStatus, open_source
 from model import AttentionPolicy, Runner, Sampling, load_runner
 from streamer.answer import Answer, Usage
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
@@ -223,6 +223,10 @@ class Assistant:
         await self.detach(name)
         await self._attach(config)
         return f"stream {name} was changed and begins again"
+
+    def source(self, name: str) -> Source:
+        """Where a stream's frames come from. Raises AssistantError: unknown_stream."""
+        return self._stream(name).source
 
     def newest_frame(self, name: str) -> Frame | None:
         """The frame that the model saw last. Raises AssistantError: unknown_stream."""

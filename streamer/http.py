@@ -32,12 +32,14 @@ from streamer.limits import Limits
 from streamer.metrics import Metrics
 from streamer.page import page_routes
 from streamer.pictures import encode_jpeg
+from streamer.publishing import Publishing
 from streamer.websocket import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
 
 log = logging.getLogger("streamer.http")
 PICTURE_SIDE = 640
 """Pixels of the longer side of pictures that are shown."""
 PICTURES_PER_SECOND = 10.0
+WHIP_METHODS = ["OPTIONS", "POST", "PATCH", "DELETE", "GET", "HEAD", "PUT"]
 BODY_BYTES = 32 * 2**20
 """The largest body of a request: pictures and short videos come in it."""
 
@@ -61,6 +63,8 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             Route("/v1/streams/{stream}", doors.detach, methods=["DELETE"]),
             Route("/v1/streams/{stream}/frame.jpg", doors.frame),
             Route("/v1/streams/{stream}/video.mjpeg", doors.video),
+            Route("/whip/{stream}", doors.whip, methods=WHIP_METHODS),
+            Route("/whip/{stream}/{session}", doors.whip, methods=WHIP_METHODS),
             Route("/healthz", doors.health),
             Route("/readyz", doors.ready),
             Route("/metrics", doors.metrics),
@@ -146,6 +150,7 @@ class Doors:
         self._limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._metrics = Metrics()
         self._desk = Desk(assistant, self._limits, self._metrics)
+        self._publishing = Publishing(assistant)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -266,6 +271,17 @@ class Doors:
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
                 yield head.encode() + picture + b"\r\n"
             await asyncio.sleep(1 / PICTURES_PER_SECOND)
+
+    async def whip(self, request: Request) -> Response:
+        """Publishing by WebRTC (RFC 9725); what a session's URL may do is known to its publisher alone."""
+        place = request.path_params
+        if request.method != "OPTIONS":
+            self._admit(request, "publish")
+        body = await _body(request)
+        reply = await self._publishing.request(
+            request.method, place["stream"], place.get("session"), request.headers, body
+        )
+        return Response(reply.body, reply.status, dict(reply.headers))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse(health_facts(self._assistant))

@@ -169,12 +169,16 @@ DOORS: list[tuple[str, str, set[str]]] = [
     ("POST", "/v1/streams", {"admin"}),
     ("DELETE", "/v1/streams/cellar", {"admin"}),
     ("POST", "/v1/chat/completions", {"ask", "admin"}),
+    ("POST", "/whip/cam", {"publish", "admin"}),
+    ("PATCH", "/whip/cam/session", {"publish", "admin"}),
+    ("DELETE", "/whip/cam/session", {"publish", "admin"}),
 ]
 EVENTS: list[tuple[dict[str, Any], set[str]]] = [
     ({"type": "stream.list"}, {"view", "admin"}),
     ({"type": "stream.status", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.frame", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.attach", "stream": "x", "source": "/no/such.mp4"}, {"admin"}),
+    ({"type": "input_video_buffer.append", "video": "/9j/4A=="}, {"publish", "admin"}),
     ({"type": "response.create", "response": {"instructions": "Say", "max_output_tokens": 1}}, {"ask", "admin"}),
 ]
 

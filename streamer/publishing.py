@@ -1,0 +1,108 @@
+"""WHIP's door: a browser's or an encoder's WebRTC peer becomes a stream's source."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from protocols.whip import Decision, End, Publish, Reply, Trickle, WhipEndpoint
+from streamer.assistant import Assistant, AssistantError
+from streamer.auth import DoorError
+
+if TYPE_CHECKING:
+    from capture.webrtc import WhipSource
+
+log = logging.getLogger("streamer.whip")
+SCHEME = "whip://"
+GRACE_SECONDS = 60.0
+"""How long a stream that a publisher began waits for it to come back, before it is removed."""
+ANSWER_SECONDS = 7.0
+"""Encoders give up after eight."""
+
+
+class Publishing:
+    """Every publisher's session, and the streams that they began."""
+
+    def __init__(self, assistant: Assistant) -> None:
+        self._assistant = assistant
+        self._endpoint = WhipEndpoint("/whip")
+        self._begun: set[str] = set()
+
+    async def request(
+        self, method: str, stream: str, session: str | None, headers: Mapping[str, str], body: bytes
+    ) -> Reply:
+        """One request. Raises ProtocolError, AssistantError and DoorError."""
+        return await self._carry_out(self._endpoint.request(method, stream, session, headers, body))
+
+    async def _carry_out(self, decision: Decision) -> Reply:
+        match decision:
+            case Publish():
+                return await self._publish(decision)
+            case Trickle():
+                await asyncio.wrap_future(self._source(decision.stream).trickle(decision.candidates))
+                return decision.reply
+            case End():
+                if self._exists(decision.stream):
+                    self._source(decision.stream).unpublish()
+                await self._remove(decision.stream)
+                return decision.reply
+            case Reply():
+                return decision
+
+    async def _publish(self, publish: Publish) -> Reply:
+        from capture import SourceError
+
+        name = publish.stream
+        if not self._exists(name):
+            await self._assistant.attach(name, f"{SCHEME}{name}")
+            self._begun.add(name)
+        source = self._source(name)
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def ended() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(over.set)
+
+        try:
+            work = source.publish(publish.offer, ended)
+            answer = await asyncio.wait_for(asyncio.wrap_future(work), ANSWER_SECONDS)
+        except SourceError as error:
+            await self._remove(name)
+            raise DoorError("invalid_sdp", f"{str(error)[0].upper()}{str(error)[1:]}.") from None
+        except TimeoutError:
+            await self._remove(name)
+            raise DoorError("not_ready", f"The peer could not be answered in {ANSWER_SECONDS:g} s.", 5.0) from None
+        session, reply = self._endpoint.published(publish, answer)
+        task = asyncio.create_task(self._watch(name, session, over))
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return reply
+
+    async def _watch(self, name: str, session: str, over: asyncio.Event) -> None:
+        """Forgets a session when its peer is gone, and its stream if nobody comes back."""
+        await over.wait()
+        self._endpoint.ended(session)
+        log.info("stream %s: its publisher is gone", name)
+        await asyncio.sleep(GRACE_SECONDS)
+        if self._endpoint.session_of(name) is None:
+            await self._remove(name)
+
+    async def _remove(self, name: str) -> None:
+        """Removes a stream that a publisher began, unless another publishes it."""
+        if name in self._begun and self._endpoint.session_of(name) is None:
+            self._begun.discard(name)
+            if self._exists(name):
+                await self._assistant.detach(name)
+
+    def _exists(self, name: str) -> bool:
+        return any(status.name == name for status in self._assistant.streams())
+
+    def _source(self, name: str) -> WhipSource:
+        from capture.webrtc import WhipSource
+
+        source = self._assistant.source(name)
+        if not isinstance(source, WhipSource):
+            raise AssistantError("stream_exists", f"Stream {name!r} watches {source.name}: publish under another name.")
+        return source
