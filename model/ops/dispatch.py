@@ -9,6 +9,9 @@ from torch import Tensor
 
 from model.ops import delta_rule as reference
 
+FLA_GRADIENTS = False
+"""Whether fla's backward is to be used; Triton 3.4 to 3.7.0 compiles it wrongly for Hopper, so training checks it first."""
+
 
 @cache
 def fla_available() -> bool:
@@ -24,10 +27,8 @@ def fla_available() -> bool:
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The gated delta rule over n tokens; arguments and results as `model.ops.delta_rule.recurrent`."""
-    recording = (
-        torch.is_grad_enabled() and q.requires_grad
-    )  # fla's backward refuses Triton 3.4 to 3.7.0 on Hopper: wrong gradients
-    if q.is_cuda and q.dtype != torch.float32 and not recording and fla_available():
+    recording = torch.is_grad_enabled() and q.requires_grad
+    if q.is_cuda and q.dtype != torch.float32 and (FLA_GRADIENTS or not recording) and fla_available():
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 
         kernel = fused_recurrent_gated_delta_rule if q.shape[1] == 1 else chunk_gated_delta_rule

@@ -1,4 +1,4 @@
-"""Makes training quick on a GPU: few kernel candidates to try, and compiled elementwise parts where that is faster."""
+"""Makes training quick on a GPU: few kernel candidates to try, and fla's gradients where they are right."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-import model.attention
-import model.delta_net
-import model.vision
-from model.delta_net import GatedNorm
-from model.vision import MLP, VisionBlock
+from model.ops import delta_rule, dispatch
+
+TRUSTED = 0.03
+"""Relative error of bf16 gradients that is still rounding."""
 
 
 def keep_caches(folder: Path) -> None:
@@ -40,30 +39,47 @@ def limit_autotuning(candidates: int = 2) -> None:
     Autotuner.__init__ = start
 
 
-class Compiled:
-    """The model's elementwise parts and vision blocks, compiled; `on` and `off` switch between them and the plain ones."""
+def trust_fla() -> bool:
+    """Lets fla differentiate the delta rule if its gradients are right here; says whether it does. Else plain torch does.
 
-    def __init__(self) -> None:
-        torch._dynamo.config.suppress_errors = True
-        torch._dynamo.config.cache_size_limit = 64
-        self.places: list[tuple[Any, str, Any, Any]] = []
-        self.add(VisionBlock, "forward", dynamic=False)
-        self.add(model.attention, "rotate", dynamic=True)
-        self.add(model.delta_net, "short_convolution", dynamic=True)
-        self.add(GatedNorm, "forward", dynamic=True)
-        self.add(MLP, "forward", dynamic=True)
+    Triton 3.4 to 3.7.0 miscompiles one backward kernel on Hopper where its key tile is 64 wide (fla's issue 640), and fla
+    refuses there altogether; narrower tiles are right, which is measured against plain torch before it is believed.
+    """
+    if not dispatch.fla_available():
+        return False
+    from fla.ops.common import chunk_o
 
-    def add(self, owner: Any, name: str, dynamic: bool) -> None:
-        plain = getattr(owner, name)
-        self.places.append((owner, name, plain, torch.compile(plain, dynamic=dynamic)))
+    chunk_o.IS_NVIDIA_HOPPER = False
+    chunk_o.check_shared_mem = lambda *_, **__: False
+    torch.manual_seed(0)
+    shape = (4, 257, 4)
+    inputs = [torch.randn(*shape, width, device="cuda") for width in (64, 64, 128)]
+    inputs += [-0.1 * torch.rand(shape, device="cuda"), torch.rand(shape, device="cuda")]
+    start = torch.randn(4, 4, 64, 128, device="cuda")
+    weight, last = torch.randn(*shape, 128, device="cuda"), torch.randn_like(start)
 
-    def on(self) -> None:
-        for owner, name, _, fast in self.places:
-            setattr(owner, name, fast)
+    def gradients(rule: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype) -> list[Tensor]:
+        q, k, v, g, beta = (x.clone() for x in inputs)
+        leaves = [q.to(dtype), k.to(dtype), v.to(dtype), g, beta.to(dtype), start.clone()]
+        output, final = rule(*(leaf.requires_grad_() for leaf in leaves))
+        total = (output.float() * weight).sum() + (final * last).sum()
+        return [x.float() for x in torch.autograd.grad(total, leaves)]
 
-    def off(self) -> None:
-        for owner, name, plain, _ in self.places:
-            setattr(owner, name, plain)
+    wanted = gradients(delta_rule.chunked, torch.float32)
+    dispatch.FLA_GRADIENTS = True
+    try:
+        found = gradients(dispatch.delta_rule, torch.bfloat16)
+        errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)]
+    except Exception as error:  # whatever a compiler says: plain torch is slower, not wrong
+        print(f"fla can't differentiate here: {str(error)[:300]}", flush=True)
+        errors = [float("inf")]
+    dispatch.FLA_GRADIENTS = max(errors) < TRUSTED
+    used = "used" if dispatch.FLA_GRADIENTS else "not used"
+    print(
+        f"fla's gradients of q, k, v, g, beta, state are off by {' '.join(f'{e:.4f}' for e in errors)}: {used}",
+        flush=True,
+    )
+    return dispatch.FLA_GRADIENTS
 
 
 def initialise(network: nn.Module) -> None:

@@ -30,8 +30,9 @@ from tqdm import tqdm
 from model.config import FULL, AttentionPolicy, nano
 from model.infinitevl import InfiniteVL
 from model.memory import SequenceMemory
+from model.ops import dispatch
 from model.tokenizer import Tokenizer
-from model.training.accelerate import Compiled, initialise, keep_caches, limit_autotuning
+from model.training.accelerate import initialise, keep_caches, limit_autotuning, trust_fla
 from model.training.exam import examine, table
 from model.training.lessons import SKILLS, TOKENIZER, Curriculum, Lesson, Lessons, Round
 from model.training.optimizer import Optimizer
@@ -170,8 +171,8 @@ def read_weights(folder: Path, kind: str, device: torch.device | str = "cpu") ->
     return weights
 
 
-def warm_up(learner: Learner, painter: Painter, lessons: Lessons) -> Compiled:
-    """Learns from every length at a rate of nothing, plain and compiled, keeps the faster and puts the weights back."""
+def warm_up(learner: Learner, painter: Painter, lessons: Lessons) -> None:
+    """Learns from every length at a rate of nothing, by plain torch and by fla, keeps the faster and puts the weights back."""
     before = {name: master.clone() for name, master in learner.optimizer.weights().items()}
     lengths = sorted({steps for _, stage in Curriculum.STAGES for steps in stage})
     recipe = learner.recipe
@@ -193,13 +194,11 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons) -> Compiled:
 
     plain = timed(16, 8)
     print(f"plain {plain * 1e3:.1f} ms a step, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
-    compiled = Compiled()
-    compiled.on()
-    start = time.perf_counter()
-    fast = timed(16, 8)
-    print(f"compiled {fast * 1e3:.1f} ms a step after {time.perf_counter() - start:.0f} s", flush=True)
-    if fast > 0.97 * plain:
-        compiled.off()
+    if trust_fla():
+        fast = timed(16, 8)
+        print(f"with fla's gradients {fast * 1e3:.1f} ms a step", flush=True)
+        if fast > 0.97 * plain:
+            dispatch.FLA_GRADIENTS = False
     for steps in lengths:
         start = time.perf_counter()
         each = timed(steps, 2)
@@ -214,7 +213,6 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons) -> Compiled:
         momentum.zero_()
     learner.optimizer.adam.state.clear()
     learner.tally.zero_()
-    return compiled
 
 
 def keep(lesson: Lesson) -> Lesson:
@@ -252,7 +250,8 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
     painter = Painter(assets, device)
     count = sum(p.numel() for p in learner.model.parameters())
     print(f"{count / 1e6:.2f} M parameters, {len(lessons.gallery.fonts['train'])} fonts, on {device}", flush=True)
-    compiled = warm_up(learner, painter, lessons) if device.type == "cuda" else None
+    if device.type == "cuda":
+        warm_up(learner, painter, lessons)
     header = ["step", "minutes", "lr", "length", "loss", "guiding", "norm", *SKILLS]
     begin, step, recent = time.monotonic(), first, []
     allowed = recipe.minutes - (begin - launch + recipe.exam) / 60
@@ -300,8 +299,6 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
     learner.save(out, {"minutes": done + passed, "step": step, "recipe": asdict(recipe)})
     if log:
         print(dict(zip(header, log[-1], strict=True)), flush=True)
-    if compiled is not None:
-        compiled.off()
     learner.optimizer.load(dict(zip(learner.optimizer.names, learner.mean, strict=True)))
     tokenizer = Tokenizer.load(TOKENIZER, learner.model.config)
     marks = examine(learner.model, painter, tokenizer, budget=recipe.minutes * 60 - (time.monotonic() - launch) - 5)
