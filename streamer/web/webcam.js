@@ -13,7 +13,6 @@ export async function publish(connection, name, onlost) {
     if (session) await fetch(session, { method: "DELETE", headers: connection.headers() }).catch(() => {});
   };
   try {
-    connection.send({ type: "stream.attach", stream: name, source: `whip://${name}` });
     peer.addTransceiver(media.getVideoTracks()[0], { direction: "sendonly", streams: [media] });
     await peer.setLocalDescription(await peer.createOffer());
     await gathered(peer);

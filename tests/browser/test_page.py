@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Iterator
 
+import aioice.ice
 import pytest
 
-from tests.streamer.serving import Daemon
+from tests.streamer.serving import Daemon, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
@@ -97,6 +98,31 @@ def test_lose_and_regain_the_connection(visit: Visit, daemon: Daemon) -> None:
     with daemon.served(listen=server.port):
         page.wait_for_selector("#connection[data-state=open]")
         page.wait_for_selector("#picture:not([hidden])")
+
+
+def test_publish_the_webcam(visit: Visit, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    # aioice leaves loopback out, which may be all there is.
+    monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+    with daemon.served() as server:
+        visit.page.context.grant_permissions(["camera"], origin=server.url)
+        page = visit.go(server.url)
+        page.wait_for_selector("#list .choose")
+        page.click("#publish")
+        page.wait_for_selector("#publish:has-text('Stop publishing')")
+        page.click("#list .choose:has-text('webcam')")
+        page.wait_for_function("document.getElementById('picture').naturalHeight > 0")
+
+        def seen() -> int:
+            statuses = daemon.do(daemon.assistant.streams)
+            return next((each.frames_seen for each in statuses if each.name == "webcam"), -1)
+
+        wait_for(lambda: seen() > 10)
+        page.fill("#question", "What do you see?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".answer:not(:empty)")
+        page.click("#publish")
+        wait_for(lambda: seen() == -1)
+        page.wait_for_selector("#list .choose:has-text('webcam')", state="detached")
 
 
 def test_phone_and_keyboard(visit: Visit, daemon: Daemon) -> None:
