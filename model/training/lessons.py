@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ TOKENIZER = Path(__file__).parent.parent / "nano" / "tokenizer.json"
 SKILLS = tuple(PHRASES)
 LENGTH = 32
 """Tokens of a question with its answer; the few longer ones are asked again with other words."""
+
+
+ATTEMPTS = 5
+"""Times a lesson is tried, each with other scenes."""
 
 
 @dataclass
@@ -132,7 +137,14 @@ class Lessons(Dataset[Lesson]):
         if self.tokenizer is None:
             self.tokenizer = Tokenizer.load(TOKENIZER, self.config)
         index, steps, streams = key
-        return prepare((self.seed, index), steps, streams, self.questions, self.gallery, self.tokenizer)
+        for attempt in range(ATTEMPTS):
+            try:
+                return prepare(
+                    (self.seed, index, attempt), steps, streams, self.questions, self.gallery, self.tokenizer
+                )
+            except Exception:  # told and passed over: one impossible scene must not cost an hour's training
+                traceback.print_exc()
+        raise RuntimeError(f"no lesson {index} of {steps} steps in {ATTEMPTS} attempts")
 
 
 @dataclass
