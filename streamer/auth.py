@@ -140,7 +140,9 @@ class Gate:
         if origin is not None and origin.lower() not in self._origins:
             same = urlsplit(origin).netloc.lower() == host.lower()
             if not same or not (_is_literal(name) or self._tokens):
-                raise DoorError("forbidden", f"Pages from {origin[:200]} may not speak to this daemon.")
+                raise DoorError(
+                    "forbidden", f"Pages from {origin[:200]} may not speak to this daemon: allow server.origins."
+                )
         # A page whose name was pointed at this machine (DNS rebinding) sends no origin when it reads; its name tells.
         if self._loopback and not self._tokens and name not in self._names and not _is_literal(name):
             raise DoorError("forbidden", f"This daemon is not {name[:200]!r}: reach it as 127.0.0.1 or localhost.")

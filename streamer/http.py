@@ -14,6 +14,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
@@ -69,6 +71,15 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             Route("/readyz", doors.ready),
             Route("/metrics", doors.metrics),
             *page_routes(),
+        ],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.server.origins,
+                allow_methods=["GET", "POST", "PATCH", "DELETE"],
+                allow_headers=["Authorization", "Content-Type", "If-Match"],
+                expose_headers=["Location", "ETag", "Retry-After"],
+            )
         ],
         exception_handlers={
             DoorError: _refuse,
@@ -164,6 +175,8 @@ class Doors:
         try:
             visitor = self._admit(websocket, "view", "ask", "publish")
         except DoorError as error:
+            address = websocket.client.host if websocket.client else "unknown"
+            log.info("refused a websocket to %s: %s", address, error.code)
             await websocket.send_denial_response(_error_response(error))
             return
         offered = websocket.scope["subprotocols"]
@@ -327,7 +340,11 @@ def _error_response(error: DoorError | AssistantError | ProtocolError) -> Respon
 
 
 async def _refuse(request: Request, error: Any) -> Response:
-    return _error_response(error)
+    response = _error_response(error)
+    if response.status_code in (401, 403, 429):
+        address = request.client.host if request.client else "unknown"
+        log.info("refused %s %s to %s: %s", request.method, request.url.path, address, error.code)
+    return response
 
 
 async def _refuse_address(request: Request, error: Any) -> Response:

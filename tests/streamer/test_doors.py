@@ -302,3 +302,22 @@ def test_no_secret_in_an_error(locked: Served) -> None:
     response = httpx.get(f"{locked.url}/v1/streams", headers=bearer(secret))
     assert response.status_code == 401 and secret not in response.text
     assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_allowed_pages_of_other_origins_may_fetch_and_no_others(daemon: Daemon) -> None:
+    with daemon.served(server={"origins": ["https://cam.example"]}) as server:
+        for origin, allowed in (("https://cam.example", True), ("https://evil.example", False)):
+            asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            preflight = httpx.options(f"{server.url}/v1/chat/completions", headers=asked)
+            assert (preflight.headers.get("access-control-allow-origin") == origin) == allowed
+            fetched = httpx.get(f"{server.url}/v1/streams", headers={"Origin": origin})
+            assert (fetched.status_code, "access-control-allow-origin" in fetched.headers) == (
+                (200, True) if allowed else (403, False)
+            )
+
+
+def test_refusals_are_logged_without_secrets(locked: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="streamer"):
+        httpx.get(f"{locked.url}/v1/streams?token=s3cret-in-the-address", headers=bearer("str_wrong-s3cret"))
+    (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert "127.0.0.1" in line and "unauthorized" in line and "s3cret" not in caplog.text
