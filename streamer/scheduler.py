@@ -209,7 +209,10 @@ class Scheduler(Generic[F]):
         self._plan(now)
         ready = [name for name, stream in self._streams.items() if self._ready_at(stream) <= now]
         live = [name for name in ready if not self._streams[name].terms.every]
-        step = None if ready and self._answered_last else self._answer(now, 0.0 if self._short else self._spare(now))
+        step = None
+        if not (ready and self._answered_last):
+            busy = self.frame_costs.estimate(self._batch(len(ready))) if live else 0.0
+            step = self._answer(now, 0.0 if self._short else self._spare(now), now + busy / 2)
         self._answered_last = step is not None
         if step is not None:
             return step
@@ -233,11 +236,21 @@ class Scheduler(Generic[F]):
             return stream.waiting[0].captured + stream.terms.deadline
 
         patient = [name for name in ready if name not in live]
-        chosen = (sorted(live, key=latest) + patient)[: self.largest_batch]
+        chosen = (sorted(live, key=latest) + patient)[: self._batch(len(ready))]
         cost = self.frame_costs.estimate(len(chosen))
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
         return FrameStep(tuple((name, self._take(name, now + cost)) for name in chosen))
+
+    def _batch(self, ready: int) -> int:
+        """How many streams one step serves: as few as cost no more each, so that none waits for the others in vain.
+
+        While answers are open, a step also leaves them time for their floor.
+        """
+        most = self.frame_costs.thrifty(min(ready, self.largest_batch))
+        while most > 1 and self._answers and self.frame_costs.estimate(most) > 0.8 / self.pace.floor:
+            most -= 1
+        return most
 
     def _take(self, name: str, end: float) -> tuple[F, ...]:
         """The frames that a step which ends at `end` sees of a stream; what is too old or over its share is dropped."""
@@ -272,15 +285,15 @@ class Scheduler(Generic[F]):
         """When the floor promises the answer its next step."""
         return answer.progress + 1 / self.pace.floor
 
-    def _answer(self, now: float, spare: float) -> Prefill | Decode | None:
-        """What is done for answers within `spare` seconds, or beyond them where the floor promises it."""
+    def _answer(self, now: float, spare: float, by: float) -> Prefill | Decode | None:
+        """What is done for answers within `spare` seconds, or beyond them where the floor promises it until `by`."""
         question = self._question()
         due = [answer for answer in self._speaking().values() if answer.due <= now]
         reads = question is not None and (
-            self.prefill_costs.estimate(self.pace.smallest_chunk) < spare or self._owed(self._answers[question]) <= now
+            self.prefill_costs.estimate(self.pace.smallest_chunk) < spare or self._owed(self._answers[question]) <= by
         )
         speaks = bool(due) and (
-            self.decode_costs.estimate(len(due)) < spare or any(self._owed(answer) <= now for answer in due)
+            self.decode_costs.estimate(len(due)) < spare or any(self._owed(answer) <= by for answer in due)
         )
         if question is not None and reads and not (speaks and self._prefilled_last):
             return self._prefill(question, now, max(spare, self.pace.question_budget))

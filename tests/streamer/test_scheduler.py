@@ -39,8 +39,8 @@ def test_one_camera_is_seen_whole_and_in_order() -> None:
     world.check_accounts()
 
 
-def test_streams_that_are_due_together_share_a_step() -> None:
-    world = World()
+def test_streams_that_are_due_together_share_a_step_where_that_is_cheaper() -> None:
+    world = World(frames=h100)
     for name in "abcd":
         world.camera(name, 25, 2)
     world.run(3)
@@ -48,8 +48,27 @@ def test_streams_that_are_due_together_share_a_step() -> None:
     assert median(sizes) >= 3
 
 
+def test_a_step_serves_no_more_streams_than_pays() -> None:
+    """Where a batch costs as much as its members alone, the first is in its state at once."""
+    world = World(frames=lambda n: 0.009 * n)
+    for name in "abcd":
+        world.camera(name, 25, 10)
+    world.run(11)
+    assert max(len(step.frames) for when, step in world.steps if isinstance(step, FrameStep) and when > 1) == 1
+    assert all(len(world.seen[name]) == 250 for name in "abcd")
+
+
+def test_a_step_leaves_open_answers_time_for_their_floor() -> None:
+    world = World(frames=lambda n: 0.3 + 0.01 * n, pace=Pace(floor=2))
+    for i in range(8):
+        world.camera(f"cam{i}", 5, 30)
+    world.ask("a", question=16, length=10_000)
+    world.run(30)
+    assert len([t for t in world.tokens["a"] if t > 5]) / 25 >= 1.6
+
+
 def test_largest_batch_is_kept_and_nobody_starves() -> None:
-    world = World(frames=lambda n: 0.002 * n, largest_batch=2)
+    world = World(frames=lambda n: 0.002 + 0.001 * n, largest_batch=2)
     for name in "abcde":
         world.camera(name, 25, 4)
     world.run(5)
@@ -365,6 +384,7 @@ def test_costs_are_learnt_interpolated_and_robust() -> None:
     assert costs.estimate(3) == pytest.approx(0.025)
     assert costs.estimate(8) == pytest.approx(0.06)
     assert costs.cheapest_each(4) == pytest.approx(0.0075)
+    assert costs.thrifty(4) == 4 and costs.thrifty(4, slack=1.5) == 2 and Costs().thrifty(3) == 3
     costs.learn(2, 50.0)
     assert costs.estimate(2) < 0.03
     for _ in range(100):

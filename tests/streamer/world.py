@@ -17,7 +17,7 @@ class Picture:
 
 
 class World:
-    """Plays events in order of time and carries out each decision at its cost."""
+    """Plays events in order of time and carries out each decision at its cost, which was tried out as the engine does."""
 
     def __init__(
         self,
@@ -34,6 +34,8 @@ class World:
         self.scheduler: Scheduler[Picture] = Scheduler(
             frames_per_step=frames_per_step, answer_slots=answer_slots, largest_batch=largest_batch, pace=pace
         )
+        for n in (1, 2, 4, 8):
+            self.scheduler.measured(FrameStep((("", ()),) * n), frames(n))
         self.now = 0.0
         self.busy: Counter[type] = Counter()
         self.steps: list[tuple[float, Decision[Picture]]] = []
