@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,7 +75,7 @@ class Answer:
         self._post(lambda: self._end(reason, error, time.monotonic()))
 
     def _post(self, do: Callable[[], None]) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(do)
 
     def _take(self, text: str, tokens: int, now: float) -> None:

@@ -157,8 +157,10 @@ class Assistant:
         del self._streams[name]
         self._tell_drops(stream)
         self._told.pop(name, None)
-        await asyncio.wrap_future(self.engine.remove(name))
-        await asyncio.to_thread(stream.stop)
+        try:
+            await asyncio.wrap_future(self.engine.remove(name))
+        finally:
+            await asyncio.to_thread(stream.stop)
 
     def push(self, name: str, pixels: np.ndarray, timestamp: float | None = None) -> None:
         """Shows one frame, uint8 [H, W, 3] RGB, to a stream whose source is `push://`; copies it and never waits.
@@ -355,6 +357,9 @@ class Assistant:
             await asyncio.wrap_future(self.engine.add(stream))
         except SourceError as error:
             raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
+        except asyncio.CancelledError:
+            self.engine.remove(name)
+            raise
         finally:
             self._attaching.discard(name)
         self._streams[name] = stream
@@ -390,8 +395,9 @@ class Assistant:
 
     def _post(self, event: StreamEvent) -> None:
         """Publishes from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._publish, event)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self._publish, event)
 
     def _changed(self, stream: Stream, status: SourceStatus) -> None:
         reason = f" ({status.reason})" if status.reason else ""

@@ -396,7 +396,9 @@ class Engine:
         self.scheduler.add_stream(stream.name, stream.terms, frames_per_second=stream.expected_rate)
 
     def _remove(self, name: str) -> None:
-        stream = self._streams.pop(name)
+        stream = self._streams.pop(name, None)
+        if stream is None:
+            return
         self.scheduler.remove_stream(name)
         self.runner.reset(stream.slot)
         stream.opened = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -136,6 +137,26 @@ def test_a_stream_that_the_device_has_no_time_for_is_refused_where_that_is_wante
             refused(error, "too_many_frames", "sees 33", "bring 25", "17 are missing", "limits.admission")
             await assistant.attach("right", "demo:", fps=5)
             assert len(assistant.streams()) == 2
+
+    run(test())
+
+
+def test_an_attaching_that_is_given_up_leaves_nothing() -> None:
+    async def test() -> None:
+        async with Assistant(config()) as assistant:
+            for turns in range(30):
+                attaching = asyncio.create_task(assistant.attach("door", "demo:"))
+                for _ in range(turns):
+                    await asyncio.sleep(0.001)
+                attaching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await attaching
+                if any(status.name == "door" for status in assistant.streams()):
+                    await assistant.detach("door")
+            await asyncio.sleep(0.2)
+            assert len(assistant.engine._free_streams) == 1
+            await assistant.attach("door", "demo:")
+            await first_frame(assistant, "door")
 
     run(test())
 
