@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -372,3 +372,33 @@ def broadcasting(target: str, format: str, **options: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(10)
+
+
+class Folder(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments, directory=str(arguments[2].folder))  # type: ignore[arg-type, attr-defined]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def serving_folder(folder: Path) -> contextlib.AbstractContextManager[str]:
+    """An HTTP server of a folder's files; its URL."""
+    return http_server(Folder, folder=folder)
+
+
+@contextlib.contextmanager
+def rtmp_server(clip: Path) -> Iterator[str]:
+    """FFmpeg's own RTMP server, which serves one player in real time."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("needs ffmpeg: sh tests/system-packages.sh")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"rtmp://127.0.0.1:{probe.getsockname()[1]}/live/camera"
+    command = f"{ffmpeg} -v quiet -nostdin -re -stream_loop -1 -i {clip} -c copy -f flv -listen 1 {url}"
+    process = subprocess.Popen(command.split())
+    try:
+        yield url
+    finally:
+        process.kill()
+        process.wait()

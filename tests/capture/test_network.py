@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +19,9 @@ from tests.capture.lab import (
     jpeg,
     needs_rtsp,
     render,
+    rtmp_server,
     rtsp_server,
+    serving_folder,
     wait_for,
     watching,
 )
@@ -95,19 +91,11 @@ def test_a_frozen_picture_that_is_encoded_anew_is_told() -> None:
         assert watcher.state is State.LIVE
 
 
-class Folder(SimpleHTTPRequestHandler):
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments, directory=str(arguments[2].folder))  # type: ignore[arg-type, attr-defined]
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_live_hls_plays_at_its_own_pace(tmp_path: Path) -> None:
     playlist = str(tmp_path / "live.m3u8")
     with (
         broadcasting(playlist, "hls", hls_time="1", hls_list_size="4", hls_flags="delete_segments"),
-        http_server(Folder, folder=tmp_path) as url,
+        serving_folder(tmp_path) as url,
     ):
         wait_for((tmp_path / "live.m3u8").exists)
         wait_for(lambda: (tmp_path / "live.m3u8").read_text().count("#EXTINF") >= 3)
@@ -123,7 +111,7 @@ def test_live_hls_plays_at_its_own_pace(tmp_path: Path) -> None:
 
 def test_a_recording_over_http_ends(tmp_path: Path) -> None:
     render(tmp_path / "clip.mp4")
-    with http_server(Folder, folder=tmp_path) as url, watching(url + "/clip.mp4") as watcher:
+    with serving_folder(tmp_path) as url, watching(url + "/clip.mp4") as watcher:
         watcher.until(State.LIVE)
         assert 1.5 < watcher.until(State.ENDED) < 4
     assert len(watcher.frames()) == 50
@@ -136,26 +124,9 @@ def test_a_playlist_may_not_read_this_machines_files(tmp_path: Path) -> None:
     (served / "evil.m3u8").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{secret}\n#EXT-X-ENDLIST\n"
     )
-    with http_server(Folder, folder=served) as url, watching(url + "/evil.m3u8") as watcher:
+    with serving_folder(served) as url, watching(url + "/evil.m3u8") as watcher:
         watcher.until(State.WAITING)
         assert watcher.source.status.frames == 0
-
-
-@contextlib.contextmanager
-def rtmp_server(clip: Path) -> Iterator[str]:
-    """FFmpeg's own RTMP server, which serves one player in real time."""
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        pytest.skip("needs ffmpeg: sh tests/system-packages.sh")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        url = f"rtmp://127.0.0.1:{probe.getsockname()[1]}/live/camera"
-    command = f"{ffmpeg} -v quiet -nostdin -re -stream_loop -1 -i {clip} -c copy -f flv -listen 1 {url}"
-    process = subprocess.Popen(command.split())
-    try:
-        yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_rtmp(tmp_path: Path) -> None:

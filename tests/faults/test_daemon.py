@@ -1,0 +1,194 @@
+"""Cameras of every kind through the whole: source → engine → model → answer; and memory that survives what befalls them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aioice.ice
+import pytest
+
+from capture.webrtc import WhipSource
+from streamer import Assistant
+from streamer.config import parse_config
+from streamer.stream import StreamStatus
+from tests.capture.lab import (
+    Mjpeg,
+    broadcasting,
+    drawn,
+    http_server,
+    jpeg,
+    needs_rtsp,
+    proxy,
+    render,
+    rtmp_server,
+    rtsp_server,
+    serving_folder,
+    wait_for,
+)
+from tests.capture.publisher import Publisher
+
+LIMITS = {"streams": 8, "answers": 2}
+
+
+def daemon(work: Callable[[Assistant], Awaitable[None]], *streams: dict[str, Any]) -> None:
+    """Runs `work` beside an assistant that watches these streams."""
+
+    async def run() -> None:
+        async with Assistant(
+            parse_config({"streams": list(streams), "model": {"threads": 1}, "limits": LIMITS})
+        ) as assistant:
+            await work(assistant)
+
+    asyncio.run(asyncio.wait_for(run(), 100))
+
+
+def status(assistant: Assistant, name: str) -> StreamStatus:
+    return next(status for status in assistant.streams() if status.name == name)
+
+
+async def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.05)
+
+
+async def asked(assistant: Assistant, name: str) -> None:
+    """Waits until a stream has been seen for a while, and asks about it."""
+    await until(lambda: status(assistant, name).frames_seen > 4)
+    assert assistant.newest_frame(name) is not None
+    answer = assistant.ask("What is there?", stream=name, max_tokens=3)
+    await answer.text()
+    assert answer.finish_reason in ("length", "stop") and answer.stream == name
+
+
+@needs_rtsp
+def test_every_kind_of_camera_is_watched_and_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+    pictures = [jpeg(drawn(n)) for n in range(50)]
+    segments = tmp_path / "hls"
+    segments.mkdir()
+    clip = render(tmp_path / "clip.mp4", 100)
+    with (
+        rtsp_server() as rtsp,
+        http_server(Mjpeg, picture=lambda n: pictures[n % 50]) as mjpeg,
+        broadcasting(str(segments / "live.m3u8"), "hls", hls_time="1"),
+        serving_folder(segments) as hls,
+        rtmp_server(clip) as rtmp,
+        contextlib.closing(Publisher("H264")) as publisher,
+    ):
+        wait_for(lambda: (segments / "live.m3u8").exists() and "#EXTINF" in (segments / "live.m3u8").read_text())
+        urls = {
+            "file": (str(clip), {"loop": True}),
+            "tcp": (rtsp.url("/live"), {}),
+            "udp": (rtsp.url("/live"), {"transport": "udp"}),
+            "mjpeg": (mjpeg, {}),
+            "hls": (hls + "/live.m3u8", {}),
+            "rtmp": (rtmp, {}),
+            "whip": ("whip://whip", {}),
+            "push": ("push://push", {}),
+        }
+
+        async def work(assistant: Assistant) -> None:
+            source = assistant.source("whip")
+            assert isinstance(source, WhipSource)
+            await asyncio.to_thread(publisher.publish, lambda offer: source.publish(offer).result(20))
+
+            async def push() -> None:
+                for n in range(10_000):
+                    assistant.push("push", drawn(n), n / 5)
+                    await asyncio.sleep(0.2)
+
+            pushing = asyncio.create_task(push())
+            for name in urls:
+                await asked(assistant, name)
+            pushing.cancel()
+
+        daemon(work, *({"name": name, "source": url, "fps": 2, **more} for name, (url, more) in urls.items()))
+
+
+@needs_rtsp
+def test_memory_survives_reboot_stall_and_a_change_of_resolution() -> None:
+    """The stream's memory is never begun anew, its time goes on, and each change of state is told."""
+    told: list[str] = []
+    with rtsp_server() as before, rtsp_server(width=480, height=360) as after, proxy(before.port) as between:
+
+        async def work(assistant: Assistant) -> None:
+            subscription = assistant.subscribe("door")
+
+            async def listen() -> None:
+                async for event in subscription:
+                    if event.type == "stream.status":
+                        told.append(event.facts["state"])
+
+            listening = asyncio.create_task(listen())
+            await asked(assistant, "door")
+            first = assistant.newest_frame("door")
+            between.hushed = True
+            await until(lambda: status(assistant, "door").state == "stalled")
+            between.hushed = False
+            await until(lambda: status(assistant, "door").state == "live")
+            between.upstream = after.port
+            between.cut()
+            await until(lambda: status(assistant, "door").state == "waiting")
+            await until(lambda: status(assistant, "door").width == 480)
+            seen = status(assistant, "door").frames_seen
+            await until(lambda: status(assistant, "door").frames_seen > seen + 10)
+            await asked(assistant, "door")
+            now, last = status(assistant, "door"), assistant.newest_frame("door")
+            assert now.generation == 1 and now.reconnects == 1
+            assert first is not None and last is not None
+            assert last.time - first.time == pytest.approx(last.captured - first.captured, abs=1)
+            subscription.close()
+            listening.cancel()
+
+        url = f"rtsp://127.0.0.1:{between.port}/live"
+        daemon(work, {"name": "door", "source": url, "fps": 10, "stall_after": 1.5})
+    assert [state for state in told if state != "connecting"][-4:] == ["stalled", "live", "waiting", "live"]
+
+
+def test_forty_streams_of_which_ten_flap_in_one_daemon() -> None:
+    """Threads stay bounded, the healthy thirty go on, and the flapping ten are live as soon as they are steady."""
+    steady = threading.Event()
+    picture = jpeg(drawn(0, 160, 90))
+    served = {"n": 0}
+
+    def calm(n: int) -> bytes:
+        steady.wait(0.3)
+        return picture
+
+    def flap(n: int) -> bytes:
+        served["n"] += 1
+        if not steady.is_set() and n >= 4:
+            raise OSError("flaps")
+        steady.wait(0.2)
+        return picture
+
+    with http_server(Mjpeg, picture=calm) as url, http_server(Mjpeg, picture=flap) as other:
+        streams = [{"name": f"calm-{n}", "source": f"{url}/{n}", "fps": 1} for n in range(30)]
+        streams += [{"name": f"flap-{n}", "source": f"{other}/{n}", "fps": 1} for n in range(10)]
+
+        async def run() -> None:
+            configured = {
+                "streams": streams,
+                "model": {"threads": 1},
+                "limits": {"streams": 40, "answers": 2, "admission": "slots"},
+            }
+            async with Assistant(parse_config(configured)) as assistant:
+
+                def all_live(kind: str) -> bool:
+                    return all(each.state == "live" for each in assistant.streams() if each.name.startswith(kind))
+
+                await until(lambda: all_live("calm") and all(each.frames_seen for each in assistant.streams()), 60)
+                await until(lambda: all(status(assistant, f"flap-{n}").reconnects >= 2 for n in range(10)))
+                assert all_live("calm") and threading.active_count() < 40 + 10 + 60
+                await asked(assistant, "calm-7")
+                steady.set()
+                await until(lambda: all_live("flap"), 10)
+                assert all(each.generation == 1 for each in assistant.streams())
+
+        asyncio.run(asyncio.wait_for(run(), 110))
