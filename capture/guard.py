@@ -26,7 +26,7 @@ def refuse_private(url: str, resolve: Callable[[str], list[str]] = resolve) -> N
     scheme = url.partition(":")[0].lower()
     if scheme in HARMLESS:
         return
-    mend = "name a public host, or allow private sources in the daemon's configuration"
+    mend = "name a public host, or allow private sources (server.private_sources)"
     if scheme not in NETWORK:
         raise SourceError(
             f"source {redact(url)}: a remote client may not name this machine's files and devices; {mend}"

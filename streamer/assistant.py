@@ -16,10 +16,20 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from capture import Frame, Patience, PushSource, Source, SourceError, SourceOptions, SourceStatus, open_source
+from capture import (
+    Frame,
+    IceServer,
+    Patience,
+    PushSource,
+    Source,
+    SourceError,
+    SourceOptions,
+    SourceStatus,
+    open_source,
+)
 from model import AttentionPolicy, Runner, Sampling, load_runner
 from streamer.answer import Answer, Usage
-from streamer.config import Config, ConfigError, StreamConfig, parse_config
+from streamer.config import Config, ConfigError, StreamConfig, WebRtcConfig, parse_config
 from streamer.engine import Engine, Question
 from streamer.scheduler import Pace
 from streamer.stream import Stream, StreamStatus
@@ -351,7 +361,7 @@ class Assistant:
             )
         self._attaching.add(name)
         try:
-            source = await asyncio.to_thread(open_source, config.source, _source_options(config))
+            source = await asyncio.to_thread(open_source, config.source, _source_options(config, self.config.webrtc))
             stream = Stream(config, source, self.engine.wake)
             await self._admit(stream)
             await asyncio.wrap_future(self.engine.add(stream))
@@ -436,7 +446,7 @@ def _source_facts(status: SourceStatus) -> dict[str, Any]:
     }
 
 
-def _source_options(config: StreamConfig) -> SourceOptions:
+def _source_options(config: StreamConfig, webrtc: WebRtcConfig) -> SourceOptions:
     return SourceOptions(
         loop=config.loop,
         start=config.start,
@@ -449,6 +459,7 @@ def _source_options(config: StreamConfig) -> SourceOptions:
         camera_size=config.camera_size,
         camera_rate=config.camera_rate,
         pixel_format=config.pixel_format,
+        ice_servers=tuple(IceServer(each.urls, each.username, each.credential) for each in webrtc.ice_servers),
         patience=Patience(open=config.open_timeout, stall=config.stall_after),
     )
 

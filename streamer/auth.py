@@ -38,6 +38,8 @@ class Visitor:
 
     name: str
     scopes: frozenset[Scope]
+    remote: bool = False
+    """Comes from another machine."""
 
     def may(self, *scopes: Scope) -> bool:
         """Whether any of `scopes` is held; `admin` holds all."""
@@ -125,15 +127,16 @@ class Gate:
         Raises DoorError: unauthorized, or forbidden for a page of a foreign origin.
         """
         self._check_origin(headers.get("origin"), headers.get("host", ""))
+        remote = not is_loopback(address)
         if not self._tokens:
-            return Visitor(address, frozenset(SCOPES))
+            return Visitor(address, frozenset(SCOPES), remote)
         presented = _presented(headers)
         if presented is None:
             raise DoorError("unauthorized", "A bearer token is needed: send 'Authorization: Bearer …'.")
         token = self._tokens.get(token_digest(presented))
         if token is None:
             raise DoorError("unauthorized", "This token is not known here.")
-        return Visitor(token.name, token.scopes)
+        return Visitor(token.name, token.scopes, remote)
 
     def _check_origin(self, origin: str | None, host: str) -> None:
         name = urlsplit(f"//{host}").hostname or ""

@@ -76,6 +76,8 @@ class ServerConfig(_Section):
     """Pages of other origins that may speak to the daemon, such as https://cam.example."""
     media_domains: tuple[Name, ...] = ()
     """Hosts that pictures and videos named in a request may be fetched from."""
+    private_sources: bool = False
+    """Clients on other machines may attach this machine's files and devices and cameras at private addresses."""
     insecure: Annotated[_Whole, Field(ge=0, le=2)] = 0
     """2 allows an address that others reach without tokens or without TLS."""
     max_message_bytes: Annotated[_Whole, Field(ge=1_024, le=64 * 2**20)] = 2**20
@@ -85,6 +87,21 @@ class ServerConfig(_Section):
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key belong together: name both files or neither")
         return self
+
+
+class IceServerConfig(_Section):
+    """A STUN or TURN server."""
+
+    urls: Annotated[tuple[Annotated[str, Field(pattern=r"^(stun|turn)s?:.+$")], ...], Field(min_length=1)]
+    """Such as stun:host:3478 or turn:host:3478?transport=udp."""
+    username: str | None = None
+    credential: str | None = Field(default=None, repr=False)
+
+
+class WebRtcConfig(_Section):
+    """How publishers over WebRTC are reached."""
+
+    ice_servers: tuple[IceServerConfig, ...] = ()
 
 
 class AttentionConfig(_Section):
@@ -208,6 +225,7 @@ class Config(_Section):
     streams: tuple[StreamConfig, ...] = ()
     answers: AnswersConfig = AnswersConfig()
     limits: LimitsConfig = LimitsConfig()
+    webrtc: WebRtcConfig = WebRtcConfig()
 
     @model_validator(mode="after")
     def _reachable(self) -> Config:

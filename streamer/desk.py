@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from capture import SourceError
+from capture.guard import refuse_private
 from streamer.assistant import Answer, Assistant, AssistantError, StreamStatus
 from streamer.auth import DoorError, Visitor
 from streamer.given import PREFIX, Given, shown
@@ -34,8 +37,22 @@ class Question:
 class Desk:
     """Takes questions from visitors within their limits."""
 
-    def __init__(self, assistant: Assistant, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, assistant: Assistant, limits: Limits, metrics: Metrics, *, private_sources: bool) -> None:
         self._assistant, self._limits, self._metrics = assistant, limits, metrics
+        self._private_sources = private_sources
+
+    async def attach(self, visitor: Visitor, name: str, source: str, options: Mapping[str, Any]) -> StreamStatus:
+        """Begins to watch a source for a visitor, who from elsewhere may not name what only this machine reaches.
+
+        Raises DoorError (forbidden) and AssistantError (as `Assistant.attach`).
+        """
+        visitor.need("admin")
+        if visitor.remote and not self._private_sources:
+            try:
+                await asyncio.to_thread(refuse_private, source)
+            except SourceError as error:
+                raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
+        return await self._assistant.attach(name, source, **options)
 
     def streams(self) -> list[StreamStatus]:
         """The streams that there are for visitors: all but those that only show what a question brought along."""

@@ -160,7 +160,7 @@ class Doors:
         limits = config.limits
         self._limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._metrics = Metrics()
-        self._desk = Desk(assistant, self._limits, self._metrics)
+        self._desk = Desk(assistant, self._limits, self._metrics, private_sources=config.server.private_sources)
         self._publishing = Publishing(assistant)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
@@ -242,12 +242,12 @@ class Doors:
         raise DoorError("unknown_stream", f"There is no stream {name!r}.")
 
     async def attach(self, request: Request) -> Response:
-        self._admit(request, "admin")
+        visitor = self._admit(request, "admin")
         fields = read_object(await _body(request))
         name, source = fields.pop("name", None), fields.pop("source", None)
         if not isinstance(name, str) or not isinstance(source, str):
             raise ProtocolError("missing_required_parameter", "A stream needs a 'name' and a 'source'.", "name")
-        return JSONResponse(stream_facts(await self._assistant.attach(name, source, **fields)), 201)
+        return JSONResponse(stream_facts(await self._desk.attach(visitor, name, source, fields)), 201)
 
     async def detach(self, request: Request) -> Response:
         self._admit(request, "admin")

@@ -284,7 +284,7 @@ class RealtimeConnection:
             case "list":
                 return {"streams": [stream_facts(status) for status in self._desk.streams()]}
             case "attach":
-                status = await self._assistant.attach(command.stream or "", command.source, **command.options)
+                status = await self._desk.attach(self._visitor, command.stream or "", command.source, command.options)
                 return {"stream": status.name, **stream_facts(status)}
             case "detach":
                 await self._assistant.detach(command.stream or "")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from capture import SourceError, State, open_source
+from capture.container import cuda_lack
 from tests.capture.lab import drawn, render, wait_for, watching
 
 
@@ -274,3 +275,15 @@ def test_the_demo_plays_for_ever() -> None:
         watcher.more(20)
         assert watcher.source.name == "demo:"
         assert watcher.frames()[0].pixels.shape == (360, 640, 3)
+
+
+def test_hardware_that_is_not_there_is_told_once_and_the_cpu_decodes(
+    clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda_lack.cache_clear()
+    if not cuda_lack():
+        pytest.skip("needs a machine without CUDA")
+    with watching(str(clip), realtime=False, loop=True, hwaccel="auto") as watcher:
+        watcher.more(120)
+    lines = [record.getMessage() for record in caplog.records if "hwaccel" in record.getMessage()]
+    assert len(lines) == 1 and "the CPU decodes instead" in lines[0]
