@@ -79,6 +79,7 @@ def test_the_streaming_convention() -> None:
 def test_time_never_goes_back() -> None:
     found = positions(StreamState.allocate(CONFIG, 1), [5.0, 3.0, 6.0], (2, 2), 1)
     assert found[0].tolist() == [0, 11, 11, 13, 14]
+    assert positions(StreamState.allocate(CONFIG, 1), [-3.0, 0.5], (2, 2), 1)[0].tolist() == [0, 1, 1, 2]
 
 
 def test_batch_members_keep_their_own_time() -> None:

@@ -8,6 +8,8 @@ import torch
 from model import AttentionPolicy, ConfigError, Runner, Sampling, Snapshot, load_runner
 from model.checkpoint import CheckpointError
 from model.config import PRESETS, InfiniteVLConfig
+from model.preprocess import choose_grid, patchify
+from model.state import StreamState
 from model.tokenizer import Tokenizer
 
 from .small import build, error, picture, small
@@ -48,6 +50,28 @@ def test_a_greedy_answer_is_the_models_likeliest_tokens() -> None:
         runner.fork(0, 4)
         logits = runner.model.read(torch.tensor([prompt + tokens[:i]]), runner.state, torch.tensor([4]))
         assert int(logits.argmax()) == token
+
+
+def test_a_step_is_the_models_over_the_pictures_patches() -> None:
+    runner, index = pool(), torch.tensor([1])
+    model, state, grid = build(CONFIG), StreamState.allocate(CONFIG, 2), choose_grid(CONFIG, 90, 160)
+    runner.open(1, 90, 160)
+    with torch.inference_mode():
+        model.open(state, index)
+        for i in range(3):
+            pair = [picture(90, 160, i), picture(90, 160, i + 50)]
+            runner.see([1], [pair], [1.5 * i])
+            seconds = torch.tensor([1.5 * i], dtype=torch.float64)
+            model.see(patchify(CONFIG, pair, grid)[None], grid, seconds, state, index)
+    assert same(runner.snapshot(1), state.snapshot(1) | {"grid": torch.tensor(grid)})
+
+
+def test_a_reset_slot_is_empty() -> None:
+    runner = pool()
+    runner.open(0, 90, 160)
+    runner.see([0], [[picture(90, 160)]], [0.0])
+    runner.reset(0)
+    assert all(torch.equal(part, pool().state.snapshot(0)[name]) for name, part in runner.state.snapshot(0).items())
 
 
 def test_streams_of_different_shapes_share_a_step() -> None:
