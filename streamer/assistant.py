@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -56,7 +56,8 @@ class AssistantError(Exception):
 class Assistant:
     """Watches streams and answers questions about them. An async context manager; one event loop owns it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+        """`progress` is told, from another thread, how many of all steps have been tried while the model warms up."""
         self.config = config
         limits = config.limits
         self.engine = Engine(
@@ -66,6 +67,7 @@ class Assistant:
             pace=_pace(config),
             threads=config.model.threads or _threads(),
             reset=self._was_reset,
+            progress=progress,
         )
         self._runner: Runner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
+from tqdm import tqdm
 
 from model import ConfigError as ModelConfigError
 from model.checkpoint import CheckpointError
@@ -41,7 +42,7 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.assistant = Assistant(config)
+        self.assistant = Assistant(config, _progress_bar())
         self._app = create_app(self.assistant, config)
         self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._serving: asyncio.Task[None] | None = None
@@ -174,6 +175,19 @@ async def _reload(daemon: Daemon, asked: asyncio.Event, read: Callable[[], Confi
         except ConfigError as error:
             for problem in error.problems:
                 log.error("the configuration is refused, nothing changed: %s", problem)
+
+
+def _progress_bar() -> Callable[[int, int], None]:
+    """Shows a terminal how far the model's warm-up is; nothing where nobody watches."""
+    bar = tqdm(desc="warming up", unit="step", leave=False, disable=not sys.stderr.isatty())
+
+    def show(done: int, of: int) -> None:
+        bar.total, bar.n = of, done
+        bar.refresh()
+        if done == of:
+            bar.close()
+
+    return show
 
 
 def _listen(server: ServerConfig) -> socket.socket:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -66,7 +67,7 @@ class Engine:
     """Runs one step at a time, as the scheduler decides.
 
     Every method but `turn` and what it calls may be used from any thread. `reset` (stream, reason) is told when a stream
-    lost its memory, from the engine's thread.
+    lost its memory, `progress` (steps tried, of all) while the model is warmed up; both from the engine's thread.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Engine:
         pace: Pace | None = None,
         threads: int = 1,
         reset: Callable[[str, str], None] = lambda stream, reason: None,
+        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
         self.pace = pace or Pace()
         self.stream_slots, self.answer_slots = stream_slots, answer_slots
@@ -88,7 +90,7 @@ class Engine:
         self.tokens = 0
         self.busy_seconds = 0.0
         self.threads = threads
-        self._load, self._reset = load, reset
+        self._load, self._reset, self._progress = load, reset, progress
         self._streams: dict[str, Stream] = {}
         self._answers: dict[str, _Answer] = {}
         self._inbox: deque[Callable[[], None]] = deque()
@@ -406,39 +408,41 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Runs every size of step on empty slots, so that the first frames are not late and costs are known."""
-        runner, black = self.runner, np.zeros((720, 1280, 3), np.uint8)
-        sizes = [2**n for n in range(8)]
-        batches = range(1, self.scheduler.largest_batch + 1)
-        for size in [n for n in batches if n in sizes or runner.device.type == "cuda"]:
-            for slot in range(size):
-                runner.open(slot, 720, 1280)
-            step: FrameStep[Frame] = FrameStep(tuple((str(slot), ()) for slot in range(size)))
-            frames = [[black] * runner.frames_per_step] * size
-            self._time(step, lambda size=size, frames=frames: runner.see(range(size), frames, [0.0] * size))  # type: ignore[misc]
-        forks = range(self.stream_slots, self.stream_slots + self.answer_slots)
-        for tokens in (16, 32, 64, 128, 256):
-            runner.fork(0, forks[0])
-            question = [next(iter(runner.tokenizer.stops))] * tokens
-            self._time(Prefill("", tokens), lambda question=question: runner.prefill(forks[0], question, Sampling()))  # type: ignore[misc]
-        for size in [n for n in sizes if n <= self.answer_slots]:
-            for slot in forks[:size]:
-                runner.fork(0, slot)
-                runner.prefill(slot, [next(iter(runner.tokenizer.stops))], Sampling())
-            ids, how = [0] * size, [Sampling()] * size
-            self._time(
-                Decode(("",) * size),
-                lambda size=size, ids=ids, how=how: runner.decode(forks[:size], ids, how),  # type: ignore[misc]
-            )
+        for slot in range(self.stream_slots):
+            self.runner.open(slot, 720, 1280)
+        for slot in range(self.stream_slots, self.stream_slots + self.answer_slots):
+            self.runner.fork(0, slot)
+            self.runner.prefill(slot, [min(self.runner.tokenizer.stops)], Sampling())
+        trials = self._trials()
+        for done, (step, run) in enumerate(trials):
+            if self._stopping:
+                raise InterruptedError("stopped while the model was warmed up")
+            self._progress(done, len(trials))
+            run()
+            began = time.monotonic()
+            run()
+            self.scheduler.measured(step, time.monotonic() - began)
+        self._progress(len(trials), len(trials))
         for slot in range(self.stream_slots + self.answer_slots):
-            runner.reset(slot)
+            self.runner.reset(slot)
 
-    def _time(self, step: Decision[Frame], run: Callable[[], object]) -> None:
-        if self._stopping:
-            raise InterruptedError("stopped while the model was warmed up")
-        run()
-        began = time.monotonic()
-        run()
-        self.scheduler.measured(step, time.monotonic() - began)
+    def _trials(self) -> list[tuple[Decision[Frame], Callable[[], object]]]:
+        """Steps of every size, the largest first: what memory they take, the smaller ones use again."""
+        runner, black = self.runner, np.zeros((720, 1280, 3), np.uint8)
+        forks, stop = range(self.stream_slots, self.stream_slots + self.answer_slots), min(runner.tokenizer.stops)
+        powers = [1, 2, 4, 8, 16, 32, 64, 128]
+        trials: list[tuple[Decision[Frame], Callable[[], object]]] = []
+        for size in range(self.scheduler.largest_batch, 0, -1):
+            if size in powers or runner.device.type == "cuda":
+                seen: FrameStep[Frame] = FrameStep((("", ()),) * size)
+                shown = [[black] * runner.frames_per_step] * size
+                trials.append((seen, partial(runner.see, range(size), shown, [0.0] * size)))
+        for tokens in (256, 128, 64, 32, 16):
+            trials.append((Prefill("", tokens), partial(runner.prefill, forks[0], [stop] * tokens, Sampling())))
+        for size in [n for n in reversed(powers) if n <= self.answer_slots]:
+            decode = partial(runner.decode, forks[:size], [stop] * size, [Sampling()] * size)
+            trials.append((Decode(("",) * size), decode))
+        return trials
 
 
 def _kind(decision: Decision[Frame]) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamer.config import Config, ConfigError, load_config, parse_config
 
@@ -107,3 +109,37 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "empty.yaml") == Config()
+
+
+KEYS = st.sampled_from(
+    [
+        "server",
+        "model",
+        "streams",
+        "answers",
+        "limits",
+        "name",
+        "source",
+        "fps",
+        "port",
+        "tokens",
+        "attention",
+        "x",
+        "device",
+    ]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_whatever_is_written_is_accepted_or_refused_in_lines(data: dict[str, Any]) -> None:
+    try:
+        parse_config(data)
+    except ConfigError as error:
+        assert error.problems and not any("\n" in problem for problem in error.problems)
+        assert all(len(problem) < 600 for problem in error.problems)
