@@ -30,3 +30,14 @@ def test_refuses_a_shadowing_model(tmp_path: Path, code: str) -> None:
 
 def test_imports_where_nothing_shadows(tmp_path: Path) -> None:
     assert run(tmp_path, "import streamer; assert 'torch' not in sys.modules").returncode == 0
+
+
+def test_the_client_does_without_the_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("raise SystemExit('the wrong model was imported')\n")
+    (tmp_path / "capture").mkdir()
+    (tmp_path / "capture" / "__init__.py").write_text("")
+    alone = "assert not {'torch', 'model', 'capture', 'protocols', 'pydantic'} & sys.modules.keys()"
+    let_in = run(tmp_path, f"import streamer.client; {alone}")
+    assert let_in.returncode == 0, let_in.stderr
+    refused = run(tmp_path, "import streamer.client; from streamer import Assistant")
+    assert refused.returncode == 1 and "shadows" in refused.stderr
