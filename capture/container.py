@@ -45,6 +45,8 @@ SAID = (
 )
 UNTIMED = frozenset({"mpjpeg", "mjpeg", "h264", "hevc"})
 """Formats whose timestamps FFmpeg makes up."""
+USUAL_RATE = 25
+"""Frames a second of a recording that does not tell."""
 SEGMENTED = frozenset({"hls", "dash"})
 """Formats that arrive a segment at a time and are played at their own pace."""
 BROKEN_OFF = 1.0
@@ -114,9 +116,12 @@ class ContainerSource(SourceShell):
         pictures = Pictures(self.options.largest_side)
         pace = Pace()
         reached = None
-        for frame in self.decoded(container, stream, generation):
+        period = 1 / float(stream.average_rate or USUAL_RATE)
+        for count, frame in enumerate(self.decoded(container, stream, generation)):
             now = time.monotonic()
             timestamp = None if formats & UNTIMED or frame.pts is None else frame.time
+            if file and formats & UNTIMED:
+                timestamp = beginning + count * period
             if timestamp is not None and timestamp < start and start > beginning:
                 continue
             captured = pace.moment(timestamp, now) if paced and timestamp is not None else now
