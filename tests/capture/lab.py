@@ -334,13 +334,13 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 @contextlib.contextmanager
-def http_server(handler: type[BaseHTTPRequestHandler], **settings: object) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def http_server(handler: type[BaseHTTPRequestHandler], address: str = "127.0.0.1", **settings: object) -> Iterator[str]:
+    server = ThreadingHTTPServer((address, 0), handler)
     server.daemon_threads = True
     vars(server).update(stopping=False, **settings)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{address}:{server.server_port}"
     finally:
         server.stopping = True  # type: ignore[attr-defined]
         server.shutdown()

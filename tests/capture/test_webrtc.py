@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,9 +24,9 @@ from aiortc.rtp import RtpPacket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capture import SourceError, State
+from capture import Patience, SourceError, State
 from capture.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
-from tests.capture.lab import Watcher, ec_certificate, http_server, watching
+from tests.capture.lab import SYSTEM_PYTHON, Watcher, ec_certificate, http_server, watching
 from tests.capture.publisher import Publisher
 
 
@@ -259,3 +261,59 @@ def test_aiortcs_own_queues_still_have_no_bound() -> None:
     assert isinstance(receiver.RemoteStreamTrack("video")._queue, asyncio.Queue)
     assert receiver.RemoteStreamTrack("video")._queue.maxsize == 0
     assert queue.Queue().maxsize == 0
+
+
+def has_gstreamer() -> bool:
+    """Whether GStreamer's WebRTC and a network namespace of one's own can be had."""
+    probe = "import gi; gi.require_version('GstWebRTC', '1.0'); from gi.repository import GstWebRTC"
+    return (
+        Path(SYSTEM_PYTHON).exists()
+        and subprocess.run([SYSTEM_PYTHON, "-c", probe], capture_output=True).returncode == 0
+        and os.geteuid() == 0
+        and shutil.which("ip") is not None
+    )
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[tuple[str, str]]:
+    """A network namespace on a wire of its own: its name, and this side's address on the wire."""
+    name = f"streamer{os.getpid()}"
+    wire, host = name[-8:] + "a", f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
+    setup = f"""
+        ip netns add {name}
+        ip link add {wire} type veth peer name {wire}b netns {name}
+        ip addr add {host}.1/24 dev {wire}
+        ip link set {wire} up
+        ip -n {name} addr add {host}.2/24 dev {wire}b
+        ip -n {name} link set {wire}b up
+        ip -n {name} link set lo up"""
+    try:
+        for command in setup.strip().splitlines():
+            done = subprocess.run(command.split(), capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"needs network namespaces: {done.stderr.strip()}")
+        yield name, f"{host}.1"
+    finally:
+        subprocess.run(["ip", "link", "del", wire], capture_output=True)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.skipif(not has_gstreamer(), reason="needs GStreamer's WebRTC and root: sh tests/system-packages.sh")
+def test_gstreamer_publishes_from_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key is RSA, which aiortc's own DTLS would not take."""
+    with namespace() as (name, address):
+        monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: [address])
+        with (
+            watching("whip://door", patience=Patience()) as watcher,
+            http_server(Whip, address=address, source=watcher.source) as url,
+        ):
+            script = str(Path(__file__).parent / "whip_gstreamer.py")
+            command = ["ip", "netns", "exec", name, SYSTEM_PYTHON, script, url, "", "30"]
+            publisher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                watcher.until(State.LIVE, 30)
+                watcher.more(40)
+            finally:
+                publisher.kill()
+                publisher.wait()
+    assert watcher.frames()[-1].pixels.shape == (360, 640, 3)
