@@ -45,7 +45,7 @@ def serve() -> None:
     config = parse_config(
         {
             "server": {"port": 0},
-            "model": {"threads": 1},
+            "model": {"threads": 1, "random_weights": True},  # an untrained model talks until it is stopped
             "streams": [{"name": "demo", "source": "demo:"}],
             "limits": {
                 "answers": 8,

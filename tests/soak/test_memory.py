@@ -62,7 +62,7 @@ def test_nothing_grows(soak_seconds: float) -> None:
         config = parse_config(
             {
                 "streams": [{"name": "door", "source": "demo:"}],
-                "model": {"threads": 1},
+                "model": {"threads": 1, "random_weights": True},  # an untrained model talks until it is stopped
                 "limits": {"streams": 2, "answers": 2, "waiting_questions": 4},
             }
         )

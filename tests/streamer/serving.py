@@ -18,7 +18,7 @@ from streamer.http import close_connections, create_app, server_options
 
 T = TypeVar("T")
 CONFIG: dict[str, Any] = {
-    "model": {"threads": 1},
+    "model": {"threads": 1, "random_weights": True},  # an untrained model talks until it is stopped
     "streams": [{"name": "demo", "source": "demo:", "fps": 2}],
     "answers": {"ceiling_tokens_per_second": 1000, "floor_tokens_per_second": 100},
     "limits": {"streams": 4, "answers": 4, "answer_tokens": 30_000},

@@ -21,7 +21,7 @@ DEMO = {"name": "demo", "source": "demo:"}
 
 def config(**keys: Any) -> Any:
     limits = {"streams": 2, "answers": 2, "waiting_questions": 2, "question_tokens": 200}
-    return parse_config({"streams": [DEMO], "model": {"threads": 1}, "limits": limits, **keys})
+    return parse_config({"streams": [DEMO], "model": {"threads": 1, "random_weights": True}, "limits": limits, **keys})
 
 
 async def first_frame(assistant: Assistant, name: str = "demo") -> None:

@@ -32,7 +32,7 @@ sys.exit(run(config, lambda url: print(url, flush=True), lambda: parse_config({"
 def command(**keys: Any) -> list[str]:
     config = {
         "server": {"port": 0},
-        "model": {"threads": 1},
+        "model": {"threads": 1, "random_weights": True},  # an untrained model talks until it is stopped
         "limits": {"streams": 1, "answers": 2, "waiting_questions": 2},
         "streams": [{"name": "demo", "source": "demo:"}],
         **keys,
