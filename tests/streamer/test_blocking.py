@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = parse_config(
     {
         "streams": [{"name": "eyes", "source": "push://eyes"}],
-        "model": {"threads": 1},
+        "model": {"threads": 1, "random_weights": True},
         "limits": {"streams": 2, "answers": 2},
     }
 )
@@ -57,7 +57,9 @@ def test_plain_code_watches_and_asks() -> None:
 
 
 def test_what_can_not_start_leaves_nothing_behind() -> None:
-    config = parse_config({"streams": [{"name": "door", "source": "/nowhere.mp4"}], "model": {"threads": 1}})
+    config = parse_config(
+        {"streams": [{"name": "door", "source": "/nowhere.mp4"}], "model": {"threads": 1, "random_weights": True}}
+    )
     with pytest.raises(AssistantError), BlockingAssistant(config):
         pass
     assert not [thread for thread in threading.enumerate() if thread.name in ("assistant", "engine")]
