@@ -186,9 +186,7 @@ def choices(scheme: str, options: SourceOptions) -> dict[str, str]:
         case "rtmp" | "rtmps":
             return {"analyzeduration": "1000000", "rtmp_live": "live", "rw_timeout": silence}
         case "http" | "https":
-            # A playlist from elsewhere may not make FFmpeg read this machine's files.
-            safe = "http,https,tls,tcp,crypto,data,httpproxy"
-            return {"rw_timeout": silence, "protocol_whitelist": safe, "live_start_index": "-2"}
+            return {"rw_timeout": silence, "live_start_index": "-2"}
         case "v4l2":
             asked = {"input_format": options.pixel_format}
             if options.camera_size:

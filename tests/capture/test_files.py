@@ -143,7 +143,7 @@ def test_interlaced_pictures_keep_one_field(tmp_path: Path) -> None:
         watcher.until(State.ENDED)
     pixels = watcher.frames()[0].pixels.astype(int)
     assert pixels.shape == (360, 640, 3)
-    assert np.abs(pixels[50:70] - drawn(0, 640, 360)[50:70]).mean() < 12
+    assert np.abs(pixels[50:70] - drawn(0, 640, 360)[50:70]).mean() < 6
 
 
 def test_a_change_of_resolution_and_codec_in_mid_file(tmp_path: Path) -> None:
