@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -152,7 +153,9 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:
         raise SourceError(
             f"source {redact(url)}: unknown scheme {scheme!r}; use a file's path, {', '.join(f'{s}://' for s in SCHEMES)} or demo:"
         )
-    path = Path(rest if scheme == "file" else url).expanduser()
+    path = Path(rest if scheme == "file" else url)
+    with suppress(RuntimeError):  # "~name" of nobody known here is a name like any other
+        path = path.expanduser()
     if path.is_dir():
         raise SourceError(f"source {url} is a folder: name a video file")
     if not path.exists():

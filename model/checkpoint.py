@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ class CheckpointError(ValueError):
 
 def locate(name: str) -> Path:
     """A local folder as it is; "owner/name" is downloaded from the Hugging Face hub, with a progress bar. Raises CheckpointError."""
-    folder = Path(name).expanduser()
+    folder = Path(name)
+    with suppress(RuntimeError):  # "~name" of nobody known here is a name like any other
+        folder = folder.expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
