@@ -9,8 +9,9 @@ export async function publish(connection, name, onlost) {
   let session = null;
   const stop = async () => {
     media.getTracks().forEach((track) => track.stop());
-    peer.close();
+    // Before the peer is closed: its goodbye would end the session, and the stream would wait for another publisher.
     if (session) await fetch(session, { method: "DELETE", headers: connection.headers() }).catch(() => {});
+    peer.close();
   };
   try {
     peer.addTransceiver(media.getVideoTracks()[0], { direction: "sendonly", streams: [media] });
