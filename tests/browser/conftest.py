@@ -7,7 +7,7 @@ import pytest
 from tests.streamer.serving import Daemon
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     daemon = Daemon()
     yield daemon
