@@ -169,3 +169,11 @@ def test_errors_and_models_have_openais_shape() -> None:
         "code": "too_many_answers",
     }
     assert [model["id"] for model in models_body("nano", STREAMS, 5)["data"]] == ["nano", "nano/door", "nano/yard"]
+
+
+def test_playlists_are_no_videos() -> None:
+    """FFmpeg would open what a playlist names: local files, and hosts that a stranger can't reach."""
+    data = base64.b64encode(b"#EXTM3U\nfile:///etc/passwd\n").decode()
+    video = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+    error = refused([{"role": "user", "content": [video, {"type": "text", "text": "What?"}]}])
+    assert error.param == "messages[0].content[0].video_url.url" and "is no video in MP4" in error.message

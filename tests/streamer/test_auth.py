@@ -110,6 +110,13 @@ def test_with_a_token_the_own_page_may_have_any_name() -> None:
         Gate(TOKENS, loopback=False).admit({**headers, "origin": "http://evil.example"}, "10.0.0.1")
 
 
+def test_open_daemon_without_tokens_takes_no_page_of_a_mere_name() -> None:
+    gate = Gate([], loopback=False)
+    gate.admit({"host": "10.0.0.5:8765", "origin": "http://10.0.0.5:8765"}, "10.0.0.9")
+    with pytest.raises(DoorError, match=r"server\.origins"):
+        gate.admit({"host": "evil.example:8765", "origin": "http://evil.example:8765"}, "10.0.0.9")
+
+
 def test_loopback_addresses() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "127.9.9.9")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "box.lan", "")))
