@@ -168,7 +168,7 @@ class Doors:
 
     async def close(self) -> None:
         self._closing.set()
-        await asyncio.gather(*(connection.shut_down() for connection in self._connections))
+        await asyncio.gather(self._publishing.close(), *(each.shut_down() for each in self._connections))
 
     async def realtime(self, websocket: WebSocket) -> None:
         """Any scope comes in; what a client may do is asked event by event."""

@@ -29,6 +29,13 @@ class Publishing:
         self._assistant = assistant
         self._endpoint = WhipEndpoint("/whip")
         self._begun: set[str] = set()
+        self._watching: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Looks after no session any more."""
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
 
     async def request(
         self, method: str, stream: str, session: str | None, headers: Mapping[str, str], body: bytes
@@ -77,7 +84,8 @@ class Publishing:
             raise DoorError("not_ready", f"The peer could not be answered in {ANSWER_SECONDS:g} s.", 5.0) from None
         session, reply = self._endpoint.published(publish, answer)
         task = asyncio.create_task(self._watch(name, session, over))
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
         return reply
 
     async def _watch(self, name: str, session: str, over: asyncio.Event) -> None:
