@@ -122,10 +122,18 @@ class InfiniteVL(nn.Module):
         memory.advance(x.shape[1])
         return memory
 
-    def answer(self, tokens: Tensor, last: Tensor, grid: tuple[int, int], memory: SequenceMemory) -> Tensor:
+    def answer(
+        self,
+        tokens: Tensor,
+        last: Tensor,
+        grid: tuple[int, int],
+        memory: SequenceMemory,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Logits of questions that branch from `memory`: `tokens` int64 [batch, questions, n] to float32 [batch, questions, n, vocabulary].
 
-        `last` float64 [batch] is the stream time of the last frame. Padding on the right does no harm.
+        `last` float64 [batch] is the stream time of the last frame. Padding on the right does no harm. With `rows` (int64,
+        into the flattened tokens) only their logits, [rows, vocabulary].
         """
         batch, questions, n = tokens.shape
         merge = self.config.vision.spatial_merge_size
@@ -135,5 +143,5 @@ class InfiniteVL(nn.Module):
         hidden = self.model(
             self.model.embed_tokens(tokens.flatten(0, 1)), flat.expand(3, -1, -1), memory.branch(questions)
         )
-        result: Tensor = self.logits(hidden).unflatten(0, (batch, questions))
-        return result
+        chosen: Tensor = hidden.unflatten(0, (batch, questions)) if rows is None else hidden.flatten(0, 1)[rows]
+        return self.logits(chosen)

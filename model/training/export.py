@@ -11,8 +11,8 @@ import torch
 from model.checkpoint import save_checkpoint
 from model.config import nano
 from model.infinitevl import InfiniteVL
+from model.training.learner import read_weights
 from model.training.lessons import TOKENIZER
-from model.training.train import read_weights
 
 KEPT = ("log.csv", "state.json", "marks.json")
 """What a run says of itself, kept beside the weights."""

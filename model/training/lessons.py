@@ -157,6 +157,9 @@ class Curriculum:
     first: int
     """The first lesson's index."""
     progress: float = 0.0
+    part: int = 0
+    """Which of `parts` that take lessons of the same lengths side by side, each lessons of its own."""
+    parts: int = 1
 
     STAGES = (
         (0.05, {4: 0.6, 8: 0.4}),
@@ -173,5 +176,5 @@ class Curriculum:
             lengths = next(stage for until, stage in self.STAGES if self.progress < until)
             steps = int(rng.choice(list(lengths), p=list(lengths.values())))
             steps = min(steps, self.steps)
-            yield index, steps, max(1, self.steps // steps)
+            yield index * self.parts + self.part, steps, max(1, self.steps // steps)
             index += 1

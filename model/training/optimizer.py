@@ -30,11 +30,17 @@ class Optimizer:
 
     MOMENTUM, DECAY, CLIP, SMALL = 0.95, 0.02, 1.0, 0.5
 
-    def __init__(self, model: nn.Module, extra: nn.Module) -> None:
+    def __init__(self, model: nn.Module, extra: nn.Module, shares: int = 1) -> None:
+        """`shares`: how many processes' gradients are summed into each parameter's before a step."""
         named = [*model.named_parameters(), *(("extra." + name, p) for name, p in extra.named_parameters())]
         self.names = [name for name, _ in named]
         self.params = [p for _, p in named]
         self.masters = [p.detach().float().clone() for p in self.params]
+        self.shares = shares
+        self.grads = self.gradients()
+        device = self.masters[0].device
+        self.lr, self.small, self.norm = (torch.zeros((), device=device) for _ in range(3))
+        self.graph: torch.cuda.CUDAGraph | None = None
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         others = []
         for i, (name, p) in enumerate(named):
@@ -53,37 +59,78 @@ class Optimizer:
                 {"params": [self.masters[i] for i in decayed], "weight_decay": self.DECAY},
                 {"params": [self.masters[i] for i in plain], "weight_decay": 0.0},
             ],
+            lr=self.small if device.type == "cuda" else 1e-3,
             betas=(0.9, 0.98),
-            fused=self.masters[0].is_cuda,
+            fused=device.type == "cuda",
+            capturable=device.type == "cuda",
         )
 
-    @torch.no_grad()
+    def gradients(self) -> list[Tensor]:
+        """Room for all gradients of one dtype in one tensor; each parameter's `grad` is a view of its."""
+        rooms = []
+        for dtype in sorted({p.dtype for p in self.params}, key=str):
+            mine = [p for p in self.params if p.dtype == dtype]
+            room = torch.zeros(sum(p.numel() for p in mine), dtype=dtype, device=mine[0].device)
+            for p, part in zip(mine, room.split([p.numel() for p in mine]), strict=True):
+                p.grad = part.view_as(p)
+            rooms.append(room)
+        return rooms
+
+    def clear(self) -> None:
+        """Begins new gradients."""
+        torch._foreach_zero_(self.grads)
+
     def step(self, lr: float) -> Tensor:
         """One update; a gradient that isn't finite is left out. Returns the gradient's norm."""
+        self.lr.fill_(lr)
+        if self.graph is None:
+            self.update()
+        else:
+            self.graph.replay()
+        return self.norm
+
+    def capture(self) -> None:
+        """Makes every further step one CUDA graph; moments must exist: call it after a step."""
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """`step` at the learning rate in `lr`, without a word from the host."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        grads = [grad.float() for grad in grads]
+        grads = [grad.float() / self.shares for grad in grads]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         scale = torch.where(norm.isfinite(), (self.CLIP / (norm + 1e-6)).clamp(max=1.0), torch.zeros_like(norm))
         grads = [torch.nan_to_num(grad, 0.0, 0.0, 0.0) for grad in grads]
         torch._foreach_mul_(grads, scale)
+        kept = 1 - self.lr * self.DECAY
         for group, momentum in zip(self.groups, self.momenta, strict=True):
             grad = torch.stack([grads[i] for i in group])
             momentum.lerp_(grad, 1 - self.MOMENTUM)
             update = orthogonalise(grad.lerp(momentum, self.MOMENTUM)).float()
-            size = 0.2 * max(update.shape[1:]) ** 0.5
+            update = update * (-self.lr * (0.2 * max(update.shape[1:]) ** 0.5))
             masters = [self.masters[i] for i in group]
-            torch._foreach_mul_(masters, 1 - lr * self.DECAY)
-            torch._foreach_add_(masters, list(update.unbind(0)), alpha=-lr * size)
+            torch._foreach_mul_(masters, kept)
+            torch._foreach_add_(masters, list(update.unbind(0)))
         for i in self.others:
             self.masters[i].grad = grads[i]
-        for part in self.adam.param_groups:
-            part["lr"] = lr * self.SMALL
+        if self.masters[0].is_cuda:
+            self.small.copy_(self.lr * self.SMALL)
+        else:
+            for part in self.adam.param_groups:
+                part["lr"] = float(self.lr) * self.SMALL
         self.adam.step()
         torch._foreach_copy_(list[Tensor](self.params), self.masters)
-        for p in self.params:
-            p.grad = None
-        result: Tensor = norm
-        return result
+        self.norm.copy_(norm)
+
+    def forget(self) -> None:
+        """Puts all moments to nothing, where they lie."""
+        for momentum in self.momenta:
+            momentum.zero_()
+        for state in self.adam.state.values():
+            for value in state.values():
+                value.zero_()
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Puts weights by name into masters and model."""

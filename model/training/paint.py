@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -154,11 +157,24 @@ def cosine_basis() -> Tensor:
     return basis
 
 
+def rounded(picture: Tensor) -> Tensor:
+    """To what 8 bits can say, in place."""
+    return picture.clamp_(0, 1).mul_(255).round_().div_(255)
+
+
+def brush() -> ModuleType | None:
+    """The painter's kernels, where triton is there."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("model.training.brush")
+
+
 class Painter:
     """Paints sheets on `device`; the same sheet and seed give the same pictures on the same device."""
 
     def __init__(self, assets: Assets, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        self.brush = brush() if self.device.type == "cuda" else None
         self.gallery = assets.gallery
         sprites = torch.from_numpy(assets.sprites).permute(0, 3, 1, 2).float() / 255
         sprites[:, :3] *= sprites[:, 3:]
@@ -246,7 +262,8 @@ class Painter:
         self, sheet: Sheet, seed: int, height: int = 224, width: int = 224, film: bool = True
     ) -> Iterator[Tensor]:
         """Float32 pictures in [0, 1], at most `CHUNK` frames at a time, [n, 3, height, width]."""
-        yield from self.pictures(sheet, self.sheet(sheet), seed, height, width, film)
+        for picture in self.pictures(sheet, self.sheet(sheet), seed, height, width, film):
+            yield rounded(picture) if film else picture.clamp_(0, 1)
 
     @torch.no_grad()
     def pictures(
@@ -257,6 +274,10 @@ class Painter:
         base = self.grid(height, width)
         for start in range(0, len(sheet.ground), CHUNK):
             part = slice(start, start + CHUNK)
+            if self.brush is not None and len(sheet.kind):
+                picture = self.brush.compose(self.grounds, arrays, part, height, width)
+                yield self.develop(picture, sheet, arrays, part, generator) if film else picture
+                continue
             where = self.place(base, arrays["ground_matrix"][part]).unflatten(1, (height, width))
             light = arrays["light"][part][:, :, None, None]
             picture = F.grid_sample(
@@ -276,26 +297,30 @@ class Painter:
                     sprite = arrays["lines" if lines else "things"][who]
                     layer = F.grid_sample(sprite, where.unflatten(1, (height, width)), align_corners=False)
                     picture[now] = torch.addcmul(layer[:, :3], picture[now], 1 - layer[:, 3:])
-            yield self.develop(picture, sheet, arrays, part, generator) if film else picture.clamp_(0, 1)
+            yield self.develop(picture, sheet, arrays, part, generator) if film else picture
 
     def develop(
         self, picture: Tensor, sheet: Sheet, arrays: dict[str, Tensor], part: slice, generator: torch.Generator
     ) -> Tensor:
-        """Lens softness, exposure, gamma, noise, block compression and 8-bit rounding."""
+        """Lens softness, exposure, gamma, noise and block compression."""
         gamma, noise, soft, block = arrays["film"][part][:, :, None, None, None].unbind(1)
         if (sheet.film[part, 2] > 0).any():
             rows = self.upload(sheet.film[part, 2].nonzero()[0])
             picture[rows] = torch.lerp(picture[rows], self.soften(picture[rows]), soft[rows])
-        picture = (picture * arrays["exposure"][part][:, :, None, None]).clamp_(1e-4, 1).pow_(gamma)
-        grain = torch.randn(picture.shape[0], 1, *picture.shape[2:], device=self.device, generator=generator)
-        tinted = torch.randn(
-            picture.shape[0], 3, *(s // 2 for s in picture.shape[2:]), device=self.device, generator=generator
-        )
-        picture = picture + noise * (0.7 * grain + F.interpolate(tinted, picture.shape[2:], mode="bilinear"))
+        if self.brush is not None:
+            chance = (generator.initial_seed() + part.start) % (2**31 - 1)
+            self.brush.expose(picture, arrays["exposure"][part], arrays["film"][part], chance)
+        else:
+            picture = (picture * arrays["exposure"][part][:, :, None, None]).clamp_(1e-4, 1).pow_(gamma)
+            grain = torch.randn(picture.shape[0], 1, *picture.shape[2:], device=self.device, generator=generator)
+            tinted = torch.randn(
+                picture.shape[0], 3, *(s // 2 for s in picture.shape[2:]), device=self.device, generator=generator
+            )
+            picture = picture + noise * (0.7 * grain + F.interpolate(tinted, picture.shape[2:], mode="bilinear"))
         if (sheet.film[part, 3] > 0).any():
             rows = self.upload(sheet.film[part, 3].nonzero()[0])
             picture[rows] = self.compress(picture[rows], block[rows])
-        return picture.clamp_(0, 1).mul_(255).round_().div_(255)
+        return picture
 
     def soften(self, picture: Tensor) -> Tensor:
         """A 5-pixel binomial blur."""
@@ -324,12 +349,18 @@ class Painter:
         """The frames as a model with 14-pixel patches, a merge of 2 and paired frames takes them, [steps, 256, 1176], and
         what each patch of each step's last frame shows (`CLASSES`), int64 [steps, 256], in the same order."""
         arrays = self.sheet(sheet)
-        steps = []
+        patches = torch.empty(len(sheet.ground) // 2, 256, 1176, dtype=dtype, device=self.device)
+        start = 0
         for picture in self.pictures(sheet, arrays, seed, 224, 224, True):
-            flat = ((picture - self.mean) / self.std).to(dtype)
+            part = patches[start : start + len(picture) // 2]
+            start += len(part)
+            if self.brush is not None:
+                self.brush.cut(picture, self.mean, self.std, part)
+                continue
+            flat = (rounded(picture) - self.mean) / self.std
             blocks = flat.view(-1, 2, 3, 8, 2, 14, 8, 2, 14)
-            steps.append(blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 256, 1176))
-        return torch.cat(steps), self.labels(arrays)
+            part.copy_(blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 256, 1176))
+        return patches, self.labels(arrays)
 
     @torch.no_grad()
     def labels(self, arrays: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,461 @@
+"""The small operations of the network as one kernel each way, differentiable: where training's time would go otherwise.
+
+Each says which plain operation it stands for; tests hold it and its gradients to that one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.rope import Rotation
+
+PROGRAMS = 528
+"""Programs that sum over rows, each its own part: four a multiprocessor."""
+
+
+@triton.jit
+def add_norm_forward(
+    x, branch, weight, total, out, rows, width, eps, ADD: tl.constexpr, R: tl.constexpr, W: tl.constexpr
+):
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.arange(0, W)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    offsets = row.to(tl.int64)[:, None] * width + column[None, :]
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(branch + offsets, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total + offsets, value, mask=inside)
+    scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)
+    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    tl.store(out + offsets, (value * scale[:, None] * gain[None, :]).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_norm_backward(
+    total, weight, d_total, d_out, d_x, d_branch, d_weight, rows, width, eps,
+    ADD: tl.constexpr, KEPT: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, W)
+    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    sums = tl.zeros((W,), tl.float32)
+    for start in range(tl.program_id(0) * R, rows, tl.num_programs(0) * R):
+        row = start + tl.arange(0, R)
+        inside = (row < rows)[:, None] & (column < width)[None, :]
+        offsets = row.to(tl.int64)[:, None] * width + column[None, :]
+        value = tl.load(total + offsets, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(d_out + offsets, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
+        normed = value * scale
+        sums += tl.sum(grad * normed, 0)
+        pulled = grad * gain[None, :]
+        change = scale * (pulled - normed * (tl.sum(pulled * normed, 1) / width)[:, None])
+        if KEPT:
+            change += tl.load(d_total + offsets, mask=inside, other=0.0).to(tl.float32)
+        tl.store(d_x + offsets, change.to(d_x.dtype.element_ty), mask=inside)
+        if ADD:
+            tl.store(d_branch + offsets, change.to(d_branch.dtype.element_ty), mask=inside)
+    tl.store(d_weight + tl.program_id(0) * width + column, sums, mask=column < width)
+
+
+def tile(width: int) -> tuple[int, int]:
+    """Rows and columns of a tile over rows of `width`."""
+    columns = triton.next_power_of_2(width)
+    return max(1, 2048 // columns), columns
+
+
+def norm_forward(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum (or `x` itself) and its norm."""
+    width = x.shape[-1]
+    rows = x.numel() // width
+    total = x if branch is None else torch.empty_like(x)
+    out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
+    r, w = tile(width)
+    add_norm_forward[(triton.cdiv(rows, r),)](
+        x, x if branch is None else branch, weight, total, out, rows, width, eps, ADD=branch is not None, R=r, W=w
+    )
+    return total, out
+
+
+def norm_backward(
+    total: Tensor, weight: Tensor, d_total: Tensor | None, d_out: Tensor, d_branch: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the sum, which are written to `d_branch` too, and of the weight."""
+    width = total.shape[-1]
+    rows = total.numel() // width
+    d_x = torch.empty_like(total)
+    r, w = tile(width)
+    programs = min(PROGRAMS, triton.cdiv(rows, r))
+    d_weight = torch.empty(programs, width, device=total.device)
+    add_norm_backward[(programs,)](
+        total, weight, total if d_total is None else d_total, d_out, d_x, d_x if d_branch is None else d_branch,
+        d_weight, rows, width, eps, ADD=d_branch is not None, KEPT=d_total is not None, R=r, W=w,
+    )  # fmt: skip
+    return d_x, d_weight.sum(0).to(weight.dtype)
+
+
+class Norm(torch.autograd.Function):
+    """`model.vision.RMSNorm`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return norm_forward(x, None, weight, eps)[1]
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        return *norm_backward(x, weight, None, d_out.contiguous(), None, ctx.eps), None
+
+
+class AddNorm(torch.autograd.Function):
+    """The float32 residual stream `x` plus a branch, and that sum's `model.vision.RMSNorm`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        total, out = norm_forward(x.contiguous(), branch.contiguous(), weight, eps)
+        ctx.save_for_backward(total, weight)
+        ctx.eps, ctx.dtype = eps, branch.dtype
+        return total, out
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor | None, d_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight = ctx.saved_tensors
+        if d_out is None:
+            return d_total, None if d_total is None else d_total.to(ctx.dtype), None, None
+        d_branch = torch.empty(total.shape, dtype=ctx.dtype, device=total.device)
+        kept = None if d_total is None else d_total.contiguous()
+        d_x, d_weight = norm_backward(total, weight, kept, d_out.contiguous(), d_branch, ctx.eps)
+        return d_x, d_branch, d_weight, None
+
+
+@triton.jit
+def gated_norm_forward(
+    x, gate, weight, out, rows, gate_stride, eps, HEADS: tl.constexpr, R: tl.constexpr, W: tl.constexpr
+):
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.arange(0, W)
+    inside = (row < rows)[:, None] & (column < W)[None, :]
+    offsets = row.to(tl.int64)[:, None] * W + column[None, :]
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 1) / W + eps)[:, None]
+    at = (row // HEADS).to(tl.int64)[:, None] * gate_stride + (row % HEADS)[:, None] * W + column[None, :]
+    opened = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+    gain = tl.load(weight + column).to(tl.float32)[None, :]
+    tl.store(out + offsets, (value * scale * gain * opened * tl.sigmoid(opened)).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_norm_backward(
+    x, gate, weight, d_out, d_x, d_gate, d_weight, rows, gate_stride, eps,
+    HEADS: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, W)
+    gain = tl.load(weight + column).to(tl.float32)[None, :]
+    sums = tl.zeros((W,), tl.float32)
+    for start in range(tl.program_id(0) * R, rows, tl.num_programs(0) * R):
+        row = start + tl.arange(0, R)
+        inside = (row < rows)[:, None] & (column < W)[None, :]
+        offsets = row.to(tl.int64)[:, None] * W + column[None, :]
+        value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(value * value, 1) / W + eps)[:, None]
+        at = (row // HEADS).to(tl.int64)[:, None] * gate_stride + (row % HEADS)[:, None] * W + column[None, :]
+        opened = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(d_out + offsets, mask=inside, other=0.0).to(tl.float32)
+        normed = value * scale
+        half = tl.sigmoid(opened)
+        silu = opened * half
+        sums += tl.sum(grad * normed * silu, 0)
+        slope = half * (1 + opened * (1 - half))
+        tl.store(d_gate + offsets, (grad * normed * gain * slope).to(d_gate.dtype.element_ty), mask=inside)
+        pulled = grad * gain * silu
+        change = scale * (pulled - normed * (tl.sum(pulled * normed, 1) / W)[:, None])
+        tl.store(d_x + offsets, change.to(d_x.dtype.element_ty), mask=inside)
+    tl.store(d_weight + tl.program_id(0) * W + column, sums)
+
+
+class GatedNorm(torch.autograd.Function):
+    """`model.delta_net.GatedNorm`: `x` and `gate` [batch, n, heads, size]; rows of `gate` may lie apart."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        heads, size = x.shape[-2:]
+        rows = x.numel() // size
+        if gate.stride(-2) != size or gate.stride(-1) != 1 or gate.stride(0) != gate.shape[1] * gate.stride(1):
+            gate = gate.contiguous()
+        out = torch.empty_like(x)
+        r = max(1, 2048 // size)
+        gated_norm_forward[(triton.cdiv(rows, r),)](
+            x, gate, weight, out, rows, gate.stride(1), eps, HEADS=heads, R=r, W=size
+        )
+        ctx.save_for_backward(x, gate, weight)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, gate, weight = ctx.saved_tensors
+        heads, size = x.shape[-2:]
+        rows = x.numel() // size
+        d_x, d_gate = torch.empty_like(x), torch.empty(x.shape, dtype=gate.dtype, device=x.device)
+        r = max(1, 2048 // size)
+        programs = min(PROGRAMS, triton.cdiv(rows, r))
+        d_weight = torch.empty(programs, size, device=x.device)
+        gated_norm_backward[(programs,)](
+            x, gate, weight, d_out.contiguous(), d_x, d_gate, d_weight, rows, gate.stride(1), ctx.eps,
+            HEADS=heads, R=r, W=size,
+        )  # fmt: skip
+        return d_x, d_gate, d_weight.sum(0).to(weight.dtype), None
+
+
+@triton.jit
+def swiglu_forward(joint, out, total, inner, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < total
+    source = at // inner * 2 * inner + at % inner
+    gate = tl.load(joint + source, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(joint + source + inner, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu_backward(joint, d_out, d_joint, total, inner, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < total
+    source = at // inner * 2 * inner + at % inner
+    gate = tl.load(joint + source, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(joint + source + inner, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(d_out + at, mask=inside, other=0.0).to(tl.float32)
+    half = tl.sigmoid(gate)
+    d_gate = grad * up * half * (1 + gate * (1 - half))
+    tl.store(d_joint + source, d_gate.to(d_joint.dtype.element_ty), mask=inside)
+    tl.store(d_joint + source + inner, (grad * gate * half).to(d_joint.dtype.element_ty), mask=inside)
+
+
+class SwiGLU(torch.autograd.Function):
+    """`silu(gate) * up` of `joint` [..., 2 * inner], gate first."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor) -> Tensor:
+        joint = joint.contiguous()
+        inner = joint.shape[-1] // 2
+        out = torch.empty(*joint.shape[:-1], inner, dtype=joint.dtype, device=joint.device)
+        swiglu_forward[(triton.cdiv(out.numel(), 2048),)](joint, out, out.numel(), inner, BLOCK=2048)
+        ctx.save_for_backward(joint)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> Tensor:
+        (joint,) = ctx.saved_tensors
+        d_joint = torch.empty_like(joint)
+        inner = joint.shape[-1] // 2
+        swiglu_backward[(triton.cdiv(d_out.numel(), 2048),)](
+            joint, d_out.contiguous(), d_joint, d_out.numel(), inner, BLOCK=2048
+        )
+        return d_joint
+
+
+@triton.jit
+def rotate_kernel(
+    x, cos, sin, out, rows, period, x_stride, out_stride, SIGN: tl.constexpr,
+    HEADS: tl.constexpr, H: tl.constexpr, SIZE: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    head = tl.arange(0, H)
+    column = tl.arange(0, SIZE // 2)
+    inside = (row < rows)[:, None, None] & (head < HEADS)[None, :, None] & (column >= 0)[None, None, :]
+    turn = (row % period)[:, None, None] * SIZE + column[None, None, :]
+    known = (row < rows)[:, None, None] & (column >= 0)[None, None, :]
+    c = tl.load(cos + turn, mask=known, other=0.0)
+    s = tl.load(sin + turn, mask=known, other=0.0) * SIGN
+    within = head[None, :, None] * SIZE + column[None, None, :]
+    at = row.to(tl.int64)[:, None, None] * x_stride + within
+    to = row.to(tl.int64)[:, None, None] * out_stride + within
+    left = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    right = tl.load(x + at + SIZE // 2, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + to, (left * c - right * s).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + to + SIZE // 2, (right * c + left * s).to(out.dtype.element_ty), mask=inside)
+
+
+def turn(x: Tensor, out: Tensor, by: Rotation, sign: float, heads: int, size: int, strides: tuple[int, int]) -> None:
+    """Rotates rows of `heads` heads; row r is turned by row r modulo the rotation's rows."""
+    cos, sin = (part.contiguous().view(-1, size) for part in by)
+    rows = x.numel() // x.shape[-1] if x.dim() == 2 else x.shape[0] * x.shape[1]
+    r = max(1, 4096 // (triton.next_power_of_2(heads) * size))
+    rotate_kernel[(triton.cdiv(rows, r),)](
+        x,
+        cos,
+        sin,
+        out,
+        rows,
+        len(cos),
+        *strides,
+        SIGN=sign,
+        HEADS=heads,
+        H=triton.next_power_of_2(heads),
+        SIZE=size,
+        R=r,
+    )
+
+
+class Rotate(torch.autograd.Function):
+    """`model.rope.rotate` of `x` [batch, n, heads, size] by float32 [batch or none, n, size]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        heads, size = x.shape[-2:]
+        if x.stride(-1) != 1 or x.stride(-2) != size or x.stride(0) != x.shape[1] * x.stride(1):
+            x = x.contiguous()
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        turn(x, out, (cos, sin), 1.0, heads, size, (x.stride(1), heads * size))
+        ctx.save_for_backward(cos, sin)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
+        d_out = d_out.contiguous()
+        heads, size = d_out.shape[-2:]
+        d_x = torch.empty_like(d_out)
+        turn(d_out, d_x, ctx.saved_tensors, -1.0, heads, size, (heads * size, heads * size))
+        return d_x, None, None
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """`model.rope.rotate`."""
+    result: Tensor = Rotate.apply(x, *by)
+    return result
+
+
+class SplitRotate(torch.autograd.Function):
+    """A joint q, k, v [batch, n, 3 * heads * size] apart, each [batch, n, heads, size], q and k rotated."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        joint = joint.contiguous()
+        batch, n, width = joint.shape
+        size = width // (3 * heads)
+        parts = joint.view(batch, n, 3, heads, size)
+        q, k = (torch.empty(batch, n, heads, size, dtype=joint.dtype, device=joint.device) for _ in range(2))
+        for i, out in enumerate((q, k)):
+            turn(parts[:, :, i], out, (cos, sin), 1.0, heads, size, (width, heads * size))
+        ctx.save_for_backward(cos, sin)
+        return q, k, parts[:, :, 2].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None, None]:
+        batch, n, heads, size = d_q.shape
+        joint = torch.empty(batch, n, 3, heads, size, dtype=d_q.dtype, device=d_q.device)
+        for i, grad in enumerate((d_q, d_k)):
+            turn(
+                grad.contiguous(),
+                joint[:, :, i],
+                ctx.saved_tensors,
+                -1.0,
+                heads,
+                size,
+                (heads * size, 3 * heads * size),
+            )
+        joint[:, :, 2].copy_(d_v)
+        return joint.view(batch, n, -1), None, None, None
+
+
+@triton.jit
+def convolution_forward(
+    x, weight, out, n, channels, x_batch, x_stride, WIDTH: tl.constexpr, N: tl.constexpr, C: tl.constexpr
+):  # fmt: skip
+    batch = tl.program_id(2).to(tl.int64)
+    t = tl.program_id(0) * N + tl.arange(0, N)
+    c = tl.program_id(1) * C + tl.arange(0, C)
+    inside = (t < n)[:, None] & (c < channels)[None, :]
+    total = tl.zeros((N, C), tl.float32)
+    for i in tl.static_range(WIDTH):
+        value = tl.load(x + batch * x_batch + (t + i)[:, None] * x_stride + c[None, :], mask=inside, other=0.0)
+        total += (
+            value.to(tl.float32) * tl.load(weight + c * WIDTH + i, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        )
+    at = (batch * n + t)[:, None] * channels + c[None, :]
+    tl.store(out + at, (total * tl.sigmoid(total)).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def convolution_backward(
+    x, weight, d_out, d_x, d_weight, n, channels, x_batch, x_stride,
+    WIDTH: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    batch = tl.program_id(2).to(tl.int64)
+    first = tl.program_id(0) * N
+    c = tl.program_id(1) * C + tl.arange(0, C)
+    known = c < channels
+    # Inputs first .. first + N: each is a tap of the outputs at its own place and the WIDTH - 1 before.
+    t = first + tl.arange(0, N)
+    change = tl.zeros((N, C), tl.float32)
+    place = (batch * tl.num_programs(0) + tl.program_id(0)) * channels * WIDTH + c * WIDTH
+    for i in tl.static_range(WIDTH):
+        o = t - i
+        there = ((o >= 0) & (o < n))[:, None] & known[None, :]
+        total = tl.zeros((N, C), tl.float32)
+        for j in tl.static_range(WIDTH):
+            value = tl.load(x + batch * x_batch + (o + j)[:, None] * x_stride + c[None, :], mask=there, other=0.0)
+            total += (
+                value.to(tl.float32) * tl.load(weight + c * WIDTH + j, mask=known, other=0.0).to(tl.float32)[None, :]
+            )
+        half = tl.sigmoid(total)
+        grad = tl.load(d_out + (batch * n + o)[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
+        grad = grad * half * (1 + total * (1 - half))
+        change += grad * tl.load(weight + c * WIDTH + i, mask=known, other=0.0).to(tl.float32)[None, :]
+        value = tl.load(x + batch * x_batch + t[:, None] * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32)
+        tl.store(d_weight + place + i, tl.sum(grad * value, 0), mask=known)
+    length = n + WIDTH - 1
+    tl.store(
+        d_x + (batch * length + t)[:, None] * channels + c[None, :], change.to(d_x.dtype.element_ty),
+        mask=(t < length)[:, None] & known[None, :],
+    )  # fmt: skip
+
+
+class ShortConvolution(torch.autograd.Function):
+    """`model.ops.convolution.short_convolution`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        if x.stride(-1) != 1:
+            x = x.contiguous()
+        weight = weight.contiguous()
+        batch, length, channels = x.shape
+        width = weight.shape[1]
+        n = length - width + 1
+        out = torch.empty(batch, n, channels, dtype=x.dtype, device=x.device)
+        block = min(64, triton.next_power_of_2(n))
+        convolution_forward[(triton.cdiv(n, block), triton.cdiv(channels, 64), batch)](
+            x, weight, out, n, channels, x.stride(0), x.stride(1), WIDTH=width, N=block, C=64
+        )
+        ctx.save_for_backward(x, weight)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        batch, length, channels = x.shape
+        width = weight.shape[1]
+        block = min(64, triton.next_power_of_2(length))
+        parts = triton.cdiv(length, block)
+        d_x = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
+        d_weight = torch.empty(batch * parts, channels * width, device=x.device)
+        convolution_backward[(parts, triton.cdiv(channels, 64), batch)](
+            x, weight, d_out.contiguous(), d_x, d_weight, length - width + 1, channels, x.stride(0), x.stride(1),
+            WIDTH=width, N=block, C=64,
+        )  # fmt: skip
+        return d_x, d_weight.sum(0).view(channels, width).to(weight.dtype)
+
+
+def short_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """`model.ops.convolution.short_convolution`."""
+    result: Tensor = ShortConvolution.apply(x, weight)
+    return result
