@@ -106,7 +106,7 @@ def compose(grounds: Tensor, arrays: dict[str, Tensor], part: slice, height: int
 
 
 @triton.jit
-def expose_kernel(picture, exposure, film, seed, height, width, BLOCK: tl.constexpr):
+def expose_kernel(picture, exposure, film, tinted, seed, height, width, BLOCK: tl.constexpr):
     frame = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     area = height * width
@@ -115,33 +115,31 @@ def expose_kernel(picture, exposure, film, seed, height, width, BLOCK: tl.conste
     gamma, noise = tl.load(film + frame * 4), tl.load(film + frame * 4 + 1)
     grain = 0.7 * tl.randn(seed, frame.to(tl.int32) * area + pixel)
     # Coloured noise at half size, between its four nearest points as a bilinear enlargement has them.
-    right, down = (column % 2) == 1, (row % 2) == 1
     near_x, near_y = column // 2, row // 2
-    far_x = tl.minimum(tl.maximum(tl.where(right, near_x + 1, near_x - 1), 0), width // 2 - 1)
-    far_y = tl.minimum(tl.maximum(tl.where(down, near_y + 1, near_y - 1), 0), height // 2 - 1)
-    first = frame.to(tl.int32) * (area // 4)
-    a, b, c, _ = tl.randn4x(seed + 1, first + near_y * (width // 2) + near_x)
-    red, green, blue = 0.5625 * a, 0.5625 * b, 0.5625 * c
-    a, b, c, _ = tl.randn4x(seed + 1, first + near_y * (width // 2) + far_x)
-    red, green, blue = red + 0.1875 * a, green + 0.1875 * b, blue + 0.1875 * c
-    a, b, c, _ = tl.randn4x(seed + 1, first + far_y * (width // 2) + near_x)
-    red, green, blue = red + 0.1875 * a, green + 0.1875 * b, blue + 0.1875 * c
-    a, b, c, _ = tl.randn4x(seed + 1, first + far_y * (width // 2) + far_x)
-    red, green, blue = red + 0.0625 * a, green + 0.0625 * b, blue + 0.0625 * c
+    far_x = tl.minimum(tl.maximum(near_x + column % 2 * 2 - 1, 0), width // 2 - 1)
+    far_y = tl.minimum(tl.maximum(near_y + row % 2 * 2 - 1, 0), height // 2 - 1)
+    near_y, far_y = near_y * (width // 2), far_y * (width // 2)
     at = picture + frame * 3 * area + pixel
     for channel in tl.static_range(3):
         value = tl.load(at + channel * area, mask=known, other=0.5) * tl.load(exposure + frame * 3 + channel)
         value = tl.minimum(tl.maximum(value, 1e-4), 1.0)
         value = tl.exp2(tl.log2(value) * gamma)
-        colour = red if channel == 0 else (green if channel == 1 else blue)
+        small = tinted + (frame * 3 + channel) * (area // 4)
+        colour = 0.5625 * tl.load(small + near_y + near_x, mask=known, other=0.0).to(tl.float32)
+        colour += 0.1875 * tl.load(small + near_y + far_x, mask=known, other=0.0).to(tl.float32)
+        colour += 0.1875 * tl.load(small + far_y + near_x, mask=known, other=0.0).to(tl.float32)
+        colour += 0.0625 * tl.load(small + far_y + far_x, mask=known, other=0.0).to(tl.float32)
         tl.store(at + channel * area, value + noise * (grain + colour), mask=known)
 
 
-def expose(picture: Tensor, exposure: Tensor, film: Tensor, seed: int) -> None:
-    """Exposure [frames, 3], gamma and noise (`film` [frames, 4]: gamma, noise, softness, blocks) onto `picture`, in place."""
+def expose(picture: Tensor, exposure: Tensor, film: Tensor, tinted: Tensor, seed: int) -> None:
+    """Exposure [frames, 3], gamma and noise (`film` [frames, 4]: gamma, noise, softness, blocks) onto `picture`, in place.
+
+    `tinted` [frames, 3, height / 2, width / 2] is the coloured part of the noise; the rest is drawn from `seed`.
+    """
     frames, _, height, width = picture.shape
     expose_kernel[(triton.cdiv(height * width, BLOCK), frames)](
-        picture, exposure.contiguous(), film.contiguous(), seed, height, width, BLOCK=BLOCK
+        picture, exposure.contiguous(), film.contiguous(), tinted, seed, height, width, BLOCK=BLOCK
     )
 
 

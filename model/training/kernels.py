@@ -369,7 +369,7 @@ class SplitRotate(torch.autograd.Function):
 
 @triton.jit
 def convolution_forward(
-    x, weight, out, n, channels, x_batch, x_stride, WIDTH: tl.constexpr, N: tl.constexpr, C: tl.constexpr
+    x, weight, kept, out, n, channels, x_batch, x_stride, WIDTH: tl.constexpr, N: tl.constexpr, C: tl.constexpr
 ):  # fmt: skip
     batch = tl.program_id(2).to(tl.int64)
     t = tl.program_id(0) * N + tl.arange(0, N)
@@ -382,12 +382,13 @@ def convolution_forward(
             value.to(tl.float32) * tl.load(weight + c * WIDTH + i, mask=c < channels, other=0.0).to(tl.float32)[None, :]
         )
     at = (batch * n + t)[:, None] * channels + c[None, :]
+    tl.store(kept + at, total.to(kept.dtype.element_ty), mask=inside)
     tl.store(out + at, (total * tl.sigmoid(total)).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def convolution_backward(
-    x, weight, d_out, d_x, d_weight, n, channels, x_batch, x_stride,
+    x, weight, kept, d_out, d_x, d_weight, n, channels, x_batch, x_stride,
     WIDTH: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(2).to(tl.int64)
@@ -398,20 +399,19 @@ def convolution_backward(
     t = first + tl.arange(0, N)
     change = tl.zeros((N, C), tl.float32)
     place = (batch * tl.num_programs(0) + tl.program_id(0)) * channels * WIDTH + c * WIDTH
+    value = tl.load(
+        x + batch * x_batch + t[:, None] * x_stride + c[None, :],
+        mask=(t < n + WIDTH - 1)[:, None] & known[None, :], other=0.0,
+    ).to(tl.float32)  # fmt: skip
     for i in tl.static_range(WIDTH):
         o = t - i
         there = ((o >= 0) & (o < n))[:, None] & known[None, :]
-        total = tl.zeros((N, C), tl.float32)
-        for j in tl.static_range(WIDTH):
-            value = tl.load(x + batch * x_batch + (o + j)[:, None] * x_stride + c[None, :], mask=there, other=0.0)
-            total += (
-                value.to(tl.float32) * tl.load(weight + c * WIDTH + j, mask=known, other=0.0).to(tl.float32)[None, :]
-            )
+        at = (batch * n + o)[:, None] * channels + c[None, :]
+        total = tl.load(kept + at, mask=there, other=0.0).to(tl.float32)
         half = tl.sigmoid(total)
-        grad = tl.load(d_out + (batch * n + o)[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
+        grad = tl.load(d_out + at, mask=there, other=0.0).to(tl.float32)
         grad = grad * half * (1 + total * (1 - half))
         change += grad * tl.load(weight + c * WIDTH + i, mask=known, other=0.0).to(tl.float32)[None, :]
-        value = tl.load(x + batch * x_batch + t[:, None] * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32)
         tl.store(d_weight + place + i, tl.sum(grad * value, 0), mask=known)
     length = n + WIDTH - 1
     tl.store(
@@ -433,15 +433,16 @@ class ShortConvolution(torch.autograd.Function):
         n = length - width + 1
         out = torch.empty(batch, n, channels, dtype=x.dtype, device=x.device)
         block = min(64, triton.next_power_of_2(n))
+        kept = torch.empty_like(out)
         convolution_forward[(triton.cdiv(n, block), triton.cdiv(channels, 64), batch)](
-            x, weight, out, n, channels, x.stride(0), x.stride(1), WIDTH=width, N=block, C=64
+            x, weight, kept, out, n, channels, x.stride(0), x.stride(1), WIDTH=width, N=block, C=64
         )
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+        x, weight, kept = ctx.saved_tensors
         batch, length, channels = x.shape
         width = weight.shape[1]
         block = min(64, triton.next_power_of_2(length))
@@ -449,7 +450,7 @@ class ShortConvolution(torch.autograd.Function):
         d_x = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
         d_weight = torch.empty(batch * parts, channels * width, device=x.device)
         convolution_backward[(parts, triton.cdiv(channels, 64), batch)](
-            x, weight, d_out.contiguous(), d_x, d_weight, length - width + 1, channels, x.stride(0), x.stride(1),
+            x, weight, kept, d_out.contiguous(), d_x, d_weight, length - width + 1, channels, x.stride(0), x.stride(1),
             WIDTH=width, N=block, C=64,
         )  # fmt: skip
         return d_x, d_weight.sum(0).view(channels, width).to(weight.dtype)

@@ -307,15 +307,14 @@ class Painter:
         if (sheet.film[part, 2] > 0).any():
             rows = self.upload(sheet.film[part, 2].nonzero()[0])
             picture[rows] = torch.lerp(picture[rows], self.soften(picture[rows]), soft[rows])
+        halved = (picture.shape[0], 3, *(s // 2 for s in picture.shape[2:]))
+        tinted = torch.randn(halved, device=self.device, generator=generator)
         if self.brush is not None:
             chance = (generator.initial_seed() + part.start) % (2**31 - 1)
-            self.brush.expose(picture, arrays["exposure"][part], arrays["film"][part], chance)
+            self.brush.expose(picture, arrays["exposure"][part], arrays["film"][part], tinted, chance)
         else:
             picture = (picture * arrays["exposure"][part][:, :, None, None]).clamp_(1e-4, 1).pow_(gamma)
             grain = torch.randn(picture.shape[0], 1, *picture.shape[2:], device=self.device, generator=generator)
-            tinted = torch.randn(
-                picture.shape[0], 3, *(s // 2 for s in picture.shape[2:]), device=self.device, generator=generator
-            )
             picture = picture + noise * (0.7 * grain + F.interpolate(tinted, picture.shape[2:], mode="bilinear"))
         if (sheet.film[part, 3] > 0).any():
             rows = self.upload(sheet.film[part, 3].nonzero()[0])

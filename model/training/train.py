@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--policy", choices=POLICIES, default="online")
     parser.add_argument("--steps", type=int, default=1024, help="frame steps in a batch")
     parser.add_argument("--questions", type=int, default=1024, help="questions in a batch")
+    parser.add_argument("--lr", type=float, default=Recipe.lr, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=14, help="processes that make lessons")
     given = parser.parse_args()
     device, devices = torch.device(given.device), int(os.environ.get("WORLD_SIZE", 1))
@@ -217,6 +218,7 @@ def main() -> None:
         given.exam,
         steps=given.steps,
         questions=given.questions,
+        lr=given.lr,
         policy=given.policy,
         workers=given.workers,
         devices=devices,
