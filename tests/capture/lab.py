@@ -11,7 +11,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -170,6 +170,13 @@ class RtspServer:
         return f"{scheme}://{user + '@' if user else ''}127.0.0.1:{self.port}{path}"
 
 
+@pytest.fixture(scope="session")
+def rtsp() -> Iterator[RtspServer]:
+    """A server that all tests share which do it no harm."""
+    with rtsp_server() as server:
+        yield server
+
+
 @contextlib.contextmanager
 def rtsp_server(user: str = "", certificate: str = "", **settings: object) -> Iterator[RtspServer]:
     server = RtspServer(user, certificate, **settings)
@@ -177,6 +184,14 @@ def rtsp_server(user: str = "", certificate: str = "", **settings: object) -> It
         yield server
     finally:
         server.stop()
+
+
+def stop_all(watchers: Collection[Watcher]) -> None:
+    """Ends many sources at once."""
+    for watcher in watchers:
+        watcher.source.stop(0)
+    for watcher in watchers:
+        watcher.source.stop(8)
 
 
 class Proxy:
@@ -333,10 +348,15 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode()])
 
 
+class Server(ThreadingHTTPServer):
+    """With room for forty that knock at once, none of whom has to knock again a second later."""
+
+    daemon_threads, request_queue_size = True, 64
+
+
 @contextlib.contextmanager
 def http_server(handler: type[BaseHTTPRequestHandler], address: str = "127.0.0.1", **settings: object) -> Iterator[str]:
-    server = ThreadingHTTPServer((address, 0), handler)
-    server.daemon_threads = True
+    server = Server((address, 0), handler)
     vars(server).update(stopping=False, **settings)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
@@ -389,16 +409,29 @@ def serving_folder(folder: Path) -> contextlib.AbstractContextManager[str]:
 
 @contextlib.contextmanager
 def rtmp_server(clip: Path) -> Iterator[str]:
-    """FFmpeg's own RTMP server, which serves one player in real time."""
+    """FFmpeg's own RTMP server, which serves one player in real time, and begins anew for the next."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         pytest.skip("needs ffmpeg: sh tests/system-packages.sh")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         url = f"rtmp://127.0.0.1:{probe.getsockname()[1]}/live/camera"
     command = f"{ffmpeg} -v quiet -nostdin -re -stream_loop -1 -i {clip} -c copy -f flv -listen 1 {url}"
-    process = subprocess.Popen(command.split())
+    stopping = threading.Event()
+    running: list[subprocess.Popen[bytes]] = []
+
+    def serve() -> None:
+        while not stopping.is_set():
+            running[:] = [subprocess.Popen(command.split())]
+            running[0].wait()
+            stopping.wait(0.1)
+
+    thread = threading.Thread(target=serve, daemon=True, name="rtmp server")
+    thread.start()
     try:
         yield url
     finally:
-        process.kill()
-        process.wait()
+        stopping.set()
+        while thread.is_alive():
+            for process in running:
+                process.kill()
+            thread.join(0.1)

@@ -2,8 +2,8 @@
 """A real RTSP server on loopback: rtsp_server.py [PORT [USER:PASSWORD [CERTIFICATE.pem [SETTINGS]]]] prints its port once it listens.
 
 SETTINGS is JSON over USUAL, and "codec": "hevc".
-/live moves, /still never changes, /sound has no picture, /large is 1280×720, /sparse has a key frame only every 4 s, /slow
-has one frame a second. CERTIFICATE.pem, certificate and key in one, makes it rtsps.
+/live moves, /still never changes, /sound has no picture, /large is 1280×720, /sparse has a key frame only every 3 s, /slow
+has two frames a second. CERTIFICATE.pem, certificate and key in one, makes it rtsps.
 """
 
 import json
@@ -23,8 +23,8 @@ MOUNTS = {
     "/live": (SOURCE + H264, {}),
     "/still": (SOURCE + H264, {"pattern": "smpte75"}),
     "/large": (SOURCE + H264, {"width": 1280, "height": 720}),
-    "/sparse": (SOURCE + H264, {"key": 100}),
-    "/slow": (SOURCE + H264, {"rate": 1, "key": 10}),
+    "/sparse": (SOURCE + H264, {"key": 75}),
+    "/slow": (SOURCE + H264, {"rate": 2, "key": 20}),
     "/sound": ("( audiotestsrc is-live=true ! mulawenc ! rtppcmupay name=pay0 pt=0 )", {}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from capture import State
 from tests.capture.lab import (
+    HASTY,
     Mjpeg,
+    RtspServer,
     broadcasting,
     certificate,
     drawn,
@@ -29,8 +32,8 @@ from tests.capture.lab import (
 
 @needs_rtsp
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_rtsp(transport: str) -> None:
-    with rtsp_server() as server, watching(server.url("/live"), transport=transport) as watcher:
+def test_rtsp(transport: str, rtsp: RtspServer) -> None:
+    with watching(rtsp.url("/live"), transport=transport) as watcher:
         watcher.until(State.LIVE)
         watcher.more(40)
     frames = watcher.frames()
@@ -42,8 +45,8 @@ def test_rtsp(transport: str) -> None:
 
 
 @needs_rtsp
-def test_rtsp_knows_the_wall_clock_once_the_server_told_it() -> None:
-    with rtsp_server() as server, watching(server.url("/live")) as watcher:
+def test_rtsp_knows_the_wall_clock_once_the_server_told_it(rtsp: RtspServer) -> None:
+    with watching(rtsp.url("/live")) as watcher:
         wait_for(lambda: bool(watcher.frames()) and watcher.frames()[-1].wall is not None)
         frame = watcher.frames()[-1]
         assert frame.wall == pytest.approx(time.time() - (time.monotonic() - frame.captured), abs=1.0)
@@ -60,9 +63,9 @@ def test_rtsps_with_a_user(tmp_path: Path) -> None:
 
 
 @needs_rtsp
-def test_a_slow_camera_is_neither_stalled_nor_frozen() -> None:
-    """One frame a second and a patience of one second: its own pace counts."""
-    with rtsp_server() as server, watching(server.url("/slow")) as watcher:
+def test_a_slow_camera_is_neither_stalled_nor_frozen(rtsp: RtspServer) -> None:
+    """Two frames a second and a patience of half a second: its own pace counts."""
+    with watching(rtsp.url("/slow"), patience=replace(HASTY, stall=0.5, frozen=1.0)) as watcher:
         watcher.more(4, 30)
         told = len(watcher.told)
         watcher.more(5)
@@ -92,8 +95,8 @@ def test_mjpeg_over_http() -> None:
 
 
 @needs_rtsp
-def test_a_frozen_picture_that_is_encoded_anew_is_told() -> None:
-    with rtsp_server() as server, watching(server.url("/still")) as watcher:
+def test_a_frozen_picture_that_is_encoded_anew_is_told(rtsp: RtspServer) -> None:
+    with watching(rtsp.url("/still"), patience=replace(HASTY, frozen=1.0)) as watcher:
         wait_for(lambda: watcher.source.status.frozen)
         assert watcher.state is State.LIVE
 
@@ -101,14 +104,14 @@ def test_a_frozen_picture_that_is_encoded_anew_is_told() -> None:
 def test_live_hls_plays_at_its_own_pace(tmp_path: Path) -> None:
     playlist = str(tmp_path / "live.m3u8")
     with (
-        broadcasting(playlist, "hls", hls_time="1", hls_list_size="4", hls_flags="delete_segments"),
+        broadcasting(playlist, "hls", hls_time="0.5", hls_list_size="4", hls_flags="delete_segments"),
         serving_folder(tmp_path) as url,
     ):
         wait_for((tmp_path / "live.m3u8").exists)
         wait_for(lambda: (tmp_path / "live.m3u8").read_text().count("#EXTINF") >= 3)
         with watching(url + "/live.m3u8") as watcher:
             watcher.until(State.LIVE)
-            watcher.more(100)
+            watcher.more(60)
     frames = watcher.frames()[25:]
     steps = [later.captured - earlier.captured for earlier, later in pairwise(frames)]
     assert np.mean(steps) == pytest.approx(0.04, abs=0.01)

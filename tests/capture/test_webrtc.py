@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 
 from capture import Patience, SourceError, State
 from capture.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
-from tests.capture.lab import SYSTEM_PYTHON, Watcher, ec_certificate, http_server, watching
+from tests.capture.lab import HASTY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, watching
 from tests.capture.publisher import Publisher
 
 
@@ -134,12 +135,12 @@ def test_ffmpegs_own_whip_publisher(tmp_path: Path) -> None:
 
 
 def test_a_publisher_that_connects_and_sends_nothing_is_sent_away() -> None:
-    with watching("whip://door") as watcher:
+    with watching("whip://door", patience=replace(HASTY, open=1.0)) as watcher:
         publisher = Publisher()
         publisher.track.still = True
         publisher.publish(lambda offer: whip(watcher).publish(offer).result(20))
         watcher.until(State.WAITING)
-        assert "no picture within 4 s of publishing" in watcher.source.status.reason
+        assert "no picture within 1 s of publishing" in watcher.source.status.reason
         publisher.close()
 
 

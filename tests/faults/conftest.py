@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.capture.lab import Watcher, render, wait_for
+from tests.capture.lab import Watcher, render, rtsp, wait_for
+
+__all__ = ["rtsp"]
 
 RECOVERIES: list[tuple[str, float]] = []
 
@@ -41,12 +43,16 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
+@pytest.fixture(scope="session")
+def quiet_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("neighbour") / "clip.mkv", 50, size=(160, 90))
+
+
 @pytest.fixture(autouse=True)
-def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
+def neighbour(quiet_clip: Path) -> Iterator[Watcher]:
     """A healthy source beside the one at fault: it goes on, and afterwards threads and descriptors are as before."""
     threads, before = sources(), descriptors()
-    clip: Path = render(tmp_path_factory.mktemp("neighbour") / "clip.mkv", 50, size=(160, 90))
-    healthy = Watcher(str(clip), loop=True)
+    healthy = Watcher(str(quiet_clip), loop=True)
     wait_for(lambda: healthy.source.status.frames > 0)
     had, began = healthy.source.status.frames, time.monotonic()
     yield healthy

@@ -1,0 +1,5 @@
+"""What the tests of capture share."""
+
+from tests.capture.lab import rtsp
+
+__all__ = ["rtsp"]
