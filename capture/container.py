@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import datetime
 from functools import cache, partial
 
@@ -15,8 +16,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from capture.picture import Pictures
+from capture.relay import Relay, relay_lack
 from capture.shell import SourceShell
-from capture.source import SourceError, SourceOptions, redact
+from capture.source import NETWORK, SourceError, SourceOptions, redact
 from capture.timeline import LONGEST_STEP
 
 log = logging.getLogger(__name__)
@@ -60,9 +62,15 @@ class ContainerSource(SourceShell):
         super().__init__(url, options, endless=live, live=live)
         self.scheme = url.partition("://")[0] if live else "file"
         self.complained = False
+        self.relayed = options.public_only and self.scheme in NETWORK
+        self.relay: Relay | None = None
+        if self.relayed and (lack := relay_lack(self.scheme, options)):
+            raise SourceError(f"source {self.name}: {lack}")
 
     def describe(self, error: Exception) -> str:
         """See `SourceShell.describe`."""
+        if self.relay is not None and self.relay.trouble:
+            return f"{self.name}: {self.relay.trouble}"
         if isinstance(error, av.error.InvalidDataError) and self.scheme != "file":
             return f"{self.name}: the server fell silent while connecting, or sends no video that can be decoded"
         for kind, said in SAID:
@@ -75,7 +83,7 @@ class ContainerSource(SourceShell):
         """See `SourceShell.connect`."""
         first = True
         while first or (self.options.loop and self.scheme == "file" and self.wanted(generation)):
-            with self.opened() as container:
+            with Relay(self.url) if self.relayed else nullcontext() as self.relay, self.opened() as container:
                 self.play(container, generation, first)
             first = False
 
@@ -89,10 +97,11 @@ class ContainerSource(SourceShell):
             self.complained = True
         elif self.options.hwaccel != "none":
             hwaccel = HWAccel("cuda", allow_software_fallback=True)
+        relay = self.relay
         return av.open(
-            self.url.removeprefix("v4l2://"),
+            self.url.removeprefix("v4l2://") if relay is None else relay.url,
             format="v4l2" if self.scheme == "v4l2" else None,
-            options=choices(self.scheme, self.options),
+            options=choices(self.scheme, self.options) | ({} if relay is None else relay.options),
             timeout=None if self.scheme == "file" else (patience.open, patience.stall + patience.give_up),
             hwaccel=hwaccel,
         )

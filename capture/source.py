@@ -57,6 +57,8 @@ class SourceOptions:
     """Frames a second asked of a local camera."""
     pixel_format: str | None = None
     """Pixel format asked of a local camera: FFmpeg's name (`mjpeg`, `yuyv422`) for v4l2://, a FourCC (`MJPG`) for camera://."""
+    public_only: bool = False
+    """A network source reaches public addresses alone, whatever its redirects and playlists name and its host resolves to."""
     ice_servers: tuple[IceServer, ...] = ()
     """What WebRTC asks for its addresses."""
     patience: Patience = field(default_factory=Patience)

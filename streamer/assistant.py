@@ -458,6 +458,7 @@ def _source_options(config: StreamConfig, webrtc: WebRtcConfig) -> SourceOptions
         change=config.change,
         change_floor=config.change_floor,
         hwaccel=config.hwaccel,
+        public_only=config.public_only,
         camera_size=config.camera_size,
         camera_rate=config.camera_rate,
         pixel_format=config.pixel_format,

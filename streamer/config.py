@@ -157,6 +157,8 @@ class StreamConfig(_Section):
     transport: Literal["tcp", "udp"] = "tcp"
     hwaccel: Literal["auto", "cuda", "none"] = "none"
     """Hardware that decodes; where it can't, the CPU does."""
+    public_only: bool = False
+    """Reach public addresses alone, whatever redirects and playlists name; what clients on other machines attach always does."""
     camera_size: tuple[Annotated[_Whole, Field(ge=16)], Annotated[_Whole, Field(ge=16)]] | None = None
     """Width and height asked of a local camera."""
     camera_rate: PerSecond | None = None

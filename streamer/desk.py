@@ -52,6 +52,7 @@ class Desk:
                 await asyncio.to_thread(refuse_private, source)
             except SourceError as error:
                 raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
+            options = {**options, "public_only": True}
         return await self._assistant.attach(name, source, **options)
 
     def streams(self) -> list[StreamStatus]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +39,13 @@ def sources() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("source ")]
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+def descriptors() -> list[str]:
+    """What this process holds open."""
+    held = []
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held.append(str(each.readlink()))
+    return sorted(held)
 
 
 @pytest.fixture(scope="session")
@@ -62,4 +67,4 @@ def neighbour(quiet_clip: Path) -> Iterator[Watcher]:
     assert [told.state for told in healthy.told] == ["connecting", "live"]
     healthy.source.stop()
     wait_for(lambda: sources() == threads, what=sources)
-    wait_for(lambda: descriptors() <= before, what=lambda: f"{descriptors()} descriptors, before {before}")
+    wait_for(lambda: len(descriptors()) <= len(before), what=lambda: f"open {descriptors()}, before {before}")

@@ -7,19 +7,23 @@ from typing import Any
 import httpx
 import pytest
 
+from capture import Source, SourceOptions, guard, open_source
+from streamer import assistant
 from streamer.config import Config, ConfigError, parse_config
 from streamer.http import create_app
 from tests.streamer.serving import CONFIG, Daemon, Served
 
 
-def attach(daemon: Daemon, source: str, address: str, **server: Any) -> httpx.Response:
+def attach(
+    daemon: Daemon, source: str, address: str, body: dict[str, Any] | None = None, **server: Any
+) -> httpx.Response:
     """POSTs a source as if from `address`, and detaches what was attached."""
     config = Config.model_validate({**CONFIG, "server": server})
     transport = httpx.ASGITransport(create_app(daemon.assistant, config), client=(address, 4711))
 
     async def post() -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            response = await client.post("/v1/streams", json={"name": "door", "source": source})
+            response = await client.post("/v1/streams", json={"name": "door", "source": source, **(body or {})})
             if response.status_code == 201:
                 await client.delete("/v1/streams/door")
             return response
@@ -43,6 +47,21 @@ def test_who_sits_at_this_machine_or_is_allowed_to_may(daemon: Daemon) -> None:
     assert attach(daemon, "rtsp://127.0.0.1:9/1", "127.0.0.1").status_code == 201
     assert attach(daemon, "rtsp://127.0.0.1:9/1", "203.0.113.5", private_sources=True).status_code == 201
     assert attach(daemon, "push://door", "203.0.113.5").status_code == 201
+
+
+def test_what_a_remote_client_attaches_is_held_to_public_hosts(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its host turns out to be elsewhere later, and whatever the client says."""
+    monkeypatch.setattr(guard, "resolve", lambda host: ["93.184.216.34"])
+    opened: list[SourceOptions] = []
+
+    def note(url: str, options: SourceOptions) -> Source:
+        opened.append(options)
+        return open_source("push://door", options)
+
+    monkeypatch.setattr(assistant, "open_source", note)
+    for address, body in (("203.0.113.5", {}), ("203.0.113.5", {"public_only": False}), ("127.0.0.1", {})):
+        assert attach(daemon, "rtsp://camera.example/1", address, body).status_code == 201
+    assert [options.public_only for options in opened] == [True, True, False]
 
 
 def test_the_websockets_own_client_is_local(server: Served) -> None:
