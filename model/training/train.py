@@ -1,7 +1,8 @@
 """Trains the nano on the world: `python -m model.training.train --out runs/nano --minutes 8 --total 16`.
 
-One command, resumable: `--resume FOLDER` goes on from another run's folder. Lengths and learning rate follow the clock,
-so a run does what its minutes allow. On several GPUs: `torchrun --standalone --nproc-per-node 2 -m model.training.train …`.
+One command, resumable: `--resume FOLDER` goes on from another run's folder, of which something is saved every minute and
+when the run is told to end. Lengths and learning rate follow the clock, so a run does what its minutes allow.
+On several GPUs: `torchrun --standalone --nproc-per-node 2 -m model.training.train …`.
 Writes weights, their running mean (what is shipped), log.csv, state.json (with its recipe) and marks.json.
 """
 
@@ -12,6 +13,7 @@ import csv
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -30,6 +32,8 @@ from model.training.learner import POLICIES, Learner, Recipe
 from model.training.lessons import SKILLS, TOKENIZER, Curriculum, Lesson, Lessons
 from model.training.paint import Assets, Painter
 
+SAVED_EVERY = 1.0
+"""Minutes after which a run that is killed would have lost something."""
 AHEAD = 3
 """Optimizer steps that are handed to the device before the first of them is done."""
 
@@ -93,6 +97,18 @@ def feed(lessons: Lessons, curriculum: Curriculum, workers: int) -> Iterator[Les
     return iter(loader)
 
 
+class Stop:
+    """Whether the program was asked to end (SIGTERM, SIGINT): it saves and ends after the step it is in."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.ask)
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+
+
 def agreed(number: float, devices: int) -> float:
     """The first device's number, so that all do the same."""
     if devices == 1:
@@ -136,10 +152,20 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
         disable=rank > 0,
     )  # fmt: skip
     queue: list[torch.cuda.Event] = []
+
+    def keep_run() -> None:
+        with (out / "log.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *log])
+        learner.save(out, {"minutes": done + passed, "step": step, "recipe": asdict(recipe)})
+
+    stopped, kept = Stop(), 0.0
     while True:
         passed = agreed((time.monotonic() - begin) / 60, recipe.devices)
-        if passed >= allowed:
+        if passed >= allowed or agreed(float(stopped.asked), recipe.devices):
             break
+        if rank == 0 and passed > kept + SAVED_EVERY:
+            keep_run()
+            kept = passed
         progress = min(1.0, (done + passed) / recipe.total)
         curriculum.progress = progress
         lr = recipe.lr * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -179,11 +205,11 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
     bar.close()
     if rank > 0:
         return
-    with (out / "log.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *log])
-    learner.save(out, {"minutes": done + passed, "step": step, "recipe": asdict(recipe)})
+    keep_run()
     if log:
         print(dict(zip(header, log[-1], strict=True)), flush=True)
+    if stopped.asked:
+        return
     learner.optimizer.load(dict(zip(learner.optimizer.names, learner.mean, strict=True)))
     tokenizer = Tokenizer.load(TOKENIZER, learner.model.config)
     marks = examine(learner.model, painter, tokenizer, budget=recipe.minutes * 60 - (time.monotonic() - launch) - 5)

@@ -1,3 +1,6 @@
+import json
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -5,11 +8,13 @@ import torch
 from model.config import nano
 from model.preprocess import patchify
 from model.tokenizer import Tokenizer
+from model.training.learner import Learner, Recipe, read_weights
 from model.training.lessons import LENGTH, TOKENIZER, prepare
 from model.training.paint import CLASSES, Assets, Painter
 from model.training.phrases import HELD_OUT, PHRASES
 from model.training.questions import WEIGHTS, Examiner
 from model.training.things import HELD_OUT_SHAPES
+from model.training.train import train
 from model.training.world import CLEAR, SLOTS, Profile, draw_scene, layout
 
 
@@ -112,3 +117,26 @@ def test_any_text_has_tokens(tokenizer, text):
 def test_what_is_read_is_spelled(tokenizer):
     assert len(tokenizer.encode("4821")) == 4
     assert len(tokenizer.encode("EXIT")) == 4
+
+
+def test_a_run_told_to_end_saves_what_it_learned_and_another_goes_on_from_it(tmp_path, monkeypatch):
+    """What a run has learned is not lost when its time is cut short."""
+    learn = Learner.learn
+
+    def learn_and_be_told(self, *given):
+        result = learn(self, *given)
+        signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Learner, "learn", learn_and_be_told)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    recipe = Recipe(minutes=9, total=9, steps=4, questions=4, workers=0)
+    try:
+        for step, out, resume in ((1, "a", None), (2, "b", tmp_path / "a")):
+            train(recipe, tmp_path / out, resume, None, torch.device("cpu"))
+            assert json.loads((tmp_path / out / "state.json").read_text())["step"] == step
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    first, second = (read_weights(tmp_path / out, "weights") for out in "ab")
+    assert first.keys() == second.keys() and any(not torch.equal(first[name], second[name]) for name in first)
