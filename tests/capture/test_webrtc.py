@@ -7,6 +7,7 @@ import contextlib
 import os
 import queue
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -25,9 +26,9 @@ from aiortc.rtp import RtpPacket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capture import Patience, SourceError, State
+from capture import IceServer, Patience, SourceError, State
 from capture.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
-from tests.capture.lab import HASTY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, watching
+from tests.capture.lab import HASTY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, wait_for, watching
 from tests.capture.publisher import Publisher
 
 
@@ -299,7 +300,25 @@ def namespace() -> Iterator[tuple[str, str]]:
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-@pytest.mark.skipif(not has_gstreamer(), reason="needs GStreamer's WebRTC and root: sh tests/system-packages.sh")
+needs_gstreamer = pytest.mark.skipif(
+    not has_gstreamer(), reason="needs GStreamer's WebRTC and root: sh tests/system-packages.sh"
+)
+
+
+@contextlib.contextmanager
+def gstreamer_publisher(network: str, url: str) -> Iterator[None]:
+    """Publishes from within a network namespace."""
+    script = str(Path(__file__).parent / "whip_gstreamer.py")
+    command = ["ip", "netns", "exec", network, SYSTEM_PYTHON, script, url, "", "30"]
+    publisher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        publisher.kill()
+        publisher.wait()
+
+
+@needs_gstreamer
 def test_gstreamer_publishes_from_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its key is RSA, which aiortc's own DTLS would not take."""
     with namespace() as (name, address):
@@ -307,14 +326,55 @@ def test_gstreamer_publishes_from_another_network(monkeypatch: pytest.MonkeyPatc
         with (
             watching("whip://door", patience=Patience()) as watcher,
             http_server(Whip, address=address, source=watcher.source) as url,
+            gstreamer_publisher(name, url),
         ):
-            script = str(Path(__file__).parent / "whip_gstreamer.py")
-            command = ["ip", "netns", "exec", name, SYSTEM_PYTHON, script, url, "", "30"]
-            publisher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                watcher.until(State.LIVE, 30)
-                watcher.more(40)
-            finally:
-                publisher.kill()
-                publisher.wait()
+            watcher.until(State.LIVE, 30)
+            watcher.more(40)
     assert watcher.frames()[-1].pixels.shape == (360, 640, 3)
+
+
+@contextlib.contextmanager
+def turn_server(address: str) -> Iterator[IceServer]:
+    """coturn, with a user."""
+    turnserver = shutil.which("turnserver")
+    if turnserver is None:
+        pytest.skip("needs coturn: sh tests/system-packages.sh")
+    with socket.create_server((address, 0)) as probe:
+        port = probe.getsockname()[1]
+    command = (
+        f"{turnserver} -n --listening-ip {address} --relay-ip {address} --listening-port {port} --lt-cred-mech "
+        "--user ada:lovelace --realm streamer --no-tls --no-dtls --no-cli --log-file stdout --pidfile /dev/null"
+    )
+    process = subprocess.Popen(command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
+            return True
+        return False
+
+    try:
+        wait_for(listens)
+        yield IceServer((f"turn:{address}:{port}?transport=udp",), "ada", "lovelace")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@needs_gstreamer
+@pytest.mark.parametrize("relayed", [True, False], ids=["with", "without"])
+def test_turn(relayed: bool) -> None:
+    """The publisher is in another network, and our own address, loopback, means nothing there: all goes through the relay."""
+    with namespace() as (name, address), turn_server(address) as turn:
+        servers = (turn,) if relayed else ()
+        with (
+            watching(
+                "whip://door", patience=replace(HASTY, open=15.0 if relayed else 3.0), ice_servers=servers
+            ) as watcher,
+            http_server(Whip, address=address, source=watcher.source) as url,
+            gstreamer_publisher(name, url),
+        ):
+            wait_for(lambda: watcher.state is State.CONNECTING and "first picture" in watcher.source.status.reason)
+            watcher.until(State.LIVE if relayed else State.WAITING, 30)
+            if relayed:
+                watcher.more(20)
+    assert bool(watcher.source.status.frames) == relayed
