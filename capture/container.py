@@ -51,6 +51,8 @@ USUAL_RATE = 25
 """Frames a second of a recording that does not tell."""
 SEGMENTED = frozenset({"hls", "dash"})
 """Formats that arrive a segment at a time and are played at their own pace."""
+MOST_FAILED, MOST_DARK = 12, 100
+"""Packets in a row that can't be decoded, or that bring no picture, after there were some: damage alone does not explain that."""
 BROKEN_OFF = 1.0
 """Seconds before its stated end at which a file may run out of pictures and still count as whole."""
 
@@ -81,14 +83,20 @@ class ContainerSource(SourceShell):
 
     def connect(self, generation: int) -> None:
         """See `SourceShell.connect`."""
-        first = True
-        while first or (self.options.loop and self.scheme == "file" and self.wanted(generation)):
-            with Relay(self.url) if self.relayed else nullcontext() as self.relay, self.opened() as container:
-                self.play(container, generation, first)
+        first, at = True, 0
+        while first or at or (self.options.loop and self.scheme == "file" and self.wanted(generation)):
+            try:
+                with Relay(self.url) if self.relayed else nullcontext() as self.relay, self.opened(at) as container:
+                    self.play(container, generation, first)
+                    at = 0
+            except UndecodableError as fault:
+                if self.lifecycle.endless or fault.at <= at:
+                    raise
+                at = fault.at
             first = False
 
-    def opened(self) -> InputContainer:
-        """The container, which decodes on the hardware that is asked for if that can be had."""
+    def opened(self, at: int) -> InputContainer:
+        """The container from byte `at` on, which decodes on the hardware that is asked for if that can be had."""
         patience = self.options.patience
         hwaccel = None
         if self.options.hwaccel != "none" and (lack := cuda_lack()):
@@ -101,7 +109,9 @@ class ContainerSource(SourceShell):
         return av.open(
             self.url.removeprefix("v4l2://") if relay is None else relay.url,
             format="v4l2" if self.scheme == "v4l2" else None,
-            options=choices(self.scheme, self.options) | ({} if relay is None else relay.options),
+            options=choices(self.scheme, self.options)
+            | ({} if relay is None else relay.options)
+            | ({"skip_initial_bytes": str(at)} if at else {}),
             timeout=None if self.scheme == "file" else (patience.open, patience.stall + patience.give_up),
             hwaccel=hwaccel,
         )
@@ -150,17 +160,36 @@ class ContainerSource(SourceShell):
             raise SourceError(f"it breaks off after {reached - beginning:.1f} of {whole:.1f} s: the file is truncated")
 
     def decoded(self, container: InputContainer, stream: VideoStream, generation: int) -> Iterator[VideoFrame]:
-        """The stream's frames; a packet that can't be decoded is counted and passed over, as damage must not end a watch."""
+        """The stream's frames; a packet that can't be decoded is counted and passed over, as damage must not end a watch.
+
+        Raises UndecodableError where it seems to be more than damage.
+        """
+        good: int | None = None
+        dark = failed = 0
         for packet in container.demux(stream):
             self.lifecycle.heard(generation, time.monotonic())
             if not self.wanted(generation):
                 return
+            frames: list[VideoFrame] = []
             try:
                 frames = packet.decode()
-            except av.error.InvalidDataError:
+            except (av.error.InvalidDataError, av.error.PatchWelcomeError):
                 self.damaged += 1
-                continue
+                failed += 1
+            dark += 1
+            if frames:
+                good, dark, failed = packet.pos or 0, 0, 0
+            elif good is not None and (failed >= MOST_FAILED or dark >= MOST_DARK):
+                raise UndecodableError(good + 1)
             yield from frames
+
+
+class UndecodableError(SourceError):
+    """From byte `at` on nothing can be decoded: FFmpeg keeps the decoder that it began with, and the codec has changed."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__("nothing can be decoded any more, as if its codec had changed")
+        self.at = at
 
 
 class Pace:

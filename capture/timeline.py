@@ -8,6 +8,8 @@ TOLERANCE = 1.0
 """Seconds by which a live source's timestamps may run ahead of their arrival from one frame to the next."""
 LONGEST_STEP = 10.0
 """The longest step, in seconds, of a recording's timestamps, and the longest that a live frame may come late, without a jump."""
+MOST_AHEAD = 0.5
+"""Seconds by which a live source's axis may run ahead of this host's clock, as it would by what each connection first pours out."""
 CLOCK_DRIFT = 1e-3
 """The share by which a source's clock may run slower than this host's."""
 
@@ -32,7 +34,7 @@ class Timeline:
 
     def __init__(self, *, live: bool) -> None:
         self.live = live
-        self.time = 0.0
+        self.time = self.origin = 0.0
         self.period = 0.04
         self.last: tuple[int, float | None, float, float] | None = None
         """Of the frame before: its connection, timestamp, arrival and capture."""
@@ -62,7 +64,11 @@ class Timeline:
             passed = max(captured - taken, 0.0)
         else:
             passed = self.period
-        self.time += passed if self.last is not None else 0.0
+        if self.last is not None:
+            limit = captured - self.origin + MOST_AHEAD if self.live else self.time + passed
+            self.time = max(self.time, min(self.time + passed, limit))
+        else:
+            self.origin = captured
         self.last = (generation, timestamp, arrival, captured)
         return Stamp(self.time, captured, jumped)
 

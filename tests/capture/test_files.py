@@ -146,7 +146,7 @@ def test_interlaced_pictures_keep_one_field(tmp_path: Path) -> None:
     assert np.abs(pixels[50:70] - drawn(0, 640, 360)[50:70]).mean() < 6
 
 
-def test_a_change_of_resolution_and_codec_in_mid_file(tmp_path: Path) -> None:
+def test_a_change_of_resolution_in_mid_file(tmp_path: Path) -> None:
     small = render(tmp_path / "small.ts", 25)
     large = render(tmp_path / "large.ts", 25, size=(640, 480), times=lambda n: n + 25)
     joined = tmp_path / "joined.ts"
@@ -156,6 +156,25 @@ def test_a_change_of_resolution_and_codec_in_mid_file(tmp_path: Path) -> None:
     shapes = [frame.pixels.shape for frame in watcher.frames()]
     assert shapes[0] == (180, 320, 3) and shapes[-1] == (480, 640, 3)
     assert len(shapes) > 45
+
+
+@pytest.mark.parametrize(
+    "codecs", [("libx264", "libx265"), ("libx265", "libx264"), ("libx264", "mpeg2video", "libx265")]
+)
+def test_a_change_of_codec_in_mid_file(tmp_path: Path, codecs: tuple[str, ...]) -> None:
+    joined = tmp_path / "joined.ts"
+    with joined.open("wb") as file:
+        for n, codec in enumerate(codecs):
+            part = render(tmp_path / f"{n}.ts", 125, codec=codec, times=lambda at, n=n: at + 125 * n)  # type: ignore[misc]
+            file.write(part.read_bytes())
+    with watching(str(joined), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    frames = watcher.frames()
+    assert watcher.source.status.reason == "" and watcher.source.status.reconnects == 0
+    assert len(frames) >= 115 * len(codecs)
+    assert [frame.time for frame in frames] == sorted(frame.time for frame in frames)
+    assert frames[-1].time == pytest.approx(5 * len(codecs), abs=0.3)
+    assert np.abs(frames[-1].pixels.astype(int) - drawn(124)).mean() < 3
 
 
 @pytest.mark.parametrize(

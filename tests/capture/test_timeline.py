@@ -80,3 +80,14 @@ def test_no_step_is_negative_or_unbounded(live: bool, frames: list[tuple[int, fl
         assert math.isfinite(stamp.time) and 0 <= stamp.time - last <= max(passed, 0) + 10
         assert stamp.captured <= now + 1e-6
         last = stamp.time
+
+
+def test_what_each_connection_pours_out_at_first_does_not_add_up() -> None:
+    """Every connection begins with two seconds of backlog at once."""
+    timeline, now = Timeline(live=True), 0.0
+    for generation in range(50):
+        now += 1.0
+        for n in range(100):
+            now += 0.04 if n >= 50 else 0.0
+            stamp = timeline.stamp(generation, n * 0.04, now)
+    assert stamp.time == pytest.approx(now - 1.0, abs=0.6)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
+from typing import NamedTuple
 
 import aioice.ice
 import av
@@ -210,8 +211,17 @@ def test_change_of(change: dict[str, object], rtsp: RtspServer, recovery: Record
     assert watcher.frames()[-1].pixels.shape == shape
 
 
+class Part(NamedTuple):
+    """So many frames, the first at `first` seconds."""
+
+    frames: int
+    first: float
+    codec: str = "libx264"
+    size: tuple[int, int] = (320, 180)
+
+
 class Transport(BaseHTTPRequestHandler):
-    """A live MPEG transport stream whose timestamps do what the server's `parts` say: (frames, first timestamp in s)."""
+    """A live MPEG transport stream of the server's `parts`; who connects again gets the part that is on."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -219,22 +229,24 @@ class Transport(BaseHTTPRequestHandler):
         self.end_headers()
         began, sent = time.monotonic(), 0
         try:
-            for frames, first in self.server.parts:  # type: ignore[attr-defined]
+            while self.server.parts:  # type: ignore[attr-defined]
+                part: Part = self.server.parts[0]  # type: ignore[attr-defined]
                 with av.open(
                     self.wfile, "w", format="mpegts", options={"copyts": "1", "mpegts_copyts": "1"}
                 ) as container:
                     stream = container.add_stream(
-                        "libx264", rate=25, options={"preset": "ultrafast", "tune": "zerolatency"}
+                        part.codec, rate=25, options={"preset": "ultrafast", "tune": "zerolatency"}
                     )
-                    stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+                    stream.width, stream.height, stream.pix_fmt = *part.size, "yuv420p"
                     stream.codec_context.gop_size, stream.codec_context.thread_count = 25, 1
-                    for n in range(frames):
+                    for n in range(part.frames):
                         time.sleep(max(0.0, began + sent / 25 - time.monotonic()))
-                        frame = av.VideoFrame.from_ndarray(drawn(sent), format="rgb24")
-                        frame.pts, frame.time_base = round(first * 25) + n, Fraction(1, 25)
+                        frame = av.VideoFrame.from_ndarray(drawn(sent, *part.size), format="rgb24")
+                        frame.pts, frame.time_base = round(part.first * 25) + n, Fraction(1, 25)
                         container.mux(stream.encode(frame))
                         self.wfile.flush()
                         sent += 1
+                self.server.parts.pop(0)  # type: ignore[attr-defined]
         except (OSError, av.error.FFmpegError):
             pass
 
@@ -245,20 +257,45 @@ class Transport(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("parts", "marked"),
     [
-        ([(25, 10.0), (200, 3610.0)], True),
-        ([(25, 3610.0), (200, 10.0)], True),
-        ([(275, 2**33 / 90_000 - 1)], False),
-        ([(25, 10.0), (200, 10.0)], True),
+        ([Part(25, 10.0), Part(200, 3610.0)], True),
+        ([Part(25, 3610.0), Part(200, 10.0)], True),
+        ([Part(275, 2**33 / 90_000 - 1)], False),
+        ([Part(25, 10.0), Part(200, 10.0)], True),
     ],
     ids=["forward", "back", "wrap", "repeat"],
 )
-def test_timestamps_jump(parts: list[tuple[int, float]], marked: bool) -> None:
+def test_timestamps_jump(parts: list[Part], marked: bool) -> None:
     """A wrap of the 33-bit clock is undone by the demuxer, which leaves nothing to mark."""
     with http_server(Transport, parts=parts) as url, watching(url + "/live.ts") as watcher:
         watcher.more(60, 30)
         assert watcher.state is State.LIVE and watcher.source.status.reconnects == 0
     sound_axis(watcher)
     assert any(frame.discontinuity for frame in watcher.frames()) == marked
+
+
+@pytest.mark.parametrize(
+    ("after", "reconnects"),
+    [(Part(500, 11.0, size=(640, 360)), 0), (Part(500, 11.0, "libx265"), 1)],
+    ids=["resolution", "codec"],
+)
+def test_change_in_mid_connection_of(after: Part, reconnects: int, recovery: Record) -> None:
+    """FFmpeg's decoders follow a change of resolution; after one of codec the connection must be a new one."""
+    parts = [Part(25, 10.0), after]
+    with http_server(Transport, parts=parts) as url, watching(url + "/live.ts") as watcher:
+        watcher.more(5)
+        wait_for(lambda: parts[0] is after)
+        began = time.monotonic()
+        if reconnects:
+            watcher.until(State.WAITING)
+            assert "codec" in watcher.source.status.reason
+            back(watcher, recovery, began)
+        else:
+            wait_for(lambda: watcher.source.status.height == after.size[1])
+            recovery(time.monotonic() - began)
+        watcher.more(10)
+        assert watcher.state is State.LIVE and watcher.source.status.reconnects == reconnects
+    sound_axis(watcher, gaps=reconnects)
+    assert watcher.frames()[-1].pixels.shape == (after.size[1], after.size[0], 3)
 
 
 class Raw(BaseHTTPRequestHandler):
