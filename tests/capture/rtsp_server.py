@@ -47,7 +47,9 @@ for path, (launch, settings) in MOUNTS.items():
     factory = GstRtspServer.RTSPMediaFactory()
     settings = USUAL | settings
     factory.set_launch((launch if settings["codec"] == "h264" else launch.replace(H264, HEVC)).format(**settings))
-    factory.set_shared(True)
+    factory.set_shared(
+        False
+    )  # a shared one fails, or crashes, where one player comes at the moment that another comes or goes
     if user:
         factory.add_role_from_structure(
             Gst.Structure.from_string(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,17 @@ def status(assistant: Assistant, name: str) -> StreamStatus:
     return next(status for status in assistant.streams() if status.name == name)
 
 
-async def until(true: Callable[[], bool], seconds: float = 60) -> None:
+async def until(true: Callable[[], bool], seconds: float = 60, what: Callable[[], object] = str) -> None:
     """Waits for something to be true; the seconds are for a machine that is busy with much else."""
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.02)
+    ending = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ending, f"not within {seconds:g} s: {what()}"
+        await asyncio.sleep(0.02)
 
 
 async def asked(assistant: Assistant, name: str) -> None:
     """Waits until a stream has been seen for a while, and asks about it."""
-    await until(lambda: status(assistant, name).frames_seen > 4)
+    await until(lambda: status(assistant, name).frames_seen > 4, what=lambda: status(assistant, name))
     assert assistant.newest_frame(name) is not None
     answer = assistant.ask("What is there?", stream=name, max_tokens=3)
     await answer.text()
