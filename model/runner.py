@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, load_checkpoint, locate
+from model.checkpoint import KEPT_FLOAT32, CheckpointError, load_checkpoint, locate
 from model.config import PRESETS, AttentionPolicy, ConfigError, InfiniteVLConfig
 from model.infinitevl import InfiniteVL
 from model.preprocess import choose_grid, patchify
@@ -58,6 +58,12 @@ class Runner:
     @property
     def tokens_per_step(self) -> int:
         return self.config.tokens_per_frame
+
+    @property
+    def context(self) -> int | None:
+        """Tokens after which a model with full attention forgets the oldest; None where a window does that by design."""
+        policy = self.config.policy
+        return policy.context if policy.window is None else None
 
     @property
     def state_bytes(self) -> int:
@@ -207,9 +213,12 @@ def load_runner(
 
 
 def random_model(config: InfiniteVLConfig, device: str, dtype: torch.dtype) -> InfiniteVL:
-    """A model of seeded random weights, made on its device."""
+    """A model of seeded random weights, made on its device, in `dtype` but for what a checkpoint keeps in float32 too."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = InfiniteVL(config).to(dtype)
+        model = InfiniteVL(config)
+    for name, parameter in model.named_parameters():
+        if not name.endswith(KEPT_FLOAT32):
+            parameter.data = parameter.data.to(dtype)
     model.eval().fuse()
     return model

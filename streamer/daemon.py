@@ -83,6 +83,17 @@ class Daemon:
             await asyncio.sleep(0.5)
         return self.assistant.trouble or "the engine has stopped"
 
+    def _forgetting(self) -> str:
+        """What a model with full attention can't do: keep all of an endless stream."""
+        model = self.assistant.model
+        if model.context is None:
+            return ""
+        seconds = model.context / (model.tokens_per_step / model.frames_per_step * 25)
+        return (
+            f"  FULL ATTENTION: keys older than {model.context} tokens ({seconds:.0f} s at 25 frames/s) are forgotten; "
+            "model.attention {sinks, window} chooses what stays\n"
+        )
+
     def banner(self, url: str) -> str:
         """What a user sees first."""
         model, limits = self.assistant.model, self.config.limits
@@ -91,7 +102,7 @@ class Daemon:
         return (
             f"streamer is ready at {url}\n"
             f"  model {model.name} on {self.config.model.device}, {model.state_bytes / 1e6:.1f} MB of memory a stream, for ever\n"
-            f"{weights}"
+            f"{weights}{self._forgetting()}"
             f"  room for {limits.streams} streams and {limits.answers} answers at once; "
             f"the device sees up to {self.assistant.engine.scheduler.capacity():.0f} frames a second in all\n"
             f"{streams}"

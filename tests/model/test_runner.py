@@ -224,3 +224,10 @@ def test_what_cannot_be_loaded_is_refused() -> None:
         load_runner("4b")
     with pytest.raises(CheckpointError, match="is no folder here: name a checkpoint folder"):
         load_runner("nowhere")
+
+
+def test_random_weights_keep_what_checkpoints_keep_in_float32() -> None:
+    runner = load_runner("nano", dtype="bfloat16", slots=1, random_weights=True)
+    kinds = {name.rsplit(".", 1)[-1]: p.dtype for name, p in runner.model.named_parameters()}
+    assert kinds.pop("A_log") == kinds.pop("dt_bias") == torch.float32
+    assert set(kinds.values()) == {torch.bfloat16}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -76,6 +77,15 @@ def test_starts_says_what_it_is_and_stops() -> None:
         code, seconds = ended(process, signal.SIGTERM)
         assert code == 0 and seconds < 2
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_says_what_full_attention_forgets(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(ROOT / "model/nano", folder, ignore=shutil.ignore_patterns("training"))
+    config = json.loads((folder / "config.json").read_text()) | {"use_sliding_window": False, "attention_sinks": 0}
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    with daemon(model={"name": str(folder), "position_horizon": 100}) as (_, _, banner):
+        assert "older than 4096 tokens (5 s at 25 frames/s) are forgotten; model.attention" in banner
 
 
 def test_systemd_hears_of_it(tmp_path: Path) -> None:
