@@ -47,9 +47,8 @@ for path, (launch, settings) in MOUNTS.items():
     factory = GstRtspServer.RTSPMediaFactory()
     settings = USUAL | settings
     factory.set_launch((launch if settings["codec"] == "h264" else launch.replace(H264, HEVC)).format(**settings))
-    factory.set_shared(
-        False
-    )  # a shared one fails, or crashes, where one player comes at the moment that another comes or goes
+    # Not shared: that fails, or crashes, where one player comes at the moment that another comes or goes.
+    factory.set_shared(False)
     if user:
         factory.add_role_from_structure(
             Gst.Structure.from_string(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import threading
 import time
 from fractions import Fraction
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import av
@@ -21,10 +23,12 @@ from tests.capture.lab import (
     drawn,
     http_server,
     jpeg,
+    proxy,
     render,
     rtmp_server,
     rtsp_server,
     serving_folder,
+    stop_all,
     wait_for,
 )
 
@@ -99,46 +103,70 @@ def held() -> tuple[float, int, int]:
     return resident, threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
 
-def flapping(seconds: float) -> None:
-    """Twenty sources that lose their connection after every few pictures, and a healthy one."""
+def flap(tell: Connection) -> None:
+    """Servers in a process of their own: MJPEG that hangs up after three pictures, RTSP that is cut every two seconds."""
     picture = jpeg(drawn(0, 160, 90))
 
-    def flap(n: int) -> bytes:
+    def few(n: int) -> bytes:
         if n > 2:
             raise OSError("flaps")
         return picture
 
+    with http_server(Mjpeg, picture=few) as url, rtsp_server() as rtsp, proxy(rtsp.port) as between:
+        tell.send((url, f"rtsp://127.0.0.1:{between.port}/live"))
+        while not tell.poll(2):
+            between.cut()
+
+
+def flapping(seconds: float) -> None:
+    """Twenty MJPEG sources and four RTSP ones that lose their connection all the time; what that leaves behind in this process."""
+    here, there = multiprocessing.Pipe()
+    servers = multiprocessing.get_context("spawn").Process(target=flap, args=(there,))
+    servers.start()
+    url, rtsp = here.recv()
     patience = Patience(backoff=0.05, backoff_most=0.1)
-    with http_server(Mjpeg, picture=flap) as url:
-        watchers = [Watcher(f"{url}/{n}", capacity=1, patience=patience) for n in range(20)]
-        rows = []
-        began = time.monotonic()
-        while time.monotonic() - began < seconds:
-            time.sleep(seconds / 20)
-            for watcher in watchers:
-                watcher.told.clear()
-            rows.append((sum(watcher.source.status.reconnects for watcher in watchers), *held()))
+    urls = [f"{url}/{n}" for n in range(20)] + [rtsp] * 4
+    watchers = [Watcher(each, capacity=1, patience=patience) for each in urls]
+    rows = []
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        time.sleep(1)
         for watcher in watchers:
-            watcher.source.stop(5)
-    half = np.array(rows[len(rows) // 4 :], float)
-    slope = [np.polyfit(half[:, 0], half[:, column], 1)[0] * 1000 for column in (1, 2, 3)]
+            watcher.told.clear()
+            watcher.mailbox.take(len(watcher.mailbox))
+        reconnects = sum(watcher.source.status.reconnects for watcher in watchers)
+        rows.append((time.monotonic() - began, reconnects, *held()))
+    stop_all(watchers)
+    here.send("enough")
+    servers.join()
+    settled = np.array(rows[len(rows) // 4 :], float)
     print(
-        f"flapping: {rows[-1][0]} reconnects in {seconds:g} s; MB, threads, descriptors: {rows[0][1:]}, {rows[-1][1:]}"
+        f"flapping: {rows[-1][1]} reconnects in {seconds:g} s, {watchers[-1].source.status.reconnects} of one RTSP source"
     )
-    print(
-        f"flapping: for a thousand reconnects {slope[0]:+.3f} MB, {slope[1]:+.2f} threads, {slope[2]:+.2f} descriptors"
-    )
+    for column, name in ((2, "MB"), (3, "threads"), (4, "descriptors")):
+        values = settled[:, column]
+        hourly = np.polyfit(settled[:, 0], values, 1)[0] * 3600
+        thousand = np.polyfit(settled[:, 1], values, 1)[0] * 1000
+        print(
+            f"flapping, {name}: {values.min():.1f} to {values.max():.1f}; {hourly:+.2f} an hour, "
+            f"{thousand:+.3f} for a thousand reconnects"
+        )
+    print(f"flapping, after: MB, threads, descriptors {held()}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--flapping-seconds", type=float, default=120)
+    parser.add_argument("--only", choices=("opening", "decoding", "flapping"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        opening(Path(folder))
-        decoding(Path(folder), arguments.seconds)
-    flapping(arguments.flapping_seconds)
+        if arguments.only in (None, "opening"):
+            opening(Path(folder))
+        if arguments.only in (None, "decoding"):
+            decoding(Path(folder), arguments.seconds)
+    if arguments.only in (None, "flapping"):
+        flapping(arguments.flapping_seconds)
 
 
 if __name__ == "__main__":
