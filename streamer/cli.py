@@ -89,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("source")
     add.add_argument("--fps", type=float, help="see at most this many frames a second")
     add.add_argument("--loop", action="store_true", help="play a file again and again")
+    add.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help="any other key of a configured stream, such as policy=every, change=4 or transport=udp; may be said again",
+    )
     _reach(add)
     add.set_defaults(command=_stream_add)
     remove = stream_commands.add_parser("remove", help="stop watching, and forget what was seen")
@@ -195,13 +203,24 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _stream_add(options: argparse.Namespace) -> int:
-    chosen = {"fps": options.fps, "loop": options.loop or None}
+    chosen = {"fps": options.fps, "loop": options.loop or None, **dict(options.set)}
     with _client(options) as client:
         added = client.attach(
             options.name, options.source, **{key: value for key, value in chosen.items() if value is not None}
         )
     print(json.dumps(added, ensure_ascii=False) if options.json else f"{options.name} is {added['state']}")
     return 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A key and its value, which is JSON or else the text itself."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE: write such as policy=every")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
 
 
 def _stream_remove(options: argparse.Namespace) -> int:

@@ -8,15 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capture.synthetic import CLIP
+from streamer.assistant import StreamStatus
 from streamer.auth import read_tokens
 from streamer.cli import _duration, _parser, main, run_config
 from streamer.config import Config, ConfigError
 from streamer.doctor import cameras
+from tests.streamer.serving import Daemon, Served
 
 
 def configured(*arguments: str) -> Config:
@@ -120,6 +124,44 @@ def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture
 
 def test_durations_are_readable() -> None:
     assert [_duration(seconds) for seconds in (7.9, 61, 7_260, 200_000)] == ["7 s", "1 min 1 s", "2 h 1 min", "2 d 7 h"]
+
+
+def added(server: Served, *arguments: str) -> int:
+    return main(["stream", "add", *arguments, "--url", server.url])
+
+
+def figures(daemon: Daemon, name: str, true: Callable[[StreamStatus], bool]) -> StreamStatus:
+    """A stream's figures, once something is true of them."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        status = next(status for status in daemon.do(daemon.assistant.streams) if status.name == name)
+        if true(status):
+            return status
+        time.sleep(0.05)
+    raise AssertionError(status)
+
+
+def test_streams_are_added_with_any_key_of_a_configured_one(
+    server: Served, daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recording of which the model sees every frame; a gate that leaves out what shows nothing new; a lower rate."""
+    whole = ("whole", str(CLIP), "--set", "policy=every", "--set", "realtime=false", "--set", "start=17")
+    gated = ("gated", "demo:", "--set", "change=255", "--set", "change_floor=0.5")
+    try:
+        assert added(server, *whole) == added(server, *gated) == added(server, "slow", "demo:", "--fps", "2") == 0
+        seen = figures(daemon, "slow", lambda status: status.frames_seen > 4)
+        assert seen.frames_thinned > 5 * seen.frames_seen and seen.fps_seen < 4
+        seen = figures(daemon, "gated", lambda status: status.frames_unchanged > 60)
+        assert 1 <= seen.frames_seen <= 4
+        seen = figures(daemon, "whole", lambda status: status.frames_seen >= 3 * 25 - 1)
+        assert not seen.drops and seen.frames_thinned == seen.frames_unchanged == 0
+    finally:
+        for name in ("whole", "gated", "slow"):
+            main(["stream", "remove", name, "--url", server.url])
+    assert added(server, "bad", "demo:", "--set", "polici=every") == 1
+    assert "policy" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        added(server, "bad", "demo:", "--set", "policy")
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
