@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from streamer.bench import add_arguments as bench_arguments
 from streamer.client import DEFAULT_URL, Client, ClientError
+from streamer.evaluation import add_arguments as evaluation_arguments
 
 if TYPE_CHECKING:
     from streamer.config import Config
@@ -116,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure the daemon on this machine")
     bench_arguments(bench)
     bench.set_defaults(command=_bench)
+
+    evaluation = commands.add_parser("eval", help="examine a model: how often it is right, skill by skill")
+    evaluation_arguments(evaluation)
+    evaluation.set_defaults(command=_eval)
 
     sources = commands.add_parser("sources", help="list the cameras of this machine and the kinds of source there are")
     sources.add_argument("--json", action="store_true", help="print facts as JSON")
@@ -251,6 +256,12 @@ def _token(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from streamer.bench import run
+
+    return run(options)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from streamer.evaluation import run
 
     return run(options)
 

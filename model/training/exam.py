@@ -1,204 +1,58 @@
 """The examination: fresh held-out worlds, every skill, by how long ago the evidence was, with two controls beside it.
 
-An answer counts where greedy decoding would give exactly it; since the whole right answer is at hand, one pass tells.
-Controls: `glimpse` sees the last four frames only; `cleared` keeps the attention window but its recurrent state is zeroed.
+`python -m model.training.exam model/nano --device cuda --json marks.json` examines a checkpoint folder (the nano by default).
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import secrets
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
+from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.infinitevl import InfiniteVL
-from model.memory import SequenceMemory
+from model.runner import NANO
 from model.tokenizer import Tokenizer
-from model.training.lessons import fits, write
-from model.training.paint import Painter
-from model.training.questions import WEIGHTS, Examiner, Question
-from model.training.world import Profile, Scene, Split, draw_scene, layout
+from model.training.ages import CLOCK, LONG, RATE, by_clock, long_streams
+from model.training.paint import Assets, Painter
+from model.training.report import facts, table
+from model.training.sitting import HELD_OUT, MEMORY, NOW, Exam, Marks, Paper, sit
+from model.training.world import Profile
 
-GRID = (16, 16)
-NOW = (
-    "what",
-    "colour",
-    "shape",
-    "where",
-    "count",
-    "number",
-    "word",
-    "motion",
-    "relation",
-    "is there",
-    "changed",
-    "unknowable",
-)
-MEMORY = (
-    "first",
-    "last",
-    "before",
-    "after",
-    "colour was",
-    "number was",
-    "word was",
-    "has appeared",
-    "how many",
-    "where was",
-)
-GONE = 16
-"""Steps (two windows) after which evidence is surely outside the attention window."""
+__all__ = ["evaluate", "examine", "table"]
+
+SEED = 2026
+QUICK = 570.0
+"""Seconds that a quick examination may take; the papers that are left then stay empty."""
 
 
-@dataclass(frozen=True)
-class Paper:
-    """One part of the examination: `streams` scenes of `steps` steps drawn as `profile`, `questions` asked of each at the end."""
+def papers(quick: bool) -> list[Paper]:
+    """The examination but for the oldest streams; a quick one asks of few streams, for two CPU cores."""
 
-    name: str
-    steps: int
-    streams: int
-    questions: int
-    skills: tuple[str, ...]
-    profile: Profile
-    controls: bool = False
+    def n(streams: int, few: int) -> int:
+        return few if quick else streams
 
-
-@dataclass
-class Marks:
-    """Right answers and questions, by paper, skill, kind and candidate ("model", "glimpse", "cleared")."""
-
-    counts: dict[tuple[str, str, str, str], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
-
-    def add(self, paper: str, question: Question, candidate: str, right: bool) -> None:
-        count = self.counts[paper, question.skill, question.kind, candidate]
-        count[0] += right
-        count[1] += 1
-
-    def rows(self) -> list[dict[str, object]]:
-        """Sorted, ready for JSON."""
-        return [
-            {"paper": paper, "skill": skill, "kind": kind, "candidate": candidate, "right": right, "asked": asked}
-            for (paper, skill, kind, candidate), (right, asked) in sorted(self.counts.items())
-        ]
-
-    def share(self, paper: str, skill: str, candidate: str = "model", kind: str | None = None) -> tuple[float, int]:
-        """Share of right answers and the number asked."""
-        chosen = [
-            count for (p, s, k, c), count in self.counts.items()
-            if p == paper and s == skill and c == candidate and (kind is None or k == kind)
-        ]  # fmt: skip
-        asked = sum(count[1] for count in chosen)
-        return (sum(count[0] for count in chosen) / asked if asked else float("nan")), asked
-
-
-def papers(scale: float = 1.0) -> list[Paper]:
-    """The examination; `scale` multiplies the number of streams."""
-
-    def n(streams: int) -> int:
-        return max(2, round(streams * scale))
-
+    seen, first = Profile(things=(1, 8)), (Profile(things=(1, 1), text=1.0, gap=gap) for gap in (114, 242, 736))
     return [
-        Paper("now", 16, n(384), 16, NOW, Profile()),
-        Paper("empty", 8, n(128), 2, ("what",), Profile(things=(0, 0), real=True)),
-        Paper("memory 128", 64, n(96), 24, MEMORY, Profile(things=(1, 8)), controls=True),
-        Paper("memory 256", 128, n(64), 24, MEMORY, Profile(things=(1, 8)), controls=True),
-        Paper("memory 512", 256, n(48), 24, MEMORY, Profile(things=(1, 8)), controls=True),
-        Paper("crowded 512", 256, n(32), 24, MEMORY, Profile(things=(10, 40))),
-        Paper("first second 256", 128, n(48), 1, ("number was",), Profile(things=(1, 1), text=1.0, gap=114)),
-        Paper("first second 512", 256, n(32), 1, ("number was",), Profile(things=(1, 1), text=1.0, gap=242)),
-        Paper("first second 1500", 750, n(24), 1, ("number was",), Profile(things=(1, 1), text=1.0, gap=736)),
+        Paper("now", 16, n(384, 32), 16, NOW, Profile()),
+        Paper("empty", 8, n(128, 16), 2, ("what",), Profile(things=(0, 0), real=True)),
+        Paper("memory 128", 64, n(96, 6), 24, MEMORY, seen, controls=True),
+        Paper("memory 256", 128, n(64, 3), 24, MEMORY, seen, controls=True),
+        Paper("memory 512", 256, n(48, 2), 24, MEMORY, seen, controls=True),
+        Paper("crowded 512", 256, n(32, 1), 24, MEMORY, Profile(things=(10, 40)), controls=True),
+        Paper("first second 256", 128, n(72, 3), 1, ("number was",), next(first), controls=True),
+        Paper("first second 512", 256, n(48, 2), 1, ("number was",), next(first), controls=True),
+        Paper("first second 1500", 750, n(32, 1), 1, ("number was",), next(first), controls=True),
+        Paper("now, taught", 16, n(128, 4), 16, NOW, Profile(), held=()),
+        *(Paper(f"now, new {what}", 16, n(128, 4), 16, NOW, Profile(), held=(what,)) for what in HELD_OUT),
     ]
-
-
-def ask(paper: Paper, rng: np.random.Generator, scene: Scene, split: Split, tokenizer: Tokenizer) -> list[Question]:
-    """The paper's questions about one scene; where memory is examined, only such whose evidence is gone."""
-    examiner = Examiner(rng, scene, paper.steps - 1, split)
-    found: list[Question] = []
-    weights = {skill: WEIGHTS[skill] for skill in paper.skills}
-    for _ in range(6):
-        for question in examiner.ask(2 * paper.questions, weights):
-            old = paper.skills != MEMORY or question.age >= GONE or question.kind in ("no", "never")
-            if question.skill in paper.skills and old and fits(question, tokenizer) and len(found) < paper.questions:
-                found.append(question)
-        if len(found) == paper.questions:
-            break
-    return found
-
-
-@torch.no_grad()
-def watch(
-    network: InfiniteVL, patches: Tensor, seconds: Tensor, memory: SequenceMemory | None, part: int = 128
-) -> SequenceMemory:
-    """`network.watch` over [streams, steps, …] in parts of `part` steps."""
-    for start in range(0, seconds.shape[1], part):
-        memory = network.watch(patches[:, start : start + part], GRID, seconds[:, start : start + part], memory)
-    assert memory is not None
-    return memory
-
-
-@torch.no_grad()
-def correct(
-    network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
-) -> list[list[bool]]:
-    """Which questions [streams][each] would be answered exactly right by greedy decoding."""
-    most = max(len(asked) for asked in questions)
-    padded = [asked + [Question("unknowable", "?", "?")] * (most - len(asked)) for asked in questions]
-    round_ = write(padded, tokenizer, 1)
-    device = last.device
-    logits = network.answer(torch.from_numpy(round_.tokens).to(device), last, GRID, memory)
-    best = logits.argmax(-1).flatten().cpu().numpy()
-    right = np.ones(len(padded) * most, bool)
-    np.logical_and.at(right, round_.owner, best[round_.rows] == round_.targets)
-    return [row[: len(asked)].tolist() for row, asked in zip(right.reshape(-1, most), questions, strict=True)]
-
-
-def cleared(memory: SequenceMemory) -> SequenceMemory:
-    """The same memory with its recurrent state zeroed."""
-    blank = memory.branch(1)
-    blank.states = {layer: torch.zeros_like(state) for layer, state in blank.states.items()}
-    return blank
-
-
-def sit(
-    network: InfiniteVL,
-    painter: Painter,
-    tokenizer: Tokenizer,
-    paper: Paper,
-    marks: Marks,
-    seed: int,
-    split: Split = "test",
-) -> None:
-    """Examines `network` on one paper."""
-    weights = network.model.embed_tokens.weight
-    device, dtype = weights.device, weights.dtype
-    group = max(1, min(paper.streams, 1024 // paper.steps))
-    for first in range(0, paper.streams, group):
-        rng = np.random.default_rng((seed, paper.steps, len(paper.name), first))
-        scenes = [
-            draw_scene(rng, paper.steps, split, painter.gallery, paper.profile)
-            for _ in range(min(group, paper.streams - first))
-        ]
-        questions = [ask(paper, rng, scene, split, tokenizer) for scene in scenes]
-        if not any(questions):
-            continue
-        patches, _ = painter.patches(layout(scenes), int(rng.integers(2**31)), dtype)
-        patches = patches.unflatten(0, (len(scenes), paper.steps))
-        seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes])).to(device)
-        memory = watch(network, patches, seconds, None)
-        candidates: dict[str, Callable[[], SequenceMemory]] = {"model": lambda memory=memory: memory}  # type: ignore[misc]
-        if paper.controls:
-            candidates["cleared"] = lambda memory=memory: cleared(memory)  # type: ignore[misc]
-            candidates["glimpse"] = lambda p=patches, s=seconds: watch(network, p[:, -2:], s[:, -2:], None)  # type: ignore[misc]
-        for name, remembered in candidates.items():
-            for asked, right in zip(
-                questions, correct(network, remembered(), seconds[:, -1], questions, tokenizer), strict=True
-            ):
-                for question, good in zip(asked, right, strict=True):
-                    marks.add(paper.name, question, name, good)
 
 
 def examine(
@@ -206,39 +60,81 @@ def examine(
     painter: Painter,
     tokenizer: Tokenizer,
     *,
-    seed: int = 2026,
-    scale: float = 1.0,
+    seeds: Sequence[int] = (SEED,),
+    quick: bool = False,
     budget: float | None = None,
+    show: bool = False,
 ) -> Marks:
-    """All papers, in order, as far as `budget` seconds allow."""
-    begin, marks = time.monotonic(), Marks()
+    """All papers, in order, as far as `budget` seconds allow; with `show` a bar tells how far it is."""
+    steps = sum(paper.streams * paper.steps for paper in papers(quick))
+    clock, ages = (2, {"10 s": CLOCK["10 s"]}) if quick else (16, CLOCK)
+    steps += round(clock * (max(ages.values()) * RATE)) + (0 if quick else 8 * LONG)
     was_training = network.training
     network.eval()
-    for paper in papers(scale):
-        if budget is not None and time.monotonic() - begin > budget:
-            break
-        sit(network, painter, tokenizer, paper, marks, seed)
+    deadline = None if budget is None else time.monotonic() + budget
+    with tqdm(total=steps * len(seeds), unit="step", disable=not show) as bar:
+        exam = Exam(network, painter, tokenizer, Marks(), bar, deadline)
+        for seed in seeds:
+            for paper in papers(quick):
+                bar.set_description(paper.name)
+                sit(exam, paper, seed)
+            bar.set_description("by the clock")
+            by_clock(exam, clock, 24, ages, seed)
+            if not quick:
+                bar.set_description(f"{2 * LONG} frames")
+                long_streams(exam, 8, 4, seed)
     network.train(was_training)
-    return marks
+    return exam.marks
 
 
-def table(marks: Marks) -> Iterator[str]:
-    """The marks as lines of text."""
-    for paper in dict.fromkeys(key[0] for key in marks.counts):
-        skills = [skill for skill in (*NOW, *MEMORY) if marks.share(paper, skill)[1]]
-        parts = []
-        for skill in skills:
-            kinds = sorted({k for (p, s, k, _) in marks.counts if p == paper and s == skill})
-            shown = (
-                kinds
-                if skill in ("is there", "has appeared", "what", "changed", "number", "word", "number was", "word was")
-                else [None]
-            )
-            for kind in shown:
-                share, asked = marks.share(paper, skill, kind=kind)
-                parts.append(f"{skill}{' ' + kind if kind else ''} {share:.2f} ({asked})")
-        yield f"{paper}: " + ", ".join(parts)
-        for control in ("cleared", "glimpse"):
-            values = [marks.share(paper, skill, control) for skill in skills]
-            if any(asked for _, asked in values):
-                yield f"  {control}: " + ", ".join(f"{s} {v:.2f}" for s, (v, _) in zip(skills, values, strict=True))
+def evaluate(
+    model: str, *, device: str = "cpu", dtype: str | None = None, quick: bool = False, fresh: int = 0
+) -> tuple[Marks, dict[str, Any]]:
+    """Examines a checkpoint ("nano", a folder or "owner/name"); `fresh` seeds are drawn anew instead of the fixed one.
+
+    Returns the marks, and `model.training.report.facts` of them.
+
+    `dtype` is float32 on a CPU and bfloat16 on CUDA unless it is said. Raises CheckpointError, and FileNotFoundError
+    where the world's pictures are missing.
+    """
+    assets = Assets.load()
+    if device.startswith("cuda"):
+        from model.training.accelerate import limit_autotuning
+
+        limit_autotuning()
+    kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    folder = NANO if model == "nano" else locate(model)
+    network, tokenizer = load_checkpoint(folder, device=device, dtype=getattr(torch, kind))
+    network.fuse()
+    if network.config.square_grid is False or network.config.frames_per_step != 2:
+        raise CheckpointError(f"{model} does not take pairs of square frames: the world examines the nano's sizes only")
+    seeds = [secrets.randbelow(2**31) for _ in range(fresh)] or [SEED]
+    begin = time.monotonic()
+    painter, budget = Painter(assets, device), QUICK if quick else None
+    marks = examine(network, painter, tokenizer, seeds=seeds, quick=quick, budget=budget, show=True)
+    took = round(time.monotonic() - begin, 1)
+    return marks, facts(marks, model=model, device=device, dtype=kind, seeds=seeds, quick=quick, seconds=took)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="nano", help="checkpoint folder (default: the nano)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", help="float32 or bfloat16")
+    parser.add_argument("--quick", action="store_true", help="few questions, for two CPU cores")
+    parser.add_argument("--fresh-seeds", type=int, default=0, metavar="N", help="draw N new seeds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    given = parser.parse_args()
+    try:
+        marks, found = evaluate(
+            given.model, device=given.device, dtype=given.dtype, quick=given.quick, fresh=given.fresh_seeds
+        )
+    except (CheckpointError, FileNotFoundError) as error:
+        parser.exit(1, f"{error}\n")
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1))
+    print("\n".join(table(marks)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Sitting an examination: scenes are painted and watched, questions asked of them, and answers marked.
+
+An answer counts where greedy decoding would give exactly it; since the whole right answer is at hand, one pass tells.
+Controls: `glimpse` sees the last four frames only; `cleared` keeps the attention window but its recurrent state is zeroed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.infinitevl import InfiniteVL
+from model.memory import SequenceMemory
+from model.tokenizer import Tokenizer
+from model.training.lessons import fits, write
+from model.training.paint import Painter
+from model.training.questions import WEIGHTS, Examiner, Question
+from model.training.world import Gallery, Profile, Scene, Split, draw_scene, layout
+
+GRID = (16, 16)
+NOW = (
+    "what",
+    "colour",
+    "shape",
+    "where",
+    "count",
+    "number",
+    "word",
+    "motion",
+    "relation",
+    "is there",
+    "changed",
+    "unknowable",
+)
+MEMORY = (
+    "first",
+    "last",
+    "before",
+    "after",
+    "colour was",
+    "number was",
+    "word was",
+    "has appeared",
+    "how many",
+    "where was",
+)
+GONE = 16
+"""Steps (two windows) after which evidence is surely outside the attention window."""
+
+
+HELD_OUT = ("phrasings", "fonts", "things", "grounds")
+"""What the examination keeps from training: how things are asked, fonts, combinations and words, backgrounds."""
+GLIMPSE = 2
+"""Steps (four frames) that the control `glimpse` sees."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One part of the examination: `streams` scenes of `steps` steps drawn as `profile`, `questions` asked of each at the end.
+
+    Of `HELD_OUT` only what `held` names is kept from training, the rest is what training uses.
+    """
+
+    name: str
+    steps: int
+    streams: int
+    questions: int
+    skills: tuple[str, ...]
+    profile: Profile
+    controls: bool = False
+    gone: int = GONE
+    """Steps ago that evidence must at least lie where memory is examined."""
+    held: tuple[str, ...] = HELD_OUT
+
+    def split(self, what: str) -> Split:
+        return "test" if what in self.held else "train"
+
+    def gallery(self, whole: Gallery) -> Gallery:
+        """The gallery from which this paper's scenes are drawn, whatever their split."""
+        fonts, grounds = self.split("fonts"), self.split("grounds")
+        both: tuple[Split, Split] = ("train", "test")
+        return Gallery(
+            {split: whole.fonts[fonts] for split in both},
+            {split: whole.stills[grounds] for split in both},
+            {split: whole.clips[grounds] for split in both},
+            whole.clip,
+        )
+
+
+@dataclass
+class Marks:
+    """Right answers and questions, by paper, skill, kind and candidate ("model", "glimpse", "cleared")."""
+
+    counts: dict[tuple[str, str, str, str], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+
+    def add(self, paper: str, question: Question, candidate: str, right: bool) -> None:
+        count = self.counts[paper, question.skill, question.kind, candidate]
+        count[0] += right
+        count[1] += 1
+
+    def rows(self) -> list[dict[str, object]]:
+        """Sorted, ready for JSON."""
+        return [
+            {"paper": paper, "skill": skill, "kind": kind, "candidate": candidate, "right": right, "asked": asked}
+            for (paper, skill, kind, candidate), (right, asked) in sorted(self.counts.items())
+        ]
+
+    def share(self, paper: str, skill: str, candidate: str = "model", kind: str | None = None) -> tuple[float, int]:
+        """Share of right answers and the number asked."""
+        chosen = [
+            count for (p, s, k, c), count in self.counts.items()
+            if p == paper and s == skill and c == candidate and (kind is None or k == kind)
+        ]  # fmt: skip
+        asked = sum(count[1] for count in chosen)
+        return (sum(count[0] for count in chosen) / asked if asked else float("nan")), asked
+
+
+@dataclass
+class Exam:
+    """Who is examined, with what, and until when (`time.monotonic`, None: as long as it takes); `bar` counts frame steps."""
+
+    network: InfiniteVL
+    painter: Painter
+    tokenizer: Tokenizer
+    marks: Marks
+    bar: Any
+    deadline: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.network.model.embed_tokens.weight.device
+        return device
+
+    @property
+    def room(self) -> int:
+        """Frame steps that are painted and looked at together."""
+        return 1024 if self.device.type == "cuda" else 64
+
+    @property
+    def over(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def patches(self, scenes: list[Scene], seed: int) -> Tensor:
+        """Equally long scenes, painted: [scenes, steps, 256, 1176]."""
+        dtype = self.network.model.embed_tokens.weight.dtype
+        patches, _ = self.painter.patches(layout(scenes), seed, dtype)
+        return patches.view(len(scenes), -1, *patches.shape[1:])
+
+    def mark(
+        self, paper: str, candidates: dict[str, SequenceMemory], last: Tensor, asked: list[list[Question]]
+    ) -> None:
+        """Asks each candidate's memory the questions [streams][each]; `last` float64 [streams] is the last frame's time."""
+        if not any(asked):
+            return
+        for name, remembered in candidates.items():
+            found = correct(self.network, remembered, last, asked, self.tokenizer)
+            for questions, right in zip(asked, found, strict=True):
+                for question, good in zip(questions, right, strict=True):
+                    self.marks.add(paper, question, name, good)
+
+
+def ask(paper: Paper, rng: np.random.Generator, scene: Scene, step: int, tokenizer: Tokenizer) -> list[Question]:
+    """The paper's questions about one scene after `step`; where memory is examined, only such whose evidence is gone."""
+    examiner = Examiner(rng, scene, step, paper.split("phrasings"))
+    found: list[Question] = []
+    weights = {skill: WEIGHTS[skill] for skill in paper.skills}
+    for _ in range(6):
+        for question in examiner.ask(2 * paper.questions, weights):
+            old = paper.skills != MEMORY or question.age >= paper.gone or question.kind in ("no", "never")
+            if question.skill in paper.skills and old and fits(question, tokenizer) and len(found) < paper.questions:
+                found.append(question)
+        if len(found) == paper.questions:
+            break
+    return found
+
+
+@torch.no_grad()
+def watch(
+    network: InfiniteVL, patches: Tensor, seconds: Tensor, memory: SequenceMemory | None, part: int = 128
+) -> SequenceMemory:
+    """`network.watch` over [streams, steps, …] in parts of `part` steps."""
+    for start in range(0, seconds.shape[1], part):
+        memory = network.watch(patches[:, start : start + part], GRID, seconds[:, start : start + part], memory)
+    assert memory is not None
+    return memory
+
+
+@torch.no_grad()
+def correct(
+    network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
+) -> list[list[bool]]:
+    """Which questions [streams][each] would be answered exactly right by greedy decoding."""
+    most = max(len(asked) for asked in questions)
+    padded = [asked + [Question("unknowable", "?", "?")] * (most - len(asked)) for asked in questions]
+    round_ = write(padded, tokenizer, 1)
+    device = last.device
+    logits = network.answer(torch.from_numpy(round_.tokens).to(device), last, GRID, memory)
+    best = logits.argmax(-1).flatten().cpu().numpy()
+    right = np.ones(len(padded) * most, bool)
+    np.logical_and.at(right, round_.owner, best[round_.rows] == round_.targets)
+    return [row[: len(asked)].tolist() for row, asked in zip(right.reshape(-1, most), questions, strict=True)]
+
+
+def cleared(memory: SequenceMemory) -> SequenceMemory:
+    """The same memory with its recurrent state zeroed."""
+    blank = memory.branch(1)
+    blank.states = {layer: torch.zeros_like(state) for layer, state in blank.states.items()}
+    return blank
+
+
+def sit(exam: Exam, paper: Paper, seed: int) -> None:
+    """Examines on one paper."""
+    group = max(1, min(paper.streams, exam.room // paper.steps))
+    gallery, network = paper.gallery(exam.painter.gallery), exam.network
+    for first in range(0, paper.streams, group):
+        if exam.over:
+            return
+        chances = [
+            np.random.default_rng((seed, paper.steps, len(paper.name), i))
+            for i in range(first, min(first + group, paper.streams))
+        ]
+        scenes = [draw_scene(rng, paper.steps, paper.split("things"), gallery, paper.profile) for rng in chances]
+        questions = [
+            ask(paper, rng, scene, paper.steps - 1, exam.tokenizer) for rng, scene in zip(chances, scenes, strict=True)
+        ]
+        patches = exam.patches(scenes, int(chances[0].integers(2**31)))
+        seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes])).to(exam.device)
+        memory = watch(network, patches, seconds, None)
+        candidates = {"model": memory}
+        if paper.controls:
+            glimpse = watch(network, patches[:, -GLIMPSE:], seconds[:, -GLIMPSE:], None)
+            candidates |= {"cleared": cleared(memory), "glimpse": glimpse}
+        exam.mark(paper.name, candidates, seconds[:, -1], questions)
+        exam.bar.update(len(scenes) * paper.steps)

@@ -1,0 +1,45 @@
+"""`streamer eval`: examines a checkpoint, and says how often it is right, skill by skill and by how long ago the evidence was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+SUITES = ("world",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `streamer eval`."""
+    parser.add_argument(
+        "model", nargs="?", default="nano", help="nano, a checkpoint folder or a repository (default nano)"
+    )
+    parser.add_argument("--suite", choices=SUITES, default="world", help="what is examined (default world)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few questions: ten minutes on two CPU cores, without the oldest streams"
+    )
+    parser.add_argument(
+        "--fresh-seeds", type=int, default=0, metavar="N", help="draw N new seeds instead of the fixed one"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examines and prints; returns the exit code."""
+    from model.checkpoint import CheckpointError
+    from model.training.exam import evaluate
+    from model.training.report import table
+
+    try:
+        marks, found = evaluate(
+            options.model, device=options.device, quick=options.quick, fresh=max(0, options.fresh_seeds)
+        )
+    except (CheckpointError, FileNotFoundError) as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(table(marks)))
+    return 0

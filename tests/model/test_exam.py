@@ -1,0 +1,139 @@
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from model.config import nano
+from model.infinitevl import InfiniteVL
+from model.state import StreamState
+from model.tokenizer import Tokenizer
+from model.training import ages, exam
+from model.training.lessons import TOKENIZER
+from model.training.paint import Assets, Painter
+from model.training.report import facts, figures, kinds, table
+from model.training.sitting import HELD_OUT, MEMORY, NOW, Exam, Marks, Paper, sit
+from model.training.world import Profile
+
+
+def small() -> InfiniteVL:
+    """The nano's sizes outside, little inside."""
+    whole = nano()
+    vision = replace(whole.vision, depth=1, hidden_size=48, num_heads=1, intermediate_size=64, out_hidden_size=64)
+    vision = replace(vision, fullatt_block_indexes=(0,))
+    decoder = replace(
+        whole.decoder, hidden_size=64, intermediate_size=64, num_hidden_layers=4, layer_types=(), num_attention_heads=1,
+        num_key_value_heads=1, num_linear_heads=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return InfiniteVL(replace(whole, vision=vision, decoder=decoder)).eval()
+
+
+@pytest.fixture(scope="module")
+def network() -> InfiniteVL:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter(Assets.load(), "cpu")
+
+
+def sitting(network: InfiniteVL, painter: Painter) -> Exam:
+    tokenizer = Tokenizer.load(TOKENIZER, nano())
+    return Exam(network, painter, tokenizer, Marks(), tqdm(disable=True))
+
+
+def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypatch):
+    monkeypatch.setattr(ages, "SEGMENT", 8)
+    monkeypatch.setattr(ages, "MINUTE", 8)
+    monkeypatch.setattr(ages, "CUT", 8)
+    monkeypatch.setattr(ages, "LONG", 24)
+    monkeypatch.setattr(ages, "EVIDENCE", 12)
+    monkeypatch.setattr(ages, "EMPTY", 8)
+    seat = sitting(network, painter)
+    for paper in exam.papers(quick=True):
+        gap = max(0, paper.profile.gap - paper.steps + 20)
+        sit(seat, replace(paper, steps=20, streams=1, gone=4, profile=replace(paper.profile, gap=gap)), 3)
+    ages.by_clock(seat, 1, 12, {"10 s": 1}, 3)
+    ages.long_streams(seat, 1, 4, 3)
+    papers = {paper for paper, _, _, _ in seat.marks.counts}
+    assert papers >= {paper.name for paper in exam.papers(quick=True)} - {
+        "first second 256",
+        "first second 512",
+        "first second 1500",
+    }
+    assert papers >= {"clock 10 s", "first minute", "last minute"}
+    assert {who for paper, _, _, who in seat.marks.counts if paper == "memory 256"} == {"model", "cleared", "glimpse"}
+    assert all(kind in kinds(skill) for _, skill, kind, _ in seat.marks.counts)
+    found = json.loads(json.dumps(facts(seat.marks, model="small")))
+    assert sum(row["asked"] for row in found["rows"]) == sum(asked for _, asked in seat.marks.counts.values())
+    # A row that nothing was asked for is there all the same, so that two runs can be laid side by side.
+    nothing = facts(Marks(), model="small")
+
+    def key(row):
+        return row["paper"], row["skill"], row["kind"], row["candidate"]
+
+    assert [key(row) for row in found["rows"]] == [key(row) for row in nothing["rows"]]
+    assert list(found["figures"]) == list(nothing["figures"]) and nothing["rows"][0]["share"] is None
+    text = "\n".join(table(seat.marks))
+    assert text.count("state cleared") >= 7 and "last four frames" in text
+    for skill in (*NOW, *MEMORY):
+        assert f"| {skill}" in text
+
+
+def test_figures_are_of_the_questions_they_name():
+    marks = Marks()
+    marks.counts["now", "is there", "yes", "model"] = [3, 4]
+    marks.counts["now", "is there", "no", "model"] = [1, 4]
+    marks.counts["now", "where", "never", "model"] = [1, 2]
+    marks.counts["memory 128", "first", "", "model"] = [9, 10]
+    marks.counts["memory 128", "first", "", "glimpse"] = [1, 10]
+    found = figures(marks)
+    assert found["now: is there, yes"] == [3, 4] and found["now: is there, no"] == [1, 4]
+    assert found["now: where"] == [0, 0] and found["never seen, now"] == [1, 2]
+    assert found["memory 128: all open questions"] == [9, 10]
+    assert found["memory 128: all open questions, last four frames"] == [1, 10]
+
+
+@pytest.mark.parametrize("kept", [(), ("phrasings",), ("things",), HELD_OUT])
+def test_a_paper_holds_out_what_it_says(painter, kept):
+    whole, paper = painter.gallery, Paper("now", 4, 1, 1, NOW, Profile(), held=kept)
+    assert paper.split("phrasings") == ("test" if "phrasings" in kept else "train")
+    found = paper.gallery(whole)
+    assert found.fonts["train"] == found.fonts["test"] == whole.fonts["test" if "fonts" in kept else "train"]
+    assert found.clips["test"] == whole.clips["test" if "grounds" in kept else "train"]
+
+
+def test_a_sequence_beyond_the_horizon_is_what_a_slot_holds(network):
+    """Ten seconds past the horizon: questions read from the examination's memory and from a stream's slot agree."""
+    config, steps = network.config, 880
+    torch.manual_seed(1)
+    seen = torch.randn(1, 8, 64, config.decoder.hidden_size)
+    state, slot = StreamState.allocate(config, 1), torch.tensor([0])
+    picks = [i % 8 for i in range(steps)]
+    with torch.no_grad():
+        network.open(state, slot)
+        for step, pick in enumerate(picks):
+            seconds = torch.tensor([(step + 0.5) / ages.RATE], dtype=torch.float64)
+            positions = state.frame_positions(slot, seconds, 8, 8)
+            network.advance(seen[:, pick], positions, state, slot, outputs=False)
+        question = torch.tensor([[2, 5, 40, 41, 42, 6]])
+        wanted = network.read(question, state, slot)
+        memory = None
+        for start in range(0, steps, 100):
+            memory = ages.follow(network, seen[:, picks[start : start + 100]], start, memory)
+        last = torch.tensor([60.0], dtype=torch.float64)
+        found = network.answer(question[:, None], last, (16, 16), memory)[0, 0, -1]
+    torch.testing.assert_close(found, wanted[0], atol=2e-3, rtol=1e-3)
+    assert wanted.std() > 0.05
+
+
+def test_parts_past_the_horizon_last_a_second_at_most():
+    spans = list(ages.parts(700, 200))
+    assert spans[0][0] == 700 and spans[-1][1] == 900
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+    for start, stop in spans:
+        assert ages.second(stop - 1) <= 60 or ages.second(start) == ages.second(stop - 1)
