@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import shutil
 import socket
 import struct
@@ -195,9 +196,9 @@ def stop_all(watchers: Collection[Watcher]) -> None:
 
 
 class Proxy:
-    """A TCP proxy on loopback between a player and an RTSP server, that does damage where it is told to.
+    """A proxy on loopback between a player and an RTSP server, that does damage where it is told to.
 
-    `damage` gets each RTP packet over TCP with its number and returns what becomes of it; None drops it. While `hushed`
+    `damage` gets each RTP packet, over TCP or UDP, with its number and returns what becomes of it; None drops it. While `hushed`
     nothing passes from the server, though the connection stays (a half-open one). `mute` accepts and never answers.
     """
 
@@ -207,6 +208,7 @@ class Proxy:
         self.hushed = self.mute = False
         self.packets = self.dropped = 0
         self.open: list[socket.socket] = []
+        self.datagrams: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True, name="proxy").start()
@@ -245,7 +247,36 @@ class Proxy:
 
     def upwards(self, player: socket.socket, server: socket.socket) -> None:
         while data := player.recv(65536):
-            server.sendall(data)
+            server.sendall(re.sub(rb"client_port=(\d+)-(\d+)", self.redirected, data))
+
+    def redirected(self, ports: re.Match[bytes]) -> bytes:
+        """Ports of our own in place of a player's, for RTP and for RTCP."""
+        own = []
+        for n, port in enumerate(ports.groups()):
+            link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            link.bind(("127.0.0.1", 0))
+            link.settimeout(0.2)
+            self.datagrams.append(link)
+            threading.Thread(target=self.relay, args=(link, int(port), n == 0), daemon=True, name="proxy").start()
+            own.append(link.getsockname()[1])
+        return b"client_port=%d-%d" % (*own,)
+
+    def relay(self, link: socket.socket, port: int, pictures: bool) -> None:
+        """Carries datagrams to a player's port until the proxy is closed."""
+        while link.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                packet: bytes | None = link.recv(65536)
+                if pictures and not self.hushed:
+                    packet = self.damaged(packet or b"")
+                if packet is not None and not self.hushed:
+                    link.sendto(packet, ("127.0.0.1", port))
+
+    def damaged(self, packet: bytes) -> bytes | None:
+        """What becomes of an RTP packet."""
+        self.packets += 1
+        left = packet if self.damage is None else self.damage(self.packets, packet)
+        self.dropped += left is None
+        return left
 
     def downwards(self, server: socket.socket, player: socket.socket) -> None:
         waiting = b""
@@ -262,13 +293,10 @@ class Proxy:
                     break
                 channel, packet, waiting = waiting[1], waiting[4 : 4 + size], waiting[4 + size :]
                 if channel == 0:
-                    self.packets += 1
-                    if self.damage is not None:
-                        damaged = self.damage(self.packets, packet)
-                        if damaged is None:
-                            self.dropped += 1
-                            continue
-                        packet = damaged
+                    left = self.damaged(packet)
+                    if left is None:
+                        continue
+                    packet = left
                 out += b"$" + bytes([channel]) + struct.pack(">H", len(packet)) + packet
             if not self.hushed:
                 player.sendall(out)
@@ -286,6 +314,8 @@ class Proxy:
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.cut()
+        for link in self.datagrams:
+            link.close()
 
 
 @contextlib.contextmanager
