@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Iterator
@@ -75,6 +76,13 @@ class ContainerSource(SourceShell):
             return f"{self.name}: {self.relay.trouble}"
         if isinstance(error, av.error.InvalidDataError) and self.scheme != "file":
             return f"{self.name}: the server fell silent while connecting, or sends no video that can be decoded"
+        number = error.errno if isinstance(error, av.error.FFmpegError) else None
+        if self.scheme == "v4l2" and number in (errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EIO):
+            return f"{self.name}: the camera is not there: is it still plugged in?"
+        if self.scheme == "v4l2" and number == errno.EBUSY:
+            return f"{self.name}: another program has the camera: close that"
+        if self.scheme in NETWORK and number == errno.EIO:
+            return f"{self.name}: the server broke the connection"
         for kind, said in SAID:
             if isinstance(error, kind):
                 return f"{self.name}: {said}"

@@ -4,6 +4,7 @@ GSTREAMER="gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-goo
 gstreamer1.0-plugins-ugly gstreamer1.0-libav gstreamer1.0-rtsp gstreamer1.0-nice gir1.2-gst-rtsp-server-1.0
 gir1.2-gst-plugins-bad-1.0 python3-gi"
 NETWORK="iproute2 coturn"
+CAMERA="gcc libc6-dev"
 RTMP="ffmpeg"
 BROWSER="chromium"
 
@@ -16,15 +17,16 @@ missing() {
 tell() {
     [ -z "$(missing "$GSTREAMER")" ] || echo "tests of RTSP and of GStreamer as a WHIP publisher will be skipped: $1"
     [ -z "$(missing "$NETWORK")" ] || echo "tests in network namespaces and through TURN will be skipped: $1"
+    [ -z "$(missing "$CAMERA")" ] || echo "tests of v4l2:// will be skipped: $1"
     [ -z "$(missing "$RTMP")" ] || echo "tests of RTMP will be skipped: $1"
     [ -z "$(missing "$BROWSER")" ] || echo "tests in a browser will be skipped: $1"
 }
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-    echo "no Debian packages here: tests of RTSP, of RTMP, in network namespaces, through TURN and in a browser skip what they lack"
+    echo "no Debian packages here: tests of RTSP, of RTMP, of v4l2://, in network namespaces, through TURN and in a browser skip what they lack"
     exit 0
 fi
-wanted=$(missing "$GSTREAMER $NETWORK $RTMP $BROWSER")
+wanted=$(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER")
 [ -n "$wanted" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then
     tell "run 'sudo apt-get install --no-install-recommends $wanted'"
@@ -39,5 +41,5 @@ export DEBIAN_FRONTEND=noninteractive
     apt-get install -y -qq --no-install-recommends $wanted
 } >"$log" 2>&1 || tail -n 3 "$log"
 rm -f "$log"
-tell "apt-get could not install $(missing "$GSTREAMER $NETWORK $RTMP $BROWSER")"
+tell "apt-get could not install $(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER")"
 exit 0
