@@ -595,12 +595,15 @@ def test_webrtc(percent: int, codec: str, recovery: Record) -> None:
         only.extend([sequence] if not only else [])
         return sequence == only[0]
 
-    with watching("whip://door") as watcher, contextlib.closing(Publisher(codec, lose)) as publisher:
+    with (
+        watching("whip://door", patience=replace(HASTY, give_up=8.0)) as watcher,
+        contextlib.closing(Publisher(codec, lose)) as publisher,
+    ):
         publish(watcher, publisher)
         watcher.more(10)
         losing.set()
         longest = max(watcher.more(1) for _ in range(20 if percent == 20 else 40))
-        assert longest < 4.0, "a busy machine included"
+        assert longest < 6.0, "a second or two, and a busy machine"
         assert publisher.asked > 0 or percent == 1, "a key frame was asked for"
         losing.clear()
         back(watcher, recovery)
