@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Iterator
 
 import aioice.ice
+import numpy as np
 import pytest
 
+from tests.capture.lab import render
 from tests.streamer.serving import Daemon, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -40,9 +42,13 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["playwright.Browser"]:
+    """With a clip for a camera: a white square on grey."""
+    clip = tmp_path_factory.mktemp("camera") / "clip.mjpeg"
+    render(clip, 100, size=(640, 360), codec="mjpeg", pixel_format="yuvj420p", format="mjpeg")
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        flags = [*FLAGS, f"--use-file-for-fake-video-capture={clip}"]
+        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
         yield browser
         browser.close()
 
@@ -117,6 +123,9 @@ def test_publish_the_webcam(visit: Visit, daemon: Daemon, monkeypatch: pytest.Mo
             return next((each.frames_seen for each in statuses if each.name == "webcam"), -1)
 
         wait_for(lambda: seen() > 10)
+        frame = daemon.do(lambda: daemon.assistant.newest_frame("webcam"))
+        assert frame is not None and frame.pixels.max() > 220
+        assert np.median(frame.pixels) == pytest.approx(80, abs=8)
         page.fill("#question", "What do you see?")
         page.keyboard.press("Enter")
         page.wait_for_selector(".answer:not(:empty)")
