@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from capture.container import ContainerSource
 from capture.source import SourceOptions
 
 CLIP = Path(__file__).parent / "clips" / "demo.mp4"
+"""Made by `python -m model.training.demo`, as is what is told of it beside it."""
 
 
 def demo_source(options: SourceOptions) -> ContainerSource:
@@ -16,3 +19,9 @@ def demo_source(options: SourceOptions) -> ContainerSource:
     source = ContainerSource(str(CLIP), replace(options, loop=True), live=False)
     source.name = "demo:"
     return source
+
+
+def demo_truth() -> dict[str, Any]:
+    """What is in the clip: its `things` with their times, and `questions` with what is right to answer when ("from", "to" seconds)."""
+    truth: dict[str, Any] = json.loads(CLIP.with_suffix(".json").read_text(encoding="utf-8"))
+    return truth

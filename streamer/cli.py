@@ -364,6 +364,9 @@ def _run(options: argparse.Namespace) -> int:
     from streamer.daemon import run
 
     def announce(url: str) -> None:
+        for stream in config.streams:
+            if stream.source == "demo:":
+                print("\n".join(demo_questions(stream.name, url)), flush=True)
         if options.ask:
             threading.Thread(target=_first_question, args=(url, options.ask), daemon=True).start()
 
@@ -402,6 +405,16 @@ def run_config(options: argparse.Namespace) -> Config:
         if value is not None and (key != "insecure" or value):
             data.setdefault("server", {})[key] = value
     return parse_config(data, "streamer run")
+
+
+def demo_questions(stream: str, url: str) -> list[str]:
+    """What to ask of the demo clip, as commands; their right answers change while it plays."""
+    from capture.synthetic import demo_truth
+
+    truth = demo_truth()
+    there = "" if url == DEFAULT_URL else f" --url {url}"
+    head = f"Stream {stream} plays for {truth['seconds']:.0f} s and begins again; answers change with it. In another terminal:"
+    return [head, *(f'  streamer ask "{each["question"]}"{there}' for each in truth["questions"])]
 
 
 def _stream_name(source: str, taken: set[str]) -> str:

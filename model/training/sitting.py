@@ -21,6 +21,7 @@ from model.tokenizer import Tokenizer
 from model.training.lessons import fits, write
 from model.training.paint import Painter
 from model.training.questions import WEIGHTS, Examiner, Question
+from model.training.things import Kind
 from model.training.world import Gallery, Profile, Scene, Split, draw_scene, layout
 
 GRID = (16, 16)
@@ -56,6 +57,7 @@ GONE = 16
 
 HELD_OUT = ("phrasings", "fonts", "things", "grounds")
 """What the examination keeps from training: how things are asked, fonts, combinations and words, backgrounds."""
+DRAWS = 50
 GLIMPSE = 2
 """Steps (four frames) that the control `glimpse` sees."""
 
@@ -74,6 +76,8 @@ class Paper:
     skills: tuple[str, ...]
     profile: Profile
     controls: bool = False
+    only: Kind | None = None
+    """What its things must all be; other scenes are drawn again."""
     gone: int = GONE
     """Steps ago that evidence must at least lie where memory is examined."""
     held: tuple[str, ...] = HELD_OUT
@@ -165,6 +169,15 @@ class Exam:
                     self.marks.add(paper, question, name, good)
 
 
+def draw(paper: Paper, rng: np.random.Generator, gallery: Gallery) -> Scene:
+    """A scene of the paper; of `DRAWS` in vain the last."""
+    for _ in range(DRAWS):
+        scene = draw_scene(rng, paper.steps, paper.split("things"), gallery, paper.profile)
+        if paper.only is None or (scene.visits and all(v.thing.kind == paper.only for v in scene.visits)):
+            break
+    return scene
+
+
 def ask(paper: Paper, rng: np.random.Generator, scene: Scene, step: int, tokenizer: Tokenizer) -> list[Question]:
     """The paper's questions about one scene after `step`; where memory is examined, only such whose evidence is gone."""
     examiner = Examiner(rng, scene, step, paper.split("phrasings"))
@@ -225,7 +238,7 @@ def sit(exam: Exam, paper: Paper, seed: int) -> None:
             np.random.default_rng((seed, paper.steps, len(paper.name), i))
             for i in range(first, min(first + group, paper.streams))
         ]
-        scenes = [draw_scene(rng, paper.steps, paper.split("things"), gallery, paper.profile) for rng in chances]
+        scenes = [draw(paper, rng, gallery) for rng in chances]
         questions = [
             ask(paper, rng, scene, paper.steps - 1, exam.tokenizer) for rng, scene in zip(chances, scenes, strict=True)
         ]

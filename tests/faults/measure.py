@@ -32,7 +32,7 @@ from tests.capture.lab import (
     wait_for,
 )
 
-CLIP = Path(__file__).parents[2] / "capture" / "clips" / "demo.mp4"
+CLIP = Path(__file__).parents[1] / "clips" / "small.mp4"
 
 
 def opened(url: str, **options: object) -> float:

@@ -145,7 +145,7 @@ def test_streams_are_added_with_any_key_of_a_configured_one(
     server: Served, daemon: Daemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A recording of which the model sees every frame; a gate that leaves out what shows nothing new; a lower rate."""
-    whole = ("whole", str(CLIP), "--set", "policy=every", "--set", "realtime=false", "--set", "start=17")
+    whole = ("whole", str(CLIP), "--set", "policy=every", "--set", "realtime=false", "--set", "start=45")
     gated = ("gated", "demo:", "--set", "change=255", "--set", "change_floor=0.5")
     try:
         assert added(server, *whole) == added(server, *gated) == added(server, "slow", "demo:", "--fps", "2") == 0

@@ -19,7 +19,7 @@ from PIL import Image
 from streamer.pictures import PictureError, decode_picture
 from tests.streamer.serving import CONFIG, Daemon, Served, eventually, receive, send, until
 
-CLIP = Path(__file__).parents[2] / "capture" / "clips" / "demo.mp4"
+CLIP = Path(__file__).parents[1] / "clips" / "small.mp4"
 
 
 def picture(kind: str = "PNG", width: int = 64, height: int = 48) -> bytes:

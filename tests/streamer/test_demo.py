@@ -1,0 +1,75 @@
+"""The demo clip: what `streamer run` proposes to ask about it, asked of a daemon with the shipped weights while it plays."""
+
+import asyncio
+import time
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from capture.synthetic import demo_truth
+from model.training.demo import scene, truth
+from model.training.paint import Assets
+from streamer.cli import demo_questions
+from streamer.client import AsyncClient
+from streamer.config import parse_config
+from streamer.daemon import Daemon
+
+TIMES = (4.0, 19.0, 35.0)
+"""Seconds of the clip at which all questions are asked."""
+
+
+def right(question: dict[str, Any], begin: float, end: float) -> str:
+    """The answer that is right from `begin` to `end` seconds of the clip."""
+    spans = [span for span in question["answers"] if span["from"] <= begin and end <= span["to"]]
+    assert len(spans) == 1, f"{question['question']} has no one answer from {begin:.1f} to {end:.1f} s"
+    return str(spans[0]["answer"])
+
+
+def test_the_truth_beside_the_clip_is_its_script() -> None:
+    assert demo_truth() == truth(scene(Assets.load().gallery))
+
+
+def test_answers_change_as_the_clip_goes_on() -> None:
+    for question in demo_truth()["questions"]:
+        spans = question["answers"]
+        assert all(a["to"] <= b["from"] for a, b in pairwise(spans))
+    answers = [tuple(right(question, at, at + 2.5) for question in demo_truth()["questions"]) for at in TIMES]
+    assert len(set(answers)) == len(TIMES)
+
+
+def test_questions_are_proposed_as_commands() -> None:
+    lines = demo_questions("demo", "http://127.0.0.1:9/")
+    assert '  streamer ask "What do you see?" --url http://127.0.0.1:9/' in lines
+    assert len(lines) == 1 + len(demo_truth()["questions"])
+
+
+async def answers_while_it_plays() -> list[tuple[float, str, str, str]]:
+    """Second, question, answer and right answer."""
+    streams = [{"name": "demo", "source": "demo:"}]
+    daemon = Daemon(parse_config({"server": {"port": 0}, "streams": streams}, "demo"))
+    found = []
+    async with asyncio.timeout(110):
+        url = await daemon.start()
+        try:
+            async with AsyncClient(url, stream="demo") as client:
+                for at in TIMES:
+                    while (frame := daemon.assistant.newest_frame("demo")) is None or frame.time < at:
+                        await asyncio.sleep(0.05)
+                    for question in demo_truth()["questions"]:
+                        begin, asked = daemon.assistant.newest_frame("demo"), time.monotonic()
+                        assert begin is not None
+                        said = "".join([word async for word in client.ask(question["question"])])
+                        wanted = right(question, begin.time, begin.time + time.monotonic() - asked)
+                        found.append((begin.time, question["question"], said, wanted))
+        finally:
+            await daemon.stop()
+    return found
+
+
+@pytest.mark.slow
+def test_the_nano_is_right_at_three_times_of_the_clip() -> None:
+    found = asyncio.run(answers_while_it_plays())
+    assert len(found) == len(TIMES) * len(demo_truth()["questions"])
+    wrong = [f"{at:.1f} s: {asked} {said!r}, not {wanted!r}" for at, asked, said, wanted in found if said != wanted]
+    assert not wrong
