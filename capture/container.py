@@ -264,5 +264,5 @@ def cuda_lack() -> str:
     try:
         av.CodecContext.create("h264", "r", hwaccel=HWAccel("cuda"))
     except (av.error.FFmpegError, NotImplementedError, ValueError) as error:
-        return redact(str(error)) or "there is no CUDA device"
+        return f"no CUDA device answers ({redact(str(error)) or type(error).__name__})"
     return ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -103,6 +105,13 @@ def held() -> tuple[float, int, int]:
     return resident, threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
 
+def kept() -> tuple[float, int, int]:
+    """`held`, after glibc has given back what is free."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return held()
+
+
 def flap(tell: Connection) -> None:
     """Servers in a process of their own: MJPEG that hangs up after three pictures, RTSP that is cut every two seconds."""
     picture = jpeg(drawn(0, 160, 90))
@@ -129,6 +138,8 @@ def flapping(seconds: float) -> None:
     watchers = [Watcher(each, capacity=1, patience=patience) for each in urls]
     rows = []
     began = time.monotonic()
+    time.sleep(min(30, seconds / 4))
+    early = kept()
     while time.monotonic() - began < seconds:
         time.sleep(1)
         for watcher in watchers:
@@ -136,6 +147,7 @@ def flapping(seconds: float) -> None:
             watcher.mailbox.take(len(watcher.mailbox))
         reconnects = sum(watcher.source.status.reconnects for watcher in watchers)
         rows.append((time.monotonic() - began, reconnects, *held()))
+    late = kept()
     stop_all(watchers)
     here.send("enough")
     servers.join()
@@ -151,7 +163,7 @@ def flapping(seconds: float) -> None:
             f"flapping, {name}: {values.min():.1f} to {values.max():.1f}; {hourly:+.2f} an hour, "
             f"{thousand:+.3f} for a thousand reconnects"
         )
-    print(f"flapping, after: MB, threads, descriptors {held()}")
+    print(f"flapping, free memory given back: MB, threads, descriptors {early} early, {late} late, {kept()} afterwards")
 
 
 def main() -> None:
