@@ -1,8 +1,9 @@
-"""What sources cost: `python -m tests.faults.measure` prints opening times, CPU of decoding, and what flapping leaves behind."""
+"""What sources cost: `python -m tests.faults.measure` prints opening times, CPU of decoding, age of frames, what flapping leaves."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ctypes
 import gc
 import multiprocessing
@@ -18,6 +19,7 @@ import av
 import numpy as np
 
 from capture import Patience, State
+from streamer import Assistant, parse_config
 from tests.capture.lab import (
     Mjpeg,
     Watcher,
@@ -72,19 +74,24 @@ def opening(folder: Path) -> None:
     print(f"open, RTMP:       {np.median(took):.2f} s")
 
 
-def decoding(folder: Path, seconds: float) -> None:
-    large = folder / "large.mp4"
-    with av.open(str(CLIP)) as source, av.open(str(large), "w") as target:
+def enlarged(path: Path, width: int, height: int) -> Path:
+    """Eight seconds of the demo clip at another size."""
+    with av.open(str(CLIP)) as source, av.open(str(path), "w") as target:
         stream = target.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in source.decode(video=0):
             if frame.pts is not None and frame.time > 8:
                 break
-            scaled = frame.reformat(width=1920, height=1080)
+            scaled = frame.reformat(width=width, height=height)
             scaled.pts, scaled.time_base = round(frame.time * 25), Fraction(1, 25)
             target.mux(stream.encode(scaled))
         target.mux(stream.encode())
-    for name, path in (("720p", CLIP), ("1080p", large)):
+    return path
+
+
+def decoding(folder: Path, seconds: float) -> None:
+    for name, width, height in (("720p", 1280, 720), ("1080p", 1920, 1080)):
+        path = enlarged(folder / f"{name}.mp4", width, height)
         for fps in (None, 5):
             watcher = Watcher(str(path), loop=True, capacity=1, fps=fps)
             watcher.until(State.LIVE)
@@ -97,6 +104,31 @@ def decoding(folder: Path, seconds: float) -> None:
                 f"decoding {name} at {frames / passed:.0f} frames/s, {'all' if fps is None else fps} converted a second: "
                 f"{100 * spent / passed:.1f} % of a core, {1000 * spent / frames:.2f} ms a frame"
             )
+
+
+async def aged(url: str, seconds: float, **options: object) -> None:
+    """How old the newest frame was each time when it came into the nano's state."""
+    configured = {"streams": [{"name": "door", "source": url, **options}], "model": {"threads": 1}}
+    async with Assistant(parse_config(configured)) as assistant:
+        ages = []
+        while assistant.streams()[0].frames_seen < 50:
+            await asyncio.sleep(0.1)
+        had, began = assistant.streams()[0].frames_seen, time.monotonic()
+        while time.monotonic() - began < seconds:
+            await asyncio.sleep(0.03)
+            ages.append(1000 * (assistant.streams()[0].lag_s or 0))
+        rate = (assistant.streams()[0].frames_seen - had) / seconds
+        middle, late = np.quantile(ages, (0.5, 0.99))
+        drops = sum(assistant.streams()[0].drops.values())
+    print(
+        f"age in the state at {rate:.1f} frames/s {options}: p50 {middle:.0f}, p99 {late:.0f} ms; {drops} frames dropped"
+    )
+
+
+def ageing(seconds: float) -> None:
+    with rtsp_server() as rtsp:
+        for transport in ("tcp", "udp"):
+            asyncio.run(aged(rtsp.url("/large"), seconds, transport=transport))
 
 
 def held() -> tuple[float, int, int]:
@@ -170,13 +202,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--flapping-seconds", type=float, default=120)
-    parser.add_argument("--only", choices=("opening", "decoding", "flapping"))
+    parser.add_argument("--only", choices=("opening", "decoding", "ageing", "flapping"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.only in (None, "opening"):
             opening(Path(folder))
         if arguments.only in (None, "decoding"):
             decoding(Path(folder), arguments.seconds)
+    if arguments.only in (None, "ageing"):
+        ageing(arguments.seconds)
     if arguments.only in (None, "flapping"):
         flapping(arguments.flapping_seconds)
 
