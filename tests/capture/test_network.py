@@ -66,9 +66,9 @@ def test_rtsps_with_a_user(tmp_path: Path) -> None:
 def test_a_slow_camera_is_neither_stalled_nor_frozen(rtsp: RtspServer) -> None:
     """Two frames a second and a patience of half a second: its own pace counts."""
     with watching(rtsp.url("/slow"), patience=replace(HASTY, stall=0.5, frozen=1.0)) as watcher:
-        watcher.more(4, 30)
+        watcher.more(3, 30)
         told = len(watcher.told)
-        watcher.more(5)
+        watcher.more(4)
         assert watcher.state is State.LIVE and len(watcher.told) == told
         assert not watcher.source.status.frozen
 
