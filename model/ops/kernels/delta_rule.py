@@ -134,28 +134,22 @@ def delta_rule(
         return out
     precision = "tf32x3" if mixed.dtype == torch.float32 else "tf32"
     size = min(CHUNK, max(16, triton.next_power_of_2(n)))
+    warps, carriers = 8 if size == 64 else 4, 4
+    if mixed.dtype != torch.float32 and (key < 128 or n <= CHUNK):
+        # Triton 3.6 compiles such shapes wrongly to Hopper's warp-group products: with keys of 64 in one chunk of 64, state
+        # and output were garbage on an H100. Two warps and small chunks keep to the older tensor-core instructions.
+        size, warps, carriers = min(size, 32), 2, 2
     chunks = triton.cdiv(n, size)
     inverse = torch.empty(batch, heads, chunks, size, size, device=mixed.device, dtype=mixed.dtype)
     scores = torch.empty_like(inverse)
     total = torch.empty_like(decay)
     chunk_kernel[(chunks, heads, batch)](
-        mixed,
-        decay,
-        beta,
-        inverse,
-        scores,
-        total,
-        n,
-        chunks,
-        scale,
-        **sizes,
-        SIZE=size,
-        PRECISION=precision,
-        num_warps=8 if size == 64 else 4,
-    )
+        mixed, decay, beta, inverse, scores, total, n, chunks, scale,
+        **sizes, SIZE=size, PRECISION=precision, num_warps=warps,
+    )  # fmt: skip
     block = min(value, 32 if batch < 4 else 64)
     carry_kernel[(value // block, heads, batch)](
         mixed, beta, inverse, scores, total, slots, state, out, n, chunks, scale,
-        **sizes, VALUE=value, SIZE=size, BLOCK=block, PRECISION=precision, num_warps=4, num_stages=2,
+        **sizes, VALUE=value, SIZE=size, BLOCK=block, PRECISION=precision, num_warps=carriers, num_stages=2,
     )  # fmt: skip
     return out
