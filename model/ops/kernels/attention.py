@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +13,9 @@ from model.config import AttentionPolicy
 
 EVER = 1 << 30
 """A window that shows every key."""
+PROCESSORS = 132
+"""Of the card that the tilings were measured on."""
+LOG2E = 1.4426950408889634
 
 
 @triton.jit
@@ -66,31 +71,45 @@ def place_kernel(
 
 
 @triton.jit
-def attend_tile(q, k, v, acc, top, norm, shown, scale, PRECISION: tl.constexpr):
-    """One tile of keys into the running softmax."""
-    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    score = tl.where(shown, score, -1e30)
-    higher = tl.maximum(top, tl.max(score, 1))
-    p = tl.where(shown, tl.exp2(score - higher[:, None]), 0.0)
+def attend_tile(q, k, v, acc, top, norm, shown, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """One tile of keys into the running softmax; where MASKED, only what is `shown` counts."""
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if MASKED:
+        score = tl.where(shown, score, -1e30)
+    higher = tl.maximum(top, tl.max(score, 1) * scale)
+    p = tl.exp2(score * scale - higher[:, None])
+    if MASKED:
+        p = tl.where(shown, p, 0.0)
     faded = tl.exp2(top - higher)
     norm = norm * faded + tl.sum(p, 1)
-    acc = acc * faded[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    acc = tl.dot(p.to(v.dtype), v, acc * faded[:, None], input_precision=PRECISION)
     return acc, higher, norm
+
+
+@triton.jit
+def load_ring(keys, values, ahead, newest, origin, ring, offset, HEADS: tl.constexpr, HEAD: tl.constexpr):
+    """Keys and values of the tokens `ahead` [rows] of the call's first, which has row `origin` of the ring; 0 beyond `newest`."""
+    row = origin + ahead
+    row = tl.where(row < 0, row + ring, tl.where(row >= ring, row - ring, row))
+    at = offset + row[:, None] * (HEADS * HEAD) + tl.arange(0, HEAD)[None, :]
+    here = (ahead <= newest)[:, None]
+    return tl.load(keys + at, mask=here, other=0.0), tl.load(values + at, mask=here, other=0.0)
 
 
 @triton.jit
 def attend_kernel(
     joint, cos, sin, slots, starts, counts, keys, values, sinks, out, tops, norms,
-    n, stride, ring, slot_stride, window, scale, tiles,
+    n, stride, ring, slot_stride, window, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, SINKS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    # Rows are the queries of one key head, so that a tile of keys serves the whole group.
     block, work, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     head, split = work // SPLITS, work % SPLITS
     half: tl.constexpr = HEAD // 2
-    start = tl.load(starts + batch)
-    last = start + tl.load(counts + batch) - 1
+    start, count = tl.load(starts + batch), tl.load(counts + batch).to(tl.int32)
     slot = tl.load(slots + batch) * slot_stride
+    keys, values = keys + slot, values + slot
     d = tl.arange(0, HEAD)[None, :]
     row = block * ROWS + tl.arange(0, ROWS)
     step = row // GROUP
@@ -102,28 +121,42 @@ def attend_kernel(
     acc = tl.zeros((ROWS, HEAD), tl.float32)
     top = tl.full((ROWS,), -1e30, tl.float32)
     norm = tl.zeros((ROWS,), tl.float32)
+    # Tokens count from the call's first: those that the block sees are the interval from `oldest` to `newest`. Of its tiles
+    # the ones in the middle are seen whole by every query. Such distances fit 32 bits where indices do not.
+    first, final = block * ROWS // GROUP, (block * ROWS + ROWS - 1) // GROUP
+    oldest = tl.maximum(first - window + 1, count - ring)
+    oldest = tl.maximum(oldest, tl.maximum(SINKS - start, -(1 << 30)).to(tl.int32))
+    newest = tl.minimum(final, count - 1)
+    tiles = tl.cdiv(tl.maximum(newest - oldest + 1, 0), KEYS)
     sink_tiles: tl.constexpr = (SINKS + KEYS - 1) // KEYS
-    low, high = tiles * split // SPLITS, tiles * (split + 1) // SPLITS
+    total = sink_tiles + tiles
+    low, high = total * split // SPLITS, total * (split + 1) // SPLITS
     column = tl.arange(0, KEYS)
     for tile in range(low, tl.minimum(high, sink_tiles)):
         j = tile * KEYS + column
         here = (j < SINKS)[:, None]
         k = tl.load(sinks + ((batch * SINKS + j)[:, None] * HEADS + head) * HEAD + d, mask=here, other=0.0)
-        v = tl.load(values + slot + (j[:, None] * HEADS + head) * HEAD + d, mask=here, other=0.0)
+        v = tl.load(values + (j[:, None] * HEADS + head) * HEAD + d, mask=here, other=0.0)
         shown = (j < SINKS)[None, :] & (j[None, :] <= step[:, None] + start)
-        acc, top, norm = attend_tile(q, k, v, acc, top, norm, shown, scale, PRECISION)
-    for tile in range(tl.maximum(low, sink_tiles), high):
-        r = (tile - sink_tiles) * KEYS + column
-        here = (r < ring)[:, None]
-        there = slot + ((SINKS + r)[:, None] * HEADS + head) * HEAD + d
-        k = tl.load(keys + there, mask=here, other=0.0)
-        v = tl.load(values + there, mask=here, other=0.0)
-        index = last - (((last - r) % ring) + ring) % ring
-        held = (r < ring) & (index >= SINKS)
-        # Ages fit 32 bits where indices do not.
-        ahead = tl.maximum(index - start, -(1 << 30)).to(tl.int32)
-        shown = held[None, :] & (ahead[None, :] <= step[:, None]) & (step[:, None] - ahead[None, :] < window)
-        acc, top, norm = attend_tile(q, k, v, acc, top, norm, shown, scale, PRECISION)
+        acc, top, norm = attend_tile(q, k, v, acc, top, norm, shown, scale, True, PRECISION)
+    low, high = tl.maximum(low - sink_tiles, 0), tl.maximum(high - sink_tiles, 0)
+    whole = tl.cdiv(tl.maximum(final - window + 1 - oldest, 0), KEYS)
+    whole = tl.minimum(tl.maximum(whole, low), high)
+    partly = tl.maximum(tl.minimum(first, newest) - oldest + 1, 0) // KEYS
+    partly = tl.minimum(tl.maximum(partly, whole), high)
+    origin = (start % ring).to(tl.int32)
+    offset = (SINKS * HEADS + head) * HEAD
+    for tile in range(whole, partly):
+        ahead = oldest + tile * KEYS + column
+        k, v = load_ring(keys, values, ahead, newest, origin, ring, offset, HEADS, HEAD)
+        acc, top, norm = attend_tile(q, k, v, acc, top, norm, ahead, scale, False, PRECISION)
+    early = whole - low
+    for edge in range(0, early + high - partly):
+        tile = tl.where(edge < early, low + edge, partly + edge - early)
+        ahead = oldest + tile * KEYS + column
+        k, v = load_ring(keys, values, ahead, newest, origin, ring, offset, HEADS, HEAD)
+        shown = (ahead[None, :] <= tl.minimum(step, newest)[:, None]) & (step[:, None] - ahead[None, :] < window)
+        acc, top, norm = attend_tile(q, k, v, acc, top, norm, shown, scale, True, PRECISION)
     to = (batch * n + step)[:, None] * (HEADS * GROUP) + (head * GROUP + row % GROUP)[:, None]
     if SPLITS == 1:
         acc = acc / tl.where(norm > 0, norm, 1.0)[:, None]
@@ -150,25 +183,40 @@ def join_kernel(parts, tops, norms, out, rows, HEAD: tl.constexpr, SPLITS: tl.co
     tl.store(out + row[:, None].to(tl.int64) * HEAD + d[None, :], y.to(out.dtype.element_ty), mask=inside[:, None])
 
 
-def shape(batch: int, n: int, heads: int, group: int, tiles: int) -> tuple[int, int]:
-    """Query rows a program and ways to split the keys, so that a large card has a program for every processor."""
-    rows = 16 if n * group <= 16 else 32 if n * group <= 32 else 64 if n * group * heads * batch < 8192 else 128
-    programs = triton.cdiv(n * group, rows) * heads * batch
-    splits = 1
-    while programs * splits < 100 and splits * 2 <= tiles:
+class Tiling(NamedTuple):
+    """How `attend_kernel` is cut: query rows and keys a tile, programs that share a row's keys, warps, tiles in flight."""
+
+    rows: int
+    keys: int
+    splits: int
+    warps: int
+    stages: int
+
+
+def tiling(rows: int, heads: int, keys: int, dtype: torch.dtype) -> Tiling:
+    """For `rows` queries of each of `heads` (over the batch) that see `keys` keys: a program for every processor of a large card."""
+    if dtype == torch.float32:
+        lines, size, warps, stages = 16 if rows <= 16 else 32, 32, 4, 2
+    elif rows <= 64:
+        lines, size, warps, stages = max(16, triton.next_power_of_2(rows)), 64, 4, 3
+    else:
+        lines, size, warps, stages = 128, 128, 8, 2
+    programs, tiles, splits = triton.cdiv(rows, lines) * heads, triton.cdiv(keys, size), 1
+    while programs * splits * 2 <= PROCESSORS and splits * 2 <= tiles:
         splits *= 2
-    return rows, splits
+    return Tiling(lines, size, splits, warps, stages)
 
 
 def attend(
     joint: Tensor, turn: tuple[Tensor, Tensor], sink_turn: tuple[Tensor, Tensor], slots: Tensor, starts: Tensor,
-    counts: Tensor, keys: Tensor, values: Tensor, queries: int, policy: AttentionPolicy,
+    counts: Tensor, keys: Tensor, values: Tensor, queries: int, policy: AttentionPolicy, cut: Tiling | None = None,
 ) -> Tensor:  # fmt: skip
     """Puts n new keys and values a stream into its rows, then attends over all that the policy shows.
 
     `joint` [batch, n, heads of q, k and v side by side], contiguous; `turn` cosines and sines, float32 [batch, n, head / 2],
     `sink_turn` [batch, sinks, head / 2]; `slots`, `starts` (tokens taken before), `counts` (real tokens of the n) int64
-    [batch]; `keys`, `values` [slots of the pool, rows, heads, head] as `StreamState` keeps them. Returns [batch, n, queries * head].
+    [batch]; `keys`, `values` [slots of the pool, rows, heads, head] as `StreamState` keeps them. `cut` overrides the tiling chosen by size.
+    Returns [batch, n, queries * head].
     """
     batch, n, width = joint.shape
     _, rows, heads, head = keys.shape
@@ -181,21 +229,18 @@ def attend(
         joint, *turn, *sink_turn, slots, starts, counts, keys, values, scratch, n, width, ring, keys.stride(0),
         QUERIES=queries, HEADS=heads, HEAD=head, SINKS=sinks, ROWS=block, num_warps=4,
     )  # fmt: skip
-    size = 64 if joint.dtype != torch.float32 else 32
-    tiles = triton.cdiv(sinks, size) + triton.cdiv(ring, size)
-    lines, splits = shape(batch, n, heads, group, tiles)
-    if joint.dtype == torch.float32:
-        lines = min(lines, 32)
+    window = EVER if policy.window is None else policy.window
+    cut = cut or tiling(n * group, heads * batch, sinks + min(ring, window + n), joint.dtype)
+    splits = cut.splits
     out = torch.empty(batch, n, queries * head, device=device, dtype=joint.dtype)
     parts = torch.empty(splits, batch, n, queries, head, device=device) if splits > 1 else out
     tops = torch.empty(splits, batch, n, queries, device=device)
     norms = torch.empty_like(tops)
-    window = EVER if policy.window is None else policy.window
-    attend_kernel[(triton.cdiv(n * group, lines), heads * splits, batch)](
+    attend_kernel[(triton.cdiv(n * group, cut.rows), heads * splits, batch)](
         joint, *turn, slots, starts, counts, keys, values, scratch, parts, tops, norms,
-        n, width, ring, keys.stride(0), window, head**-0.5 * 1.4426950408889634, tiles,
-        HEADS=heads, GROUP=group, HEAD=head, SINKS=sinks, ROWS=lines, KEYS=size, SPLITS=splits,
-        PRECISION="tf32x3" if joint.dtype == torch.float32 else "tf32", num_warps=8 if lines == 128 else 4, num_stages=3,
+        n, width, ring, keys.stride(0), window, head**-0.5 * LOG2E,
+        HEADS=heads, GROUP=group, HEAD=head, SINKS=sinks, ROWS=cut.rows, KEYS=cut.keys, SPLITS=splits,
+        PRECISION="tf32x3" if joint.dtype == torch.float32 else "tf32", num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     if splits > 1:
         total = batch * n * queries
