@@ -210,8 +210,11 @@ class Floor:
 
     def token(self, batch: int) -> float:
         """Milliseconds of a decoding step's floor."""
-        head = Matrix(self.fast.model.model.embed_tokens.weight, None, "model")
-        calls = [self.products([*self.decoder(True), head], batch), self.rules(batch, 1), self.attention(batch, 1)]
+        calls = [
+            self.products([*self.decoder(True), self.fast.head], batch),
+            self.rules(batch, 1),
+            self.attention(batch, 1),
+        ]
         parts = [replayed(call, 0.15) for call in calls]
         print(f"  floor of {batch} tokens: " + " ".join(f"{ms:.3f}" for ms in parts))
         return sum(parts)

@@ -147,6 +147,8 @@ class FastInfiniteVL:
         self.layers = [FastLayer(layer, model.config, precision) for layer in layers]
         blocks = [block for block in model.visual.blocks if isinstance(block, VisionBlock)]
         self.blocks = [FastVisionBlock(block, precision) for block in blocks]
+        tied = model.config.decoder.tie_word_embeddings
+        self.head = Matrix(model.model.embed_tokens.weight if tied else model.lm_head.weight, None, precision)
         config = model.config.decoder
         self.rows = {
             layer: i for kind in (config.attention_layers, config.delta_layers) for i, layer in enumerate(kind)
@@ -168,7 +170,7 @@ class FastInfiniteVL:
         hidden = self.advance(x, positions, state, slots, counts, outputs=True)
         assert hidden is not None
         last = hidden[:, 0] if n == 1 else hidden[torch.arange(batch, device=slots.device), (counts - 1).clamp(min=0)]
-        return self.model.logits(last)
+        return self.head(last).float()
 
     def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """`patches` [batch, patches, patch_dim] through the vision tower to [batch, tokens, hidden]."""

@@ -25,19 +25,28 @@ class Matrix:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
         self.fp8 = precision == "fp8"
-        self.bias = bias
-        self.weight: Tensor | Quantized = quantize_rows(weight) if self.fp8 else weight
+        self.bias, self.outs = bias, weight.shape[0]
+        self.weight: Tensor | Quantized = weight
+        if self.fp8:
+            # cuBLAS takes fp8 weights of a multiple of 16 outputs only.
+            room = -self.outs % 16
+            self.weight = quantize_rows(F.pad(weight, (0, 0, 0, room)))
+            self.bias = bias if bias is None else F.pad(bias, (0, room))
 
     def __call__(self, x: Activation) -> Tensor:
-        """`x` [rows, in] to [rows, out]; a plain `x` is quantized where the product is in fp8."""
+        """`x` [rows, in] to [rows, out], its last axis contiguous; a plain `x` is quantized where the product is in fp8."""
         if isinstance(self.weight, Tensor):
             assert isinstance(x, Tensor)
             return F.linear(x, self.weight, self.bias)
         from model.ops.kernels.norm import quantize
+        from model.ops.kernels.product import FEW, product
 
-        data, scales = quantize(x) if isinstance(x, Tensor) else x
-        weight = self.weight
-        dtype = torch.bfloat16
-        return torch._scaled_mm(
-            data, weight.data.T, scales[:, None], weight.scales[None], self.bias, out_dtype=dtype, use_fast_accum=True
-        )
+        x = quantize(x) if isinstance(x, Tensor) else x
+        rows, width = x.data.shape
+        if rows <= FEW and width % 128 == 0:
+            return product(x, self.weight, self.bias)[:, : self.outs]
+        joint: Tensor = torch._scaled_mm(
+            x.data, self.weight.data.T, x.scales[:, None], self.weight.scales[None], self.bias,
+            out_dtype=torch.bfloat16, use_fast_accum=True,
+        )  # fmt: skip
+        return joint[:, : self.outs]

@@ -1,0 +1,95 @@
+"""A matrix product in fp8 with few rows: the weights stream through once, by as many programs as keep the memory busy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.ops.kernels.activation import Quantized
+
+FEW = 16
+"""The most rows that `product` takes."""
+COUNTERS: dict[torch.device, Tensor] = {}
+"""Zeros of each device, where the programs that share a block of outputs count themselves; left as they were found."""
+
+
+@triton.jit
+def product_kernel(
+    x, x_scales, weight, weight_scales, bias, out, parts, arrived, rows, outs, width, splits,
+    BIAS: tl.constexpr, SHARED: tl.constexpr,
+    ROWS: tl.constexpr, OUTS: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
+    block, split = tl.program_id(0), tl.program_id(1)
+    o, row, deep = block * OUTS + tl.arange(0, OUTS), tl.arange(0, ROWS), tl.arange(0, DEEP)
+    tiles = width // DEEP
+    low, high = tiles * split // splits, tiles * (split + 1) // splits
+    # Rows beyond the last are read as the last, and never written: cheaper than masks.
+    weights = weight + tl.minimum(o, outs - 1)[:, None].to(tl.int64) * width + deep[None, :]
+    inputs = x + tl.minimum(row, rows - 1)[None, :] * width + deep[:, None]
+    total = tl.zeros((OUTS, ROWS), tl.float32)
+    for tile in range(low, high):
+        w = tl.load(weights + tile * DEEP, eviction_policy="evict_first")
+        total = tl.dot(w, tl.load(inputs + tile * DEEP), total)
+    at = row[None, :] * outs + o[:, None]
+    inside = (row < rows)[None, :] & (o < outs)[:, None]
+    last = True
+    if SHARED:
+        tl.store(parts + split * rows * outs + at, total, mask=inside)
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + block, 1) == splits - 1
+        tl.debug_barrier()
+        if last:
+            total = tl.zeros((OUTS, ROWS), tl.float32)
+            for i in range(0, splits):
+                total += tl.load(parts + i * rows * outs + at, mask=inside, other=0.0, cache_modifier=".cg")
+            tl.store(arrived + block, 0)
+    if last:
+        total *= tl.load(weight_scales + o, mask=o < outs, other=0.0)[:, None]
+        total *= tl.load(x_scales + row, mask=row < rows, other=0.0)[None, :]
+        if BIAS:
+            total += tl.load(bias + o, mask=o < outs, other=0.0).to(tl.float32)[:, None]
+        tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+
+
+class Cut(NamedTuple):
+    """How `product_kernel` is cut: outputs a program, depth of a tile, programs that share a block, warps, tiles in flight."""
+
+    outs: int
+    deep: int
+    splits: int
+    warps: int
+    stages: int
+
+
+def cutting(outs: int, width: int) -> Cut:
+    """For `outs` outputs of inputs `width` deep: about three programs a processor, each with some tiles to stream."""
+    deep = 256 if width % 256 == 0 else 128
+    splits, tiles = 1, width // deep
+    while triton.cdiv(outs, 64) * splits < 264 and splits * 4 <= tiles:
+        splits *= 2
+    return Cut(64, deep, splits, 4, 4)
+
+
+def product(x: Quantized, weight: Quantized, bias: Tensor | None, cut: Cut | None = None) -> Tensor:
+    """`x` [rows, width] times `weight` [outs, width] transposed, plus `bias` [outs]: bfloat16 [rows, outs].
+
+    At most `FEW` rows; `width` a multiple of 128. `cut` overrides the one chosen by size. Sums are taken in one order: the
+    same input gives the same bits.
+    """
+    (rows, width), outs, device = x.data.shape, weight.data.shape[0], x.data.device
+    cut = cut or cutting(outs, width)
+    if device not in COUNTERS:
+        COUNTERS[device] = torch.zeros(1 << 13, device=device, dtype=torch.int32)
+    out = torch.empty(rows, outs, device=device, dtype=torch.bfloat16)
+    parts = torch.empty(cut.splits, rows, outs, device=device) if cut.splits > 1 else x.scales
+    product_kernel[(triton.cdiv(outs, cut.outs), cut.splits)](
+        x.data, x.scales, weight.data, weight.scales, out if bias is None else bias, out, parts, COUNTERS[device],
+        rows, outs, width, cut.splits,
+        BIAS=bias is not None, SHARED=cut.splits > 1, ROWS=FEW, OUTS=cut.outs, DEEP=cut.deep,
+        num_warps=cut.warps, num_stages=cut.stages,
+    )  # fmt: skip
+    return out

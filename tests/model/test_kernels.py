@@ -1,0 +1,118 @@
+"""Single kernels against brute force, on any device: needs triton, and CUDA or TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from model.config import AttentionPolicy
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("triton needs CUDA or its interpreter", allow_module_level=True)
+
+from model.ops.delta_rule import recurrent
+from model.ops.kernels.attention import Tiling, attend
+from model.ops.kernels.delta_rule import delta_rule
+from model.ops.kernels.product import Cut, product
+from model.quantize import quantize_rows
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+
+def ratio(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`x` [n, heads, head] rotated by [n, head / 2]."""
+    low, high = x.double().chunk(2, -1)
+    cos, sin = cos[:, None].double(), sin[:, None].double()
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1)
+
+
+@pytest.mark.parametrize("policy", [AttentionPolicy(20, 75), AttentionPolicy(0, 75), AttentionPolicy(33, 30)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, cut",
+    [(torch.float32, None), (torch.float32, Tiling(64, 32, 2, 4, 2)), (torch.bfloat16, Tiling(16, 32, 4, 4, 2))],
+    ids=str,
+)
+def test_attention_sees_exactly_what_the_policy_shows(
+    policy: AttentionPolicy, dtype: torch.dtype, cut: Tiling | None
+) -> None:
+    """Streams of different ages, padded calls, a ring that wraps at no tile's edge: against softmax over the whole past."""
+    torch.manual_seed(0)
+    heads, group, head, step, pool = 2, 3, 32, 23, 3
+    sinks, ring = policy.sinks, policy.ring_size(step)
+    keys = torch.randn(pool, sinks + ring + 1, heads, head, device=DEVICE).to(dtype)
+    values = torch.randn_like(keys)
+    past: dict[int, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {0: [], 2: []}
+    lengths = {0: 0, 2: 0}
+    sink_turn = (torch.randn(2, max(sinks, 1), head // 2, device=DEVICE).cos(),) * 2
+    for call in range(9):
+        order, n = ([0, 2] if call % 2 else [2, 0]), 1 if call == 6 else step
+        counts = [n, n] if call != 4 else [n - 4, 0]
+        joint = torch.randn(2, n, (group + 2) * heads * head, device=DEVICE).to(dtype)
+        angle = torch.randn(2, n, head // 2, device=DEVICE)
+        turn = angle.cos(), angle.sin()
+        starts = torch.tensor([lengths[slot] for slot in order], device=DEVICE)
+        found = attend(
+            joint, turn, sink_turn, torch.tensor(order, device=DEVICE), starts, torch.tensor(counts, device=DEVICE),
+            keys, values, heads * group, policy, cut,
+        )  # fmt: skip
+        for i, slot in enumerate(order):
+            q, k, v = joint[i].unflatten(-1, (-1, head)).split((heads * group, heads, heads), 1)
+            placed = turned(k, turn[0][i], turn[1][i]).to(dtype)
+            past[slot] += [(k[j], placed[j], v[j]) for j in range(counts[i])]
+            lengths[slot] += counts[i]
+            raw, kept, held = (torch.stack(part).double() for part in zip(*past[slot], strict=True))
+            some = min(sinks, len(raw))
+            kept[:some] = turned(raw[:some], sink_turn[0][i, :some], sink_turn[1][i, :some]).to(dtype)
+            index = int(starts[i]) + torch.arange(counts[i], device=DEVICE)[:, None]
+            j = torch.arange(len(kept), device=DEVICE)[None]
+            shown = (j <= index) & ((j < sinks) | (index - j < policy.window))
+            query = turned(q, turn[0][i], turn[1][i])[: counts[i]].unflatten(1, (heads, group))
+            score = torch.einsum("nhgd,mhd->hgnm", query.to(dtype).double(), kept) * head**-0.5
+            mass = score.masked_fill(~shown, -torch.inf).softmax(-1)
+            wanted = torch.einsum("hgnm,mhd->nhgd", mass, held).flatten(1)
+            if counts[i]:
+                assert ratio(found[i, : counts[i]], wanted) < (1e-5 if dtype == torch.float32 else 2e-2), (call, slot)
+
+
+@pytest.mark.parametrize("key, value, n", [(64, 128, 64), (64, 128, 20), (64, 128, 150), (128, 64, 40), (32, 64, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_delta_rule_is_the_recurrence(key: int, value: int, n: int, dtype: torch.dtype) -> None:
+    """In place at the chosen slots and nowhere else, in one chunk and in several, keys of a nano's size among them."""
+    torch.manual_seed(0)
+    heads, batch, pool = 2, 2, 4
+    q, k = (torch.nn.functional.normalize(torch.randn(batch, n, heads, key, device=DEVICE), dim=-1) for _ in range(2))
+    v = torch.randn(batch, n, heads, value, device=DEVICE)
+    mixed = torch.cat([part.flatten(-2) for part in (q, k, v)], -1).to(dtype)
+    decay, beta = -0.2 * torch.rand(batch, n, heads, device=DEVICE), torch.rand(batch, n, heads, device=DEVICE)
+    state = 0.3 * torch.randn(pool, heads, key, value, device=DEVICE)
+    before, slots = state.clone(), torch.tensor([3, 1], device=DEVICE)
+    found = delta_rule(mixed, decay, beta, slots, state, heads, value)
+    parts = mixed.float().split((heads * key, heads * key, heads * value), -1)
+    wanted, last = recurrent(*(part.unflatten(-1, (heads, -1)) for part in parts), decay, beta, before[slots])
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    assert ratio(found, wanted) < bound
+    assert ratio(state[slots], last) < bound
+    assert torch.equal(state[[0, 2]], before[[0, 2]])
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16])
+@pytest.mark.parametrize("cut", [None, Cut(64, 128, 1, 4, 2), Cut(64, 128, 3, 4, 2)], ids=str)
+def test_product_of_few_rows_is_that_of_the_numbers_kept(rows: int, cut: Cut | None) -> None:
+    torch.manual_seed(0)
+    x = quantize_rows(torch.randn(rows, 512, device=DEVICE))
+    weight = quantize_rows(torch.randn(200, 512, device=DEVICE))
+    bias = torch.randn(200, device=DEVICE).bfloat16()
+    whole = [part.data.double() * part.scales.double()[:, None] for part in (x, weight)]
+    wanted = whole[0] @ whole[1].T
+    assert ratio(product(x, weight, None, cut), wanted) < 4e-3
+    assert ratio(product(x, weight, bias, cut), wanted + bias) < 4e-3
+    first, again = (product(x, weight, bias, cut) for _ in range(2))
+    assert torch.equal(first, again)
