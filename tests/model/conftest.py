@@ -1,9 +1,14 @@
-"""Tiny tensors: a second thread costs more than it brings, much more where the cores are busy."""
+"""Tiny tensors: a second thread costs more than it brings, much more where the cores are busy. GPU tests run apart."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+APART = "STREAMER_TEST_APART"
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -12,3 +17,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a GPU test in a process of its own: after an illegal access a process can't use CUDA again."""
+    if not pyfuncitem.get_closest_marker("gpu") or not torch.cuda.is_available() or APART in os.environ:
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    told = subprocess.run(
+        command, env=os.environ | {APART: "1"}, cwd=pyfuncitem.config.rootpath, capture_output=True, text=True
+    )
+    print(told.stdout, told.stderr)
+    assert told.returncode == 0, f"{pyfuncitem.nodeid} ended with {told.returncode}"
+    return True
