@@ -136,7 +136,7 @@ def delta_rule(
     size = min(CHUNK, max(16, triton.next_power_of_2(n)))
     warps, carriers = 8 if size == 64 else 4, 4
     if mixed.dtype != torch.float32 and (key < 128 or n <= CHUNK):
-        # Triton 3.6 compiles such shapes wrongly to Hopper's warp-group products: with keys of 64 in one chunk of 64, state
+        # Triton 3.6 seems to get such shapes wrong with Hopper's warp-group products: with keys of 64 in one chunk of 64, state
         # and output were garbage on an H100. Two warps and small chunks keep to the older tensor-core instructions.
         size, warps, carriers = min(size, 32), 2, 2
     chunks = triton.cdiv(n, size)
