@@ -69,6 +69,11 @@ class Runner:
     def state_bytes(self) -> int:
         return self.state.bytes_per_slot
 
+    @property
+    def more_slots(self) -> int | None:
+        """Slots that the device's free memory would hold beyond these; None on a CPU."""
+        return torch.cuda.mem_get_info(self.device)[0] // self.state_bytes if self.device.type == "cuda" else None
+
     @torch.inference_mode()
     def open(self, slot: int, height: int, width: int) -> None:
         """Begins a stream in `slot`, whose frames' grid is chosen from a picture of `height` × `width` pixels and stays."""

@@ -98,6 +98,10 @@ class Daemon:
         """What a user sees first."""
         model, limits = self.assistant.model, self.config.limits
         weights = "" if model.trained else "  RANDOM WEIGHTS: answers mean nothing\n"
+        more = model.more_slots
+        memory = (
+            "" if more is None else f"  free memory would hold {more} more of them (limits.streams, limits.answers)\n"
+        )
         streams = "".join(f"  {status.name}: {status.source}\n" for status in self.assistant.streams())
         return (
             f"streamer is ready at {url}\n"
@@ -105,7 +109,7 @@ class Daemon:
             f"{weights}{self._forgetting()}"
             f"  room for {limits.streams} streams and {limits.answers} answers at once; "
             f"the device sees up to {self.assistant.engine.scheduler.capacity():.0f} frames a second in all\n"
-            f"{streams}"
+            f"{memory}{streams}"
         )
 
 
