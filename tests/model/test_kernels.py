@@ -9,9 +9,9 @@ import torch
 
 from model.config import AttentionPolicy
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed; needs CUDA or its interpreter")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("triton needs CUDA or its interpreter", allow_module_level=True)
+    pytest.skip("needs CUDA or triton's interpreter", allow_module_level=True)
 
 from model.ops.delta_rule import recurrent
 from model.ops.kernels.attention import Tiling, attend

@@ -13,9 +13,9 @@ from model.config import AttentionPolicy, nano
 from model.infinitevl import InfiniteVL
 from model.training.accelerate import initialise
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed; needs CUDA or its interpreter")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("triton needs CUDA or its interpreter", allow_module_level=True)
+    pytest.skip("needs CUDA or triton's interpreter", allow_module_level=True)
 
 from model.preprocess import STD
 from model.training.network import quicken
