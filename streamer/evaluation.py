@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fresh-seeds", type=int, default=0, metavar="N", help="draw N new seeds instead of the fixed one"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument(
+        "--through-video", action="store_true", help="only measure what H.264 costs: from memory and through a file"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -32,6 +35,11 @@ def run(options: argparse.Namespace) -> int:
     from model.training.report import table
 
     try:
+        if options.through_video:
+            from streamer.lossy import measure
+
+            print(json.dumps(measure(options.model, options.device), indent=1))
+            return 0
         marks, found = evaluate(
             options.model, device=options.device, quick=options.quick, fresh=max(0, options.fresh_seeds)
         )

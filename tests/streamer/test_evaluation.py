@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model.training import exam
 from model.training.paint import Assets
 from streamer import cli
+from streamer.lossy import decoded, encode, measure
 
 
 def test_figures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +40,15 @@ def test_what_is_missing_is_one_line(
     assert cli.main(["eval"]) == 1
     said = capsys.readouterr().err
     assert "run from a checkout" in said and said.count("\n") == 1
+
+
+def test_what_goes_through_video_is_the_same_pictures_and_questions(tmp_path: Path) -> None:
+    found = measure("nano", "cpu", {"now": 1})
+    assert found["asked"] == 16 and 0 <= found["through video"] <= 16
+    assert found["answered alike"] >= 12
+    pictures = np.zeros((6, 360, 640, 3), np.uint8)
+    pictures[:, :, 320:] = np.arange(0, 240, 40, dtype=np.uint8)[:, None, None, None]
+    encode(tmp_path / "six.mp4", pictures)
+    seen = decoded(tmp_path / "six.mp4")
+    assert len(seen) == 6
+    assert all(np.abs(a.astype(int) - b).mean() < 4 for a, b in zip(seen, pictures, strict=True))
