@@ -49,7 +49,7 @@ def papers(quick: bool) -> list[Paper]:
         Paper("crowded 512", 256, n(32, 1), 24, MEMORY, Profile(things=(10, 40)), controls=True),
         Paper("first second 256", 128, n(64, 3), 1, ("number was",), next(first), controls=True, only="number"),
         Paper("first second 512", 256, n(48, 2), 1, ("number was",), next(first), controls=True, only="number"),
-        Paper("first second 1500", 750, n(32, 2), 1, ("number was",), next(first), controls=True, only="number"),
+        Paper("first second 1500", 750, n(32, 1), 1, ("number was",), next(first), controls=True, only="number"),
         Paper("now, taught", 16, n(128, 4), 16, NOW, Profile(), held=()),
         *(Paper(f"now, new {what}", 16, n(128, 4), 16, NOW, Profile(), held=(what,)) for what in HELD_OUT),
     ]
