@@ -276,11 +276,20 @@ def load_config(path: str | Path) -> Config:
     return parse_config(data, str(path))
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _key(part: str) -> str:
+    """A key as it is written, or quoted where it would break or empty the line."""
+    return _short(part if part.strip() and part.isprintable() else repr(part))
+
+
 def _problem(error: ErrorDetails) -> str:
     """One line for one of pydantic's errors: path, value, mend."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in error["loc"]).lstrip(".")
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    shown = _short(repr(value))
     if kind == "extra_forbidden":
         known = _keys(error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)

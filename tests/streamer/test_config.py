@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamer.config import Config, ConfigError, load_config, parse_config
@@ -137,6 +137,8 @@ VALUES = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
+@example({"server": {"\n": None}})
+@example({"model": {"k" * 2_000: 1}})
 def test_whatever_is_written_is_accepted_or_refused_in_lines(data: dict[str, Any]) -> None:
     try:
         parse_config(data)
