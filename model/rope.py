@@ -23,6 +23,7 @@ def rotation(positions: Tensor, head_dim: int, theta: float, sections: tuple[int
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def axes(head_dim: int, theta: float, sections: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Each frequency pair's axis (int64) and frequency (float64), both [head_dim / 2]; kept, since graphs can't copy from the host."""
     owner = [axis for axis, pairs in enumerate(sections) for _ in range(pairs)]

@@ -44,6 +44,7 @@ class GridPlan:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what one caller makes while serving, another learns with
 def plan_grid(config: VisionConfig, height: int, width: int, device: torch.device) -> GridPlan:
     """The plan for a grid of `height` × `width` patches (both multiples of the merge size)."""
     merge = config.spatial_merge_size

@@ -10,7 +10,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from model.config import PRESETS, VisionConfig
-from model.vision import VisionTower
+from model.vision import VisionTower, plan_grid
 
 from .small import VISION, error, patches, scatter
 
@@ -100,3 +100,14 @@ def test_joined_projections_change_nothing() -> None:
     for block in tower.blocks:
         block.mlp.fuse()
     assert error(tower(x, 12, 10), apart) <= 1e-6
+
+
+def test_it_learns_after_it_served_in_the_same_process() -> None:
+    """What is kept between calls must not be bound to the mode it was made in."""
+    plan_grid.cache_clear()
+    tower = scatter(VisionTower(VISION))
+    x = patches(VISION, 1, grid=(12, 10))
+    with torch.inference_mode():
+        tower(x, 12, 10)
+    tower(x, 12, 10).sum().backward()
+    assert all(weight.grad is not None for weight in tower.parameters())
