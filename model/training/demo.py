@@ -54,13 +54,13 @@ SHOTS = ((0.0, 0), (8.0, 1), (16.0, 5), (24.0, 6), (32.0, 2), (40.0, 8))
 """From which second which of the gallery's pieces of video is behind it, to and fro at half its pace."""
 
 
-def visit(part: Part) -> Visit:
+def visit(part: Part, gallery: Gallery) -> Visit:
     """A part as the world has it."""
     thing, white, black = part.thing, (0.96, 0.96, 0.96), (0.04, 0.04, 0.04)
     tint = COLOURS[thing.colour] if thing.kind == "shape" else black
-    how = Look(part.size, 0.0, False, tint, white, True, 0, 0.0)
+    how = Look(part.size, 1.0, 0.0, 0.0, False, tint, white, True, 0, 0.0)
     start, stop = round(part.start * RATE), round(part.stop * RATE)
-    half = extent(thing, how, WIDTH / HEIGHT)
+    half = extent(thing, how, WIDTH / HEIGHT, gallery)
     outside = [(float(np.copysign(1.05 + half[0], x)), y) for x, y in part.way]
     points = np.array([outside[0], *part.way, outside[1]])
     last = stop - start - 1
@@ -71,7 +71,7 @@ def visit(part: Part) -> Visit:
 
 def scene(gallery: Gallery) -> Scene:
     """The whole clip."""
-    frames, visits = round(SECONDS * RATE), [visit(part) for part in PARTS]
+    frames, visits = round(SECONDS * RATE), [visit(part, gallery) for part in PARTS]
     see(visits, frames // 2)
     ground, clips = np.zeros(frames, np.int64), list(gallery.clips["train"])
     for second, index in SHOTS:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.preprocess import MEAN, STD
 from model.training.things import CHARACTERS, COLOURS, NAMES, SHAPES
-from model.training.world import HELD_OUT_PROCEDURAL, LETTERS, PROCEDURAL, SLOTS, Gallery, Sheet
+from model.training.world import HELD_OUT_PROCEDURAL, LETTERS, LINE, PROCEDURAL, SLOTS, Gallery, Sheet
 
 ASSETS = Path(__file__).parent / "assets.npz"
 SIDE = 64
@@ -43,13 +43,16 @@ class Assets:
 
     @classmethod
     def load(cls, path: Path = ASSETS) -> Assets:
-        """Raises FileNotFoundError where the file is missing: it is part of the repository, not of the wheel."""
+        """Raises FileNotFoundError where the file is missing: it is part of the repository, not of the wheel; ValueError where
+        its sprites are not those of `NAMES`, in order."""
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: the world's pictures are in the repository, not in the wheel; run from a checkout"
             )
         with np.load(path) as file:
             content = dict(file)
+        if content["names"].tolist() != list(NAMES) or len(content["sprites"]) != len(NAMES):
+            raise ValueError(f"{path} holds pictures of other things than model.training.things names: pack it again")
         count, held = len(content["glyphs"]), int(content["held_out_fonts"])
         parts, stills, clips, at = [], {}, {}, PROCEDURAL
         for split in ("train", "test"):
@@ -63,6 +66,7 @@ class Assets:
             stills,  # type: ignore[arg-type]
             clips,  # type: ignore[arg-type]
             clip=16,
+            advances=content["advances"].astype(np.float32) / content["glyphs"].shape[2],
         )
         return cls(content["sprites"], content["glyphs"], content["advances"], np.concatenate(parts), gallery)
 
@@ -231,8 +235,8 @@ class Painter:
         advance = self.advances[font[:, None], letters.clamp(min=0)] * there
         ends = advance.cumsum(1)
         total = ends[:, -1:].clamp(min=1)
-        column = torch.arange(TEXT_WIDTH, device=self.device) + 0.5
-        squeeze = (total / (TEXT_WIDTH - 14)).clamp(min=1.0)
+        column, ink_height = torch.arange(TEXT_WIDTH, device=self.device) + 0.5, self.glyphs.shape[2]
+        squeeze = (total / (LINE * ink_height)).clamp(min=1.0)
         place = ((column - TEXT_WIDTH / 2) * squeeze + total / 2).floor().long()
         index = (place[..., None] >= ends[:, None]).sum(-1).clamp(max=LETTERS - 1)
         inside = (place >= 0) & (place < total) & there[:, :1]

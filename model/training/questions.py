@@ -407,6 +407,6 @@ WEIGHTS = {
     "what": 1.5, "colour": 1.2, "shape": 1.5, "where": 1.2, "count": 0.6, "number": 4.0, "word": 5.0, "motion": 2.5,
     "relation": 3.5, "is there": 1.2, "changed": 0.6, "first": 0.8, "last": 0.6, "before": 1.6, "after": 1.6,
     "colour was": 1.2, "number was": 2.0, "word was": 2.0, "has appeared": 1.3, "how many": 0.7, "where was": 1.2,
-    "unknowable": 0.25,
+    "unknowable": 0.7,
 }  # fmt: skip
 """How often training asks each skill; some are asked less than that, since fewer scenes allow them."""

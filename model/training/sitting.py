@@ -94,6 +94,7 @@ class Paper:
             {split: whole.stills[grounds] for split in both},
             {split: whole.clips[grounds] for split in both},
             whole.clip,
+            whole.advances,
         )
 
 

@@ -21,6 +21,8 @@ SLOTS = 4
 """At most this many things are in a frame at once; a higher slot hides a lower one."""
 LETTERS = 6
 """The longest number or word."""
+LINE = 5.25
+"""The widest number or word, in heights of a line; what is wider is narrowed."""
 PROCEDURAL = 256
 """Painted backgrounds, of which the last `HELD_OUT_PROCEDURAL` are kept for the evaluation."""
 HELD_OUT_PROCEDURAL = 32
@@ -32,12 +34,16 @@ HORIZON = 60.0
 
 @dataclass(frozen=True)
 class Gallery:
-    """How many fonts, stills and video clips (of `clip` frames) of each split the assets hold."""
+    """Which fonts, stills and video clips (of `clip` frames) of each split the assets hold.
+
+    `advances` float32 [fonts, CHARACTERS] is how wide a character is, in heights of a line.
+    """
 
     fonts: dict[Split, range]
     stills: dict[Split, range]
     clips: dict[Split, range]
     clip: int
+    advances: Floats
 
 
 @dataclass
@@ -69,9 +75,14 @@ class Visit:
 
 @dataclass(frozen=True)
 class Look:
-    """How a visit is painted: `size` is half its height, `tint` and `edge` are colours, `plate` puts text on a board."""
+    """How a visit is painted: `size` is half its height, `tint` and `edge` are colours, `plate` puts text on a board.
+
+    Its width is `stretch` times what is usual, and its top is `slant` half heights right of its middle.
+    """
 
     size: float
+    stretch: float
+    slant: float
     angle: float
     flip: bool
     tint: tuple[float, ...]
@@ -194,19 +205,24 @@ def path(rng: np.random.Generator, frames: int, half: tuple[float, float], home:
     return np.stack([np.interp(line, times, where[:, axis]) for axis in (0, 1)], 1).astype(np.float32)
 
 
-def text_width(thing: Thing) -> float:
-    """Half width over half height of a number or word, about."""
-    return 0.62 * len(thing.name) + 0.25
+def text_width(thing: Thing, font: int, gallery: Gallery) -> float:
+    """Width of a number or word over its height."""
+    return min(LINE, float(sum(gallery.advances[font, CHARACTERS.index(c)] for c in thing.name)))
 
 
 def look(rng: np.random.Generator, thing: Thing, split: Split, gallery: Gallery, aspect: float, crowd: int) -> Look:
-    """A random appearance of a thing that shares the picture with `crowd` others."""
+    """A random appearance of a thing that shares the picture with `crowd` others; stretched and slanted in training alone."""
     dark = bool(rng.random() < 0.5)
     plain = rng.uniform(0.0, 0.2, 3) if dark else rng.uniform(0.8, 1.0, 3)
     contrast = rng.uniform(0.75, 1.0, 3) if dark else rng.uniform(0.0, 0.25, 3)
+    font = int(rng.choice(gallery.fonts[split]))
+    stretch, slant = float(np.exp(rng.uniform(-0.25, 0.25))), float(rng.normal(0, 0.08))
+    if split == "test" or rng.random() < 0.3:
+        stretch, slant = 1.0, 0.0
     if thing.kind in ("number", "word"):
-        size = rng.uniform(0.10, 0.24)
-        size = min(size, 0.88 * max(aspect, 0.7) / text_width(thing))
+        wide = text_width(thing, font, gallery)
+        stretch = min(stretch, 0.9 * aspect / (0.1 * wide))
+        size = min(rng.uniform(0.10, 0.24), 0.9 * aspect / (wide * stretch))
         angle = rng.uniform(-0.08, 0.08)
         tint, edge = plain, contrast
         if rng.random() < 0.3:
@@ -221,17 +237,16 @@ def look(rng: np.random.Generator, thing: Thing, split: Split, gallery: Gallery,
             tint = np.clip(tint + rng.normal(0, 0.02, 3), 0, 1)
             if thing.colour in ("white", "black"):
                 edge = np.full(3, 0.1 if thing.colour == "white" else 0.9)
-    font = int(rng.choice(gallery.fonts[split]))
     return Look(
-        float(size), float(angle), bool(rng.random() < 0.5) and thing.kind == "object", tuple(map(float, tint)),
-        tuple(map(float, edge)), bool(rng.random() < 0.5), font, float(rng.random()),
+        float(size), stretch, slant, float(angle), bool(rng.random() < 0.5) and thing.kind == "object",
+        tuple(map(float, tint)), tuple(map(float, edge)), bool(rng.random() < 0.5), font, float(rng.random()),
     )  # fmt: skip
 
 
-def extent(thing: Thing, how: Look, aspect: float) -> tuple[float, float]:
+def extent(thing: Thing, how: Look, aspect: float, gallery: Gallery) -> tuple[float, float]:
     """Half width and half height in the picture."""
-    wide = text_width(thing) if thing.kind in ("number", "word") else 1.0
-    return how.size * wide / aspect, how.size
+    wide = text_width(thing, how.font, gallery) if thing.kind in ("number", "word") else 1.0
+    return how.size * (wide * how.stretch + abs(how.slant)) / aspect, how.size
 
 
 def draw_camera(rng: np.random.Generator, frames: int) -> Floats:
@@ -278,9 +293,20 @@ def draw_ground(
         offset = np.full(3, rng.uniform(-0.05, 0.1))
         if rng.random() < 0.15:
             gain = gain * 0.4
-    zoom = rng.uniform(0.5, 0.92)
-    free = 0.95 - zoom
-    matrix = np.tile(np.diag([zoom * rng.choice([-1.0, 1.0]), zoom, 1.0]), (frames, 1, 1))
+    turn, upright = 0.0, 1.0
+    if split == "train":
+        turn = rng.uniform(-np.pi, np.pi) if rng.random() < 0.25 else 0.0
+        upright = -1.0 if rng.random() < 0.15 else 1.0
+        if kind >= 0.5 and rng.random() < 0.1:
+            gain, offset = -gain, 1.0 - offset
+        elif kind >= 0.5 and rng.random() < 0.2:
+            gain = gain * rng.uniform(0.6, 1.3, 3)
+    cos, sin = np.cos(turn), np.sin(turn)
+    zoom = rng.uniform(0.5, 0.92) / (abs(cos) + abs(sin))
+    free = 0.95 - zoom * (abs(cos) + abs(sin))
+    flip = np.diag([rng.choice([-1.0, 1.0]), upright, 1.0])
+    turned = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]]) @ flip
+    matrix = np.tile(np.diag([zoom, zoom, 1.0]) @ turned, (frames, 1, 1))
     place = rng.uniform(-free, free, (2, 2))
     if rng.random() < 0.85:
         place[1] = place[0]
@@ -384,7 +410,7 @@ def draw_scene(
         else:
             continue
         how = look(rng, thing, split, gallery, aspect, len(present))
-        half = extent(thing, how, aspect)
+        half = extent(thing, how, aspect, gallery)
         room = np.maximum(0.0, 0.95 - np.array(half))
         homes = rng.uniform(-room, room, (8, 2))
         clash = np.zeros(8)
@@ -467,9 +493,10 @@ def layout(scenes: list[Scene]) -> Sheet:
             else:
                 kind[m] = 2
                 letters[m, : len(thing.name)] = [CHARACTERS.index(c) for c in thing.name]
-            # To the picture's square: shrink to size, turn, squeeze by the aspect ratio, move. Inverted by hand.
+            # To the picture's square: stretch, slant, shrink to size, turn, squeeze by the aspect ratio, move. Inverted by hand.
             cos, sin = np.cos(how.angle), np.sin(how.angle)
             turn = np.array([[cos, sin], [-sin, cos]]) @ np.diag([scene.aspect, 1.0]) / how.size
+            turn = np.diag([1 / how.stretch, 1.0]) @ np.array([[1.0, how.slant], [0.0, 1.0]]) @ turn
             turn = np.diag([-1.0 if how.flip else 1.0, 1.0]) @ turn
             inward = np.tile(np.eye(3), (visit.stop - visit.start, 1, 1))
             inward[:, :2, :2] = turn

@@ -10,12 +10,12 @@ from model.preprocess import patchify
 from model.tokenizer import Tokenizer
 from model.training.learner import Learner, Recipe, read_weights
 from model.training.lessons import LENGTH, TOKENIZER, prepare
-from model.training.paint import CLASSES, Assets, Painter
+from model.training.paint import ASSETS, CLASSES, Assets, Painter
 from model.training.phrases import HELD_OUT, PHRASES
 from model.training.questions import WEIGHTS, Examiner
-from model.training.things import HELD_OUT_SHAPES
+from model.training.things import HELD_OUT_SHAPES, NAMES
 from model.training.train import train
-from model.training.world import CLEAR, SLOTS, Profile, draw_scene, layout
+from model.training.world import CLEAR, SLOTS, Profile, draw_scene, layout, text_width
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,47 @@ def test_same_seed_same_world(assets, painter):
     assert torch.equal(*pictures)
     other = layout([draw_scene(np.random.default_rng(6), 4, "train", assets.gallery)])
     assert not torch.equal(pictures[0], torch.cat(list(painter.paint(other, 1))))
+
+
+def test_pictures_are_of_what_they_are_called(assets, tmp_path):
+    """Means of the opaque pixels tell whether names and pictures are one apart."""
+    dominant = {
+        "red": ("apple", "ladybug", "rose", "strawberry", "tomato"),
+        "green": ("broccoli", "cactus", "clover", "crocodile", "frog", "pear", "tree"),
+        "yellow": ("banana", "cheese", "lemon", "moon", "sun"),
+        "blue": ("airplane", "dolphin", "dress", "umbrella", "whale"),
+        "grey": ("ant", "elephant", "koala", "panda", "spider", "zebra"),
+    }
+    for colour, names in dominant.items():
+        for name in names:
+            picture = assets.sprites[NAMES.index(name)].astype(float)
+            red, green, blue = (picture[..., i][picture[..., 3] > 128].mean() for i in range(3))
+            found = {
+                "grey": max(red, green, blue) - min(red, green, blue) < 30,
+                "yellow": red > 180 and green > 130 and blue < 120,
+                "red": red > green + 60 and red > blue + 60,
+                "green": green > red and green > blue,
+                "blue": blue > red + 10 and blue > green,
+            }
+            assert found[colour], (name, colour, red, green, blue)
+    with np.load(ASSETS) as file:
+        content = dict(file)
+    content["names"] = np.roll(content["names"], 1)
+    np.savez(tmp_path / "rolled.npz", **content)
+    with pytest.raises(ValueError, match=r"rolled.npz.*pack it again"):
+        Assets.load(tmp_path / "rolled.npz")
+
+
+def test_text_is_as_wide_as_it_is_believed_to_be(assets, painter):
+    """Else what counts as seen would be cut off at the picture's edge."""
+    rng, wide = np.random.default_rng(3), Profile(things=(4, 4), text=1.0)
+    scenes = [draw_scene(rng, 12, split, assets.gallery, wide) for split in ("train", "test") for _ in range(8)]
+    visits = [visit for scene in scenes for visit in scene.visits]
+    columns = painter.sheet(layout(scenes))["columns"]
+    for visit, row in zip(visits, columns, strict=True):
+        believed = text_width(visit.thing, visit.look.font, assets.gallery)
+        assert abs(int((row >= 0).sum()) / assets.glyphs.shape[2] - believed) <= 0.05
+        assert max(visit.half) <= 1.0
 
 
 def test_painted_patches_are_those_that_serving_makes(assets, painter):
