@@ -15,7 +15,7 @@ from streamer.client import AsyncClient
 from streamer.config import parse_config
 from streamer.daemon import Daemon
 
-TIMES = (4.0, 19.0, 35.0)
+TIMES = (4.0, 12.0, 20.0)
 """Seconds of the clip at which all questions are asked."""
 
 
