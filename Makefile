@@ -20,7 +20,7 @@ $(VENV)/.torch: Makefile
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[daemon]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -36,6 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except ClientError as error:
         print(f"streamer: {error.message}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if find_spec("torch") is not None:
+            raise
+        print(
+            f"streamer: {error.name} is not installed, only the client is: install streamer[daemon]",
+            file=sys.stderr,
+        )
         return 1
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to say, at interpreter exit neither.

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import websockets
 
 from streamer.client import AsyncClient, Client, ClientError
 from tests.streamer.serving import Daemon, Served, eventually
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_answer_streams_in_and_leaving_early_cancels_it(server: Served, daemon: Daemon) -> None:
@@ -99,24 +100,42 @@ def test_client_and_command_line_start_without_torch() -> None:
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
 
 
-def test_client_needs_no_package_but_websockets(server: Served, tmp_path: Path) -> None:
-    """As after `pip install --no-deps streamer websockets`."""
-    root = Path(__file__).parents[2]
-    for package in (
-        *(root / name for name in ("streamer", "model", "capture", "protocols")),
-        Path(websockets.__path__[0]),
-    ):
-        (tmp_path / package.name).symlink_to(package)
+@pytest.fixture(scope="module")
+def alone() -> Path:
+    """The interpreter of an environment in which only the client was asked for; made once for each pyproject.toml."""
+    executable, mark = ROOT / ".venv-client" / "bin" / "python", ROOT / ".venv-client" / "installed"
+    wanted = (ROOT / "pyproject.toml").read_text()
+    if not mark.exists() or mark.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", executable.parents[1]], check=True, timeout=60)
+        install = [
+            executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "-e",
+            f"{ROOT}[client]",
+        ]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        mark.write_text(wanted)
+    return executable
+
+
+def test_the_client_installs_alone(alone: Path, server: Served, tmp_path: Path) -> None:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([alone, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    there = json.loads(run("-m", "pip", "list", "--format", "json", "--disable-pip-version-check").stdout)
+    assert {package["name"] for package in there} - {"pip", "setuptools"} == {"streamer", "websockets"}
     code = f"from streamer.client import Client\nwith Client({server.url!r}) as c: print(*c.ask('What?', max_tokens=2))"
-    run = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 0 and run.stdout, run.stderr
+    asked = run("-c", code)
+    assert asked.returncode == 0 and asked.stdout, asked.stderr
+    assert run("-m", "streamer.cli", "status", "--url", server.url).stdout.startswith("STREAM")
+    refused = run("-m", "streamer.cli", "run", "--source", "demo:")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert "install streamer[daemon]" in refused.stderr
 
 
 def streamer(*arguments: str) -> subprocess.CompletedProcess[str]:
