@@ -27,8 +27,8 @@ GROUND = 192
 """Pixels of a background."""
 CLASSES = 1 + len(SHAPES) * len(COLOURS) + len(NAMES) + len(CHARACTERS)
 """What a patch may show: nothing, a shape of a colour, an object, a character."""
-CHUNK = 512
-"""Frames painted at once."""
+CHUNKS = {"cuda": 512, "cpu": 64}
+"""Frames painted at once, by device."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ class Painter:
     def paint(
         self, sheet: Sheet, seed: int, height: int = 224, width: int = 224, film: bool = True
     ) -> Iterator[Tensor]:
-        """Float32 pictures in [0, 1], at most `CHUNK` frames at a time, [n, 3, height, width]."""
+        """Float32 pictures in [0, 1], at most `CHUNKS` frames at a time, [n, 3, height, width]."""
         for picture in self.pictures(sheet, self.sheet(sheet), seed, height, width, film):
             yield rounded(picture) if film else picture.clamp_(0, 1)
 
@@ -275,9 +275,9 @@ class Painter:
     ) -> Iterator[Tensor]:
         """`paint`, from a sheet that is on the device too. Rows are chosen on the host, so that the device never waits."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        base = self.grid(height, width)
-        for start in range(0, len(sheet.ground), CHUNK):
-            part = slice(start, start + CHUNK)
+        base, chunk = self.grid(height, width), CHUNKS[self.device.type]
+        for start in range(0, len(sheet.ground), chunk):
+            part = slice(start, start + chunk)
             if self.brush is not None and len(sheet.kind):
                 picture = self.brush.compose(self.grounds, arrays, part, height, width)
                 yield self.develop(picture, sheet, arrays, part, generator) if film else picture
