@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -82,6 +82,13 @@ _Count = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(whole)]
 _Nothing = Annotated[float, Field(ge=0, le=0), BeforeValidator(whole)]
 
 
+def _sequences(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Sequence = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class _Body(Model):
     model: Text
     messages: Annotated[list[_Message], Field(min_length=1, max_length=256)]
@@ -98,7 +105,7 @@ class _Body(Model):
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     response_format: _Format | None = None
     logprobs: Literal[False] | None = None
-    stop: Annotated[list[Any], Field(max_length=0)] | None = None
+    stop: Annotated[list[_Sequence], Field(max_length=4), BeforeValidator(_sequences)] | None = None
     presence_penalty: _Nothing | None = None
     frequency_penalty: _Nothing | None = None
 
@@ -129,6 +136,38 @@ class ChatRequest:
     temperature: float | None
     top_p: float | None
     seed: int | None
+    stop: tuple[str, ...] = ()
+
+
+class StopSequences:
+    """Cuts an answer before the first of `sequences`, which may be spread over several pieces of it."""
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        self.sequences = sequences
+        self.met = False
+        self._kept = ""
+
+    def feed(self, text: str) -> str:
+        """What of the answer may be shown now that `text` has come; what could begin a sequence is kept back."""
+        kept = self._kept + text
+        found = [at for sequence in self.sequences if (at := kept.find(sequence)) >= 0]
+        if found:
+            self.met, self._kept = True, ""
+            return kept[: min(found)]
+        hold = max((_begun(kept, sequence) for sequence in self.sequences), default=0)
+        self._kept = kept[len(kept) - hold :]
+        return kept[: len(kept) - hold]
+
+    def rest(self) -> str:
+        """What was kept back, once the answer is complete."""
+        rest, self._kept = self._kept, ""
+        return rest
+
+
+def _begun(text: str, sequence: str) -> int:
+    """How many of the last characters of `text` could begin `sequence`."""
+    most = min(len(text), len(sequence) - 1)
+    return next((n for n in range(most, 0, -1) if text.endswith(sequence[:n])), 0)
 
 
 def model_ids(model: str, streams: Collection[str]) -> list[str]:
@@ -184,6 +223,7 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         asked.temperature,
         asked.top_p,
         asked.seed,
+        tuple(asked.stop or ()),
     )
 
 

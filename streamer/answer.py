@@ -55,6 +55,10 @@ class Answer:
         self._waiting.clear()
         return text
 
+    def waited(self, now: float) -> float:
+        """Seconds that its first word has been waited for, 0 once it has come."""
+        return now - self._asked if self.usage.first_token_s is None else 0.0
+
     async def text(self) -> str:
         """The whole answer, once it is complete."""
         return "".join([piece async for piece in self])

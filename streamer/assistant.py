@@ -144,6 +144,12 @@ class Assistant:
             raise AssistantError("not_ready", LOADING)
         return self._runner
 
+    @property
+    def oldest_question_s(self) -> float:
+        """How long the question that waits longest for its first word has waited; 0 where none waits."""
+        now = time.monotonic()
+        return max((answer.waited(now) for answer in self._answers.values()), default=0.0)
+
     def streams(self) -> list[StreamStatus]:
         """Every stream's status, in order of attaching."""
         now = time.monotonic()

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from protocols.chat import ChatRequest, ChatWriter, Media
+from protocols.chat import ChatRequest, ChatWriter, Media, StopSequences
 from streamer.assistant import Answer
 from streamer.auth import DoorError, Visitor
 from streamer.desk import Desk, Question
@@ -37,19 +37,17 @@ async def complete(
         asked.seed,
         [await _given(media, domains) for media in asked.media],
     )
+    stop = StopSequences(asked.stop)
     async with AsyncExitStack() as stack:
         answer, _ = await stack.enter_async_context(desk.ask(visitor, question))
         if asked.streaming:
             # The answer outlives this call: whoever sends the events lets it go.
-            return StreamingResponse(_events(writer, answer, stack.pop_all()), media_type="text/event-stream")
-        text = await _until_gone(request, answer)
+            return StreamingResponse(_events(writer, answer, stop, stack.pop_all()), media_type="text/event-stream")
+        text = await _until_gone(request, answer, stop)
         if answer.finish_reason == "failed":
             raise DoorError("failed", answer.error or "The answer broke off.")
-        return JSONResponse(
-            writer.whole(
-                text, answer.finish_reason or "stop", answer.usage.prompt_tokens, answer.usage.completion_tokens
-            )
-        )
+        usage = answer.usage
+        return JSONResponse(writer.whole(text, _reason(answer, stop), usage.prompt_tokens, usage.completion_tokens))
 
 
 async def _given(media: Media, domains: Sequence[str]) -> Given:
@@ -58,21 +56,38 @@ async def _given(media: Media, domains: Sequence[str]) -> Given:
     return await fetch(media.kind, media.url or "", domains)
 
 
-async def _events(writer: ChatWriter, answer: Answer, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[str]:
+    """The answer's pieces up to the first stop sequence, at which the answer is ended."""
+    async for words in answer:
+        if not stop.met and (shown := stop.feed(words)):
+            yield shown
+        if stop.met:
+            answer.cancel()
+    if rest := stop.rest():
+        yield rest
+
+
+def _reason(answer: Answer, stop: StopSequences) -> str:
+    return "stop" if stop.met else answer.finish_reason or "stop"
+
+
+async def _events(
+    writer: ChatWriter, answer: Answer, stop: StopSequences, stack: AsyncExitStack
+) -> AsyncIterator[bytes]:
     async with stack:
         yield writer.begin()
-        async for words in answer:
+        async for words in _words(answer, stop):
             yield writer.delta(words)
         if answer.finish_reason == "failed":
             yield writer.broken(answer.error or "The answer broke off.")
-        elif answer.finish_reason == "cancelled":
+        elif answer.finish_reason == "cancelled" and not stop.met:
             yield writer.broken("The daemon is shutting down.")
         else:
             usage = answer.usage
-            yield writer.end(answer.finish_reason or "stop", usage.prompt_tokens, usage.completion_tokens)
+            yield writer.end(_reason(answer, stop), usage.prompt_tokens, usage.completion_tokens)
 
 
-async def _until_gone(request: Request, answer: Answer) -> str:
+async def _until_gone(request: Request, answer: Answer, stop: StopSequences) -> str:
     """The whole text; cancels the answer when the client leaves meanwhile."""
 
     async def gone() -> None:
@@ -82,6 +97,6 @@ async def _until_gone(request: Request, answer: Answer) -> str:
 
     watch = asyncio.create_task(gone())
     try:
-        return await answer.text()
+        return "".join([words async for words in _words(answer, stop)])
     finally:
         watch.cancel()

@@ -75,6 +75,8 @@ class Metrics:
         _histogram(out, "streamer_first_token_seconds", "From question to first token.", [({}, self._first_token)])
         _histogram(out, "streamer_token_seconds", "From token to token, mean of an answer.", [({}, self._token)])
         _gauge(out, "streamer_open_answers", "Answers being spoken or waiting.", [({}, self.open_answers)])
+        waited: list[tuple[Labels, float]] = [({}, assistant.oldest_question_s)]
+        _gauge(out, "streamer_oldest_question_seconds", "Age of the oldest question without a word yet.", waited)
         _gauge(out, "streamer_connections", "Open websockets.", [({}, self.connections)])
         outcomes = [({"outcome": outcome}, count) for outcome, count in sorted(self.questions.items())]
         _counter(out, "streamer_questions_total", "Questions by outcome.", outcomes)

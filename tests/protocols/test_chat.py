@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from protocols.chat import ChatRequest, ChatWriter, error_body, error_status, models_body, read_chat
+from protocols.chat import ChatRequest, ChatWriter, StopSequences, error_body, error_status, models_body, read_chat
 from protocols.fields import ProtocolError
 
 PNG = b"\x89PNG\r\n\x1a\n..."
@@ -114,7 +114,9 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
         ({"max_tokens": True}, "invalid_value", "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "invalid_value", "response_format.type"),
         ({"logprobs": True}, "invalid_value", "logprobs"),
-        ({"stop": ["x"]}, "invalid_value", "stop"),
+        ({"stop": ["x"] * 5}, "invalid_value", "stop"),
+        ({"stop": [""]}, "invalid_value", "stop[0]"),
+        ({"stop": [3]}, "invalid_value", "stop[0]"),
         ({"presence_penalty": 1}, "invalid_value", "presence_penalty"),
     ],
 )
@@ -153,6 +155,34 @@ def test_answer_in_events(usage: bool) -> None:
     assert deltas[0]["role"] == "assistant" and deltas[-1] == {}
     assert "".join(delta.get("content", "") for delta in deltas) == "A cat.\n\n"
     assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, None, "stop"]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "sequences", "shown"),
+    [
+        (("a red", " circle"), (), "a red circle"),
+        (("a red", " circle"), (" circle",), "a red"),
+        (("a red ci", "rcle and", " a dog"), ("circle",), "a red "),
+        (("one, two", ", three"), (", t", ","), "one"),
+        (("aab",), ("ab",), "a"),
+        (("aa", "a", "b!"), ("aab",), "a"),
+        (("wait for i", "t"), ("it!",), "wait for it"),
+    ],
+)
+def test_answers_end_before_a_stop_sequence(pieces: tuple[str, ...], sequences: tuple[str, ...], shown: str) -> None:
+    stop, out = StopSequences(sequences), ""
+    for piece in pieces:
+        if not stop.met:
+            out += stop.feed(piece)
+            assert shown.startswith(out)
+    assert out + stop.rest() == shown
+    assert stop.met == (shown != "".join(pieces))
+
+
+def test_a_single_stop_sequence_may_be_a_string() -> None:
+    assert read(stop="x").stop == ("x",)
+    assert read(stop=["x", "y"]).stop == ("x", "y")
+    assert read(stop=None).stop == ()
 
 
 def test_break_in_an_answer_is_told() -> None:

@@ -64,6 +64,21 @@ def test_chat_completion_in_events(http: httpx.Client) -> None:
     assert isinstance(whole, str)
 
 
+def test_a_stop_sequence_ends_an_answer(http: httpx.Client, daemon: Daemon) -> None:
+    said = http.post("/v1/chat/completions", json=QUESTION).json()["choices"][0]["message"]["content"]
+    asked = {**QUESTION, "max_tokens": 20_000, "stop": [said[-1] * 2, said[-1]]}
+    body = http.post("/v1/chat/completions", json=asked).raise_for_status().json()
+    streamed = http.post("/v1/chat/completions", json={**asked, "stream": True}).raise_for_status().text.split("\n\n")
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed if line.startswith("data: {")]
+    told = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+    for text, reason in (
+        (body["choices"][0]["message"]["content"], body["choices"][0]["finish_reason"]),
+        (told, events[-1]["choices"][0]["finish_reason"]),
+    ):
+        assert reason == "stop" and said[-1] not in text
+    assert body["usage"]["completion_tokens"] < 2_000 and daemon.open_answers == 0
+
+
 def test_client_that_leaves_a_completion_ends_it(server: Served, daemon: Daemon) -> None:
     async def story(streaming: bool) -> None:
         asked = {**QUESTION, "max_tokens": 20_000, "stream": streaming}
@@ -148,6 +163,7 @@ def test_metrics_are_prometheus(http: httpx.Client) -> None:
     assert values['streamer_step_seconds_bucket{kind="frames",le="+Inf"}'] > 0
     assert values['streamer_step_seconds_count{kind="decode"}'] > 0
     assert values["streamer_first_token_seconds_count"] >= 1
+    assert values["streamer_oldest_question_seconds"] == 0
     assert sum(value for name, value in values.items() if name.startswith("streamer_questions_total")) >= 1
     steps = [value for name, value in values.items() if name.startswith('streamer_step_seconds_bucket{kind="frames"')]
     assert steps == sorted(steps)
