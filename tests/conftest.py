@@ -5,7 +5,10 @@ import os
 import pytest
 import torch
 
+from tests.beside import pytest_pyfunc_call
 from tests.wire import watch_sessions
+
+__all__ = ["pytest_pyfunc_call"]
 
 watch_sessions()
 torch.set_num_threads(min(2, torch.get_num_threads()))

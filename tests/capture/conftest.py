@@ -1,5 +1,5 @@
 """What the tests of capture share."""
 
-from tests.capture.lab import rtsp
+from tests.capture.lab import loopback, rtsp
 
-__all__ = ["rtsp"]
+__all__ = ["loopback", "rtsp"]

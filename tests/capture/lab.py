@@ -18,6 +18,7 @@ from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import aioice.ice
 import av
 import numpy as np
 import pytest
@@ -176,6 +177,14 @@ def rtsp() -> Iterator[RtspServer]:
     """A server that all tests share which do it no harm."""
     with rtsp_server() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def loopback() -> Iterator[None]:
+    """aioice leaves loopback out, which may be all there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+        yield
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from capture import SourceError, State, open_source
 from capture.container import cuda_lack
 from tests.capture.lab import drawn, render, wait_for, watching
 
+pytestmark = pytest.mark.beside
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:

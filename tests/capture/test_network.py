@@ -29,6 +29,8 @@ from tests.capture.lab import (
     watching,
 )
 
+pytestmark = pytest.mark.beside
+
 
 @needs_rtsp
 @pytest.mark.parametrize("transport", ["tcp", "udp"])

@@ -28,23 +28,25 @@ from tests.capture.lab import (
     watching,
 )
 
+pytestmark = pytest.mark.beside
 PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.9"
 """Of this machine's own addresses one stands for the world here."""
 
 
-@pytest.fixture(autouse=True)
-def world(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+@pytest.fixture(autouse=True, scope="module")
+def world() -> Iterator[None]:
     """What names resolve to, one address after another; the last one stays."""
-    names = {"camera.example": [PUBLIC], "cellar.example": [PRIVATE]}
+    names = {"camera.example": [PUBLIC], "cellar.example": [PRIVATE], "moving.example": [PUBLIC, PRIVATE]}
 
     def resolve(host: str) -> list[str]:
         known = names.get(host, [host])
         return [known.pop(0) if len(known) > 1 else known[0]]
 
-    monkeypatch.setattr(guard, "resolve", resolve)
-    monkeypatch.setattr(guard, "is_public", lambda address: address == PUBLIC)
-    monkeypatch.delenv("no_proxy", raising=False)
-    return names
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard, "resolve", resolve)
+        patch.setattr(guard, "is_public", lambda address: address == PUBLIC)
+        patch.delenv("no_proxy", raising=False)
+        yield
 
 
 class Cellar:
@@ -160,12 +162,9 @@ def test_a_playlist_that_names_a_private_host(tmp_path: Path, cellar: Cellar, na
     assert cellar.visits == 0
 
 
-def test_a_name_that_changes_its_address_once_it_was_judged(
-    tmp_path: Path, world: dict[str, list[str]], cellar: Cellar
-) -> None:
-    world["camera.example"] = [PUBLIC, PRIVATE]
-    guard.refuse_private("http://camera.example/")
-    with watching(f"http://camera.example:{cellar.port}/clip.mp4", public_only=True) as watcher:
+def test_a_name_that_changes_its_address_once_it_was_judged(cellar: Cellar) -> None:
+    guard.refuse_private("http://moving.example/")
+    with watching(f"http://moving.example:{cellar.port}/clip.mp4", public_only=True) as watcher:
         watcher.until(State.WAITING)
         assert f"is at the private address {PRIVATE}" in watcher.source.status.reason
     assert cellar.visits == 0

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import aioice.ice
@@ -31,11 +31,7 @@ from capture.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
 from tests.capture.lab import HASTY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, wait_for, watching
 from tests.capture.publisher import Publisher
 
-
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aioice leaves loopback out, which may be all there is."""
-    monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+pytestmark = [pytest.mark.beside, pytest.mark.usefixtures("loopback")]
 
 
 def whip(watcher: Watcher) -> WhipSource:
@@ -276,11 +272,15 @@ def has_gstreamer() -> bool:
     )
 
 
+NETWORKS = count(os.getpid())
+
+
 @contextlib.contextmanager
 def namespace() -> Iterator[tuple[str, str]]:
     """A network namespace on a wire of its own: its name, and this side's address on the wire."""
-    name = f"streamer{os.getpid()}"
-    wire, host = name[-8:] + "a", f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
+    number = next(NETWORKS)
+    name = f"streamer{number}"
+    wire, host = f"wire{number}", f"10.{number % 200 + 20}.{number // 200 % 250}"
     setup = f"""
         ip netns add {name}
         ip link add {wire} type veth peer name {wire}b netns {name}

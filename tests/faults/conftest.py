@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.capture.lab import Watcher, render, rtsp, wait_for
+from tests.beside import NAME
+from tests.capture.lab import Watcher, loopback, render, rtsp, wait_for
 
-__all__ = ["rtsp"]
+__all__ = ["loopback", "rtsp"]
 
 RECOVERIES: list[tuple[str, float]] = []
 
 
-@pytest.fixture
-def recovery(request: pytest.FixtureRequest) -> Callable[[float], None]:
+@pytest.fixture(scope="session")
+def recovery() -> Callable[[float], None]:
     """Records how long a row took from healthy again to live again, in seconds; `pytest_terminal_summary` prints them."""
 
     def record(seconds: float) -> None:
-        name = request.node.name.removeprefix("test_").replace("_", " ")
-        RECOVERIES.append((name, seconds))
+        RECOVERIES.append((NAME.get().removeprefix("test_").replace("_", " "), seconds))
 
     return record
 
@@ -31,7 +32,7 @@ def recovery(request: pytest.FixtureRequest) -> Callable[[float], None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if RECOVERIES:
         terminalreporter.section("recovery after faults, seconds from healthy to live, backoff included")
-        for name, seconds in RECOVERIES:
+        for name, seconds in sorted(RECOVERIES):
             terminalreporter.write_line(f"{seconds:6.2f}  {name}")
 
 
@@ -53,9 +54,9 @@ def quiet_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(tmp_path_factory.mktemp("neighbour") / "clip.mkv", 50, size=(160, 90))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def neighbour(quiet_clip: Path) -> Iterator[Watcher]:
-    """A healthy source beside the one at fault: it goes on, and afterwards threads and descriptors are as before."""
+    """A healthy source beside those at fault: it goes on, and afterwards threads and descriptors are as before."""
     threads, before = sources(), descriptors()
     healthy = Watcher(str(quiet_clip), loop=True)
     wait_for(lambda: healthy.source.status.frames > 0)
@@ -67,4 +68,5 @@ def neighbour(quiet_clip: Path) -> Iterator[Watcher]:
     assert [told.state for told in healthy.told] == ["connecting", "live"]
     healthy.source.stop()
     wait_for(lambda: sources() == threads, what=sources)
+    gc.collect()
     wait_for(lambda: len(descriptors()) <= len(before), what=lambda: f"open {descriptors()}, before {before}")

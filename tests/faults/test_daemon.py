@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aioice.ice
 import pytest
 
 from capture.webrtc import WhipSource
@@ -34,6 +33,7 @@ from tests.capture.lab import (
 )
 from tests.capture.publisher import Publisher
 
+pytestmark = pytest.mark.beside
 LIMITS = {"streams": 8, "answers": 8}
 
 
@@ -71,10 +71,8 @@ async def asked(assistant: Assistant, name: str) -> None:
 
 
 @needs_rtsp
-def test_every_kind_of_camera_is_watched_and_asked_about(
-    tmp_path: Path, rtsp: RtspServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+@pytest.mark.usefixtures("loopback")
+def test_every_kind_of_camera_is_watched_and_asked_about(tmp_path: Path, rtsp: RtspServer) -> None:
     pictures = [jpeg(drawn(n)) for n in range(50)]
     segments = tmp_path / "hls"
     segments.mkdir()

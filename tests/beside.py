@@ -1,0 +1,76 @@
+"""Tests that mostly wait, run beside one another: of a module marked `beside`, those that are to run begin together.
+
+Each stays a test of its own, with a verdict of its own: where its turn comes, it waits for what became of it. One that needs
+a fixture of a single test's (monkeypatch, caplog …) runs alone, after the others; so does one that is tried again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import ContextVar
+
+import pytest
+from hypothesis import is_hypothesis_test
+
+TOGETHER = 6
+RUNNING = pytest.StashKey[dict[str, Future[None]]]()
+NAME: ContextVar[str] = ContextVar("NAME")
+"""The test that this thread runs."""
+
+
+def parameters(item: pytest.Function) -> dict[str, object]:
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
+def shared(item: pytest.Item) -> bool:
+    """Whether a test may run beside others: all that it asks for is shared, but for a folder, of which it can have its own."""
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("beside") is None:
+        return False
+    if is_hypothesis_test(item.obj) or any(mark.args[0] for mark in item.iter_markers("skipif")):
+        return False
+    own = {"tmp_path", *parameters(item)}
+    found = item._fixtureinfo.name2fixturedefs
+    return all(fixtures[-1].scope != "function" for name, fixtures in found.items() if name not in own)
+
+
+def named(name: str, test: Callable[..., None], arguments: dict[str, object]) -> None:
+    NAME.set(name)
+    test(**arguments)
+
+
+def begin(first: pytest.Function, module: pytest.Module) -> dict[str, Future[None]]:
+    pool = ThreadPoolExecutor(TOGETHER, "beside")
+    running = {}
+    for item in first.session.items:
+        if item.getparent(pytest.Module) is not module or not shared(item):
+            continue
+        assert isinstance(item, pytest.Function)
+        given = parameters(item)
+        for name in item.fixturenames:
+            if name == "tmp_path":
+                given[name] = first._request.getfixturevalue("tmp_path_factory").mktemp("beside")
+            elif name not in given:
+                given[name] = first._request.getfixturevalue(name)
+        wanted = inspect.signature(item.obj).parameters
+        arguments = {name: given[name] for name in wanted}
+        running[item.nodeid] = pool.submit(named, item.name, item.obj, arguments)
+    module.addfinalizer(lambda: pool.shutdown(cancel_futures=True))
+    return running
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    NAME.set(pyfuncitem.name)
+    module = pyfuncitem.getparent(pytest.Module)
+    assert module is not None
+    if RUNNING not in module.stash and shared(pyfuncitem):
+        module.stash[RUNNING] = begin(pyfuncitem, module)
+    running = module.stash.get(RUNNING, {})
+    own = running.pop(pyfuncitem.nodeid, None)
+    if own is None:
+        wait(running.values())
+        return None
+    own.result()
+    return True
