@@ -4,8 +4,9 @@ from capture.camera import list_cameras
 from capture.frame import Frame
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
+from capture.opening import open_source
 from capture.push import PushSource
-from capture.source import IceServer, Source, SourceError, SourceOptions, SourceStatus, open_source, redact
+from capture.source import IceServer, Source, SourceError, SourceOptions, SourceStatus, redact
 
 __all__ = [
     "Frame",

@@ -1,14 +1,11 @@
-"""What every source of frames is, and how one is opened by its URL."""
+"""What every source of frames is, how it is read, and what of its URL may be shown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
-from urllib.parse import urlsplit
 
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
@@ -118,48 +115,3 @@ def redact(text: str) -> str:
 NETWORK = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https")
 """Schemes that FFmpeg opens over the network."""
 SCHEMES = (*NETWORK, "v4l2", "camera", "push", "whip")
-
-
-def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:
-    """A source for a file's path, `file://`, one of SCHEMES or `demo:`. Raises SourceError for what can never work."""
-    from capture.camera import CameraSource
-    from capture.container import ContainerSource
-    from capture.push import PushSource
-    from capture.synthetic import demo_source
-
-    scheme, _, rest = url.partition(":")
-    rest = rest.removeprefix("//")
-    if scheme == "demo" and not rest:
-        return demo_source(options)
-    if scheme in NETWORK:
-        try:
-            host = urlsplit(url).hostname
-        except ValueError:
-            host = None
-        if not host:
-            raise SourceError(f"source {redact(url)} names no host: write {scheme}://host/path")
-        return ContainerSource(url, options, live=True)
-    if scheme == "v4l2":
-        if not Path(rest).exists():
-            raise SourceError(f"source {url}: there is no such device; `ls /dev/video*` shows those there are")
-        return ContainerSource(url, options, live=True)
-    if scheme == "camera":
-        return CameraSource(url, options)
-    if scheme == "push":
-        return PushSource(url, options)
-    if scheme == "whip":
-        from capture.webrtc import WhipSource
-
-        return WhipSource(url, options)
-    if "://" in url and scheme != "file":
-        raise SourceError(
-            f"source {redact(url)}: unknown scheme {scheme!r}; use a file's path, {', '.join(f'{s}://' for s in SCHEMES)} or demo:"
-        )
-    path = Path(rest if scheme == "file" else url)
-    with suppress(RuntimeError):  # "~name" of nobody known here is a name like any other
-        path = path.expanduser()
-    if path.is_dir():
-        raise SourceError(f"source {url} is a folder: name a video file")
-    if not path.exists():
-        raise SourceError(f"source {redact(url)}: there is no such file")
-    return ContainerSource(str(path), options, live=False)

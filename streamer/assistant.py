@@ -144,6 +144,10 @@ class Assistant:
             raise AssistantError("not_ready", LOADING)
         return self._runner
 
+    def source_changes(self) -> dict[str, dict[str, int]]:
+        """By stream, how often its source came into each of its states."""
+        return {name: dict(stream.changes) for name, stream in self._streams.items()}
+
     @property
     def oldest_question_s(self) -> float:
         """How long the question that waits longest for its first word has waited; 0 where none waits."""
@@ -418,6 +422,7 @@ class Assistant:
                 self._loop.call_soon_threadsafe(self._publish, event)
 
     def _changed(self, stream: Stream, status: SourceStatus) -> None:
+        stream.changes[str(status.state)] += 1
         reason = f" ({status.reason})" if status.reason else ""
         log.info("stream %s is %s%s", stream.name, status.state, reason)
         self._post(StreamEvent("stream.status", stream.name, _source_facts(status)))

@@ -104,6 +104,12 @@ def _streams(out: list[str], assistant: Assistant) -> None:
     ages = [(n, s.newest_frame_age_s) for n, s in streams if s.newest_frame_age_s is not None]
     _gauge(out, "streamer_newest_frame_age_seconds", "Age of the newest frame in the state.", ages)
     states = [({**n, "state": state}, str(s.state) == state) for n, s in streams for state in SOURCE_STATES]
+    changes = [
+        ({"stream": name, "state": state}, count)
+        for name, counts in assistant.source_changes().items()
+        for state, count in sorted(counts.items())
+    ]
+    _counter(out, "streamer_source_changes_total", "Times a source came into a state.", changes)
     _gauge(out, "streamer_source_state", "1 for the state that a source is in.", states)
 
 

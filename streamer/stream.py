@@ -65,6 +65,8 @@ class Stream:
         self.frames_seen = 0
         self.share = 1.0
         self.drops: Counter[str] = Counter()
+        self.changes: Counter[str] = Counter()
+        """How often the source came into each of its states."""
         self.newest: Frame | None = None
         self.ages: deque[float] = deque(maxlen=4096)
         self._began = time.monotonic()

@@ -160,6 +160,7 @@ def test_metrics_are_prometheus(http: httpx.Client) -> None:
     assert values["streamer_ready"] == 1
     assert values['streamer_frames_seen_total{stream="demo"}'] > 0
     assert values['streamer_source_state{stream="demo",state="live"}'] == 1
+    assert values['streamer_source_changes_total{stream="demo",state="live"}'] == 1
     assert values['streamer_step_seconds_bucket{kind="frames",le="+Inf"}'] > 0
     assert values['streamer_step_seconds_count{kind="decode"}'] > 0
     assert values["streamer_first_token_seconds_count"] >= 1

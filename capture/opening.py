@@ -1,0 +1,55 @@
+"""Sources by their URLs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from capture.camera import CameraSource
+from capture.container import ContainerSource
+from capture.push import PushSource
+from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions, redact
+from capture.synthetic import demo_source
+
+
+def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
+    """A source for a file's path, `file://`, one of SCHEMES or `demo:`. Raises SourceError for what can never work."""
+    scheme, _, rest = url.partition(":")
+    rest = rest.removeprefix("//")
+    if scheme == "demo" and not rest:
+        return demo_source(options)
+    if scheme in NETWORK:
+        try:
+            host = urlsplit(url).hostname
+        except ValueError:
+            host = None
+        if not host:
+            raise SourceError(f"source {redact(url)} names no host: write {scheme}://host/path")
+        return ContainerSource(url, options, live=True)
+    if scheme == "v4l2":
+        if not Path(rest).exists():
+            raise SourceError(f"source {url}: there is no such device; `ls /dev/video*` shows those there are")
+        return ContainerSource(url, options, live=True)
+    if scheme == "camera":
+        return CameraSource(url, options)
+    if scheme == "push":
+        return PushSource(url, options)
+    if scheme == "whip":
+        from capture.webrtc import (
+            WhipSource,  # only where it is needed: aiortc takes as long to import as all else here
+        )
+
+        return WhipSource(url, options)
+    if "://" in url and scheme != "file":
+        raise SourceError(
+            f"source {redact(url)}: unknown scheme {scheme!r}; use a file's path, {', '.join(f'{s}://' for s in SCHEMES)} or demo:"
+        )
+    path = Path(rest if scheme == "file" else url)
+    with suppress(RuntimeError):  # "~name" of nobody known here is a name like any other
+        path = path.expanduser()
+    if path.is_dir():
+        raise SourceError(f"source {url} is a folder: name a video file")
+    if not path.exists():
+        raise SourceError(f"source {redact(url)}: there is no such file")
+    return ContainerSource(str(path), options, live=False)
