@@ -12,6 +12,7 @@ import json
 import os
 import ssl
 import threading
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -37,8 +38,13 @@ class ClientError(Exception):
         super().__init__(message)
 
 
+NEWS = 1_024
+_Waiter = asyncio.Queue[dict[str, Any] | None]
+"""Events for one who waits; None when no more come."""
+
+
 class AsyncClient:
-    """One connection to the daemon; used as an async context manager. One question at a time.
+    """One connection to the daemon; used as an async context manager. Everything may be called while answers are open.
 
     Args:
         url: where the daemon listens (http, https, ws or wss); default $STREAMER_URL, else http://127.0.0.1:8765.
@@ -66,6 +72,14 @@ class AsyncClient:
         self._numbers = itertools.count(1)
         self.session: dict[str, Any] = {}
         """What the daemon said of this session."""
+        self.missed = 0
+        """News given up because `events` was not read."""
+        self._reader: asyncio.Task[None] | None = None
+        self._lost: ClientError | None = None
+        self._asked: dict[str, _Waiter] = {}
+        self._answers: dict[str, _Waiter] = {}
+        self._replies: defaultdict[str, deque[_Waiter]] = defaultdict(deque)
+        self._news: _Waiter = asyncio.Queue(NEWS)
 
     async def __aenter__(self) -> AsyncClient:
         address = _websocket_url(self.url, self.stream)
@@ -81,7 +95,7 @@ class AsyncClient:
                 proxy=None,
                 **extra,
             )
-            created = await self._next()
+            created = json.loads(await self._socket.recv())
         except InvalidStatus as error:
             raise ClientError(*_refusal(error, self.url)) from None
         except InvalidURI:
@@ -95,11 +109,14 @@ class AsyncClient:
                 "untrusted",
                 f"The certificate of {self.url} is not trusted ({error.verify_message}): name it with --ca.",
             ) from None
+        except ConnectionClosed as error:
+            raise _lost(error) from None
         except (OSError, TimeoutError):
             raise ClientError(
                 "unreachable", f"No daemon answers at {self.url}: start one with 'streamer run', or name it with --url."
             ) from None
         self.session = created.get("session", {})
+        self._reader = asyncio.create_task(self._read(self._socket))
         return self
 
     async def __aexit__(
@@ -107,6 +124,8 @@ class AsyncClient:
     ) -> None:
         if self._socket is not None:
             await self._socket.close()
+        if self._reader is not None:
+            await self._reader
 
     async def ask(
         self,
@@ -134,27 +153,31 @@ class AsyncClient:
             "seed": seed,
         }
         given = {key: value for key, value in response.items() if value is not None}
-        asked = await self._send("response.create", response=given)
+        asked, waiter = await self._send("response.create", response=given)
         answer: str | None = None
         done = False
         try:
             while not done:
-                event = await self._next()
+                event = await self._event(waiter)
                 match event["type"]:
                     case "response.created":
                         answer = event["response"]["id"]
-                    case "response.output_text.delta" if event["response_id"] == answer:
+                    case "response.output_text.delta":
                         yield event["delta"]
-                    case "response.done" if event["response"]["id"] == answer:
+                    case "response.done":
                         done = True
                         _raise_for(event["response"])
-                    case "error" if event["error"]["event_id"] == asked:
+                    case "error":
                         done = True
                         raise ClientError(event["error"]["code"], event["error"]["message"])
         finally:
-            if not done and answer is not None:
+            if not done:
                 with suppress(ClientError):
-                    await self._send("response.cancel", response_id=answer)
+                    answer = answer or (await self._event(waiter)).get("response", {}).get("id")
+                    cancel, _ = await self._send("response.cancel", response_id=answer)
+                    self._asked.pop(cancel, None)
+            self._asked.pop(asked, None)
+            self._answers.pop(answer or "", None)
 
     async def streams(self) -> list[dict[str, Any]]:
         """One dictionary a stream: name, source, state, fps_in, fps_seen, drops, lag_s, newest_frame_age_s, uptime_s."""
@@ -172,39 +195,89 @@ class AsyncClient:
     async def push(self, picture: bytes, *, stream: str | None = None, timestamp: float | None = None) -> None:
         """Shows one JPEG or PNG file to a stream whose source is `push:`; `timestamp` in seconds, on your own axis."""
         fields: dict[str, Any] = {"video": base64.b64encode(picture).decode(), "stream": stream, "timestamp": timestamp}
-        await self._send(
-            "input_video_buffer.append", **{key: value for key, value in fields.items() if value is not None}
-        )
+        shown = {key: value for key, value in fields.items() if value is not None}
+        sent, _ = await self._send("input_video_buffer.append", **shown)
+        self._asked.pop(sent, None)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Whatever the daemon sends from now on: `stream.status`, `stream.dropped`, `stream.reset`, errors."""
+        """Whatever the daemon tells unasked: `stream.status`, `stream.dropped`, `stream.reset`, errors about pushed frames.
+
+        The newest `NEWS` wait to be read, from the connection's begin; `missed` counts those that were given up.
+        """
         while True:
-            yield await self._next()
+            yield await self._event(self._news)
 
     async def _request(self, kind: str, reply: str, **fields: Any) -> dict[str, Any]:
-        asked = await self._send(kind, **fields)
-        while True:
-            event = await self._next()
-            if event["type"] == reply:
-                return event
-            if event["type"] == "error" and event["error"]["event_id"] == asked:
-                raise ClientError(event["error"]["code"], event["error"]["message"])
-
-    async def _send(self, kind: str, **fields: Any) -> str:
-        """Sends an event and returns the id that an error about it will name."""
-        event_id = f"client_{next(self._numbers)}"
+        asked, waiter = await self._send(kind, reply, **fields)
         try:
-            await self._connection().send(json.dumps({"type": kind, "event_id": event_id, **fields}))
-        except ConnectionClosed as error:
-            raise _lost(error) from None
-        return event_id
-
-    async def _next(self) -> dict[str, Any]:
-        try:
-            event: dict[str, Any] = json.loads(await self._connection().recv())
-        except ConnectionClosed as error:
-            raise _lost(error) from None
+            event = await self._event(waiter)
+        finally:
+            self._asked.pop(asked, None)
+        if event["type"] == "error":
+            raise ClientError(event["error"]["code"], event["error"]["message"])
         return event
+
+    async def _send(self, kind: str, reply: str | None = None, **fields: Any) -> tuple[str, _Waiter]:
+        """Sends an event; what answers it comes to the waiter, until its id is forgotten."""
+        event_id, waiter = f"client_{next(self._numbers)}", _Waiter()
+        if kind == "response.create":
+            fields["response"]["metadata"] = {"asked": event_id}
+        connection = self._connection()
+        self._asked[event_id] = waiter
+        if reply is not None:
+            self._replies[reply].append(waiter)
+        try:
+            await connection.send(json.dumps({"type": kind, "event_id": event_id, **fields}))
+        except ConnectionClosed as error:
+            raise _lost(error) from None
+        return event_id, waiter
+
+    async def _event(self, waiter: _Waiter) -> dict[str, Any]:
+        if self._lost is not None and waiter.empty():
+            raise self._lost
+        event = await waiter.get()
+        if event is None:
+            assert self._lost is not None
+            raise self._lost
+        return event
+
+    async def _read(self, connection: ClientConnection) -> None:
+        """Hands each event to who waits for it, until the connection ends."""
+        try:
+            while True:
+                self._hand_over(json.loads(await connection.recv()))
+        except ConnectionClosed as error:
+            self._lost = _lost(error)
+        waiters = {id(waiter): waiter for waiter in (*self._asked.values(), *self._answers.values())}
+        for waiter in waiters.values():
+            waiter.put_nowait(None)
+        if not self._news.full():
+            self._news.put_nowait(None)
+
+    def _hand_over(self, event: dict[str, Any]) -> None:
+        kind, waiter = event["type"], None
+        if kind == "error":
+            waiter = self._asked.get(event["error"]["event_id"])
+            for replies in self._replies.values():
+                if waiter is not None and waiter in replies:
+                    replies.remove(waiter)
+        elif kind.startswith("response."):
+            response = event.get("response") or {"id": event.get("response_id")}
+            if kind == "response.created":
+                asked = (response.get("metadata") or {}).get("asked")
+                if asked in self._asked:
+                    self._answers[response["id"]] = self._asked[asked]
+            waiter = self._answers.get(response["id"])
+            if waiter is None:
+                return  # of an answer that nobody reads any more
+        elif self._replies.get(kind):
+            waiter = self._replies[kind].popleft()
+        if waiter is None:
+            waiter = self._news
+            if waiter.full():
+                waiter.get_nowait()
+                self.missed += 1
+        waiter.put_nowait(event)
 
     def _connection(self) -> ClientConnection:
         if self._socket is None:
@@ -213,7 +286,7 @@ class AsyncClient:
 
 
 class Client:
-    """`AsyncClient` for plain code: the same calls, blocking; `ask` is an ordinary iterator."""
+    """`AsyncClient` for plain code: the same calls, blocking; `ask` is an ordinary iterator. Threads may share one."""
 
     def __init__(self, url: str | None = None, **options: Any) -> None:
         self._async = AsyncClient(url, **options)

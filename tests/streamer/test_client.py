@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,42 @@ def test_answer_streams_in_and_leaving_early_cancels_it(server: Served, daemon: 
             await answer.aclose()
             await eventually(lambda: daemon.open_answers == 0)
             assert [word async for word in client.ask("Again?", max_tokens=2)]
+
+    asyncio.run(story())
+
+
+async def whole(answer: AsyncIterator[str]) -> str:
+    return "".join([word async for word in answer])
+
+
+def test_everything_goes_on_while_answers_are_open(server: Served, daemon: Daemon) -> None:
+    """Nothing of one call's is taken by another."""
+
+    async def story() -> None:
+        async with AsyncClient(server.url, stream="demo") as client:
+            long = client.ask("What?", max_tokens=20_000)
+            await anext(long)
+            said, streams, again, refused = await asyncio.gather(
+                whole(client.ask("And now?", max_tokens=5)),
+                client.streams(),
+                client.streams(),
+                client.attach("demo", "demo:"),
+                return_exceptions=True,
+            )
+            assert said and streams[0]["name"] == again[0]["name"] == "demo"
+            assert isinstance(refused, ClientError) and refused.code == "stream_exists"
+            assert await anext(long)
+            assert daemon.open_answers == 1
+            leaving = client.ask("Never mind", max_tokens=20_000)
+            first = asyncio.ensure_future(anext(leaving))
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await long.aclose()
+            await eventually(lambda: daemon.open_answers == 0)
+            told = await anext(client.events())
+            assert told["type"] == "stream.status" and told["stream"] == "demo"
+            assert not client.missed
 
     asyncio.run(story())
 
