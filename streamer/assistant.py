@@ -89,15 +89,17 @@ class Assistant:
         await self.stop()
 
     async def start(self) -> None:
-        """Loads and warms up the model, then opens the configured streams.
+        """Loads and warms up the model, then watches the configured streams.
 
         Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work.
         """
         self._loop = asyncio.get_running_loop()
         try:
+            # First, as a mistake here should not have to wait for the model.
+            sources = [await self._open(stream) for stream in self.config.streams]
             self._runner = await asyncio.wrap_future(self.engine.start())
-            for stream in self.config.streams:
-                await self._attach(stream)
+            for stream, source in zip(self.config.streams, sources, strict=True):
+                await self._attach(stream, source)
         except BaseException:
             await self.stop()
             raise
@@ -360,7 +362,13 @@ class Assistant:
             raise AssistantError("unknown_stream", f"There is no stream {name!r}; there are: {names}.")
         return self._streams[name]
 
-    async def _attach(self, config: StreamConfig) -> StreamStatus:
+    async def _open(self, config: StreamConfig) -> Source:
+        try:
+            return await asyncio.to_thread(open_source, config.source, _source_options(config, self.config.webrtc))
+        except SourceError as error:
+            raise AssistantError("bad_source", f"Stream {config.name!r} can't be watched: {error}") from None
+
+    async def _attach(self, config: StreamConfig, source: Source | None = None) -> StreamStatus:
         name, most = config.name, self.config.limits.streams
         if name in self._streams or name in self._attaching:
             raise AssistantError(
@@ -373,12 +381,9 @@ class Assistant:
             )
         self._attaching.add(name)
         try:
-            source = await asyncio.to_thread(open_source, config.source, _source_options(config, self.config.webrtc))
-            stream = Stream(config, source, self.engine.wake)
+            stream = Stream(config, source or await self._open(config), self.engine.wake)
             await self._admit(stream)
             await asyncio.wrap_future(self.engine.add(stream))
-        except SourceError as error:
-            raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
         except asyncio.CancelledError:
             self.engine.remove(name)
             raise

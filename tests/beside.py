@@ -1,4 +1,4 @@
-"""Tests that mostly wait, run beside one another: of a module marked `beside`, those that are to run begin together.
+"""Tests that mostly wait, run beside one another: those of a module that are marked `beside`, and that are to run, begin together.
 
 Each stays a test of its own, with a verdict of its own: where its turn comes, it waits for what became of it. One that needs
 a fixture of a single test's (monkeypatch, caplog …) runs alone, after the others; so does one that is tried again.
@@ -41,7 +41,8 @@ def named(name: str, test: Callable[..., None], arguments: dict[str, object]) ->
 
 
 def begin(first: pytest.Function, module: pytest.Module) -> dict[str, Future[None]]:
-    pool = ThreadPoolExecutor(TOGETHER, "beside")
+    mark = first.get_closest_marker("beside")
+    pool = ThreadPoolExecutor(mark.args[0] if mark and mark.args else TOGETHER, "beside")
     running = {}
     for item in first.session.items:
         if item.getparent(pytest.Module) is not module or not shared(item):

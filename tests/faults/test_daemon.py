@@ -32,6 +32,7 @@ from tests.capture.lab import (
     wait_for,
 )
 from tests.capture.publisher import Publisher
+from tests.tiny import TINY
 
 pytestmark = pytest.mark.beside
 LIMITS = {"streams": 8, "answers": 8}
@@ -177,7 +178,7 @@ def test_forty_streams_of_which_ten_flap_in_one_daemon() -> None:
         async def run() -> None:
             configured = {
                 "streams": streams,
-                "model": {"threads": 1},
+                "model": TINY,
                 "limits": {"streams": 40, "answers": 2, "admission": "slots"},
             }
             async with Assistant(parse_config(configured)) as assistant:

@@ -14,6 +14,7 @@ from streamer.config import StreamConfig
 from streamer.engine import Engine, Question
 from streamer.scheduler import Pace
 from streamer.stream import Stream
+from tests.tiny import TINY
 
 
 class FedSource:
@@ -57,12 +58,12 @@ def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 class Bench:
-    """The real engine and the real nano, turned by hand."""
+    """The real engine and a tiny model, turned by hand."""
 
     def __init__(self, streams: int = 2, answers: int = 3, **options: object) -> None:
         self.resets: list[tuple[str, str]] = []
         self.engine = Engine(
-            lambda: load_runner("nano", slots=streams + answers, random_weights=True),
+            lambda: load_runner(TINY["name"], slots=streams + answers, random_weights=True),
             stream_slots=streams,
             answer_slots=answers,
             pace=Pace(floor=500, ceiling=1000),

@@ -13,6 +13,7 @@ import pytest
 from streamer import Assistant, AssistantError, StreamEvent
 from streamer.config import parse_config
 from streamer.subscription import Subscription
+from tests.tiny import TINY
 
 from .fed import picture
 
@@ -21,7 +22,7 @@ DEMO = {"name": "demo", "source": "demo:"}
 
 def config(**keys: Any) -> Any:
     limits = {"streams": 2, "answers": 2, "waiting_questions": 2, "question_tokens": 200}
-    return parse_config({"streams": [DEMO], "model": {"threads": 1, "random_weights": True}, "limits": limits, **keys})
+    return parse_config({"streams": [DEMO], "model": TINY, "limits": limits, **keys})
 
 
 async def first_frame(assistant: Assistant, name: str = "demo") -> None:
@@ -50,7 +51,7 @@ def test_a_clip_is_watched_and_asked_about() -> None:
         refused(early, "not_ready", "being loaded")
         async with assistant:
             assert assistant.ready and assistant.trouble is None
-            assert assistant.model.name == "nano" and assistant.model.state_bytes > 0
+            assert assistant.model.name == "tiny" and assistant.model.state_bytes > 0
             await first_frame(assistant)
             answers = [assistant.ask("What is happening?", max_tokens=5) for _ in range(3)]
             assert len({answer.id for answer in answers}) == 3
@@ -262,12 +263,13 @@ def test_pushed_frames_are_watched() -> None:
 
 def test_a_step_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamer.assistant.STUCK_SECONDS", 0.3)
+    monkeypatch.setattr("streamer.assistant.TELL_SECONDS", 0.1)
 
     async def test() -> None:
         async with Assistant(config()) as assistant:
             await first_frame(assistant)
             see = assistant.engine.runner.see
-            assistant.engine.runner.see = lambda *step: (time.sleep(3), see(*step))[1]  # type: ignore[method-assign]
+            assistant.engine.runner.see = lambda *step: (time.sleep(1), see(*step))[1]  # type: ignore[method-assign]
             async with asyncio.timeout(10):
                 while assistant.ready:
                     await asyncio.sleep(0.05)
@@ -335,7 +337,7 @@ def test_a_new_configuration_is_applied_as_far_as_it_can_be() -> None:
             lines = await assistant.reload(
                 config(
                     streams=[DEMO, {"name": "door", "source": "/nowhere.mp4"}],
-                    model={"threads": 2},
+                    model={**TINY, "threads": 2},
                     answers={"max_tokens": 3, "ceiling_tokens_per_second": 50},
                 )
             )

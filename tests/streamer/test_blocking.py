@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamer import AssistantError, BlockingAssistant, parse_config
+from tests.tiny import TINY
 
 from .fed import picture
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = parse_config(
     {
         "streams": [{"name": "eyes", "source": "push://eyes"}],
-        "model": {"threads": 1, "random_weights": True},
+        "model": TINY,
         "limits": {"streams": 2, "answers": 2},
     }
 )
@@ -57,9 +58,7 @@ def test_plain_code_watches_and_asks() -> None:
 
 
 def test_what_can_not_start_leaves_nothing_behind() -> None:
-    config = parse_config(
-        {"streams": [{"name": "door", "source": "/nowhere.mp4"}], "model": {"threads": 1, "random_weights": True}}
-    )
+    config = parse_config({"streams": [{"name": "door", "source": "/nowhere.mp4"}], "model": TINY})
     before = set(threading.enumerate())
     with pytest.raises(AssistantError), BlockingAssistant(config):
         pass

@@ -195,6 +195,7 @@ def test_run_asks_the_first_question_and_ends_in_good_order_mid_answer() -> None
         process.kill()
 
 
+@pytest.mark.beside(2)
 @pytest.mark.parametrize(
     ("arguments", "mend"),
     [

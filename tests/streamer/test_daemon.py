@@ -20,9 +20,12 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
+from tests.tiny import TINY
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 import json, sys
+import tests.tiny
 from streamer.config import parse_config
 from streamer.daemon import run
 config = parse_config(json.loads(sys.argv[1]))
@@ -33,7 +36,7 @@ sys.exit(run(config, lambda url: print(url, flush=True), lambda: parse_config({"
 def command(**keys: Any) -> list[str]:
     config = {
         "server": {"port": 0},
-        "model": {"threads": 1, "random_weights": True},  # an untrained model talks until it is stopped
+        "model": TINY,
         "limits": {"streams": 1, "answers": 2, "waiting_questions": 2},
         "streams": [{"name": "demo", "source": "demo:"}],
         **keys,
@@ -72,7 +75,7 @@ def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, 
 
 def test_starts_says_what_it_is_and_stops() -> None:
     with daemon() as (process, url, banner):
-        assert url in banner and "model nano" in banner and "room for 1 streams and 2 answers" in banner
+        assert url in banner and "model tiny" in banner and "room for 1 streams and 2 answers" in banner
         assert ("RANDOM WEIGHTS" in banner) == (not facts(url)["model"]["trained"])
         code, seconds = ended(process, signal.SIGTERM)
         assert code == 0 and seconds < 2
@@ -181,6 +184,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
     )
 
 
+@pytest.mark.beside(2)
 @pytest.mark.parametrize(
     ("keys", "part"),
     [

@@ -1,4 +1,4 @@
-"""The engine with the real nano: questions never touch streams, failures stay where they happen, slots come back."""
+"""The engine with a real model: questions never touch streams, failures stay where they happen, slots come back."""
 
 from __future__ import annotations
 
