@@ -7,7 +7,7 @@ import ipaddress
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
 Scope = Literal["view", "ask", "publish", "admin"]
@@ -106,17 +106,35 @@ def read_tokens(lines: Iterable[str], origin: str) -> list[Token]:
     return tokens
 
 
+class Signed(Protocol):
+    """Recognises tokens that somebody else signs."""
+
+    def visitor(self, token: str, remote: bool) -> Visitor:
+        """Who bears it. Raises DoorError: unauthorized."""
+        ...
+
+
 class Gate:
     """Decides who comes in.
 
     Args:
-        tokens: those that are known; with none, everybody may do everything.
+        tokens: those that are known; with none, and no `signed`, everybody may do everything.
         origins: pages of other origins (`https://cam.example`) that may speak to the daemon from a browser.
         loopback: whether the daemon listens on this machine only.
+        signed: asked about tokens that are not among `tokens`.
     """
 
-    def __init__(self, tokens: Collection[Token], origins: Collection[str] = (), *, loopback: bool = True) -> None:
+    def __init__(
+        self,
+        tokens: Collection[Token],
+        origins: Collection[str] = (),
+        *,
+        loopback: bool = True,
+        signed: Signed | None = None,
+    ) -> None:
         self._tokens: Mapping[str, Token] = {token.digest: token for token in tokens}
+        self._signed = signed
+        self._open = not tokens and signed is None
         self._origins = {origin.rstrip("/").lower() for origin in origins}
         self._names = {urlsplit(origin).hostname for origin in self._origins}
         self._loopback = loopback
@@ -128,26 +146,28 @@ class Gate:
         """
         self._check_origin(headers.get("origin"), headers.get("host", ""))
         remote = not is_loopback(address)
-        if not self._tokens:
+        if self._open:
             return Visitor(address, frozenset(SCOPES), remote)
         presented = _presented(headers)
         if presented is None:
             raise DoorError("unauthorized", "A bearer token is needed: send 'Authorization: Bearer …'.")
         token = self._tokens.get(token_digest(presented))
-        if token is None:
-            raise DoorError("unauthorized", "This token is not known here.")
-        return Visitor(token.name, token.scopes, remote)
+        if token is not None:
+            return Visitor(token.name, token.scopes, remote)
+        if self._signed is not None:
+            return self._signed.visitor(presented, remote)
+        raise DoorError("unauthorized", "This token is not known here.")
 
     def _check_origin(self, origin: str | None, host: str) -> None:
         name = urlsplit(f"//{host}").hostname or ""
         if origin is not None and origin.lower() not in self._origins:
             same = urlsplit(origin).netloc.lower() == host.lower()
-            if not same or not (_is_literal(name) or self._tokens):
+            if not same or (self._open and not _is_literal(name)):
                 raise DoorError(
                     "forbidden", f"Pages from {origin[:200]} may not speak to this daemon: allow server.origins."
                 )
         # A page whose name was pointed at this machine (DNS rebinding) sends no origin when it reads; its name tells.
-        if self._loopback and not self._tokens and name not in self._names and not _is_literal(name):
+        if self._loopback and self._open and name not in self._names and not _is_literal(name):
             raise DoorError("forbidden", f"This daemon is not {name[:200]!r}: reach it as 127.0.0.1 or localhost.")
 
 

@@ -58,6 +58,20 @@ class TokenConfig(_Section):
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
+class JwtConfig(_Section):
+    """Tokens that somebody else signs (JSON Web Tokens), accepted beside the daemon's own while they last."""
+
+    key_file: Annotated[str, Field(min_length=1)]
+    """The signer's public key as PEM, or the shared secret of HS256."""
+    algorithm: Literal["RS256", "RS512", "PS256", "ES256", "ES384", "EdDSA", "HS256"] = "RS256"
+    audience: Annotated[str, Field(min_length=1)]
+    """What a token's `aud` must name."""
+    issuer: Annotated[str, Field(min_length=1)] | None = None
+    """What its `iss` must be; unset takes any."""
+    scope_claim: Annotated[str, Field(min_length=1)] = "scope"
+    """Where it names view, ask, publish or admin: words with spaces between, or a list."""
+
+
 class ServerConfig(_Section):
     """Where the one port is, and who may use it."""
 
@@ -68,6 +82,7 @@ class ServerConfig(_Section):
     """Bearer tokens; with none here, in `token_file` and in $STREAMER_TOKENS, whoever reaches the port may do everything."""
     token_file: Annotated[str, Field(min_length=1)] | None = None
     """One token a line: NAME SCOPES TOKEN, where TOKEN may be sha256:HEX."""
+    jwt: JwtConfig | None = None
     certificate: Annotated[str, Field(min_length=1)] | None = None
     """TLS: a PEM file with the certificate and its chain."""
     key: Annotated[str, Field(min_length=1)] | None = None
@@ -324,6 +339,7 @@ def _problem(error: ErrorDetails) -> str:
 _SECTIONS: dict[str, type[BaseModel]] = {
     "server": ServerConfig,
     "tokens": TokenConfig,
+    "jwt": JwtConfig,
     "model": ModelConfig,
     "attention": AttentionConfig,
     "streams": StreamConfig,

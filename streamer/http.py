@@ -35,6 +35,7 @@ from streamer.metrics import Metrics
 from streamer.page import page_routes
 from streamer.pictures import encode_jpeg
 from streamer.publishing import Publishing
+from streamer.signed import SignedTokens
 from streamer.websocket import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
 
 log = logging.getLogger("streamer.http")
@@ -51,7 +52,7 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
 
     Raises ConfigError where tokens can't be read, or where others could reach the daemon without them.
     """
-    doors = Doors(assistant, config, known_tokens(config))
+    doors = Doors(assistant, config, known_tokens(config), signed_tokens(config))
     app = Starlette(
         routes=[
             WebSocketRoute("/v1/realtime", doors.realtime),
@@ -138,7 +139,7 @@ def known_tokens(config: Config) -> list[Token]:
         raise ConfigError([f"server: a file can't be read ({error}): check its path and permissions"]) from None
     except ValueError as error:
         raise ConfigError([str(error)]) from None
-    missing = [] if tokens else ["token"]
+    missing = [] if tokens or server.jwt is not None else ["token"]
     missing += [] if server.certificate else ["TLS certificate"]
     if missing and not is_loopback(server.host) and server.insecure < 2:
         raise ConfigError(
@@ -151,12 +152,22 @@ def known_tokens(config: Config) -> list[Token]:
     return tokens
 
 
+def signed_tokens(config: Config) -> SignedTokens | None:
+    """Who recognises tokens that somebody else signs, if they are accepted. Raises ConfigError."""
+    accepted = config.server.jwt
+    try:
+        return None if accepted is None else SignedTokens.load(accepted)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError([f"server.jwt.key_file: {accepted and accepted.key_file} can't be used ({why})"]) from None
+
+
 class Doors:
     """The endpoints, and the connections that are open."""
 
-    def __init__(self, assistant: Assistant, config: Config, tokens: list[Token]) -> None:
+    def __init__(self, assistant: Assistant, config: Config, tokens: list[Token], signed: SignedTokens | None) -> None:
         self._assistant, self._config = assistant, config
-        self._gate = Gate(tokens, config.server.origins, loopback=is_loopback(config.server.host))
+        self._gate = Gate(tokens, config.server.origins, loopback=is_loopback(config.server.host), signed=signed)
         limits = config.limits
         self._limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._metrics = Metrics()
