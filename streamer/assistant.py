@@ -16,23 +16,13 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from capture import (
-    Frame,
-    IceServer,
-    Patience,
-    PushSource,
-    Source,
-    SourceError,
-    SourceOptions,
-    SourceStatus,
-    open_source,
-)
+from capture import Frame, PushSource, Source, SourceError, SourceStatus
 from model import AttentionPolicy, Runner, Sampling, load_runner
 from streamer.answer import Answer, Usage
-from streamer.config import Config, ConfigError, StreamConfig, WebRtcConfig, parse_config
+from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine import Engine, Question
 from streamer.scheduler import Pace
-from streamer.stream import Stream, StreamStatus
+from streamer.stream import Stream, StreamStatus, configured_source
 from streamer.subscription import StreamEvent, Subscription
 
 __all__ = ["Answer", "Assistant", "AssistantError", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
@@ -364,7 +354,7 @@ class Assistant:
 
     async def _open(self, config: StreamConfig) -> Source:
         try:
-            return await asyncio.to_thread(open_source, config.source, _source_options(config, self.config.webrtc))
+            return await asyncio.to_thread(configured_source, config, self.config.webrtc)
         except SourceError as error:
             raise AssistantError("bad_source", f"Stream {config.name!r} can't be watched: {error}") from None
 
@@ -462,25 +452,6 @@ def _source_facts(status: SourceStatus) -> dict[str, Any]:
         "frozen": status.frozen,
         "reconnects": status.reconnects,
     }
-
-
-def _source_options(config: StreamConfig, webrtc: WebRtcConfig) -> SourceOptions:
-    return SourceOptions(
-        loop=config.loop,
-        start=config.start,
-        realtime=config.realtime,
-        transport=config.transport,
-        fps=config.fps,
-        change=config.change,
-        change_floor=config.change_floor,
-        hwaccel=config.hwaccel,
-        public_only=config.public_only,
-        camera_size=config.camera_size,
-        camera_rate=config.camera_rate,
-        pixel_format=config.pixel_format,
-        ice_servers=tuple(IceServer(each.urls, each.username, each.credential) for each in webrtc.ice_servers),
-        patience=Patience(open=config.open_timeout, stall=config.stall_after),
-    )
 
 
 def _check_sampling(max_tokens: int, temperature: float, top_p: float) -> None:

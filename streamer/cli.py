@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import ssl
 import sys
 import threading
@@ -246,11 +247,15 @@ def _stream_remove(options: argparse.Namespace) -> int:
 
 def _token(options: argparse.Namespace) -> int:
     from streamer.auth import new_token, read_scopes, token_digest
+    from streamer.config import NAME, NAME_MEND
 
     try:
         scopes = [scope for scope in options.scopes.split(",") if read_scopes(scope)]
     except ValueError as error:
         print(f"streamer token: {error}", file=sys.stderr)
+        return 2
+    if not re.fullmatch(NAME, options.name):
+        print(f"streamer token: {options.name!r} is no name; {NAME_MEND}", file=sys.stderr)
         return 2
     token = new_token()
     kept = {"name": options.name, "scopes": scopes, "digest": f"sha256:{token_digest(token)}"}
@@ -348,6 +353,7 @@ def _config_check(options: argparse.Namespace) -> int:
 
     try:
         config = load_config(options.config)
+        _refuse_what_can_not_run(config, options.config)
     except ConfigError as error:
         if options.json:
             print(json.dumps({"ok": False, "problems": error.problems}, ensure_ascii=False))
@@ -360,6 +366,28 @@ def _config_check(options: argparse.Namespace) -> int:
         names = ", ".join(stream.name for stream in config.streams) or "none"
         print(f"{options.config}: good; model {config.model.name}, streams: {names}")
     return 0
+
+
+def _refuse_what_can_not_run(config: Config, origin: str) -> None:
+    """Raises ConfigError for what `streamer run` would refuse: tokens, certificates and sources."""
+    from capture import SourceError
+    from streamer.config import ConfigError
+    from streamer.keyring import known_tokens, signed_tokens
+    from streamer.stream import configured_source
+
+    problems: list[str] = []
+    for read in (known_tokens, signed_tokens):
+        try:
+            read(config)
+        except ConfigError as error:
+            problems += error.problems
+    for index, stream in enumerate(config.streams):
+        try:
+            configured_source(stream, config.webrtc)
+        except SourceError as error:
+            problems.append(f"streams[{index}].source: {error}")
+    if problems:
+        raise ConfigError(problems, origin)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -358,7 +358,11 @@ class Client:
 def _websocket_url(url: str, stream: str | None) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    if scheme is None or not parts.netloc:
+    try:
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number up to 65535
+        named = False
+    if scheme is None or not named:
         raise ClientError("bad_url", f"{url} is no address of a daemon: use {DEFAULT_URL} or the like.")
     query = f"?stream={quote(stream, safe='')}" if stream else ""
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/v1/realtime{query}"

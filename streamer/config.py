@@ -25,6 +25,22 @@ class ConfigError(ValueError):
         super().__init__("\n".join(f"{origin}: {problem}" for problem in self.problems))
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice: the later one would silently replace the earlier one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key {_short(key.value)!r} stands there a second time: keep one",
+                        problem_mark=key.start_mark,
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 _UNITS = {"ms": 0.001, "s": 1, "sec": 1, "seconds": 1, "min": 60, "m": 60, "h": 3600, "fps": 1, "hz": 1, "/s": 1}
 
 
@@ -43,7 +59,9 @@ _Whole = Annotated[int, BeforeValidator(_plain_number)]
 Seconds = Annotated[_Number, Field(gt=0, le=86_400, description="seconds")]
 PerSecond = Annotated[_Number, Field(gt=0, le=1_000, description="a number per second")]
 Count = Annotated[_Whole, Field(ge=1, description="a count")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+NAME_MEND = "use letters, digits, '_', '-' and '.', 64 at most"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class _Section(BaseModel):
@@ -275,7 +293,7 @@ def load_config(path: str | Path) -> Config:
     """Reads and checks a YAML file. Raises ConfigError, for a file that cannot be read too."""
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError([f"cannot be read ({error.strerror}): name an existing YAML file"], str(path)) from None
     except UnicodeDecodeError:
@@ -283,7 +301,10 @@ def load_config(path: str | Path) -> Config:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where is not None else ""
-        raise ConfigError([f"{line}is not YAML ({getattr(error, 'problem', error)})"], str(path)) from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError([f"{line}is not YAML ({problem})"], str(path)) from None
+    except RecursionError:
+        raise ConfigError(["is nested too deeply: start with 'streams:'"], str(path)) from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -328,7 +349,7 @@ def _problem(error: ErrorDetails) -> str:
     if kind == "string_pattern_mismatch" and "origins" in error["loc"]:
         return f"{path}: {shown} is no origin; write a scheme and a host, such as https://cam.example"
     if kind == "string_pattern_mismatch":
-        return f"{path}: {shown} is no name; use letters, digits, '_', '-' and '.', 64 at most"
+        return f"{path}: {shown} is no name; {NAME_MEND}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{path}: {shown} is not a section; write keys under it"
     if kind in ("tuple_type", "list_type"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -123,7 +125,13 @@ def run(
     On SIGHUP, `reload` reads the configuration again, and what can change live does.
     """
     set_up_logs()
-    return asyncio.run(_run(config, announce, reload))
+    code = asyncio.run(_run(config, announce, reload))
+    if any(thread.name == "engine" for thread in threading.enumerate()):
+        # It is inside of a long call of torch's, which aborts the process if the interpreter is taken down around it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 async def _run(config: Config, announce: Callable[[str], None], reload: Callable[[], Config] | None) -> int:

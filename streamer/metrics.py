@@ -136,7 +136,8 @@ def _head(out: list[str], name: str, help: str, kind: str) -> None:
 
 def _line(name: str, labels: Labels, value: float) -> str:
     told = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    return f"{name}{{{told}}} {float(value):g}" if told else f"{name} {float(value):g}"
+    shown = str(int(value)) if float(value).is_integer() else repr(float(value))  # every digit: counters grow for ever
+    return f"{name}{{{told}}} {shown}" if told else f"{name} {shown}"
 
 
 def _escaped(text: str) -> str:

@@ -7,8 +7,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from capture import Frame, Mailbox, Source, SourceStatus
-from streamer.config import StreamConfig
+from capture import Frame, IceServer, Mailbox, Patience, Source, SourceOptions, SourceStatus, open_source
+from streamer.config import StreamConfig, WebRtcConfig
 from streamer.scheduler import MOST_WAITING, Terms
 
 USUAL_RATE = 25.0
@@ -131,3 +131,24 @@ class Stream:
             reconnects=source.reconnects,
             gap_s=source.gap,
         )
+
+
+def configured_source(config: StreamConfig, webrtc: WebRtcConfig) -> Source:
+    """Where a configured stream's frames will come from. Raises SourceError for what can never work."""
+    options = SourceOptions(
+        loop=config.loop,
+        start=config.start,
+        realtime=config.realtime,
+        transport=config.transport,
+        fps=config.fps,
+        change=config.change,
+        change_floor=config.change_floor,
+        hwaccel=config.hwaccel,
+        public_only=config.public_only,
+        camera_size=config.camera_size,
+        camera_rate=config.camera_rate,
+        pixel_format=config.pixel_format,
+        ice_servers=tuple(IceServer(each.urls, each.username, each.credential) for each in webrtc.ice_servers),
+        patience=Patience(open=config.open_timeout, stall=config.stall_after),
+    )
+    return open_source(config.source, options)

@@ -78,6 +78,41 @@ def test_config_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(capsys.readouterr().out)["problems"]
 
 
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("server: {host: 0.0.0.0}", "server.host: '0.0.0.0' can be reached from other machines"),
+        ("server: {token_file: /nowhere}", "/nowhere"),
+        ("server: {certificate: /nowhere.pem, key: /nowhere.key}", "/nowhere.pem or /nowhere.key can't be read"),
+        ("streams: [{name: a, source: 'demo:'}, {name: b, source: 'foo://x'}]", "streams[1].source: source foo://x"),
+        ("streams: [{name: a, source: /nowhere.mp4}]", "streams[0].source: source /nowhere.mp4: there is no such file"),
+    ],
+)
+def test_config_check_refuses_what_run_refuses(
+    text: str, mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    assert main(["config", "check", str(file)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{file}: ") and mend in line
+
+
+def test_a_token_needs_a_name_that_a_configuration_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "my phone"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "'my phone' is no name; use letters" in told.err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:x", "http://:8765", "127.0.0.1:0"])
+def test_an_impossible_address_is_one_clear_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", url]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"streamer: {url} is no address of a daemon: use http://127.0.0.1:8765 or the like.\n"
+    )
+
+
 def test_token_is_shown_once_and_kept_hashed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["token", "phone", "--scopes", "view,ask", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)

@@ -94,7 +94,18 @@ def test_every_problem_is_listed() -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("streams: [", "line 1: is not YAML"), ("- 1", "holds a list"), ("\xff", "")],
+    [
+        ("streams: [", "line 1: is not YAML"),
+        ("- 1", "holds a list"),
+        ("\xff", "is not text"),
+        ("a: \x00", "is not YAML"),
+        ("[" * 5000, "is nested too deeply"),
+        (
+            "streams: [{name: a, source: 'demo:'}]\nstreams: []",
+            "line 2: is not YAML (key 'streams' stands there a second",
+        ),
+        ("server:\n  port: 1\n  port: 2", "line 3: is not YAML (key 'port' stands there a second time: keep one)"),
+    ],
 )
 def test_broken_files(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "broken.yaml"
@@ -102,6 +113,13 @@ def test_broken_files(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_config(path)
     assert str(path) in str(refused.value) and part in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("streams:\n  - &a {name: a, source: 'demo:', fps: 5}\n  - {<<: *a, name: b}\n")
+    assert [(stream.name, stream.fps) for stream in load_config(path).streams] == [("a", 5), ("b", 5)]
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:

@@ -172,6 +172,36 @@ def test_a_signal_while_the_model_loads_is_obeyed() -> None:
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 
+def test_a_source_that_can_never_work_is_told_before_the_model_is_loaded() -> None:
+    keys = {"model": {"name": "/no/such/model"}, "streams": [{"name": "a", "source": "/nowhere.mp4"}]}
+    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "/nowhere.mp4" in refused.stderr
+
+
+def test_a_signal_is_obeyed_while_the_engine_is_inside_of_a_long_call() -> None:
+    code = """
+import sys, torch
+from streamer import assistant
+from streamer.config import parse_config
+from streamer.daemon import run
+
+def load(*arguments, **options):
+    print("loading", flush=True)
+    while True:
+        torch.ones(2000, 2000) @ torch.ones(2000, 2000)
+
+assistant.load_runner = load
+sys.exit(run(parse_config({"server": {"port": 0}})))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "loading\n"
+        code_of_exit, seconds = ended(process, signal.SIGTERM)
+        assert code_of_exit == 0 and seconds < 4 and process.stderr.read() == ""
+
+
 def test_a_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

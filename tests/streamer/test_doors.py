@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streamer.auth import SCOPES, new_token, token_digest
 from streamer.config import Config, ConfigError
-from streamer.http import known_tokens
+from streamer.keyring import known_tokens
 from tests.streamer.serving import CONFIG, Daemon, Served, ask, eventually, receive, send, until
 
 QUESTION = {"model": "nano", "messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 3}
@@ -153,11 +153,12 @@ def test_video_is_motion_jpeg(http: httpx.Client) -> None:
     assert picture.startswith(b"\xff\xd8")
 
 
-def test_metrics_are_prometheus(http: httpx.Client) -> None:
+def test_metrics_are_prometheus(http: httpx.Client, daemon: Daemon) -> None:
     http.post("/v1/chat/completions", json=QUESTION)
     text = http.get("/metrics").text
     values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line[0] != "#"}
     assert values["streamer_ready"] == 1
+    assert values["streamer_state_bytes"] == daemon.assistant.model.state_bytes > 1_000_000  # to the last digit
     assert values['streamer_frames_seen_total{stream="demo"}'] > 0
     assert values['streamer_source_state{stream="demo",state="live"}'] == 1
     assert values['streamer_source_changes_total{stream="demo",state="live"}'] == 1

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from capture import Source, SourceOptions, guard, open_source
-from streamer import assistant
+from streamer import stream
 from streamer.config import Config, ConfigError, parse_config
 from streamer.http import create_app
 from tests.streamer.serving import CONFIG, Daemon, Served
@@ -58,7 +58,7 @@ def test_what_a_remote_client_attaches_is_held_to_public_hosts(daemon: Daemon, m
         opened.append(options)
         return open_source("push://door", options)
 
-    monkeypatch.setattr(assistant, "open_source", note)
+    monkeypatch.setattr(stream, "open_source", note)
     for address, body in (("203.0.113.5", {}), ("203.0.113.5", {"public_only": False}), ("127.0.0.1", {})):
         assert attach(daemon, "rtsp://camera.example/1", address, body).status_code == 201
     assert [options.public_only for options in opened] == [True, True, False]

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from streamer.auth import DoorError, Gate
 from streamer.config import ConfigError, JwtConfig, parse_config
-from streamer.http import known_tokens, signed_tokens
+from streamer.keyring import known_tokens, signed_tokens
 from streamer.signed import SignedTokens
 from tests.streamer.serving import Daemon
 
