@@ -114,8 +114,10 @@ class ContainerSource(SourceShell):
         elif self.options.hwaccel != "none":
             hwaccel = HWAccel("cuda", allow_software_fallback=True)
         relay = self.relay
+        # Behind "file:" FFmpeg takes no part of a name, such as 12:00.mp4's, for a protocol.
+        address = f"file:{self.url}" if self.scheme == "file" else self.url.removeprefix("v4l2://")
         return av.open(
-            self.url.removeprefix("v4l2://") if relay is None else relay.url,
+            address if relay is None else relay.url,
             format="v4l2" if self.scheme == "v4l2" else None,
             options=choices(self.scheme, self.options)
             | ({} if relay is None else relay.options)

@@ -20,12 +20,16 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
     if scheme == "demo" and not rest:
         return demo_source(options)
     if scheme in NETWORK:
+        if any(letter.isspace() for letter in url):
+            # Not shown: where a password ends can't be told.
+            raise SourceError(f"source {scheme}://… has a space in it: write it as %20")
         try:
-            host = urlsplit(url).hostname
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
         except ValueError:
             host = None
         if not host:
-            raise SourceError(f"source {redact(url)} names no host: write {scheme}://host/path")
+            raise SourceError(f"source {redact(url)} names no host, or an impossible port: write {scheme}://host/path")
         return ContainerSource(url, options, live=True)
     if scheme == "v4l2":
         if not Path(rest).exists():
@@ -48,8 +52,12 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
     path = Path(rest if scheme == "file" else url)
     with suppress(RuntimeError):  # "~name" of nobody known here is a name like any other
         path = path.expanduser()
-    if path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise SourceError(f"source {redact(url)[:80]}… can't be looked for: {error.strerror}") from None
+    if folder:
         raise SourceError(f"source {url} is a folder: name a video file")
-    if not path.exists():
+    if not there:
         raise SourceError(f"source {redact(url)}: there is no such file")
     return ContainerSource(str(path), options, live=False)

@@ -47,6 +47,8 @@ class Desk:
         Raises DoorError (forbidden) and AssistantError (as `Assistant.attach`).
         """
         visitor.need("admin")
+        if name.startswith(PREFIX):
+            raise AssistantError("bad_option", f"The stream is refused: names in {PREFIX}… are the daemon's own.")
         if visitor.remote and not self._private_sources:
             try:
                 await asyncio.to_thread(refuse_private, source)

@@ -289,12 +289,24 @@ def test_damaged_packets_are_passed_over(tmp_path: Path) -> None:
         ("v4l2:///dev/video99", "there is no such device"),
         ("camera://front", "named by its number"),
         ("rtsp://", "names no host"),
+        ("rtsp://camera:99999/1", "an impossible port"),
+        ("rtsp://user:pass word@camera/1", "write it as %20"),
+        ("x" * 5000, "File name too long"),
     ],
 )
 def test_what_can_never_work_is_refused_at_once(url: str, said: str) -> None:
     with pytest.raises(SourceError, match=said) as refusal:
         open_source(url)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200 and "word" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["12:00.mp4", "-dash.mp4", "a b %20#?é.mp4", "line\nline.mp4"])
+def test_files_may_be_called_anything(name: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).write_bytes(clip.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with watching(name, realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    assert watcher.source.status.frames == 50
 
 
 def test_the_demo_plays_for_ever() -> None:
