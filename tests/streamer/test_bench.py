@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
+from streamer import bench
 from streamer.bench import add_arguments, render, run, spread
 
 
@@ -27,11 +28,14 @@ def test_spread() -> None:
 
 
 @pytest.mark.slow
-def test_the_daemon_is_measured_through_file_and_websocket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    render(tmp_path / "clip.mp4", 4.0)
+def test_the_daemon_is_measured_through_file_and_websocket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "SETTLE_SECONDS", 0.5)
+    render(tmp_path / "clip.mp4", 1.0)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    options = ["--file", str(tmp_path / "clip.mp4"), "--seconds", "3", "--askers", "2", "--streams", "2", "--json"]
+    options = ["--file", str(tmp_path / "clip.mp4"), "--seconds", "2", "--askers", "2", "--streams", "2", "--json"]
     assert run(parser.parse_args(options)) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["model"] == "nano" and figures["askers"] == figures["streams"] == 2

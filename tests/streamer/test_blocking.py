@@ -57,10 +57,17 @@ def test_plain_code_watches_and_asks() -> None:
     assert threading.active_count() <= before + 1
 
 
-def test_what_can_not_start_leaves_nothing_behind() -> None:
-    config = parse_config({"streams": [{"name": "door", "source": "/nowhere.mp4"}], "model": TINY})
+@pytest.mark.parametrize(
+    ("door", "streams"),
+    [("/nowhere.mp4", 2), ("demo:", 1)],
+    ids=["before the engine is there", "with the engine there"],
+)
+def test_what_can_not_start_leaves_nothing_behind(door: str, streams: int) -> None:
+    sources = [{"name": "demo", "source": "demo:"}, {"name": "door", "source": door}]
+    config = parse_config({"streams": sources, "model": TINY, "limits": {"streams": 2, "answers": 2}})
+    limits = config.limits.model_copy(update={"streams": streams})
     before = set(threading.enumerate())
-    with pytest.raises(AssistantError), BlockingAssistant(config):
+    with pytest.raises(AssistantError), BlockingAssistant(config.model_copy(update={"limits": limits})):
         pass
     left = set(threading.enumerate()) - before
     assert not [thread for thread in left if thread.name in ("assistant", "engine")]
