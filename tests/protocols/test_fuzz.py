@@ -100,7 +100,7 @@ def spoiled(templates: list[dict[str, Any]], chance: random.Random) -> Any:
     for _ in range(chance.choice((0, 1, 1, 1, 2, 3))):
         path = chance.choice(places(event))
         if not path:
-            event[chance.choice(("extra", "session", "response", "\ud800"))] = chance.choice(WRONG)
+            event[chance.choice(("extra", "session", "response", "\ud800"))] = copy.deepcopy(chance.choice(WRONG))
             continue
         parent = event
         for key in path[:-1]:
