@@ -26,7 +26,13 @@ CONFIG = JwtConfig(key_file="unread", audience="streamer", issuer="https://login
 
 
 def claims(**changed: Any) -> dict[str, Any]:
-    whole = {"sub": "ada", "aud": "streamer", "iss": CONFIG.issuer, "exp": time.time() + 60, "scope": "view ask fly"}
+    whole = {
+        "sub": "ada",
+        "aud": "streamer",
+        "iss": CONFIG.issuer,
+        "exp": time.time() + 36_000,
+        "scope": "view ask fly",
+    }
     return {key: value for key, value in (whole | changed).items() if value is not None}
 
 
