@@ -171,6 +171,8 @@ def test_the_client_installs_alone(alone: Path, server: Served, tmp_path: Path) 
     assert asked.returncode == 0 and asked.stdout, asked.stderr
     assert run("-m", "streamer.cli", "status", "--url", server.url).stdout.startswith("STREAM")
     refused = run("-m", "streamer.cli", "run", "--source", "demo:")
+    told = run("-m", "streamer.cli", "doctor").stdout
+    assert "torch is not installed\n        → install streamer[daemon]" in told
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert "install streamer[daemon]" in refused.stderr
 
