@@ -417,9 +417,11 @@ class Assistant:
                 self._loop.call_soon_threadsafe(self._publish, event)
 
     def _changed(self, stream: Stream, status: SourceStatus) -> None:
-        stream.changes[str(status.state)] += 1
+        state = "frozen" if status.frozen else str(status.state)
+        stream.changes[state] += state != stream.state
+        stream.state = state
         reason = f" ({status.reason})" if status.reason else ""
-        log.info("stream %s is %s%s", stream.name, status.state, reason)
+        log.info("stream %s is %s%s", stream.name, state, reason)
         self._post(StreamEvent("stream.status", stream.name, _source_facts(status)))
 
     def _was_reset(self, stream: str, reason: str) -> None:

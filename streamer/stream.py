@@ -66,7 +66,8 @@ class Stream:
         self.share = 1.0
         self.drops: Counter[str] = Counter()
         self.changes: Counter[str] = Counter()
-        """How often the source came into each of its states."""
+        """How often the source came into each of its states, `frozen` told apart from `live`."""
+        self.state = ""
         self.newest: Frame | None = None
         self.ages: deque[float] = deque(maxlen=4096)
         self._began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Cameras of every kind through the whole: source → engine → model → answer; and memory that survives what befalls them."""
+"""Cameras of every kind through the whole daemon, from source to the answer at a websocket; and memory that survives what befalls them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from capture.webrtc import WhipSource
+from protocols.whip import SDP
 from streamer import Assistant
+from streamer.client import AsyncClient
 from streamer.config import parse_config
+from streamer.daemon import Daemon
 from streamer.stream import StreamStatus
 from tests.capture.lab import (
     Mjpeg,
@@ -34,18 +38,22 @@ from tests.capture.lab import (
 from tests.capture.publisher import Publisher
 from tests.tiny import TINY
 
-pytestmark = pytest.mark.beside
-LIMITS = {"streams": 8, "answers": 8}
+LIMITS = {"streams": 12, "answers": 12, "visitor_answers": 12}
 
 
-def daemon(work: Callable[[Assistant], Awaitable[None]], *streams: dict[str, Any]) -> None:
-    """Runs `work` beside an assistant that watches these streams."""
+def daemon(
+    work: Callable[[Assistant, AsyncClient], Awaitable[None]], *streams: dict[str, Any], model: dict[str, Any] = TINY
+) -> None:
+    """Runs `work` beside a whole daemon that watches these streams, and a client at its websocket."""
 
     async def run() -> None:
-        async with Assistant(
-            parse_config({"streams": list(streams), "model": {"threads": 1}, "limits": LIMITS})
-        ) as assistant:
-            await work(assistant)
+        configured = {"server": {"port": 0}, "streams": list(streams), "model": model, "limits": LIMITS}
+        whole = Daemon(parse_config(configured))
+        try:
+            async with AsyncClient(await whole.start()) as client:
+                await work(whole.assistant, client)
+        finally:
+            await whole.stop()
 
     asyncio.run(asyncio.wait_for(run(), 100))
 
@@ -62,16 +70,16 @@ async def until(true: Callable[[], bool], seconds: float = 60, what: Callable[[]
         await asyncio.sleep(0.02)
 
 
-async def asked(assistant: Assistant, name: str) -> None:
+async def asked(assistant: Assistant, client: AsyncClient, name: str) -> None:
     """Waits until a stream has been seen for a while, and asks about it."""
     await until(lambda: status(assistant, name).frames_seen > 4, what=lambda: status(assistant, name))
     assert assistant.newest_frame(name) is not None
-    answer = assistant.ask("What is there?", stream=name, max_tokens=3)
-    await answer.text()
-    assert answer.finish_reason in ("length", "stop") and answer.stream == name
+    async with AsyncClient(client.url, stream=name) as asker:
+        assert "".join([words async for words in asker.ask("What is there?", max_tokens=3)])
 
 
 @needs_rtsp
+@pytest.mark.beside
 @pytest.mark.usefixtures("loopback")
 def test_every_kind_of_camera_is_watched_and_asked_about(tmp_path: Path, rtsp: RtspServer) -> None:
     pictures = [jpeg(drawn(n)) for n in range(50)]
@@ -95,33 +103,41 @@ def test_every_kind_of_camera_is_watched_and_asked_about(tmp_path: Path, rtsp: R
             "rtmp": (rtmp, {}),
             "whip": ("whip://whip", {}),
             "push": ("push://push", {}),
+            "socket": ("push://socket", {}),
+            "demo": ("demo:", {}),
         }
 
-        async def work(assistant: Assistant) -> None:
-            source = assistant.source("whip")
-            assert isinstance(source, WhipSource)
-            await asyncio.to_thread(publisher.publish, lambda offer: source.publish(offer).result(20))
+        async def work(assistant: Assistant, client: AsyncClient) -> None:
+            def publish(offer: str) -> str:
+                answer = httpx.post(f"{client.url}/whip/whip", content=offer, headers={"Content-Type": SDP}, timeout=20)
+                assert answer.status_code == 201, answer.text
+                return answer.text
 
             async def push() -> None:
                 for n in range(10_000):
                     assistant.push("push", drawn(n), n / 5)
+                    await client.push(pictures[n % 50], stream="socket", timestamp=n / 5)
                     await asyncio.sleep(0.2)
 
             pushing = asyncio.create_task(push())
-            await asyncio.gather(*(asked(assistant, name) for name in urls))
+            await asyncio.to_thread(publisher.publish, publish)
+            await asyncio.gather(*(asked(assistant, client, name) for name in urls))
             pushing.cancel()
 
-        daemon(work, *({"name": name, "source": url, "fps": 2, **more} for name, (url, more) in urls.items()))
+        streams = [{"name": name, "source": url, "fps": 2, **more} for name, (url, more) in urls.items()]
+        daemon(work, *streams, model={"threads": 1})
 
 
 @needs_rtsp
+@pytest.mark.beside
 def test_memory_survives_reboot_stall_and_a_change_of_resolution(rtsp: RtspServer) -> None:
     """The stream's memory is never begun anew, its time goes on, and each change of state is told."""
     told: list[str] = []
     with rtsp_server(width=480, height=360) as after, proxy(rtsp.port) as between:
 
-        async def work(assistant: Assistant) -> None:
-            subscription = assistant.subscribe("door")
+        async def work(assistant: Assistant, client: AsyncClient) -> None:
+            await asked(assistant, client, "door")
+            subscription, before = assistant.subscribe("door"), Counter(assistant.source_changes()["door"])
 
             async def listen() -> None:
                 async for event in subscription:
@@ -129,7 +145,6 @@ def test_memory_survives_reboot_stall_and_a_change_of_resolution(rtsp: RtspServe
                         told.append(event.facts["state"])
 
             listening = asyncio.create_task(listen())
-            await asked(assistant, "door")
             first = assistant.newest_frame("door")
             between.hushed = True
             await until(lambda: status(assistant, "door").state == "stalled")
@@ -141,17 +156,24 @@ def test_memory_survives_reboot_stall_and_a_change_of_resolution(rtsp: RtspServe
             await until(lambda: status(assistant, "door").width == 480)
             seen = status(assistant, "door").frames_seen
             await until(lambda: status(assistant, "door").frames_seen > seen + 10)
-            await asked(assistant, "door")
+            await asked(assistant, client, "door")
             now, last = status(assistant, "door"), assistant.newest_frame("door")
             assert now.generation == 1 and now.reconnects == 1
             assert first is not None and last is not None
             assert last.time - first.time == pytest.approx(last.captured - first.captured, abs=1)
+            counted = Counter(assistant.source_changes()["door"]) - before
+            assert counted == Counter(told[1:]), "each change is counted as often as it is told"
             subscription.close()
             listening.cancel()
 
         url = f"rtsp://127.0.0.1:{between.port}/live"
         daemon(work, {"name": "door", "source": url, "fps": 10, "stall_after": 1.5})
-    assert [state for state in told if state != "connecting"][-4:] == ["stalled", "live", "waiting", "live"]
+    assert told[0] == "live" and [state for state in told if state != "connecting"][1:] == [
+        "stalled",
+        "live",
+        "waiting",
+        "live",
+    ]
 
 
 def test_forty_streams_of_which_ten_flap_in_one_daemon() -> None:
@@ -189,8 +211,11 @@ def test_forty_streams_of_which_ten_flap_in_one_daemon() -> None:
                 await until(lambda: all_live("calm") and all(each.frames_seen for each in assistant.streams()), 60)
                 await asyncio.gather(
                     until(lambda: all(status(assistant, f"flap-{n}").reconnects >= 2 for n in range(10))),
-                    asked(assistant, "calm-7"),
+                    until(lambda: status(assistant, "calm-7").frames_seen > 4),
                 )
+                answer = assistant.ask("What is there?", stream="calm-7", max_tokens=3)
+                await answer.text()
+                assert answer.finish_reason in ("length", "stop")
                 assert all_live("calm") and threading.active_count() < 40 + 10 + 60
                 steady.set()
                 await until(lambda: all_live("flap"), 10)

@@ -23,6 +23,7 @@ def seen_and_asked(folder: Path, source: str, *keys: str, **environment: str) ->
     lines = "".join(f", {key}" for key in keys)
     config.write_text(
         f"model: {{threads: 1}}\nstreams: [{{name: one, source: {source!r}{lines}}}]\nserver: {{port: 0}}\n"
+        "limits: {streams: 1, answers: 1}\n"
     )
     log = folder / "log"
     with log.open("w") as out:
