@@ -217,7 +217,7 @@ class Assistant:
             await self.detach(name)
             lines.append(f"stream {name} was removed")
         for name, stream in wanted.items():
-            if configured.get(name) == stream and name in self._streams:
+            if name in self._streams and self._streams[name].config == stream:
                 continue
             try:
                 lines.append(await self._change(name, stream))
@@ -236,8 +236,12 @@ class Assistant:
             running.config = config
             await asyncio.wrap_future(self.engine.set_terms(running))
             return f"stream {name} has priority {config.priority} and deadline {config.deadline:g} s now"
+        try:
+            source = await self._open(config)
+        except AssistantError as error:
+            return f"{error.message}; it goes on as it was"
         await self.detach(name)
-        await self._attach(config)
+        await self._attach(config, source)
         return f"stream {name} was changed and begins again"
 
     def source(self, name: str) -> Source:

@@ -342,7 +342,12 @@ def test_a_new_configuration_is_applied_as_far_as_it_can_be() -> None:
                 )
             )
             assert lines[0] == "model changed: start the daemon again for it"
-            assert any("/nowhere.mp4" in line for line in lines) and assistant.config.model.threads == 1
+            assert any("/nowhere.mp4" in line and "goes on as it was" in line for line in lines)
+            assert [(stream.name, stream.source) for stream in assistant.streams()] == [
+                ("door", "demo:"),
+                ("demo", "demo:"),
+            ]
+            assert assistant.config.model.threads == 1
             assert assistant.engine.scheduler.pace.ceiling == 50
             await first_frame(assistant)
             answer = assistant.ask("What?", stream="demo")
