@@ -31,6 +31,8 @@ log = logging.getLogger("streamer")
 LOADING = "The model is being loaded: try again in a moment."
 TELL_SECONDS = 1.0
 """Drops are told at most this often for each stream."""
+CHARACTERS_A_TOKEN = 16
+"""A text that is longer than its tokens at this rate is refused unread: to tokenise a megabyte takes seconds."""
 STUCK_SECONDS = 10.0
 """A step that runs longer than this makes the daemon unready."""
 
@@ -287,6 +289,13 @@ class Assistant:
         temperature = defaults.temperature if temperature is None else temperature
         top_p = defaults.top_p if top_p is None else top_p
         _check_sampling(max_tokens, temperature, top_p)
+        characters = sum(map(len, (question, instructions, *(text for turn in history for text in turn))))
+        if characters > limits.question_tokens * CHARACTERS_A_TOKEN:
+            raise AssistantError(
+                "question_too_long",
+                f"The question has {characters} characters with its history, which is more than the "
+                f"{limits.question_tokens} tokens that are allowed: shorten it or raise limits.question_tokens.",
+            )
         tokens = runner.tokenizer.encode_question(question, instructions, history)
         if len(tokens) > limits.question_tokens:
             raise AssistantError(
