@@ -266,7 +266,7 @@ class Transport(BaseHTTPRequestHandler):
 )
 def test_timestamps_jump(parts: list[Part], marked: bool) -> None:
     """A wrap of the 33-bit clock is undone by the demuxer, which leaves nothing to mark."""
-    with http_server(Transport, parts=parts) as url, watching(url + "/live.ts") as watcher:
+    with http_server(Transport, parts=[*parts]) as url, watching(url + "/live.ts") as watcher:
         watcher.more(60, 30)
         assert watcher.state is State.LIVE and watcher.source.status.reconnects == 0
     sound_axis(watcher)
