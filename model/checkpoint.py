@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from model.config import ConfigError, InfiniteVLConfig, parse_config
 from model.infinitevl import InfiniteVL
@@ -63,7 +64,8 @@ def load_checkpoint(
 ) -> tuple[InfiniteVL, Tokenizer]:
     """Loads a checkpoint folder, tensor by tensor straight to `device` and `dtype`.
 
-    `choices` replace fields of its InfiniteVLConfig (the attention policy, say). Raises CheckpointError.
+    `choices` replace fields of its InfiniteVLConfig (the attention policy, say). A terminal is shown how far it is. Raises
+    CheckpointError.
     """
     config = read_config(folder)
     try:
@@ -147,7 +149,9 @@ def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dty
     found: set[str] = set()
     unexpected: list[str] = []
     misshapen: list[str] = []
+    bar = tqdm(total=len(expected), desc="loading weights", unit="tensor", leave=False, disable=None)
     for name, _, read in tensors(shards(folder)):
+        bar.update()
         if name not in expected:
             if not (tied and name == "lm_head.weight"):
                 unexpected.append(name)
@@ -159,6 +163,7 @@ def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dty
             continue
         kind = torch.float32 if name.endswith(KEPT_FLOAT32) else dtype
         place(model, name, tensor.to(device, kind, copy=True))
+    bar.close()
     missing = sorted(set(expected) - found)
     faults = [("missing", missing), ("unexpected", unexpected), ("wrong-shaped", misshapen)]
     said = [f"{len(names)} {what} ({listed(names)})" for what, names in faults if names]

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -300,6 +301,19 @@ def fetch(name: str, endpoint: str, cache: Path) -> tuple[str, str]:
         [sys.executable, "-c", FETCH, name], capture_output=True, text=True, check=True, timeout=100, env=found
     )
     return run.stdout.strip(), run.stderr
+
+
+def test_a_terminal_is_shown_how_far_loading_is() -> None:
+    code = "from model.checkpoint import load_checkpoint; from model.runner import NANO; load_checkpoint(NANO)"
+    watching, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True, timeout=100)
+    shown = os.read(watching, 100_000).decode()
+    os.close(terminal)
+    os.close(watching)
+    assert "loading weights" in shown and "tensor/s" in shown
+    silent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert not silent.stderr
 
 
 def test_a_repository_is_downloaded_by_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
