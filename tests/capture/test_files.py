@@ -160,6 +160,19 @@ def test_a_change_of_resolution_in_mid_file(tmp_path: Path) -> None:
     assert len(shapes) > 45
 
 
+def test_a_change_of_pixel_format_in_mid_file(tmp_path: Path) -> None:
+    joined = tmp_path / "joined.ts"
+    with joined.open("wb") as file:
+        for n, kind in enumerate(("yuv420p", "yuv444p")):
+            part = render(tmp_path / f"{n}.ts", 25, pixel_format=kind, times=lambda at, n=n: at + 25 * n)  # type: ignore[misc]
+            file.write(part.read_bytes())
+    with watching(str(joined), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    frames = watcher.frames()
+    assert len(frames) > 45 and {frame.pixels.shape for frame in frames} == {(180, 320, 3)}
+    assert np.abs(frames[-1].pixels.astype(int) - drawn(24)).mean() < 3
+
+
 @pytest.mark.parametrize(
     "codecs", [("libx264", "libx265"), ("libx265", "libx264"), ("libx264", "mpeg2video", "libx265")]
 )

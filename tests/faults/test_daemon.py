@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ def daemon(
             await whole.stop()
 
     asyncio.run(asyncio.wait_for(run(), 100))
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """What the daemon logs meanwhile."""
+    lines: list[str] = []
+    log, handler = logging.getLogger("streamer"), logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def status(assistant: Assistant, name: str) -> StreamStatus:
@@ -133,11 +150,12 @@ def test_every_kind_of_camera_is_watched_and_asked_about(tmp_path: Path, rtsp: R
 def test_memory_survives_reboot_stall_and_a_change_of_resolution(rtsp: RtspServer) -> None:
     """The stream's memory is never begun anew, its time goes on, and each change of state is told."""
     told: list[str] = []
-    with rtsp_server(width=480, height=360) as after, proxy(rtsp.port) as between:
+    with rtsp_server(width=480, height=360) as after, proxy(rtsp.port) as between, logged() as lines:
 
         async def work(assistant: Assistant, client: AsyncClient) -> None:
             await asked(assistant, client, "door")
             subscription, before = assistant.subscribe("door"), Counter(assistant.source_changes()["door"])
+            lines.clear()
 
             async def listen() -> None:
                 async for event in subscription:
@@ -163,6 +181,8 @@ def test_memory_survives_reboot_stall_and_a_change_of_resolution(rtsp: RtspServe
             assert last.time - first.time == pytest.approx(last.captured - first.captured, abs=1)
             counted = Counter(assistant.source_changes()["door"]) - before
             assert counted == Counter(told[1:]), "each change is counted as often as it is told"
+            changes = [line.split()[3] for line in lines if line.startswith("stream door is ")]
+            assert changes == told[1:], "and logged once"
             subscription.close()
             listening.cancel()
 
