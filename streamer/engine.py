@@ -381,12 +381,12 @@ class Engine:
         if answer is None:
             return
         self.scheduler.end_answer(name)
-        if answer.slot is not None:
-            self.runner.reset(answer.slot)
-            self._free_answers.append(answer.slot)
         if rest := answer.detokenizer.flush():
             answer.question.listener.spoke(rest, 0)
         answer.question.listener.finished(reason, error)
+        if answer.slot is not None:
+            self.runner.reset(answer.slot)  # last: on a dead device it raises, and whoever listens must be told
+            self._free_answers.append(answer.slot)
 
     def _ask(self, question: Question) -> None:
         self._answers[question.id] = _Answer(question, self.runner.tokenizer.detokenizer())

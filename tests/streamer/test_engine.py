@@ -190,3 +190,35 @@ def test_a_long_question_read_in_pieces_is_the_same_question() -> None:
     first = runner.prefill(1, runner.tokenizer.encode_question(words), how)
     voice = runner.tokenizer.detokenizer()
     assert pieces.text.startswith(voice.push(first))
+
+
+@pytest.mark.parametrize("where", ["frames", "decode"])
+def test_a_dead_context_restarts_the_engine_and_says_so(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of the runner fails, as after an illegal access; a fresh runner goes on with empty memories."""
+    bench = Bench()
+    bench.add("left"), bench.add("right")
+    bench.show(0, "left", "right")
+    engine, before = bench.engine, bench.engine.runner
+    ear = bench.ask("a", "left", length=500)
+    bench.until(lambda: ear.tokens > 0)
+
+    def dead(*_: object) -> list[bool]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for name in ("see", "prefill", "decode", "fork", "reset"):
+        monkeypatch.setattr(before, name, dead)
+    with pytest.raises(RuntimeError, match="illegal"):
+        if where == "frames":
+            bench.show(1, "left", "right")
+        else:
+            bench.until(lambda: False)
+    engine._restart("RuntimeError: CUDA error")
+    assert engine.runner is not before and engine.failure is None and not engine.restarting
+    assert ear.reason == "failed" and ear.error is not None and "CUDA error" in ear.error
+    told = [name for name, reason in bench.resets if "began again: RuntimeError: CUDA error" in reason]
+    assert sorted(told) == ["left", "right"]
+    seen = {name: stream.frames_seen for name, stream in bench.streams.items()}
+    bench.show(2, "left", "right")
+    assert all(stream.frames_seen > seen[name] for name, stream in bench.streams.items())
+    engine._restart("RuntimeError: CUDA error")
+    assert engine.failure == "the engine failed: RuntimeError: CUDA error", "twice within a minute is the end"
