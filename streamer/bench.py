@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="cpu", help="cpu or cuda (default cpu); on cuda the kernels' floor is measured too"
     )
     parser.add_argument("--dtype", help="float32, bfloat16 or fp8 (default float32 on cpu, bfloat16 on cuda)")
+    parser.add_argument("--no-floor", action="store_true", help="on cuda, leave out the kernels' table and floor")
     parser.add_argument("--threads", type=int, help="CPU threads of the model (default: half the cores)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
@@ -69,14 +70,13 @@ def run(options: argparse.Namespace) -> int:
         except (ConfigError, DaemonError) as error:
             print(f"streamer: {error}", file=sys.stderr)
             return 1
-    if options.device == "cuda" and options.random_weights:
+    if options.json:
+        print(json.dumps(figures, indent=2), flush=True)
+    else:
+        print("\n".join(table(figures)), flush=True)
+    if options.device == "cuda" and options.random_weights and not options.no_floor:
         floor = [sys.executable, "-m", "model.benchmark", "--preset", options.model]
         subprocess.run(floor, stdout=sys.stderr, check=False)
-    if options.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        for line in table(figures):
-            print(line)
     return 0
 
 

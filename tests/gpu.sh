@@ -1,26 +1,89 @@
 #!/usr/bin/env bash
 # What only a GPU can show: kernels against brute force, the fused path against the reference, graphs against the same
-# kernels without one, then the engine's table. Usage: bash tests/gpu.sh [FOLDER] [SECONDS]
-# Every part writes into FOLDER as it goes (default gpu-run); one that fails does not stop the others.
+# kernels without one; the engine's table; the whole daemon with answers open; how long a start takes.
+# Usage: bash tests/gpu.sh [FOLDER] [SECONDS] [PART…]   parts: tests table four six eight start (default: the first two)
+# Every part has a limit of its own and writes into FOLDER as it ends (default gpu-run); one that fails stops no other.
+# DEVICE=cpu PRESET=nano rehearses it on a machine without a GPU: tests are skipped there, and the table fails.
 set -u
 cd "$(dirname "$0")/.."
-out=${1:-gpu-run} seconds=${2:-240} begin=$SECONDS
+out=${1:-gpu-run} seconds=${2:-240}
+shift $(($# < 2 ? $# : 2))
+parts=${*:-tests table}
+device=${DEVICE:-cuda} preset=${PRESET:-4b} watched=${WATCHED:-20}
 mkdir -p "$out"
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2 STREAMER_TEST_APART=1 # each group is a process of its own
-tests="python3 -m pytest -q -s -p no:cacheprovider --confcutdir=tests/model"
-share=$((seconds / 2 - 10))
+out=$(cd "$out" && pwd)
+logs=$(mktemp -d)
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
+export STREAMER_TEST_APART=1 # each group is a process of its own
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$logs/triton}
 
-timeout "$share" $tests tests/model/test_kernels.py > "$out/kernels.txt" 2>&1 &
-timeout "$share" $tests tests/model/test_training_kernels.py > "$out/training-kernels.txt" 2>&1 &
-for group in "float32 and not no_farther" "no_farther and small" "no_farther and wide" "to_the_bit and small" "to_the_bit and wide" "age or fp8"; do
-    timeout "$share" $tests tests/model/test_gpu_fast.py -k "$group" > "$out/fast ${group}.txt" 2>&1 &
+left() { echo $((seconds - SECONDS - 4)); }
+say() { echo "== $SECONDS s: $*"; }
+enough() { # SECONDS WHAT
+    [ "$(left)" -ge "$1" ] && return
+    say "$2 left out: needs $1 s, $(left) s are left" | tee -a "$out/left-out.txt"
+    return 1
+}
+least() { echo $(($1 < $2 ? $1 : $2)); }
+
+group() { # NAME FILE [PYTEST OPTIONS]
+    local name=$1 code
+    shift
+    timeout "$(least 110 "$(left)")" python3 -m pytest -q -s -p no:cacheprovider --confcutdir=tests/model "$@" > "$logs/$name" 2>&1
+    code=$?
+    {
+        echo "== $name: exit $code"
+        cat "$logs/$name"
+    } >> "$out/tests.txt"
+    say "$name: exit $code (5: no test, 124: out of time)"
+    grep -E "^E  |passed|failed|skipped|^FAILED|^ERROR|fp8|^delta|^values" "$logs/$name" | cut -c1-170 | tail -14
+}
+
+run_tests() {
+    enough 60 tests || return
+    group kernels tests/model/test_kernels.py &
+    group training-kernels tests/model/test_training_kernels.py &
+    group float32 tests/model/test_gpu_fast.py -k "float32 and not no_farther" &
+    group bfloat16-small tests/model/test_gpu_fast.py -k "no_farther and small" &
+    group bfloat16-wide tests/model/test_gpu_fast.py -k "no_farther and wide" &
+    group graph-small tests/model/test_gpu_fast.py -k "to_the_bit and small" &
+    group graph-wide tests/model/test_gpu_fast.py -k "to_the_bit and wide" &
+    group age-fp8 tests/model/test_gpu_fast.py -k "age or fp8" &
+    wait
+}
+
+run_table() {
+    enough 40 table || return
+    local limit
+    limit=$(left)
+    timeout "$limit" python3 -m model.benchmark --preset "$preset" --budget-seconds $((limit - 12)) --profile > "$out/table.txt" 2>&1
+    say "table: exit $?"
+    grep -vE "^\[" "$out/table.txt" | cut -c1-150 | tail -120
+}
+
+watch() { # NAME STREAMS ASKERS DTYPE
+    enough 30 "$1" || return
+    timeout "$(left)" python3 -m streamer.cli bench --device "$device" --preset "$preset" --random-weights --no-floor --json \
+        --streams "$2" --askers "$3" --dtype "$4" --deadline 0.08 --seconds "$watched" > "$out/$1.json" 2> "$logs/$1"
+    say "$1: exit $?"
+    tail -12 "$logs/$1" | cut -c1-200 | tee -a "$out/daemon.txt"
+    grep -E "start_s|frames_per|_p50|_p99|late|drops|answers|cpu_share|state|overload|stale|rate" "$out/$1.json"
+}
+
+half=bfloat16
+small=fp8
+[ "$device" = cpu ] && half=float32 small=float32
+for part in $parts; do
+    say "$part"
+    case $part in
+        tests) run_tests ;;
+        table) run_table ;;
+        four) watch four 4 5 $half ;;
+        six) watch six 6 5 $small ;;
+        eight) watch eight 8 4 $small ;;
+        start) TRITON_CACHE_DIR=$logs/cold watch cold 1 1 $half && TRITON_CACHE_DIR=$logs/cold watch warm 1 1 $half ;;
+        *) echo "no part $part: tests table four six eight start" ;;
+    esac
 done
-wait
-for file in "$out"/kernels.txt "$out"/training-kernels.txt "$out"/fast*.txt; do
-    echo "== $(basename "$file" .txt)"
-    grep -E "^E  |passed|failed|skipped|^FAILED|^ERROR|fp8|^delta|^values" "$file" | cut -c1-170 | tail -14
-done
-left=$((seconds - (SECONDS - begin) - 4))
-echo "== the engine's table, $left s"
-timeout "$left" python3 -m model.benchmark --preset 4b --budget-seconds $((left - 12)) --profile > "$out/benchmark.txt" 2>&1
-grep -vE "^\[" "$out/benchmark.txt" | cut -c1-150 | tail -120
+rm -rf "$logs"
+say end
