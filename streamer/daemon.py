@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import uvicorn
 from tqdm import tqdm
@@ -115,6 +116,21 @@ class Daemon:
         )
 
 
+class OutOfFiles:
+    """A loop's exception handler: that no file is left for a connection is told once a minute, not at each of the loop's tries."""
+
+    def __init__(self) -> None:
+        self.told = float("-inf")
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif loop.time() - self.told > 60:
+            self.told = loop.time()
+            log.error("no connection can be taken (%s): raise ulimit -n, LimitNOFILE under systemd", error.strerror)
+
+
 def run(
     config: Config,
     announce: Callable[[str], None] = lambda url: None,
@@ -136,6 +152,7 @@ def run(
 
 async def _run(config: Config, announce: Callable[[str], None], reload: Callable[[], Config] | None) -> int:
     loop, asked_to_stop = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_exception_handler(OutOfFiles())
     asked_to_reload = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
+from streamer.daemon import OutOfFiles
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +202,23 @@ sys.exit(run(parse_config({"server": {"port": 0}})))
         assert process.stdout.readline() == "loading\n"
         code_of_exit, seconds = ended(process, signal.SIGTERM)
         assert code_of_exit == 0 and seconds < 4 and process.stderr.read() == ""
+
+
+def test_that_no_file_is_left_for_a_connection_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def crowd() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(OutOfFiles())
+        for _ in range(100):
+            loop.call_exception_handler(
+                {"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")}
+            )
+        assert [record.getMessage() for record in caplog.records] == [
+            "no connection can be taken (Too many open files): raise ulimit -n, LimitNOFILE under systemd"
+        ]
+        loop.call_exception_handler({"message": "another", "exception": ValueError("x")})
+        assert len(caplog.records) == 2
+
+    asyncio.run(crowd())
 
 
 def test_a_port_in_use_is_one_clear_line() -> None:
