@@ -64,6 +64,10 @@ class Desk:
     def names(self) -> list[str]:
         return [status.name for status in self.streams()]
 
+    def turned_away(self) -> None:
+        """A question was refused before it came here."""
+        self._metrics.questions["refused"] += 1
+
     def _only_stream(self) -> str | None:
         names = self.names()
         return names[0] if len(names) == 1 else None

@@ -96,6 +96,15 @@ def _streams(out: list[str], assistant: Assistant) -> None:
     _counter(out, "streamer_frames_seen_total", "Frames in the state.", [(n, s.frames_seen) for n, s in streams])
     dropped = [({**n, "reason": reason}, count) for n, s in streams for reason, count in sorted(s.drops.items())]
     _counter(out, "streamer_frames_dropped_total", "Frames that the model never saw, by reason.", dropped)
+    _counter(out, "streamer_frames_in_total", "Frames decoded.", [(n, s.frames_in) for n, s in streams])
+    left_out = [
+        ({**n, "reason": reason}, count)
+        for n, s in streams
+        for reason, count in (("thinned", s.frames_thinned), ("unchanged", s.frames_unchanged))
+    ]
+    _counter(out, "streamer_frames_left_out_total", "Frames left out as the stream was told to.", left_out)
+    damaged = [(n, s.frames_damaged) for n, s in streams]
+    _counter(out, "streamer_packets_damaged_total", "Packets that could not be decoded.", damaged)
     _counter(out, "streamer_reconnects_total", "New connections of a source.", [(n, s.reconnects) for n, s in streams])
     _gauge(out, "streamer_fps_in", "Frames a second that arrive.", [(n, s.fps_in) for n, s in streams])
     _gauge(out, "streamer_fps_seen", "Frames a second that are seen.", [(n, s.fps_seen) for n, s in streams])

@@ -21,10 +21,11 @@ RATE_WINDOW = 5.0
 class StreamStatus:
     """What a stream is doing. Times in seconds; rates in frames a second; None where nothing is known yet.
 
-    `state` is the source's: connecting, live, stalled, waiting, ended; `frozen` if its picture does not change. `drops`
-    counts frames that the model never saw, by reason; apart from them, `frames_thinned` those that `fps` left out,
-    `frames_unchanged` those that showed nothing new, `frames_damaged` what could not be decoded. `lag_s` is the age of the
-    newest frame when it came into the state. `share` is the part of its frame rate that the device has room for.
+    `state` is the source's: connecting, live, stalled, waiting, ended; `frozen` if its picture does not change. `frames_in`
+    counts what was decoded, all of which was seen, waits, or is counted here: `drops` are frames that the model never saw,
+    by reason; apart from them, `frames_thinned` are those that `fps` left out and `frames_unchanged` those that showed
+    nothing new. `frames_damaged` counts what could not be decoded. `lag_s` is the age of the newest frame when it came into
+    the state. `share` is the part of its frame rate that the device has room for.
     `generation` counts how often the stream's memory was begun, `reconnects` how often its source was opened again, and
     `gap_s` is the source's last interruption.
     """
@@ -36,6 +37,7 @@ class StreamStatus:
     frozen: bool
     fps_in: float
     fps_seen: float
+    frames_in: int
     frames_seen: int
     frames_thinned: int
     frames_unchanged: int
@@ -117,6 +119,7 @@ class Stream:
             frozen=source.frozen,
             fps_in=source.frames_per_second,
             fps_seen=sum(counted) / min(RATE_WINDOW, max(now - self._began, 0.1)),
+            frames_in=source.frames,
             frames_seen=self.frames_seen,
             frames_thinned=source.thinned,
             frames_unchanged=source.unchanged,

@@ -159,6 +159,8 @@ class RealtimeConnection:
                     break
                 text, data = message.get("text"), message.get("bytes")
                 for decision in self._session.receive(text if text is not None else data or b"", self._desk.names()):
+                    if isinstance(decision, Send) and decision.event.get("error", {}).get("code") == "too_many_answers":
+                        self._desk.turned_away()
                     await self._carry_out(decision)
                 await self._outbox.room()
                 # Whoever sends faster than is fair is read more slowly; even the fastest leaves room for others between.

@@ -263,6 +263,9 @@ def test_pushed_frames_are_watched() -> None:
             await asyncio.sleep(1)
             status = assistant.streams()[1]
             assert status.frames_thinned > status.frames_seen and not sum(status.drops.values())
+            for status in assistant.streams():
+                told = status.frames_seen + status.frames_thinned + status.frames_unchanged + sum(status.drops.values())
+                assert 0 <= status.frames_in - told <= 2 * assistant.model.frames_per_step, status
 
     run(test())
 

@@ -162,6 +162,8 @@ def test_metrics_are_prometheus(http: httpx.Client, daemon: Daemon) -> None:
     assert values["streamer_state_bytes"] == daemon.assistant.model.state_bytes > 1_000_000  # to the last digit
     assert values['streamer_frames_seen_total{stream="demo"}'] > 0
     assert values['streamer_source_state{stream="demo",state="live"}'] == 1
+    assert values['streamer_frames_in_total{stream="demo"}'] >= values['streamer_frames_seen_total{stream="demo"}']
+    assert values['streamer_frames_left_out_total{stream="demo",reason="thinned"}'] > 0
     assert values['streamer_source_changes_total{stream="demo",state="live"}'] == 1
     assert values['streamer_step_seconds_bucket{kind="frames",le="+Inf"}'] > 0
     assert values['streamer_step_seconds_count{kind="decode"}'] > 0
@@ -170,6 +172,28 @@ def test_metrics_are_prometheus(http: httpx.Client, daemon: Daemon) -> None:
     assert sum(value for name, value in values.items() if name.startswith("streamer_questions_total")) >= 1
     steps = [value for name, value in values.items() if name.startswith('streamer_step_seconds_bucket{kind="frames"')]
     assert steps == sorted(steps)
+
+
+def test_every_refused_question_is_counted(server: Served, http: httpx.Client) -> None:
+    def refused() -> int:
+        lines = [line for line in http.get("/metrics").text.splitlines() if 'outcome="refused"' in line]
+        return int(float(lines[0].rsplit(" ", 1)[1])) if lines else 0
+
+    async def story() -> int:
+        told = 0
+        async with server.connect() as client:
+            await receive(client)
+            for number in range(20):
+                asked = {"instructions": "What?", "conversation": "none", "max_output_tokens": 20_000}
+                await send(client, "response.create", response=asked, event_id=f"q{number}")
+            await send(client, "conversation.item.retrieve", item_id="none", event_id="last")
+            while (event := await receive(client)).get("error", {}).get("event_id") != "last":
+                told += event["type"] == "error" or event.get("response", {}).get("status") == "failed"
+        return told
+
+    before = refused()
+    told = asyncio.run(story())
+    assert told and refused() - before == told
 
 
 def test_readiness(http: httpx.Client) -> None:
