@@ -128,8 +128,14 @@ class StreamAttach(ClientEvent):
     options: dict[Text, Any] | None = None
 
 
+class StreamDetach(ClientEvent):
+    """Takes a stream away from everybody, and so must name it."""
+
+    stream: StreamName
+
+
 class StreamNamed(ClientEvent):
-    """`stream.detach`, `stream.status` and `stream.frame`: about one stream, by default the session's own."""
+    """`stream.status` and `stream.frame`: about one stream, by default the session's own."""
 
     stream: StreamName | None = None
 
@@ -152,7 +158,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
     "response.cancel": ResponseCancel,
     "stream.list": StreamList,
     "stream.attach": StreamAttach,
-    "stream.detach": StreamNamed,
+    "stream.detach": StreamDetach,
     "stream.status": StreamNamed,
     "stream.frame": StreamNamed,
     "input_video_buffer.append": VideoAppend,

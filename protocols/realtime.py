@@ -229,7 +229,7 @@ class RealtimeSession:
                 return [Command("attach", event.event_id, event.stream, event.source, event.options or {})]
             case events.VideoAppend():
                 return [Push(event.stream or self.stream, event.video, event.timestamp, event.event_id)]
-            case events.StreamNamed():
+            case events.StreamNamed() | events.StreamDetach():
                 stream = event.stream or self.stream or (next(iter(streams)) if len(streams) == 1 else None)
                 if stream is None:
                     raise ProtocolError("missing_required_parameter", "Name a stream.", "stream", event.event_id)

@@ -346,7 +346,8 @@ def test_stream_commands() -> None:
     ]
     assert talk.say("stream.frame") == [Command("frame", None, "door")]
     assert talk.say("stream.status", stream="yard") == [Command("status", None, "yard")]
-    (detach,) = talk.say("stream.detach")
+    assert error(talk.say("stream.detach", name="door"))["code"] == "missing_required_parameter"
+    (detach,) = talk.say("stream.detach", stream="door")
     assert isinstance(detach, Command)
     (reply,) = sent(talk.session.performed(detach, stream="door"))
     assert reply["type"] == "stream.detached" and talk.session.stream is None

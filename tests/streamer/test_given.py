@@ -167,7 +167,7 @@ def test_frames_are_pushed_as_text_and_binary(server: Served, daemon: Daemon) ->
             await send(client, "input_video_buffer.append", video=uri(picture()), stream="demo", event_id="other")
             refused = (await until(client, "error"))[-1]["error"]
             assert (refused["code"], refused["event_id"]) == ("bad_source", "other")
-            await send(client, "stream.detach")
+            await send(client, "stream.detach", stream="robot")
             await until(client, "stream.detached")
 
     asyncio.run(story())
