@@ -22,7 +22,7 @@ from protocols.chat import chosen_stream, error_body, error_status, model_body, 
 from protocols.fields import ProtocolError, read_object
 from protocols.realtime import RealtimeSession
 from streamer.assistant import Assistant, AssistantError
-from streamer.auth import SUBPROTOCOL, DoorError, Gate, Scope, Token, Visitor, is_loopback
+from streamer.auth import SUBPROTOCOL, DoorError, Gate, Scope, Signed, Token, Visitor, is_loopback
 from streamer.completions import complete
 from streamer.config import Config
 from streamer.desk import Desk
@@ -33,7 +33,6 @@ from streamer.metrics import Metrics
 from streamer.page import page_routes
 from streamer.pictures import encode_jpeg
 from streamer.publishing import Publishing
-from streamer.signed import SignedTokens
 from streamer.websocket import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
 
 log = logging.getLogger("streamer.http")
@@ -115,7 +114,7 @@ async def close_connections(app: Starlette) -> None:
 class Doors:
     """The endpoints, and the connections that are open."""
 
-    def __init__(self, assistant: Assistant, config: Config, tokens: list[Token], signed: SignedTokens | None) -> None:
+    def __init__(self, assistant: Assistant, config: Config, tokens: list[Token], signed: Signed | None) -> None:
         self._assistant, self._config = assistant, config
         self._gate = Gate(tokens, config.server.origins, loopback=is_loopback(config.server.host), signed=signed)
         limits = config.limits

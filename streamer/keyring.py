@@ -6,9 +6,8 @@ import os
 import ssl
 from pathlib import Path
 
-from streamer.auth import Token, is_loopback, read_tokens
+from streamer.auth import Signed, Token, is_loopback, read_tokens
 from streamer.config import Config, ConfigError
-from streamer.signed import SignedTokens
 
 
 def known_tokens(config: Config) -> list[Token]:
@@ -52,11 +51,15 @@ def known_tokens(config: Config) -> list[Token]:
     return tokens
 
 
-def signed_tokens(config: Config) -> SignedTokens | None:
+def signed_tokens(config: Config) -> Signed | None:
     """Who recognises tokens that somebody else signs, if they are accepted. Raises ConfigError."""
     accepted = config.server.jwt
+    if accepted is None:
+        return None
+    from streamer.signed import SignedTokens
+
     try:
-        return None if accepted is None else SignedTokens.load(accepted)
+        return SignedTokens.load(accepted)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError([f"server.jwt.key_file: {accepted and accepted.key_file} can't be used ({why})"]) from None
+        raise ConfigError([f"server.jwt.key_file: {accepted.key_file} can't be used ({why})"]) from None
