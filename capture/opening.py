@@ -40,9 +40,8 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
     if scheme == "push":
         return PushSource(url, options)
     if scheme == "whip":
-        from capture.webrtc import (
-            WhipSource,  # only where it is needed: aiortc takes as long to import as all else here
-        )
+        # Only where it is needed: aiortc takes as long to import as all else here.
+        from capture.webrtc import WhipSource
 
         return WhipSource(url, options)
     if "://" in url and scheme != "file":

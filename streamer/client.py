@@ -153,9 +153,10 @@ class AsyncClient:
             "seed": seed,
         }
         given = {key: value for key, value in response.items() if value is not None}
-        asked, waiter = await self._send("response.create", response=given)
+        asked, waiter = self._expect()
         answer: str | None = None
         done = False
+        await self._send("response.create", asked, response={**given, "metadata": {"asked": asked}})
         try:
             while not done:
                 event = await self._event(waiter)
@@ -174,8 +175,7 @@ class AsyncClient:
             if not done:
                 with suppress(ClientError):
                     answer = answer or (await self._event(waiter)).get("response", {}).get("id")
-                    cancel, _ = await self._send("response.cancel", response_id=answer)
-                    self._asked.pop(cancel, None)
+                    await self._send("response.cancel", response_id=answer)
             self._asked.pop(asked, None)
             self._answers.pop(answer or "", None)
 
@@ -196,8 +196,7 @@ class AsyncClient:
         """Shows one JPEG or PNG file to a stream whose source is `push:`; `timestamp` in seconds, on your own axis."""
         fields: dict[str, Any] = {"video": base64.b64encode(picture).decode(), "stream": stream, "timestamp": timestamp}
         shown = {key: value for key, value in fields.items() if value is not None}
-        sent, _ = await self._send("input_video_buffer.append", **shown)
-        self._asked.pop(sent, None)
+        await self._send("input_video_buffer.append", **shown)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Whatever the daemon tells unasked: `stream.status`, `stream.dropped`, `stream.reset`, errors about pushed frames.
@@ -208,8 +207,10 @@ class AsyncClient:
             yield await self._event(self._news)
 
     async def _request(self, kind: str, reply: str, **fields: Any) -> dict[str, Any]:
-        asked, waiter = await self._send(kind, reply, **fields)
+        asked, waiter = self._expect()
+        self._replies[reply].append(waiter)
         try:
+            await self._send(kind, asked, **fields)
             event = await self._event(waiter)
         finally:
             self._asked.pop(asked, None)
@@ -217,20 +218,21 @@ class AsyncClient:
             raise ClientError(event["error"]["code"], event["error"]["message"])
         return event
 
-    async def _send(self, kind: str, reply: str | None = None, **fields: Any) -> tuple[str, _Waiter]:
-        """Sends an event; what answers it comes to the waiter, until its id is forgotten."""
-        event_id, waiter = f"client_{next(self._numbers)}", _Waiter()
-        if kind == "response.create":
-            fields["response"]["metadata"] = {"asked": event_id}
-        connection = self._connection()
-        self._asked[event_id] = waiter
-        if reply is not None:
-            self._replies[reply].append(waiter)
+    def _new_id(self) -> str:
+        return f"client_{next(self._numbers)}"
+
+    def _expect(self) -> tuple[str, _Waiter]:
+        """An event's id, and who waits for what answers it until the id is forgotten."""
+        self._connection()
+        asked, waiter = self._new_id(), _Waiter()
+        self._asked[asked] = waiter
+        return asked, waiter
+
+    async def _send(self, kind: str, event_id: str | None = None, **fields: Any) -> None:
         try:
-            await connection.send(json.dumps({"type": kind, "event_id": event_id, **fields}))
+            await self._connection().send(json.dumps({"type": kind, "event_id": event_id or self._new_id(), **fields}))
         except ConnectionClosed as error:
             raise _lost(error) from None
-        return event_id, waiter
 
     async def _event(self, waiter: _Waiter) -> dict[str, Any]:
         if self._lost is not None and waiter.empty():
@@ -248,8 +250,7 @@ class AsyncClient:
                 self._hand_over(json.loads(await connection.recv()))
         except ConnectionClosed as error:
             self._lost = _lost(error)
-        waiters = {id(waiter): waiter for waiter in (*self._asked.values(), *self._answers.values())}
-        for waiter in waiters.values():
+        for waiter in (*self._asked.values(), *self._answers.values()):
             waiter.put_nowait(None)
         if not self._news.full():
             self._news.put_nowait(None)

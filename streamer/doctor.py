@@ -52,15 +52,14 @@ def examine(host: str, port: int) -> Iterator[Finding]:
         weights,
     ]
     for check in checks:
+        name = getattr(check, "__name__", "check")
         try:
             yield from check()
         except ModuleNotFoundError as error:
-            name = getattr(check, "__name__", "check")
             yield Finding(
                 name, "bad", f"{error.name} is not installed", "install streamer[daemon]; a client needs none of it"
             )
         except Exception as error:
-            name = getattr(check, "__name__", "check")
             yield Finding(name, "bad", f"{type(error).__name__}: {error}", "install streamer again")
 
 

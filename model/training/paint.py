@@ -235,8 +235,8 @@ class Painter:
         advance = self.advances[font[:, None], letters.clamp(min=0)] * there
         ends = advance.cumsum(1)
         total = ends[:, -1:].clamp(min=1)
-        column, ink_height = torch.arange(TEXT_WIDTH, device=self.device) + 0.5, self.glyphs.shape[2]
-        squeeze = (total / (LINE * ink_height)).clamp(min=1.0)
+        column = torch.arange(TEXT_WIDTH, device=self.device) + 0.5
+        squeeze = (total / (LINE * self.glyphs.shape[2])).clamp(min=1.0)
         place = ((column - TEXT_WIDTH / 2) * squeeze + total / 2).floor().long()
         index = (place[..., None] >= ends[:, None]).sum(-1).clamp(max=LETTERS - 1)
         inside = (place >= 0) & (place < total) & there[:, :1]
