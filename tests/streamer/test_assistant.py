@@ -248,7 +248,10 @@ def test_pushed_frames_are_watched() -> None:
                 assistant.push("door", picture(i), i / 10)
                 await asyncio.sleep(0.1)
             await first_frame(assistant, "door")
-            await assistant.ask("What?", max_tokens=2).text()
+            answer = assistant.ask("What?", max_tokens=2)
+            assert 0 < assistant.oldest_question_s < 1
+            await answer.text()
+            assert assistant.oldest_question_s == 0
             with pytest.raises(AssistantError) as error:
                 assistant.push("door", picture(0)[..., 0])
             refused(error, "bad_frame", "uint8 [height, width, 3]")
