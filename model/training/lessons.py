@@ -22,6 +22,12 @@ LENGTH = 32
 """Tokens of a question with its answer; the few longer ones are asked again with other words."""
 
 
+EMPHASIS = WEIGHTS | {
+    "relation": 10.0, "motion": 4.0, "before": 2.4, "after": 2.4, "how many": 0.9, "where was": 1.5, "last": 0.8,
+    "word": 4.0, "number": 3.0, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.4,
+}  # fmt: skip
+"""How often the last part of the training asks each skill: most of what is learned last."""
+
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""
 
@@ -118,7 +124,7 @@ def prepare(
     )
     each = questions // (streams * len(cuts))
     rounds = [
-        write([interrogate(rng, scene, cut - 1, each, split, tokenizer, WEIGHTS) for scene in scenes], tokenizer, cut)
+        write([interrogate(rng, scene, cut - 1, each, split, tokenizer, EMPHASIS) for scene in scenes], tokenizer, cut)
         for cut in cuts
     ]
     return Lesson(

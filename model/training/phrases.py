@@ -11,6 +11,9 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "What can you see?", "Which things do you see?", "Name what you see.", "What is happening?",
         "Describe what you see.", "Describe the picture.", "Describe the scene.", "What is shown?",
         "What are you looking at?", "What is in the video now?", "Name everything you see.",
+        "What does the camera see?", "What is in front of you?", "What is in the video?", "What is in the view?",
+        "What is in the frame?", "What is in the image?", "What is in the picture right now?", "What is there now?",
+        "Say what you see.", "What is on camera?", "What's there?", "What's that?", "What appears in the picture?",
         "What do you see right now?", "What is in the scene?",
     ),
     "colour": (
@@ -170,7 +173,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "How much is the {x}?", "Where will the {x} go?",
         "What does the {x} eat?", "What does the {x} feel like?", "What does the {x} want?", "What does the {x} mean?",
         "What does the {x} sound like?", "What does the {x} taste like?", "What is the {x} for?", "What is behind the {x}?",
-        "What is in the {x}?", "Why did the {x} come?", "Why did the {x} leave?", "Who put the {x} there?", "Who will see the {x}?",
+        "Why did the {x} come?", "Why did the {x} leave?", "Who put the {x} there?", "Who will see the {x}?",
         "Whose is the {x}?", "When will the {x} come back?", "When was the {x} made?", "How long will the {x} stay?",
         "How fast is the {x}?", "How strong is the {x}?", "How far away is the {x}?", "How warm is it?", "How far is it to Paris?",
         "Does the {x} like me?", "Is the {x} happy?", "Is the {x} expensive?", "Is the {x} mine?", "Do you like the {x}?",
