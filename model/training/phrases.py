@@ -173,6 +173,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "How much is the {x}?", "Where will the {x} go?",
         "What does the {x} eat?", "What does the {x} feel like?", "What does the {x} want?", "What does the {x} mean?",
         "What does the {x} sound like?", "What does the {x} taste like?", "What is the {x} for?", "What is behind the {x}?",
+        "What does the {x} need?", "What does the {x} know?", "What does the {x} hear?", "What does the {x} hate?",
+        "What does the {x} dream of?", "What does the {x} hold?", "What does the {x} do at night?", "What did the {x} win?",
         "Why did the {x} come?", "Why did the {x} leave?", "Who put the {x} there?", "Who will see the {x}?",
         "Whose is the {x}?", "When will the {x} come back?", "When was the {x} made?", "How long will the {x} stay?",
         "How fast is the {x}?", "How strong is the {x}?", "How far away is the {x}?", "How warm is it?", "How far is it to Paris?",
