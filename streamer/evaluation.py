@@ -15,16 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", default="nano", help="nano, a checkpoint folder or a repository (default nano)"
     )
     parser.add_argument("--suite", choices=SUITES, default="world", help="what is examined (default world)")
-    parser.add_argument(
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
         "--quick", action="store_true", help="few questions: ten minutes on two CPU cores, without the oldest streams"
+    )
+    part.add_argument(
+        "--through-video",
+        action="store_true",
+        help="only what H.264 and the daemon cost: a file, a daemon and its websocket beside tensors in memory",
     )
     parser.add_argument(
         "--fresh-seeds", type=int, default=0, metavar="N", help="draw N new seeds instead of the fixed one"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument(
-        "--through-video", action="store_true", help="only measure what H.264 costs: from memory and through a file"
-    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -34,20 +37,20 @@ def run(options: argparse.Namespace) -> int:
     from model.training.exam import evaluate
     from model.training.report import table
 
+    fresh = max(0, options.fresh_seeds)
+    failures: tuple[type[Exception], ...] = (CheckpointError, FileNotFoundError)
     try:
         if options.through_video:
-            from streamer.lossy import measure
+            from streamer import lossy
 
-            print(json.dumps(measure(options.model, options.device), indent=1))
-            return 0
-        marks, found = evaluate(
-            options.model, device=options.device, quick=options.quick, fresh=max(0, options.fresh_seeds)
-        )
-    except (CheckpointError, FileNotFoundError) as error:
+            failures += lossy.FAILURES
+            marks, found = lossy.measure(options.model, options.device, fresh=fresh)
+            lines = lossy.table(marks, found)
+        else:
+            marks, found = evaluate(options.model, device=options.device, quick=options.quick, fresh=fresh)
+            lines = table(marks)
+    except failures as error:
         print(f"streamer: {error}", file=sys.stderr)
         return 1
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        print("\n".join(table(marks)))
+    print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
     return 0

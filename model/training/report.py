@@ -21,6 +21,11 @@ OPEN = tuple(skill for skill in MEMORY if skill != "has appeared")
 """Memory questions that yes and no don't answer."""
 DISTANCES = tuple(f"memory {frames}" for frames in (128, 256, 512))
 ALL = ("model",)
+ELSEWHERE = {
+    "through H.264, daemon and websocket": "streamer eval --through-video",
+    "the daemon on two CPU cores, 25 frames a second of 720p, three askers": "streamer bench",
+}
+"""What the nano is judged by as well, and the command that measures it."""
 
 SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "Now": (("now", "empty"), ALL, NOW),
@@ -61,7 +66,7 @@ def total(
 
 
 def figures(marks: Marks) -> dict[str, list[int]]:
-    """The figures by which the nano is judged: right answers and questions of each."""
+    """The figures by which the nano is judged: right answers and questions of each, less a control's right answers if "above" it."""
     known = ("", "one", "several", "short", "yes", "no")
     found = {
         f"now: {skill}": total(marks, ["now"], [skill], known)
@@ -78,6 +83,8 @@ def figures(marks: Marks) -> dict[str, list[int]]:
         for who in CONTROLS:
             name = f"{paper}: all open questions{', ' * bool(TITLES[who])}{TITLES[who]}"
             found[name] = total(marks, [paper], OPEN, ("", "short", "long"), who)
+    whole, glimpse = (total(marks, DISTANCES, OPEN, ("", "short", "long"), who) for who in ("model", "glimpse"))
+    found["memory: all open questions, above the last four frames"] = [whole[0] - glimpse[0], whole[1]]
     for frames in (256, 512, 1500):
         paper = f"first second {frames}"
         found[paper] = total(marks, [paper], ["number was"], ("short", "long"))
@@ -114,7 +121,9 @@ def table(marks: Marks) -> Iterator[str]:
         ]
         yield from grid(["", *(f"{paper}{', ' * bool(TITLES[who])}{TITLES[who]}" for paper, who in columns)], rows)
     yield from ("", "In short")
-    yield from grid(["", "right (asked)"], ([name, told(count)] for name, count in figures(marks).items()))
+    short = {name: told(count) for name, count in figures(marks).items()}
+    short |= {name: f"by `{command}`" for name, command in ELSEWHERE.items()}
+    yield from grid(["", "right (asked)"], short.items())
 
 
 def facts(marks: Marks, **about: Any) -> dict[str, Any]:
@@ -138,4 +147,5 @@ def facts(marks: Marks, **about: Any) -> dict[str, Any]:
         for kind in kinds(skill)
     ]
     found = {name: entry(count) for name, count in figures(marks).items()}
+    found |= {name: entry([0, 0]) | {"command": command} for name, command in ELSEWHERE.items()}
     return {"suite": "world", **about, "figures": found, "rows": rows}

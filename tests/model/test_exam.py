@@ -96,6 +96,9 @@ def test_figures_are_of_the_questions_they_name():
     assert found["now: where"] == [0, 0] and found["never seen, now"] == [1, 2]
     assert found["memory 128: all open questions"] == [9, 10]
     assert found["memory 128: all open questions, last four frames"] == [1, 10]
+    assert found["memory: all open questions, above the last four frames"] == [8, 10]
+    told = facts(marks)["figures"]["through H.264, daemon and websocket"]
+    assert told["share"] is None and told["command"] == "streamer eval --through-video"
 
 
 @pytest.mark.parametrize("kept", [(), ("phrasings",), ("things",), HELD_OUT])

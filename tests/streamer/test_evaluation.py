@@ -1,5 +1,6 @@
 """`streamer eval`."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from model.training import exam
 from model.training.paint import Assets
 from streamer import cli, lossy
-from streamer.lossy import decoded, encode, measure
+from streamer.config import parse_config
+from streamer.lossy import Film, VideoError, decoded, encode, measure, serve
 
 
 def test_figures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,13 +44,30 @@ def test_what_is_missing_is_one_line(
     assert "run from a checkout" in said and said.count("\n") == 1
 
 
-def test_what_goes_through_video_is_the_same_pictures_and_questions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_through_daemon_and_websocket_is_answered_like_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lossy, "SHORT", 360)
-    found = measure("nano", "cpu", {"now": 1})
-    assert found["asked"] == 16 and 0 <= found["through video"] <= 16
-    assert found["answered alike"] >= 12
+    marks, found = measure("nano", "cpu", {"now": 1})
+    assert found["frames"] == 32
+    ways = found["through video"]
+    assert list(ways) == ["tensors in memory", "H.264, decoded", "H.264, daemon, websocket"]
+    memory, file, daemon = ways.values()
+    assert memory["asked"] == daemon["asked"] == 16 and memory["lost"] == 0.0 and memory["answered alike"] == 16
+    assert daemon["answered alike"] >= 12 and abs(daemon["right"] - file["right"]) <= 1
+    assert daemon["lost"] == round((memory["right"] - daemon["right"]) / 16, 4)
+    assert sum(row["right"] for row in found["rows"] if row["candidate"] == "daemon") == daemon["right"]
+    assert any(line.startswith("| lost") for line in lossy.table(marks, found))
+
+
+def test_a_frame_that_the_daemon_never_saw_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lossy, "PATIENCE", 1.0)
+    file = tmp_path / "six.mp4"
+    encode(file, np.zeros((6, 90, 160, 3), np.uint8))
+    config = parse_config({"server": {"port": 0}, "model": {"random_weights": True, "threads": 1}}, "test")
+    with pytest.raises(VideoError, match=r"six.mp4: 6 of 8 frames were seen, dropped: {} \(ended"):
+        asyncio.run(serve(config, [Film("now", file, 8, [], {})], bar=None))
+
+
+def test_a_file_decodes_to_its_pictures(tmp_path: Path) -> None:
     pictures = np.zeros((6, 360, 640, 3), np.uint8)
     pictures[:, :, 320:] = np.arange(0, 240, 40, dtype=np.uint8)[:, None, None, None]
     encode(tmp_path / "six.mp4", pictures)
