@@ -46,8 +46,10 @@ run_tests() {
     group float32 tests/model/test_gpu_fast.py -k "float32 and not no_farther" &
     group bfloat16-small tests/model/test_gpu_fast.py -k "no_farther and small" &
     group bfloat16-wide tests/model/test_gpu_fast.py -k "no_farther and wide" &
+    group bfloat16-thousand tests/model/test_gpu_fast.py -k "thousand" &
     group graph-small tests/model/test_gpu_fast.py -k "to_the_bit and small" &
     group graph-wide tests/model/test_gpu_fast.py -k "to_the_bit and wide" &
+    group nano-fp8 tests/model/test_gpu_exam.py -k fp8 &
     group age-fp8 tests/model/test_gpu_fast.py -k "age or fp8" &
     wait
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,6 +18,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 if torch.cuda.is_available():
     from model.fast import FastInfiniteVL
     from model.graphs import Graphs
+    from model.training.accelerate import limit_autotuning
+
+    limit_autotuning()  # fla's, in the plain path: a cold start tries candidates for a minute
+
+COMPARED = (1, 2, 5, 9, 10, 11, 12, 13, 59, 500)
+"""Frames of a stream after which its state is compared to the bit; the rings of both sizes wrap on the way."""
 
 
 def small(horizon: float | None = 4.0) -> InfiniteVLConfig:
@@ -140,6 +147,44 @@ def test_fast_in_bfloat16_is_no_farther_from_float32_than_twice_the_plain_path(c
         assert ratio(found, wanted) <= 2 * ratio(near, wanted)
 
 
+def test_fast_in_bfloat16_is_no_farther_after_a_thousand_frames() -> None:
+    config = small()
+    plain, exact = build(config, torch.bfloat16), build(config, torch.bfloat16).float()
+    exact.fuse()
+    fast = FastInfiniteVL(plain)
+    wanted, near, found = (
+        StreamState.allocate(config, 4, "cuda", dtype) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)
+    )
+    slots = torch.tensor([1, 0], device="cuda")
+    for state in (wanted, near, found):
+        (exact if state is wanted else plain).open(state, slots)
+    generator = torch.Generator("cuda").manual_seed(1)
+    for i in range(1, 1001):
+        patches = torch.randn(2, 256, config.vision.patch_dim, device="cuda", generator=generator).bfloat16()
+        seconds = i * 0.08 + slots.double()
+        exact.see(patches.float(), (16, 16), seconds, wanted, slots)
+        plain.see(patches, (16, 16), seconds, near, slots)
+        fast.see(patches, (16, 16), seconds, found, slots)
+        if i in (10, 100, 400, 1000):
+            for name in ("delta", "keys", "values"):
+                truth, one, other = (getattr(state, name)[:, :2] for state in (wanted, near, found))
+                if name != "delta":
+                    truth, one, other = (x[:, :, :-1] for x in (truth, one, other))
+                print(name, "after", i, ratio(one, truth), ratio(other, truth))
+                assert ratio(other, truth) <= 2 * ratio(one, truth)
+    tokens = torch.randint(0, 2048, (2, 20), device="cuda", generator=generator)
+    forks, counts = slots + 2, torch.full_like(slots, 20)
+    for state in (wanted, near, found):
+        state.fork(0, 2)
+        state.fork(1, 3)
+    truth = exact.read(tokens, wanted, forks, counts)
+    one, other = (
+        ratio(model.read(tokens, state, forks, counts), truth) for model, state in ((plain, near), (fast, found))
+    )
+    print("values of an answer's first token after 1000", one, other)
+    assert other <= 2 * one
+
+
 @pytest.mark.parametrize("config", [small(), wide()], ids=["small", "wide"])
 def test_graph_is_the_same_kernels_to_the_bit(config: InfiniteVLConfig) -> None:
     model = build(config, torch.bfloat16)
@@ -157,21 +202,24 @@ def test_graph_is_the_same_kernels_to_the_bit(config: InfiniteVLConfig) -> None:
         where = torch.tensor([slot], device="cuda")
         fast.read(start, eager, where, torch.ones_like(where))
         eager.begin(where)
-    generator = torch.Generator().manual_seed(2)
-    for i in range(60):
-        chosen = [[0, 1], [1, 0, 2], [2], [2, 0]][i % 4]
-        shape = (len(chosen), config.frames_per_step, side, side, 3)
-        frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    shape = (7, config.frames_per_step, side, side, 3)
+    pictures = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    seen: Counter[int] = Counter()
+    for i in range(667):
+        chosen = [[0, 1], [1, 0, 2], [2], [2, 0, 1]][i % 4]
+        frames = pictures[[(i + 2 * slot) % 7 for slot in chosen]]
         seconds = [0.1 * i + slot for slot in chosen]
         finite = graphs.see(chosen, [[picture.numpy() for picture in pair] for pair in frames], seconds, grid)
         assert finite == [True] * len(chosen)
         patches = arrange(config, frames.cuda().permute(0, 1, 4, 2, 3), torch.bfloat16)
         times = torch.tensor(seconds, dtype=torch.float64, device="cuda")
         fast.see(patches, grid, times, eager, torch.tensor(chosen, device="cuda"))
-        if i in (0, 1, 2, 12, 59):
-            for (name, x, axis), (_, y, _) in zip(eager.tensors(), state.tensors(), strict=True):
-                for slot in (0, 1, 2):
-                    assert torch.equal(x.select(axis, slot), y.select(axis, slot)), (name, slot, i)
+        seen.update(chosen)
+        for slot in chosen:
+            if seen[slot] in COMPARED:
+                for (name, x, axis), (_, y, _) in zip(eager.tensors(), state.tensors(), strict=True):
+                    assert torch.equal(x.select(axis, slot), y.select(axis, slot)), (name, slot, seen[slot])
+    assert min(seen.values()) == 500
     before = [tensor.select(axis, 0).clone() for _, tensor, axis in state.tensors()]
     for each in (eager, state):
         each.fork(0, 3)

@@ -1,0 +1,131 @@
+"""The trained nano examined through the slots it is served from: the reference anywhere, the engine in bf16 and fp8 on CUDA."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint import load_checkpoint
+from model.infinitevl import InfiniteVL
+from model.runner import NANO
+from model.state import StreamState
+from model.tokenizer import Tokenizer
+from model.training.exam import SEED, papers
+from model.training.lessons import LENGTH
+from model.training.paint import Assets, Painter
+from model.training.questions import Question
+from model.training.sitting import GRID, Exam, Marks, Paper, ask, correct, draw, watch
+
+if TYPE_CHECKING:
+    from model.fast import FastInfiniteVL
+
+PAPERS = {paper.name: paper for paper in papers(False)}
+POINT = 0.01
+
+
+class Sitting(Exam):
+    """A paper's scenes, painted, with their questions."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        network, tokenizer = load_checkpoint(NANO, device=device, dtype=dtype)
+        network.eval().fuse()
+        super().__init__(network, Painter(Assets.load(), device), tokenizer, Marks(), None)
+
+    def draw(self, paper: Paper, first: int) -> tuple[Tensor, Tensor, list[list[Question]]]:
+        """Patches [streams, steps, 256, 1176], seconds float64 [streams, steps] and questions [streams][each]."""
+        chances = [np.random.default_rng((SEED, first + i)) for i in range(paper.streams)]
+        scenes = [draw(paper, rng, paper.gallery(self.painter.gallery)) for rng in chances]
+        asked = [
+            ask(paper, rng, scene, paper.steps - 1, self.tokenizer) for rng, scene in zip(chances, scenes, strict=True)
+        ]
+        seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes])).to(self.device)
+        return self.patches(scenes, first), seconds, asked
+
+
+def through_slots(
+    engine: InfiniteVL | FastInfiniteVL,
+    dtype: torch.dtype,
+    patches: Tensor,
+    seconds: Tensor,
+    asked: list[list[Question]],
+    tokenizer: Tokenizer,
+) -> list[list[bool]]:
+    """As `correct`, but each stream in a slot, step by step, and each question in its fork, token by token."""
+    streams, device, start = len(asked), patches.device, engine.config.vision_start_token_id
+    state = StreamState.allocate(engine.config, 2 * streams, device, dtype)
+    slots = torch.arange(streams, device=device)
+    engine.read(torch.full((streams, 1), start, device=device), state, slots, torch.ones_like(slots))
+    state.begin(slots)
+    for step in range(patches.shape[1]):
+        engine.see(patches[:, step], GRID, seconds[:, step], state, slots)
+    found: list[list[bool]] = [[] for _ in asked]
+    for number in range(max(map(len, asked))):
+        for _, tensor, axis in state.tensors():
+            tensor.narrow(axis, streams, streams).copy_(tensor.narrow(axis, 0, streams))
+        chosen = {i: questions[number] for i, questions in enumerate(asked) if number < len(questions)}
+        answers = {i: [*tokenizer.encode(question.answer), tokenizer.turn_end] for i, question in chosen.items()}
+        tokens, counts = torch.zeros(streams, LENGTH, dtype=torch.int64), torch.zeros(streams, dtype=torch.int64)
+        for i, question in chosen.items():
+            prompt = tokenizer.encode_question(question.text)
+            tokens[i, : len(prompt)], counts[i] = torch.tensor(prompt), len(prompt)
+        right = dict.fromkeys(chosen, True)
+        for place in range(max(map(len, answers.values()))):
+            best = engine.read(tokens.to(device), state, slots + streams, counts.to(device)).argmax(-1).tolist()
+            tokens, counts = torch.zeros(streams, 1, dtype=torch.int64), torch.zeros(streams, dtype=torch.int64)
+            for i, answer in answers.items():
+                if place < len(answer):
+                    right[i] &= best[i] == answer[place]
+                    # Greedy decoding reads this too as long as it is right, and then it does not matter any more.
+                    tokens[i, 0], counts[i] = answer[place], 1
+        for i, good in right.items():
+            found[i].append(good)
+    return found
+
+
+def test_slots_answer_what_the_whole_sequence_answers() -> None:
+    sitting = Sitting("cpu", torch.float32)
+    paper = replace(PAPERS["now"], streams=2)
+    with torch.inference_mode():
+        patches, seconds, asked = sitting.draw(paper, 0)
+        whole = correct(
+            sitting.network, watch(sitting.network, patches, seconds, None), seconds[:, -1], asked, sitting.tokenizer
+        )
+        slots = through_slots(sitting.network, torch.float32, patches, seconds, asked, sitting.tokenizer)
+    assert slots == whole
+    assert 0.6 * 32 < sum(map(sum, slots)) < 32
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(110)
+def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
+    from model.fast import FastInfiniteVL
+    from model.training.accelerate import limit_autotuning
+
+    limit_autotuning()
+    half = torch.bfloat16
+    sitting = Sitting("cuda", half)
+    engines = {precision: FastInfiniteVL(sitting.network, precision) for precision in ("model", "fp8")}
+    right, total = dict.fromkeys(("plain", *engines), 0), 0
+    for name, groups in (("now", 12), ("memory 128", 3)):
+        paper = replace(PAPERS[name], streams=32)
+        for group in range(groups):
+            with torch.inference_mode():
+                patches, seconds, asked = sitting.draw(paper, 32 * group)
+                memory = watch(sitting.network, patches, seconds, None)
+                right["plain"] += sum(
+                    map(sum, correct(sitting.network, memory, seconds[:, -1], asked, sitting.tokenizer))
+                )
+                for precision, engine in engines.items():
+                    right[precision] += sum(
+                        map(sum, through_slots(engine, half, patches, seconds, asked, sitting.tokenizer))
+                    )
+            total += sum(map(len, asked))
+        print(f"fp8 and the nano: right after {name}, of {total}:", right)
+    assert total > 6000
+    assert right["fp8"] >= right["model"] - POINT * total
+    assert right["model"] >= right["plain"] - POINT * total
