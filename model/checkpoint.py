@@ -22,6 +22,8 @@ from model.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+SHARD = "model-{:05}-of-{:05}.safetensors"
+SHARD_BYTES = 4 * 10**9
 KEPT_FLOAT32 = ("A_log", "dt_bias")
 """Parameters whose precision the decay needs, whatever the model's dtype."""
 NAMED = 3
@@ -183,14 +185,32 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def save_checkpoint(model: InfiniteVL, tokenizer: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Writes a folder that `load_checkpoint` reads: weights in `dtype`, config.json and a copy of `tokenizer` (a tokenizer.json)."""
+def save_checkpoint(
+    model: InfiniteVL, tokenizer: Path, folder: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes a folder that `load_checkpoint` reads: weights in `dtype`, config.json and a copy of `tokenizer` (a tokenizer.json).
+
+    Weights of more than `shard_bytes` go into several files of at most so many bytes (or of one larger tensor) with an index.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: parameter.detach().to("cpu", torch.float32 if name.endswith(KEPT_FLOAT32) else dtype, copy=True)
-        for name, parameter in model.named_parameters()
-    }
-    save_file(weights, folder / WHOLE, metadata={"format": "pt"})
+    parts: list[list[tuple[str, Tensor, torch.dtype]]] = [[]]
+    room = shard_bytes
+    for name, parameter in model.named_parameters():
+        kind = torch.float32 if name.endswith(KEPT_FLOAT32) else dtype
+        size = parameter.numel() * kind.itemsize
+        if size > room and parts[-1]:
+            parts.append([])
+            room = shard_bytes
+        parts[-1].append((name, parameter.detach(), kind))
+        room -= size
+    files = [WHOLE] if len(parts) == 1 else [SHARD.format(i + 1, len(parts)) for i in range(len(parts))]
+    for file, part in zip(files, parts, strict=True):
+        weights = {name: tensor.to("cpu", kind, copy=True) for name, tensor, kind in part}
+        save_file(weights, folder / file, metadata={"format": "pt"})
+    (folder / INDEX).unlink(missing_ok=True)
+    if len(files) > 1:
+        shard_of = {name: file for file, part in zip(files, parts, strict=True) for name, _, _ in part}
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": shard_of}, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
     if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
         (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())

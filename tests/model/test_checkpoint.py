@@ -102,6 +102,26 @@ def test_a_fused_model_can_be_saved(tmp_path: Path) -> None:
     assert_same(load_checkpoint(tmp_path)[0], build(small()))
 
 
+def test_large_weights_are_saved_in_shards(tmp_path: Path) -> None:
+    model = build(small())
+    sizes = [4 * parameter.numel() for parameter in model.parameters()]
+    most = max(*sizes, sum(sizes) // 4)
+    save_checkpoint(model, TOKENIZER, tmp_path, torch.float32, shard_bytes=most)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) >= 4
+    assert [file.name for file in files] == [
+        f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))
+    ]
+    assert all(sum(tensor.nbytes for tensor in load_file(file).values()) <= most for file in files)
+    loaded, _ = load_checkpoint(tmp_path)
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), loaded.parameters(), strict=True))
+    for file in files:
+        file.unlink()
+    save_checkpoint(model, TOKENIZER, tmp_path, torch.float32)
+    assert not (tmp_path / INDEX).exists()
+    load_checkpoint(tmp_path)
+
+
 def test_saving_makes_the_folder_and_keeps_the_decays_digits(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     save_checkpoint(build(small()), TOKENIZER, folder, torch.bfloat16)
