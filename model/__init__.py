@@ -1,8 +1,18 @@
 """Frames and text through InfiniteVL: the model, its streaming state and what runs them."""
 
 from model.config import AttentionPolicy, ConfigError, InfiniteVLConfig
+from model.room import RoomError
 from model.runner import Runner, load_runner
 from model.sampling import Sampling
 from model.state import Snapshot
 
-__all__ = ["AttentionPolicy", "ConfigError", "InfiniteVLConfig", "Runner", "Sampling", "Snapshot", "load_runner"]
+__all__ = [
+    "AttentionPolicy",
+    "ConfigError",
+    "InfiniteVLConfig",
+    "RoomError",
+    "Runner",
+    "Sampling",
+    "Snapshot",
+    "load_runner",
+]

@@ -16,6 +16,7 @@ from model.checkpoint import KEPT_FLOAT32, CheckpointError, load_checkpoint, loc
 from model.config import PRESETS, AttentionPolicy, ConfigError, InfiniteVLConfig
 from model.infinitevl import InfiniteVL
 from model.preprocess import choose_grid, patchify
+from model.room import room
 from model.sampling import Sampling, draw
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
@@ -30,7 +31,8 @@ NANO = Path(__file__).parent / "nano"
 class Runner:
     """A model with its pool of slots. A slot holds one stream, or the fork of one in which a question is answered.
 
-    `trained` is False where the weights are random; `state_bytes` is what one slot keeps, for ever.
+    `trained` is False where the weights are random; `state_bytes` is what one slot keeps, for ever. Raises RoomError where the
+    device's free memory does not hold the slots.
     """
 
     def __init__(
@@ -40,14 +42,18 @@ class Runner:
         self.name, self.trained, self.slots = name, trained, slots
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
-        served = self.device.type == "cuda"
-        self.state = StreamState.allocate(model.config, slots + served, self.device, self.dtype)
-        self.graphs: Graphs | None = None
+        self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot
+        fast, served = None, self.device.type == "cuda"
         if served:
             from model.fast import FastInfiniteVL
             from model.graphs import Graphs
 
-            self.graphs = Graphs(FastInfiniteVL(model, "fp8" if fp8 else "model"), self.state)
+            fast = FastInfiniteVL(model, "fp8" if fp8 else "model")
+            torch.cuda.empty_cache()
+        if (found := room(self.device, self.state_bytes)) is not None:
+            found.check(slots)
+        self.state = StreamState.allocate(model.config, slots + served, self.device, self.dtype)
+        self.graphs: Graphs | None = Graphs(fast, self.state) if fast is not None else None
         self.grids: dict[int, tuple[int, int]] = {}
         self.generators: dict[int, torch.Generator | None] = {}
 
@@ -66,13 +72,14 @@ class Runner:
         return policy.context if policy.window is None else None
 
     @property
-    def state_bytes(self) -> int:
-        return self.state.bytes_per_slot
-
-    @property
     def more_slots(self) -> int | None:
-        """Slots that the device's free memory would hold beyond these; None on a CPU."""
-        return torch.cuda.mem_get_info(self.device)[0] // self.state_bytes if self.device.type == "cuda" else None
+        """Slots that the device's free memory would hold beyond these; None where that is not known."""
+        more = room(self.device, self.state_bytes)
+        return None if more is None else more.slots
+
+    def release(self) -> None:
+        """Gives the memory back; what stays are the facts about the model."""
+        del self.model, self.state, self.graphs
 
     @torch.inference_mode()
     def open(self, slot: int, height: int, width: int) -> None:
@@ -190,7 +197,8 @@ def load_runner(
     `dtype` is "float32", "bfloat16" or, on CUDA, "fp8": bfloat16 with the big products in fp8.
 
     A checkpoint runs with the attention it was trained with unless `policy` says otherwise. `random_weights` (seeded) is
-    for measurements; the nano falls back to it while no trained weights are packaged. Raises CheckpointError, ConfigError.
+    for measurements; the nano falls back to it while no trained weights are packaged. Raises CheckpointError, ConfigError,
+    RoomError where the device's free memory does not hold the slots.
     """
     choices: dict[str, Any] = {
         "policy": policy,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from capture import Frame, PushSource, Source, SourceError, SourceStatus
-from model import AttentionPolicy, Runner, Sampling, load_runner
+from model import AttentionPolicy, RoomError, Runner, Sampling, load_runner
 from streamer.answer import Answer, Usage
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine import Engine, Question
@@ -61,7 +61,7 @@ class Assistant:
             reset=self._was_reset,
             progress=progress,
         )
-        self._runner: Runner | None = None
+        self._loaded = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, Stream] = {}
         self._answers: dict[str, Answer] = {}
@@ -89,7 +89,8 @@ class Assistant:
         try:
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._open(stream) for stream in self.config.streams]
-            self._runner = await asyncio.wrap_future(self.engine.start())
+            await self._begin()
+            self._loaded = True
             for stream, source in zip(self.config.streams, sources, strict=True):
                 await self._attach(stream, source)
         except BaseException:
@@ -116,14 +117,14 @@ class Assistant:
     @property
     def ready(self) -> bool:
         """Whether the model is warm and the engine gets on."""
-        return self._runner is not None and self.engine.alive and not self.engine.restarting and not self._stuck
+        return self._loaded and self.engine.alive and not self.engine.restarting and not self._stuck
 
     @property
     def trouble(self) -> str | None:
         """Why `ready` is False, in one line."""
         if self.engine.failure:
             return self.engine.failure
-        if self._runner is None:
+        if not self._loaded:
             return "the model is being loaded"
         if not self.engine.alive:
             return "the engine has stopped"
@@ -134,9 +135,9 @@ class Assistant:
     @property
     def model(self) -> Runner:
         """The model's facts: name, trained, slots, state_bytes, … Raises AssistantError before it is loaded."""
-        if self._runner is None:
+        if not self._loaded:
             raise AssistantError("not_ready", LOADING)
-        return self._runner
+        return self.engine.runner
 
     def source_changes(self) -> dict[str, dict[str, int]]:
         """By stream, how often its source came into each of its states."""
@@ -337,22 +338,35 @@ class Assistant:
         if model.device == "cuda" and not torch.cuda.is_available():
             raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
         attention = model.attention
+        return load_runner(
+            model.name,
+            device=model.device,
+            dtype=model.dtype,
+            slots=slots,
+            random_weights=model.random_weights,
+            policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window),
+            position_horizon=model.position_horizon,
+            frames_per_step=model.frames_per_step,
+        )
+
+    async def _begin(self) -> None:
+        """Starts the engine. Raises AssistantError where the device's memory is too small for what is configured."""
+        name, limits = self.config.model.name, self.config.limits
         try:
-            return load_runner(
-                model.name,
-                device=model.device,
-                dtype=model.dtype,
-                slots=slots,
-                random_weights=model.random_weights,
-                policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window),
-                position_horizon=model.position_horizon,
-                frames_per_step=model.frames_per_step,
+            await asyncio.wrap_future(self.engine.start())
+        except RoomError as error:
+            mend = (
+                "Free some of it, or choose a smaller model or attention window."
+                if error.fit < 2
+                else f"Lower limits.streams ({limits.streams}) and limits.answers ({limits.answers}) to {error.fit} "
+                "together, or free some of it."
             )
+            raise AssistantError("no_memory", f"Model {name}: {error}. {mend}") from None
         except torch.OutOfMemoryError as error:
             raise AssistantError(
                 "no_memory",
-                f"Model {model.name} with {slots} slots of memory does not fit the device ({str(error).splitlines()[0]}): "
-                "lower limits.streams or limits.answers, or free the device.",
+                f"Model {name} has too little of the device's memory ({str(error).splitlines()[0]}): lower limits.streams "
+                "or limits.answers, or free some of it.",
             ) from None
 
     def _stream(self, name: str | None) -> Stream:
@@ -378,10 +392,7 @@ class Assistant:
                 "stream_exists", f"There is a stream {name!r} already: detach it or take another name."
             )
         if len(self._streams) + len(self._attaching) >= most:
-            raise AssistantError(
-                "too_many_streams",
-                f"All {most} slots for streams are taken, 1 is missing: detach a stream or raise limits.streams.",
-            )
+            raise AssistantError("too_many_streams", await self._full(most))
         self._attaching.add(name)
         try:
             stream = Stream(config, source or await self._open(config), self.engine.wake)
@@ -396,6 +407,19 @@ class Assistant:
         self._told[name] = Counter()
         stream.start(self._changed)
         return stream.status(time.monotonic())
+
+    async def _full(self, most: int) -> str:
+        """Says that all slots for streams are taken, and whether memory has room for more."""
+        runner = self.engine.runner
+        each, more = runner.state_bytes / 1e6, await asyncio.wrap_future(self.engine.call(lambda: runner.more_slots))
+        mend = (
+            "or raise limits.streams."
+            if more is None
+            else f"or raise limits.streams: free memory holds {more} more."
+            if more
+            else "or, as free memory holds no slot more, raise limits.streams and lower limits.answers by as many."
+        )
+        return f"All {most} slots for streams are taken, 1 of {each:.1f} MB is missing: detach a stream {mend}"
 
     async def _admit(self, stream: Stream) -> None:
         """Refuses a stream that the device has no time for, where admission is by measured cost."""

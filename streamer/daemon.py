@@ -101,18 +101,18 @@ class Daemon:
         """What a user sees first."""
         model, limits = self.assistant.model, self.config.limits
         weights = "" if model.trained else "  RANDOM WEIGHTS: answers mean nothing\n"
-        more = model.more_slots
-        memory = (
-            "" if more is None else f"  free memory would hold {more} more of them (limits.streams, limits.answers)\n"
-        )
+        more, capacity = model.more_slots, self.assistant.engine.scheduler.capacity()
+        memory = "" if more is None else f"; free memory would hold {more} more of their slots"
+        beyond = "are refused" if limits.admission == "measured" else "lower the rate of all"
         streams = "".join(f"  {status.name}: {status.source}\n" for status in self.assistant.streams())
         return (
             f"streamer is ready at {url}\n"
             f"  model {model.name} on {self.config.model.device}, {model.state_bytes / 1e6:.1f} MB of memory a stream, for ever\n"
             f"{weights}{self._forgetting()}"
-            f"  room for {limits.streams} streams and {limits.answers} answers at once; "
-            f"the device sees up to {self.assistant.engine.scheduler.capacity():.0f} frames a second in all\n"
-            f"{memory}{streams}"
+            f"  room for {limits.streams} streams and {limits.answers} answers at once{memory}\n"
+            f"  the device sees up to {capacity:.0f} frames a second in all, as measured: "
+            f"{capacity / 25:.1f} streams of 25; more {beyond} (limits.admission)\n"
+            f"{streams}"
         )
 
 

@@ -261,6 +261,7 @@ class Engine:
         self._end_answers("failed", f"the engine failed and begins again: {reason}")
         streams, self._streams = list(self._streams.values()), {}
         try:
+            self.runner.release()
             self.prepare()
         except Exception as error:
             self.failure = f"the engine failed ({reason}) and could not begin again: {_line(error)}"

@@ -9,7 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import torch
 
+import model.runner
+from model.room import Room
 from streamer import Assistant, AssistantError, StreamEvent
 from streamer.config import parse_config
 from streamer.subscription import Subscription
@@ -40,6 +43,39 @@ def refused(error: pytest.ExceptionInfo[AssistantError], code: str, *parts: str)
     for part in parts:
         assert part in error.value.message
     assert "\n" not in error.value.message
+
+
+def test_memory_too_small_for_the_slots_is_told_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start() -> pytest.ExceptionInfo[AssistantError]:
+        with pytest.raises(AssistantError) as error:
+            await Assistant(config()).start()
+        return error
+
+    free = 3
+    monkeypatch.setattr(model.runner, "room", lambda device, each: Room(free * each, each))
+    mend = "Lower limits.streams (2) and limits.answers (2) to 3 together"
+    refused(asyncio.run(start()), "no_memory", "Model tiny: 4 slots of", "are missing; 3 of them fit", mend)
+    free = 1
+    refused(asyncio.run(start()), "no_memory", "1 of them fit", "choose a smaller model")
+
+    def exhausted(device: object, each: int) -> Room:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
+
+    monkeypatch.setattr(model.runner, "room", exhausted)
+    refused(asyncio.run(start()), "no_memory", "Tried to allocate 2 GiB", "lower limits.streams")
+
+
+def test_a_stream_beyond_memory_is_refused_with_what_would_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        limits = {"streams": 1, "answers": 1}
+        async with Assistant(config(limits=limits)) as assistant:
+            monkeypatch.setattr(model.runner, "room", lambda device, each: Room(0, each))
+            with pytest.raises(AssistantError) as error:
+                await assistant.attach("second", "demo:")
+            each = f"1 of {assistant.model.state_bytes / 1e6:.1f} MB is missing"
+            refused(error, "too_many_streams", "All 1 slots", each, "detach a stream", "lower limits.answers")
+
+    run(test())
 
 
 def test_a_clip_is_watched_and_asked_about() -> None:
@@ -109,7 +145,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
             await assistant.attach("second", "demo:")
             with pytest.raises(AssistantError) as error:
                 await assistant.attach("third", "demo:")
-            refused(error, "too_many_streams", "All 2 slots", "limits.streams")
+            refused(error, "too_many_streams", "All 2 slots", "limits.streams: free memory holds")
             with pytest.raises(AssistantError) as error:
                 assistant.ask("What?")
             refused(error, "unknown_stream", "demo, second")

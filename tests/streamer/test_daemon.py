@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -78,6 +79,8 @@ def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, 
 def test_starts_says_what_it_is_and_stops() -> None:
     with daemon() as (process, url, banner):
         assert url in banner and "model tiny" in banner and "room for 1 streams and 2 answers" in banner
+        assert re.search(r"free memory would hold \d+ more of their slots\n", banner)
+        assert re.search(r"up to \d+ frames a second in all, as measured: [\d.]+ streams of 25; more lower", banner)
         assert ("RANDOM WEIGHTS" in banner) == (not facts(url)["model"]["trained"])
         code, seconds = ended(process, signal.SIGTERM)
         assert code == 0 and seconds < 2
