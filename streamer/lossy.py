@@ -38,7 +38,7 @@ SCENES = {"now": 16, "memory 128": 3}
 """Scenes of each paper."""
 WAYS = {"in memory": "tensors in memory", "decoded": "H.264, decoded", "daemon": "H.264, daemon, websocket"}
 SHORT, RATE = 720, 25
-TOGETHER = 8
+TOGETHER = 2
 """Frames painted at once: at this size each takes many megabytes."""
 WORDS = 16
 """Tokens after which an answer is cut."""
