@@ -21,12 +21,11 @@ SKILLS = tuple(PHRASES)
 LENGTH = 32
 """Tokens of a question with its answer; the few longer ones are asked again with other words."""
 
-
 EMPHASIS = WEIGHTS | {
     "relation": 12.0, "motion": 5.0, "before": 2.4, "after": 2.4, "how many": 0.9, "where was": 1.5, "last": 0.8,
     "word": 4.0, "number": 3.0, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.8,
 }  # fmt: skip
-"""How often the last part of the training asks each skill: most of what is learned last."""
+"""How often training asks each skill: most of what is learned last. Fewer scenes allow some than others."""
 
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""

@@ -409,4 +409,4 @@ WEIGHTS = {
     "colour was": 1.2, "number was": 2.0, "word was": 2.0, "has appeared": 1.3, "how many": 0.7, "where was": 1.2,
     "unknowable": 0.7,
 }  # fmt: skip
-"""How often training asks each skill; some are asked less than that, since fewer scenes allow them."""
+"""How often the examination asks each skill; some are asked less than that, since fewer scenes allow them."""
