@@ -25,6 +25,7 @@ from model.training.paint import CLASSES
 GRID = (16, 16)
 POLICIES = {"online": nano().policy, "window": AttentionPolicy(sinks=0, window=576), "base": FULL}
 WEIGHT_FILES = 2
+CHECKPOINT = "model.safetensors"
 ROWS = 7
 """Answer tokens a question that a round has room for, on the average."""
 
@@ -197,16 +198,26 @@ class Learner:
         (folder / "state.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Goes on from `save`; returns where the training stood."""
-        self.optimizer.load(read_weights(folder, "weights", self.device))
-        mean = read_weights(folder, "mean", self.device)
-        self.mean = [mean[name].float() for name in self.optimizer.names]
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        """Goes on from `save`, or from the checkpoint that was exported of a run (whose guiding head begins anew).
+
+        Returns where the training stood.
+        """
+        self.optimizer.load(self.optimizer.weights() | read_weights(folder, "weights", self.device))
+        mean = self.optimizer.weights() | read_weights(folder, "mean", self.device)
+        self.mean = [mean[name].float().clone() for name in self.optimizer.names]
+        state: dict[str, Any] = json.loads((record(folder) / "state.json").read_text())
         return state
 
 
+def record(folder: Path) -> Path:
+    """Where a run, or the checkpoint exported of it, keeps its log and state."""
+    return folder / "training" if (folder / CHECKPOINT).exists() else folder
+
+
 def read_weights(folder: Path, kind: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """A run's "weights" or "mean" by name."""
+    """A run's "weights" or "mean" by name; an exported checkpoint's are both."""
+    if (folder / CHECKPOINT).exists():
+        return load_file(str(folder / CHECKPOINT), device=str(device))
     weights: dict[str, Tensor] = {}
     for part in range(WEIGHT_FILES):
         weights |= load_file(str(folder / f"{kind}-{part}.safetensors"), device=str(device))

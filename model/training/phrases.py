@@ -73,6 +73,9 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "Where is the {x}, seen from the {y}?", "Which side of the {y} is the {x} on?",
         "Where does the {x} stand relative to the {y}?",
         "Relative to the {y}, where is the {x}?", "How is the {x} placed relative to the {y}?",
+        "From the {y}, where is the {x}?", "Looking from the {y}, where is the {x}?", "Next to the {y}, where is the {x}?",
+        "Relative to the {y}, where do you see the {x}?", "From the {y}, which way is the {x}?",
+        "Where is the {x} from the {y}?",
         "Compared to the {y}, where is the {x}?", "Seen from the {y}, where is the {x}?",
     ),
     "is there": (

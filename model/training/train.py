@@ -1,7 +1,7 @@
 """Trains the nano on the world: `python -m model.training.train --out runs/nano --minutes 8 --total 16`.
 
-One command, resumable: `--resume FOLDER` goes on from another run's folder, of which something is saved every minute and
-when the run is told to end. Lengths and learning rate follow the clock, so a run does what its minutes allow.
+One command, resumable: `--resume FOLDER` goes on from another run's folder (of which something is saved every minute and
+when the run is told to end) or from a checkpoint that was exported of one, as model/nano. Lengths and learning rate follow the clock, so a run does what its minutes allow.
 On several GPUs: `torchrun --standalone --nproc-per-node 2 -m model.training.train …`.
 Writes weights, their running mean (what is shipped), log.csv, state.json (with its recipe) and marks.json.
 """
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from model.tokenizer import Tokenizer
 from model.training.accelerate import keep_caches, limit_autotuning, trust_fla
 from model.training.exam import examine, table
-from model.training.learner import POLICIES, Learner, Recipe
+from model.training.learner import POLICIES, Learner, Recipe, record
 from model.training.lessons import SKILLS, TOKENIZER, Curriculum, Lesson, Lessons
 from model.training.paint import Assets, Painter
 
@@ -134,7 +134,7 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
     if resume is not None:
         state = learner.load(resume)
         done, first = state["minutes"], state["step"]
-        log = list(csv.reader((resume / "log.csv").open()))[1:]
+        log = list(csv.reader((record(resume) / "log.csv").open()))[1:]
     share = recipe.steps // recipe.devices, recipe.questions // recipe.devices
     curriculum = Curriculum(recipe.seed, share[0], first, done / recipe.total, rank, recipe.devices)
     lessons = Lessons(recipe.seed, share[1], assets.gallery, learner.model.config)
