@@ -88,9 +88,17 @@ def examine(
 
 
 def evaluate(
-    model: str, *, device: str = "cpu", dtype: str | None = None, quick: bool = False, fresh: int = 0
+    model: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    quick: bool = False,
+    fresh: int = 0,
+    limit: float | None = None,
 ) -> tuple[Marks, dict[str, Any]]:
     """Examines a checkpoint ("nano", a folder or "owner/name"); `fresh` seeds are drawn anew instead of the fixed one.
+
+    What is not asked within `limit` seconds (None: as many as it takes; a quick examination's is `QUICK`) stays empty.
 
     Returns the marks, and `model.training.report.facts` of them.
 
@@ -110,7 +118,7 @@ def evaluate(
         raise CheckpointError(f"{model} does not take pairs of square frames: the world examines the nano's sizes only")
     seeds = [secrets.randbelow(2**31) for _ in range(fresh)] or [SEED]
     begin = time.monotonic()
-    painter, budget = Painter(assets, device), QUICK if quick else None
+    painter, budget = Painter(assets, device), limit or (QUICK if quick else None)
     marks = examine(network, painter, tokenizer, seeds=seeds, quick=quick, budget=budget, show=True)
     took = round(time.monotonic() - begin, 1)
     return marks, facts(marks, model=model, device=device, dtype=kind, seeds=seeds, quick=quick, seconds=took)
@@ -123,11 +131,17 @@ def main() -> None:
     parser.add_argument("--dtype", help="float32 or bfloat16")
     parser.add_argument("--quick", action="store_true", help="few questions, for two CPU cores")
     parser.add_argument("--fresh-seeds", type=int, default=0, metavar="N", help="draw N new seeds")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="leave out what is not asked by then")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     given = parser.parse_args()
     try:
         marks, found = evaluate(
-            given.model, device=given.device, dtype=given.dtype, quick=given.quick, fresh=given.fresh_seeds
+            given.model,
+            device=given.device,
+            dtype=given.dtype,
+            quick=given.quick,
+            fresh=given.fresh_seeds,
+            limit=given.limit,
         )
     except (CheckpointError, FileNotFoundError) as error:
         parser.exit(1, f"{error}\n")

@@ -1,7 +1,8 @@
 """Trains the nano on the world: `python -m model.training.train --out runs/nano --minutes 8 --total 16`.
 
-One command, resumable: `--resume FOLDER` goes on from another run's folder (of which something is saved every minute and
-when the run is told to end) or from a checkpoint that was exported of one, as model/nano. Lengths and learning rate follow the clock, so a run does what its minutes allow.
+One command, resumable: `--resume FOLDER` goes on from another run's folder (something is saved every minute and when the
+run is told to end) or from a checkpoint that was exported of one, as model/nano. Lengths and learning rate follow the clock,
+so a run does what its minutes allow.
 On several GPUs: `torchrun --standalone --nproc-per-node 2 -m model.training.train …`.
 Writes weights, their running mean (what is shipped), log.csv, state.json (with its recipe) and marks.json.
 """
@@ -251,6 +252,8 @@ def main() -> None:
     )
     train(recipe, given.out, given.resume, given.caches, device)
     if devices > 1:
+        # One examines while the others are done; those that leave first have been seen to wait for ever.
+        agreed(0.0, devices)
         dist.destroy_process_group()
 
 
