@@ -13,8 +13,10 @@ pytest.importorskip("triton", reason="triton is not installed; needs CUDA or its
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs CUDA or triton's interpreter", allow_module_level=True)
 
+from model.ops.convolution import short_convolution
 from model.ops.delta_rule import recurrent
 from model.ops.kernels.attention import Tiling, attend
+from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.product import Cut, product
 from model.quantize import quantize_rows
@@ -101,6 +103,38 @@ def test_delta_rule_is_the_recurrence(key: int, value: int, n: int, dtype: torch
     assert ratio(found, wanted) < bound
     assert ratio(state[slots], last) < bound
     assert torch.equal(state[[0, 2]], before[[0, 2]])
+
+
+@pytest.mark.parametrize("n, counts", [(1, (1, 1, 0)), (2, (2, 1, 2)), (20, (20, 3, 17))])
+@pytest.mark.parametrize("padding", [0, 8])
+def test_mixing_is_the_short_convolution_of_each_streams_own_tokens(
+    n: int, counts: tuple[int, ...], padding: int
+) -> None:
+    """Slots in any order, padded calls, and tokens that stand farther apart than they are wide, as fp8's products leave them."""
+    torch.manual_seed(0)
+    heads, key, value, width, batch, pool = 2, 16, 32, 4, 3, 5
+    keys, values = heads * key, heads * value
+    channels = 2 * keys + values
+    outs = channels + values + 2 * heads
+    joint = torch.randn(batch * n, outs + padding, device=DEVICE)[:, :outs].unflatten(0, (batch, -1))
+    kept = torch.randn(pool, width - 1, channels, device=DEVICE)
+    weight, slots = torch.randn(channels, width, device=DEVICE), torch.tensor([3, 0, 4], device=DEVICE)
+    a_log, dt_bias = torch.rand(heads, device=DEVICE), torch.rand(heads, device=DEVICE)
+    inputs, before = torch.cat((kept[slots], joint[..., :channels]), 1), kept.clone()
+    number = torch.tensor(counts, device=DEVICE)
+    mixed, decay, beta = mix(joint, kept, weight, a_log, dt_bias, slots, number, key, values)
+    wanted = short_convolution(inputs, weight)
+    q, k = (part.unflatten(-1, (heads, -1)) for part in wanted[..., : 2 * keys].split(keys, -1))
+    q, k = (part * (part.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for part in (q, k))
+    wanted = torch.cat((q.flatten(-2), k.flatten(-2), wanted[..., 2 * keys :]), -1)
+    b, a = joint[..., -2 * heads :].split(heads, -1)
+    g = -a_log.exp() * torch.nn.functional.softplus(a + dt_bias)
+    for i, (slot, count) in enumerate(zip(slots.tolist(), counts, strict=True)):
+        assert count == 0 or ratio(mixed[i, :count], wanted[i, :count]) < 1e-6
+        assert torch.allclose(decay[i, :count], g[i, :count], rtol=1e-5) and not decay[i, count:].any()
+        assert torch.allclose(beta[i, :count], b[i, :count].sigmoid(), rtol=1e-5) and not beta[i, count:].any()
+        assert torch.equal(kept[slot], inputs[i, count : count + width - 1])
+    assert torch.equal(kept[[1, 2]], before[[1, 2]])
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16])

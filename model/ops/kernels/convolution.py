@@ -11,14 +11,14 @@ from torch import Tensor
 @triton.jit
 def mix_kernel(
     joint, kept, weight, a_log, dt_bias, slots, counts, out, decay, beta,
-    n, stride, b_offset, a_offset,
+    n, batch_stride, stride, b_offset, a_offset,
     CHANNELS: tl.constexpr, NORMED: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr,
     BLOCK: tl.constexpr, STEPS: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     part, first, batch = tl.program_id(0), tl.program_id(1) * STEPS, tl.program_id(2).to(tl.int64)
     step = first + tl.arange(0, STEPS)
     count = tl.load(counts + batch)
-    source = joint + batch * n * stride
+    source = joint + batch * batch_stride
     if part == CHANNELS // BLOCK:
         head = tl.arange(0, HEADS)
         inside = (step < n)[:, None]
@@ -81,7 +81,8 @@ def mix(
     """Takes `joint` [batch, n, q, k, v, gate, b and a side by side] to what the delta rule wants, and keeps its last inputs.
 
     `kept` [slots of the pool, width - 1, channels of q, k and v] is read and updated at `slots` int64 [batch], of whose n
-    tokens only the first `counts` int64 [batch] are real. `weight` is [channels, width], `head` the size of q's and k's heads.
+    tokens only the first `counts` int64 [batch] are real; those of `joint` may stand farther apart than they are wide.
+    `weight` is [channels, width], `head` the size of q's and k's heads.
     Returns q, k (L2-normalised) and v side by side [batch, n, channels], the log decay and beta, float32 [batch, n, heads],
     both 0 where padding.
     """
@@ -94,7 +95,7 @@ def mix(
     steps = 1 if n == 1 else 16
     mix_kernel[(channels // head + 1, triton.cdiv(n, steps), batch)](
         joint, kept, weight, a_log, dt_bias, slots, counts, out, decay, beta,
-        n, joint.stride(1), channels + gate_channels, channels + gate_channels + heads,
+        n, joint.stride(0), joint.stride(1), channels + gate_channels, channels + gate_channels + heads,
         CHANNELS=channels, NORMED=2 * heads * head, WIDTH=width, HEADS=heads, BLOCK=head, STEPS=steps,
         TAIL=triton.next_power_of_2(width - 1), num_warps=2 if n == 1 else 4,
     )  # fmt: skip
