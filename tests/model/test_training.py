@@ -8,7 +8,8 @@ import torch
 from model.config import nano
 from model.preprocess import patchify
 from model.tokenizer import Tokenizer
-from model.training.learner import Learner, Recipe, read_weights
+from model.runner import NANO
+from model.training.learner import Learner, Recipe, read_weights, record
 from model.training.lessons import LENGTH, TOKENIZER, prepare
 from model.training.paint import ASSETS, CLASSES, Assets, Painter
 from model.training.phrases import HELD_OUT, PHRASES
@@ -31,6 +32,21 @@ def painter(assets):
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.load(TOKENIZER, nano())
+
+
+def test_training_goes_on_from_an_exported_checkpoint_as_from_the_run_it_is_of(tmp_path):
+    """All but the guiding head, which is not exported; the running mean begins at the weights."""
+    learner = Learner(Recipe(1, 1, steps=8, questions=8), torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in learner.optimizer.weights().items()}
+    state = learner.load(NANO)
+    assert state == json.loads((NANO / "training" / "state.json").read_text())
+    assert (record(NANO) / "log.csv").is_file() and record(tmp_path) == tmp_path
+    shipped, loaded = read_weights(NANO, "weights"), learner.optimizer.weights()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, shipped[name].float() if name in shipped else before[name]), name
+    assert {name for name in loaded if name not in shipped} == {"extra.weight", "extra.bias"}
+    assert all(torch.equal(a, b) for a, b in zip(learner.mean, loaded.values(), strict=True))
+    assert all(a is not b for a, b in zip(learner.mean, loaded.values(), strict=True))
 
 
 def test_same_seed_same_world(assets, painter):
