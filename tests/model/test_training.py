@@ -7,8 +7,8 @@ import torch
 
 from model.config import nano
 from model.preprocess import patchify
-from model.tokenizer import Tokenizer
 from model.runner import NANO
+from model.tokenizer import Tokenizer
 from model.training.learner import Learner, Recipe, read_weights, record
 from model.training.lessons import LENGTH, TOKENIZER, prepare
 from model.training.paint import ASSETS, CLASSES, Assets, Painter
