@@ -32,6 +32,8 @@ with BlockingAssistant(parse_config({"streams": [{"name": "eyes", "source": "pus
                 answer = None
         longest = max(longest, time.monotonic() - tick_began)
         time.sleep(max(0.0, began + (tick + 1) / RATE - time.monotonic()))
+    if answer is not None:
+        print()
     seen = assistant.streams()[0].frames_seen
 
 print(
