@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.checkpoint import WHOLE
 from model.config import FULL, AttentionPolicy, nano
 from model.infinitevl import InfiniteVL
 from model.training.accelerate import initialise
@@ -25,7 +26,6 @@ from model.training.paint import CLASSES
 GRID = (16, 16)
 POLICIES = {"online": nano().policy, "window": AttentionPolicy(sinks=0, window=576), "base": FULL}
 WEIGHT_FILES = 2
-CHECKPOINT = "model.safetensors"
 ROWS = 7
 """Answer tokens a question that a round has room for, on the average."""
 
@@ -211,13 +211,13 @@ class Learner:
 
 def record(folder: Path) -> Path:
     """Where a run, or the checkpoint exported of it, keeps its log and state."""
-    return folder / "training" if (folder / CHECKPOINT).exists() else folder
+    return folder / "training" if (folder / WHOLE).exists() else folder
 
 
 def read_weights(folder: Path, kind: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """A run's "weights" or "mean" by name; an exported checkpoint's are both."""
-    if (folder / CHECKPOINT).exists():
-        return load_file(str(folder / CHECKPOINT), device=str(device))
+    if (folder / WHOLE).exists():
+        return load_file(str(folder / WHOLE), device=str(device))
     weights: dict[str, Tensor] = {}
     for part in range(WEIGHT_FILES):
         weights |= load_file(str(folder / f"{kind}-{part}.safetensors"), device=str(device))

@@ -140,3 +140,8 @@ def test_parts_past_the_horizon_last_a_second_at_most():
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     for start, stop in spans:
         assert ages.second(stop - 1) <= 60 or ages.second(start) == ages.second(stop - 1)
+
+
+def test_what_is_not_asked_within_the_limit_stays_empty() -> None:
+    marks, found = exam.evaluate("nano", quick=True, limit=1e-6)
+    assert not marks.rows() and found["quick"]

@@ -14,15 +14,12 @@ from torch import Tensor
 from model.checkpoint import load_checkpoint
 from model.runner import NANO
 
+from .small import error
+
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(110)]
 ROWS = (1, 2, 15, 16, 17, 32, 64, 100, 512, 1024, 2048, 8192)
 BOUND = 0.01
 """bfloat16's rounding of a result is .002; of fp8 (.03) nothing may be left, as both sides start from the same fp8."""
-
-
-def apart(found: Tensor, wanted: Tensor) -> float:
-    ratio = float((found.double() - wanted.double()).norm() / wanted.double().norm())
-    return ratio if ratio == ratio else float("inf")
 
 
 def rows(count: int, width: int, seed: int = 0) -> Tensor:
@@ -78,15 +75,15 @@ def test_each_product_is_that_of_its_fp8_numbers() -> None:
                         out_dtype=torch.bfloat16, use_fast_accum=False,
                     )[:, : matrix.outs]  # fmt: skip
                 asked += 1
-                error = apart(found, whole)
-                if error > BOUND:
+                off = error(found, whole)
+                if not off <= BOUND:
                     bad = ((found.double() - whole).abs() > 0.05 * whole.abs().amax()).nonzero()
                     span = (
                         f"rows {bad[:, 0].min()}-{bad[:, 0].max()} columns {bad[:, 1].min()}-{bad[:, 1].max()}"
                         if len(bad)
                         else ""
                     )
-                    wrong.append((name, tuple(weight.shape), count, kind, round(error, 4)))
+                    wrong.append((name, tuple(weight.shape), count, kind, round(off, 4)))
                     print("fp8 product", *wrong[-1], span)
     print(f"fp8 products: {len(wrong)} wrong of {asked}")
     assert not [case for case in wrong if case[3] == "served"]
@@ -101,9 +98,9 @@ def test_each_kernel_writes_the_fp8_it_should() -> None:
 
     def check(name: str, count: int, found: object, wanted: Tensor) -> None:
         assert isinstance(found, Quantized)
-        error = apart(found.data.float() * found.scales[:, None], wanted)
-        if error > 0.04:
-            wrong.append((name, tuple(wanted.shape), count, round(error, 4)))
+        off = error(found.data.float() * found.scales[:, None], wanted)
+        if not off <= 0.04:
+            wrong.append((name, tuple(wanted.shape), count, round(off, 4)))
             print("fp8 kernel", *wrong[-1])
 
     for count in ROWS:

@@ -49,6 +49,13 @@ def test_training_goes_on_from_an_exported_checkpoint_as_from_the_run_it_is_of(t
     assert all(a is not b for a, b in zip(learner.mean, loaded.values(), strict=True))
 
 
+def test_lessons_draw_their_scenes_by_the_profiles(assets, tokenizer, monkeypatch):
+    for things in (0, 1):
+        monkeypatch.setattr("model.training.lessons.PROFILES", ((1.0, Profile(things=(things, things))),))
+        lesson = prepare((things,), 8, 6, 12, assets.gallery, tokenizer)
+        assert len(lesson.sheet.kind) == 0 if things == 0 else 0 < len(lesson.sheet.kind) <= 6
+
+
 def test_same_seed_same_world(assets, painter):
     pictures = [
         torch.cat(list(painter.paint(layout([draw_scene(np.random.default_rng(5), 4, "train", assets.gallery)]), 1)))
