@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -147,6 +148,8 @@ def run(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    # All is closed; to look through torch's objects for cycles once more would take longer than the rest of the end.
+    gc.freeze()
     return code
 
 

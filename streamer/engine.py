@@ -113,10 +113,10 @@ class Engine:
         return ready
 
     def stop(self, timeout: float = 1.5) -> None:
-        """Ends every answer as cancelled, and the thread."""
-        self._stopping = True
+        """Ends every answer as cancelled, and the thread, which is waited for once: a long call of torch's may keep it."""
+        asked_before, self._stopping = self._stopping, True
         self._wake.set()
-        if self._thread is not None:
+        if self._thread is not None and not asked_before:
             self._thread.join(timeout)
 
     def wake(self) -> None:
