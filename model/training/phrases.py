@@ -187,7 +187,11 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "What year is it?", "Which city is this?", "Which camera is this?", "Who painted the picture?", "Say something.",
         "Close the window.", "Turn on the light.", "Play a song.", "Sing for me.", "Good morning!", "Thank you.",
         "What is 2 plus 2?", "Tell me a joke.", "Write a poem.", "Open the door.", "Call me tomorrow.",
-        "Hello!", "Who am I?",
+        "Hello!", "What does the {x} like?", "What does the {x} remember?", "What does the {x} play?", "What does the {x} sell?",
+        "What does the {x} wear?", "What does the {x} carry?", "What does the {x} use?", "What does the {x} look for?",
+        "What does the {x} measure?", "What does the {x} sing?", "What does the {x} watch?", "What did the {x} lose?",
+        "What did the {x} do yesterday?", "What has the {x} learned?", "How tall is the {x}?", "How many friends does the {x} have?",
+        "Which team is the {x} in?", "Whom does the {x} know?", "Who is next?", "Who will win the game?", "Who am I?",
         "How old am I?", "What is the time?", "Who will come next?", "What does the {x} weigh?",
     ),
 }  # fmt: skip
