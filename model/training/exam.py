@@ -1,19 +1,24 @@
 """The examination: fresh held-out worlds, every skill, by how long ago the evidence was, with two controls beside it.
 
 `python -m model.training.exam model/nano --device cuda --json marks.json` examines a checkpoint folder (the nano by default).
+On several GPUs: `torchrun --standalone --nproc-per-node 4 -m model.training.exam …`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate
@@ -34,25 +39,63 @@ QUICK = 570.0
 
 
 def papers(quick: bool) -> list[Paper]:
-    """The examination but for the oldest streams; a quick one asks of few streams, for two CPU cores."""
+    """The examination but for the oldest streams; a quick one asks of few streams, for two CPU cores.
+
+    Many scenes with few questions each: a hard scene's answers are wrong together.
+    """
 
     def n(streams: int, few: int) -> int:
         return few if quick else streams
 
     seen, first = Profile(things=(1, 8)), (Profile(things=(1, 1), text=1.0, gap=gap) for gap in (114, 242, 736))
     return [
-        Paper("now", 16, n(384, 32), 16, NOW, Profile()),
-        Paper("empty", 8, n(128, 16), 2, ("what",), Profile(things=(0, 0), real=True)),
-        Paper("memory 128", 64, n(96, 6), 24, MEMORY, seen, controls=True),
-        Paper("memory 256", 128, n(64, 3), 24, MEMORY, seen, controls=True),
-        Paper("memory 512", 256, n(48, 2), 24, MEMORY, seen, controls=True),
-        Paper("crowded 512", 256, n(32, 1), 24, MEMORY, Profile(things=(10, 40)), controls=True),
-        Paper("first second 256", 128, n(64, 3), 1, ("number was",), next(first), controls=True, only="number"),
-        Paper("first second 512", 256, n(48, 2), 1, ("number was",), next(first), controls=True, only="number"),
-        Paper("first second 1500", 750, n(32, 1), 1, ("number was",), next(first), controls=True, only="number"),
-        Paper("now, taught", 16, n(128, 4), 16, NOW, Profile(), held=()),
-        *(Paper(f"now, new {what}", 16, n(128, 4), 16, NOW, Profile(), held=(what,)) for what in HELD_OUT),
+        Paper("now", 16, n(1536, 32), n(4, 16), NOW, Profile()),
+        Paper("empty", 8, n(512, 16), n(1, 2), ("what",), Profile(things=(0, 0), real=True)),
+        Paper("memory 128", 64, n(384, 6), n(6, 24), MEMORY, seen, controls=True),
+        Paper("memory 256", 128, n(256, 3), n(6, 24), MEMORY, seen, controls=True),
+        Paper("memory 512", 256, n(192, 2), n(6, 24), MEMORY, seen, controls=True),
+        Paper("crowded 512", 256, n(96, 1), n(8, 24), MEMORY, Profile(things=(10, 40)), controls=True),
+        Paper("first second 256", 128, n(128, 3), 1, ("number was",), next(first), controls=True, only="number"),
+        Paper("first second 512", 256, n(96, 2), 1, ("number was",), next(first), controls=True, only="number"),
+        Paper("first second 1500", 750, n(48, 1), 1, ("number was",), next(first), controls=True, only="number"),
+        Paper("now, taught", 16, n(512, 4), n(4, 16), NOW, Profile(), held=()),
+        *(Paper(f"now, new {what}", 16, n(512, 4), n(4, 16), NOW, Profile(), held=(what,)) for what in HELD_OUT),
     ]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of an examination: how many frame steps it has, and how it is sat."""
+
+    name: str
+    steps: int
+    sit: Callable[[Exam], None]
+
+
+def tasks(seed: int, quick: bool) -> list[Task]:
+    """All that is examined of one seed, in order."""
+    clock, ages = (2, {"10 s": CLOCK["10 s"]}) if quick else (32, CLOCK)
+    found = [
+        Task(paper.name, paper.streams * paper.steps, partial(sit, paper=paper, seed=seed)) for paper in papers(quick)
+    ]
+    sat = partial(by_clock, streams=clock, questions=24 if quick else 12, ages=ages, seed=seed)
+    found.append(Task("by the clock", round(clock * max(ages.values()) * RATE), sat))
+    if not quick:
+        sat = partial(long_streams, streams=8, questions=4, seed=seed)
+        found.append(Task(f"{2 * LONG} frames", 8 * LONG, sat))
+    return found
+
+
+def share(whole: Sequence[Task], device: int, devices: int) -> list[Task]:
+    """What one of several devices takes, in order: the largest task first, each goes to the device with the fewest steps."""
+    loads = [0] * devices
+    mine = set()
+    for task in sorted(whole, key=lambda task: -task.steps):
+        least = loads.index(min(loads))
+        loads[least] += task.steps
+        if least == device:
+            mine.add(id(task))
+    return [task for task in whole if id(task) in mine]
 
 
 def examine(
@@ -64,25 +107,19 @@ def examine(
     quick: bool = False,
     budget: float | None = None,
     show: bool = False,
+    device: int = 0,
+    devices: int = 1,
 ) -> Marks:
-    """All papers, in order, as far as `budget` seconds allow; with `show` a bar tells how far it is."""
-    steps = sum(paper.streams * paper.steps for paper in papers(quick))
-    clock, ages = (2, {"10 s": CLOCK["10 s"]}) if quick else (16, CLOCK)
-    steps += round(clock * (max(ages.values()) * RATE)) + (0 if quick else 8 * LONG)
+    """All papers, in order, as far as `budget` seconds allow, or this device's share; with `show` a bar tells how far it is."""
+    mine = share([task for seed in seeds for task in tasks(seed, quick)], device, devices)
     was_training = network.training
     network.eval()
     deadline = None if budget is None else time.monotonic() + budget
-    with tqdm(total=steps * len(seeds), unit="step", disable=not show) as bar:
+    with tqdm(total=sum(task.steps for task in mine), unit="step", disable=not show) as bar:
         exam = Exam(network, painter, tokenizer, Marks(), bar, deadline)
-        for seed in seeds:
-            for paper in papers(quick):
-                bar.set_description(paper.name)
-                sit(exam, paper, seed)
-            bar.set_description("by the clock")
-            by_clock(exam, clock, 24, ages, seed)
-            if not quick:
-                bar.set_description(f"{2 * LONG} frames")
-                long_streams(exam, 8, 4, seed)
+        for task in mine:
+            bar.set_description(task.name)
+            task.sit(exam)
     network.train(was_training)
     return exam.marks
 
@@ -95,8 +132,11 @@ def evaluate(
     quick: bool = False,
     fresh: int = 0,
     limit: float | None = None,
+    devices: int = 1,
 ) -> tuple[Marks, dict[str, Any]]:
     """Examines a checkpoint ("nano", a folder or "owner/name"); `fresh` seeds are drawn anew instead of the fixed one.
+
+    `devices` processes of one group (`torch.distributed`) share the tasks; each returns the marks of all.
 
     What is not asked within `limit` seconds (None: as many as it takes; a quick examination's is `QUICK`) stays empty.
 
@@ -117,9 +157,27 @@ def evaluate(
     if network.config.square_grid is False or network.config.frames_per_step != 2:
         raise CheckpointError(f"{model} does not take pairs of square frames: the world examines the nano's sizes only")
     seeds = [secrets.randbelow(2**31) for _ in range(fresh)] or [SEED]
+    number = 0
+    if devices > 1:
+        number = dist.get_rank()
+        dist.broadcast_object_list(seeds)
     begin = time.monotonic()
     painter, budget = Painter(assets, device), limit or (QUICK if quick else None)
-    marks = examine(network, painter, tokenizer, seeds=seeds, quick=quick, budget=budget, show=True)
+    marks = examine(
+        network,
+        painter,
+        tokenizer,
+        seeds=seeds,
+        quick=quick,
+        budget=budget,
+        show=number == 0,
+        device=number,
+        devices=devices,
+    )
+    if devices > 1:
+        parts: list[Marks] = [marks] * devices
+        dist.all_gather_object(parts, marks)
+        marks = Marks.of(parts)
     took = round(time.monotonic() - begin, 1)
     return marks, facts(marks, model=model, device=device, dtype=kind, seeds=seeds, quick=quick, seconds=took)
 
@@ -134,17 +192,26 @@ def main() -> None:
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="leave out what is not asked by then")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     given = parser.parse_args()
+    device, devices = given.device, int(os.environ.get("WORLD_SIZE", 1))
+    if devices > 1:
+        dist.init_process_group("gloo")
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
     try:
         marks, found = evaluate(
             given.model,
-            device=given.device,
+            device=device,
             dtype=given.dtype,
             quick=given.quick,
             fresh=given.fresh_seeds,
             limit=given.limit,
+            devices=devices,
         )
     except (CheckpointError, FileNotFoundError) as error:
         parser.exit(1, f"{error}\n")
+    if devices > 1 and dist.get_rank() > 0:
+        return
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
     print("\n".join(table(marks)))

@@ -28,14 +28,15 @@ EMPHASIS = WEIGHTS | {
 """How often training asks each skill: most of what is learned last. Fewer scenes allow some than others."""
 
 PROFILES = (
-    (0.67, Profile()),
+    (0.55, Profile()),
     (0.16, Profile(text=0.6)),
     (0.06, Profile(things=(0, 1), real=True)),
     (0.05, Profile(things=(0, 0), real=True)),
     (0.06, Profile(things=(1, 8))),
+    (0.12, Profile(things=(1, 4), slow=0.8)),
 )
-"""What scenes training draws, with their shares: besides the usual ones some full of text, some empty or nearly so, and some
-whose things come at most eight in a stream however long."""
+"""What scenes training draws, with their shares: besides the usual ones some full of text, some empty or nearly so, some
+whose things come at most eight in a stream however long, and some whose things creep."""
 
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""

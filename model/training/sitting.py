@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,11 +99,24 @@ class Paper:
         )
 
 
+def nothing() -> list[int]:
+    return [0, 0]
+
+
 @dataclass
 class Marks:
     """Right answers and questions, by paper, skill, kind and candidate ("model", "glimpse", "cleared")."""
 
-    counts: dict[tuple[str, str, str, str], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    counts: dict[tuple[str, str, str, str], list[int]] = field(default_factory=lambda: defaultdict(nothing))
+
+    @classmethod
+    def of(cls, parts: Iterable[Marks]) -> Marks:
+        """All parts' marks together."""
+        whole = cls()
+        for part in parts:
+            for key, count in part.counts.items():
+                whole.counts[key] = [a + b for a, b in zip(whole.counts[key], count, strict=True)]
+        return whole
 
     def add(self, paper: str, question: Question, candidate: str, right: bool) -> None:
         count = self.counts[paper, question.skill, question.kind, candidate]

@@ -28,6 +28,8 @@ PROCEDURAL = 256
 HELD_OUT_PROCEDURAL = 32
 CLEAR, ABSENT = 0.6, 0.05
 """A thing is clearly seen where this part of it shows, and not seen where less than `ABSENT` does."""
+CREEP = (0.011, 0.035)
+"""How far slow things move in a frame."""
 HORIZON = 60.0
 """Seconds at which a stream's shown age saturates (the nano's `position_horizon`)."""
 
@@ -172,9 +174,21 @@ def timetable(rng: np.random.Generator, frames: int, count: int, early: bool) ->
     return sorted(stays, key=lambda stay: stay[1])
 
 
-def path(rng: np.random.Generator, frames: int, half: tuple[float, float], home: NDArray[np.float64]) -> Floats:
-    """Where a thing is in each frame of its stay: at rest, drifting, or entering and leaving through an edge."""
+def path(
+    rng: np.random.Generator, frames: int, half: tuple[float, float], home: NDArray[np.float64], slow: bool = False
+) -> Floats:
+    """Where a thing is in each frame of its stay: at rest, drifting, or entering and leaving through an edge.
+
+    `slow` ones creep along an axis at a pace that only just counts as moving, or a few times that.
+    """
     room = np.maximum(0.0, 0.97 - np.array(half))
+    if slow:
+        axis, way = int(rng.integers(2)), float(rng.choice([-1.0, 1.0]))
+        far = way * float(np.exp(rng.uniform(*np.log(CREEP)))) * np.arange(frames)
+        start = np.clip(home[axis], *sorted((-way * room[axis], way * (room[axis] - abs(far[-1])))))
+        where = np.repeat(home[None], frames, 0)
+        where[:, axis] = np.clip(start + far, -room[axis], room[axis])
+        return where.astype(np.float32)
     times, points = [0.0, float(frames - 1)], [home, home]
     mode = rng.random()
     if mode > 0.4:
@@ -368,7 +382,7 @@ class Profile:
     """What scenes are drawn: `things` at most (None: as the length allows), `text` the share of numbers and words.
 
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
-    `gap` leaves the last so many steps empty.
+    `gap` leaves the last so many steps empty. `slow` is the share of things that creep.
     """
 
     things: tuple[int, int] | None = None
@@ -376,7 +390,7 @@ class Profile:
     early: float = 0.15
     real: bool = False
     gap: int = 0
-    shake: bool = True
+    slow: float = 0.0
 
 
 def draw_scene(
@@ -419,7 +433,9 @@ def draw_scene(
             reach = np.array(v.half) + np.array(half)
             clash += np.prod(np.maximum(0, reach - np.abs(homes - middle)), 1)
         home = homes[int(np.argmin(clash))] if rng.random() < 0.9 else homes[0]
-        centre = path(rng, stop - start, half, home)
+        # No chance is spent where none creeps: the other worlds stay what they were.
+        slow = bool(profile.slow and rng.random() < profile.slow)
+        centre = path(rng, stop - start, half, home, slow)
         visits.append(Visit(thing, slot, start, stop, half, centre, how))
     for _ in range(4):
         see(visits, steps)

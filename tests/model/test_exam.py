@@ -101,6 +101,27 @@ def test_figures_are_of_the_questions_they_name():
     assert told["share"] is None and told["command"] == "streamer eval --through-video"
 
 
+def test_devices_share_every_task_and_each_alone_keeps_its_order():
+    whole = exam.tasks(3, quick=False)
+    assert exam.share(whole, 0, 1) == whole
+    parts = [exam.share(whole, device, 4) for device in range(4)]
+    assert sorted(task.name for part in parts for task in part) == sorted(task.name for task in whole)
+    loads = [sum(task.steps for task in part) for part in parts]
+    clock = next(task.steps for task in whole if task.name == "by the clock")
+    assert max(loads) == clock and max(load for load in loads if load != clock) < 1.2 * min(loads)
+
+
+def test_marks_of_several_devices_are_added():
+    one, other = Marks(), Marks()
+    one.counts["now", "what", "one", "model"] = [3, 4]
+    other.counts["now", "what", "one", "model"] = [1, 2]
+    other.counts["empty", "what", "empty", "model"] = [1, 1]
+    assert Marks.of([one, other]).counts == {
+        ("now", "what", "one", "model"): [4, 6],
+        ("empty", "what", "empty", "model"): [1, 1],
+    }
+
+
 @pytest.mark.parametrize("kept", [(), ("phrasings",), ("things",), HELD_OUT])
 def test_a_paper_holds_out_what_it_says(painter, kept):
     whole, paper = painter.gallery, Paper("now", 4, 1, 1, NOW, Profile(), held=kept)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from model.fast import FastInfiniteVL
 
 PAPERS = {paper.name: paper for paper in papers(False)}
+EACH = {"now": 16, "memory 128": 24}
+"""Questions of a scene: more than an examination asks, since it is the arithmetic that is examined here."""
 POINT = 0.01
 
 
@@ -90,7 +92,7 @@ def through_slots(
 def test_slots_answer_what_the_whole_sequence_answers() -> None:
     """Of every third question the answer is made a wrong one: whether it stands or falls must be the same both ways."""
     sitting = Sitting("cpu", torch.float32)
-    paper = replace(PAPERS["now"], streams=2)
+    paper = replace(PAPERS["now"], streams=2, questions=EACH["now"])
     with torch.inference_mode():
         patches, seconds, asked = sitting.draw(paper, 6)
         asked = [[replace(q, answer="rhubarb") if i % 3 == 0 else q for i, q in enumerate(each)] for each in asked]
@@ -115,7 +117,7 @@ def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
     engines = {precision: FastInfiniteVL(sitting.network, precision) for precision in ("model", "fp8")}
     right, total = dict.fromkeys(("plain", *engines), 0), 0
     for name, groups in (("now", 12), ("memory 128", 3)):
-        paper = replace(PAPERS[name], streams=32)
+        paper = replace(PAPERS[name], streams=32, questions=EACH[name])
         for group in range(groups):
             with torch.inference_mode():
                 patches, seconds, asked = sitting.draw(paper, 32 * group)
