@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,24 +19,10 @@ from model.ops.kernels.attention import attend
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import add_norm, gated_norm, rotate_heads, swiglu
+from model.ops.kernels.span import Span, frame_span, text_span
 from model.quantize import Matrix, Precision
-from model.rope import axes
 from model.state import StreamState
 from model.vision import MLP, VisionBlock, plan_grid
-
-
-@dataclass
-class Span:
-    """The n tokens that one call adds to each of some slots: where they go, and how they and the sinks are turned.
-
-    `slots`, `starts`, `counts` int64 [batch]; `turn` cosines and sines float32 [batch, n, head / 2], `sink_turn` [batch, sinks, head / 2].
-    """
-
-    slots: Tensor
-    starts: Tensor
-    counts: Tensor
-    turn: tuple[Tensor, Tensor]
-    sink_turn: tuple[Tensor, Tensor]
 
 
 class FastMLP:
@@ -160,17 +144,17 @@ class FastInfiniteVL:
         x = self.look(patches, grid)
         positions = state.frame_positions(slots, seconds, grid[0] // merge, grid[1] // merge)
         counts = torch.full_like(slots, x.shape[1])
-        self.advance(x, positions, state, slots, counts, outputs=False)
+        self.advance(x.flatten(0, 1), frame_span(positions, state, slots, counts), state, outputs=False)
 
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor, counts: Tensor) -> Tensor:
         """As `InfiniteVL.read`, for at most `config.step_tokens` tokens, padded on the right to one length; each count may be 0."""
         batch, n = tokens.shape
-        positions = state.text_positions(slots, n, counts)
-        x = F.embedding(tokens, self.model.model.embed_tokens.weight)
-        hidden = self.advance(x, positions, state, slots, counts, outputs=True)
+        span, x = text_span(tokens, self.model.model.embed_tokens.weight, state, slots, counts)
+        hidden = self.advance(x, span, state, outputs=True)
         assert hidden is not None
-        last = hidden[:, 0] if n == 1 else hidden[torch.arange(batch, device=slots.device), (counts - 1).clamp(min=0)]
-        return self.head(last).float()
+        if n > 1:
+            hidden = hidden[torch.arange(batch, device=slots.device) * n + (counts - 1).clamp(min=0)]
+        return self.head(hidden).float()
 
     def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """`patches` [batch, patches, patch_dim] through the vision tower to [batch, tokens, hidden]."""
@@ -203,38 +187,12 @@ class FastInfiniteVL:
         merged: Tensor = tower.merger.mlp(normed.view(batch, -1, tower.merger.inner))
         return merged[:, plan.restore]
 
-    def span(self, positions: Tensor, state: StreamState, slots: Tensor, counts: Tensor) -> Span:
-        """Places tokens at `positions` int64 [3, batch, n]; keeps the positions of those that become sinks."""
-        starts, sinks = state.length[slots], self.config.policy.sinks
-        index = starts[:, None] + torch.arange(positions.shape[-1], device=slots.device)
-        turn = self.turns(positions)
-        if not sinks:
-            return Span(slots, starts, counts, turn, turn)
-        real = (index < sinks) & (torch.arange(positions.shape[-1], device=slots.device) < counts[:, None])
-        place = torch.where(real, index, sinks)
-        origin = state.origin[slots][:, None]
-        padded = torch.cat((state.sink_positions[slots], positions.new_zeros(len(slots), 3, 1)), -1)
-        padded.scatter_(2, place[:, None].expand(-1, 3, -1), (positions - origin).movedim(0, 1))
-        state.sink_positions[slots] = padded[..., :-1]
-        placed = padded[..., :-1] + origin[..., None]
-        placed[:, 0] += state.shift(slots)[:, None]
-        return Span(slots, starts, counts, turn, self.turns(placed.movedim(1, 0)))
+    def advance(self, residual: Tensor, span: Span, state: StreamState, outputs: bool) -> Tensor | None:
+        """Takes embeddings `residual` [batch * n, hidden], contiguous, into the slots of `span`, whose cursors stand after it.
 
-    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of `positions` int64 [3, batch, n], float32 [batch, n, head / 2] (see `model.rope.rotation`)."""
-        config = self.config.decoder
-        axis, frequencies = axes(config.head_dim, config.rope_theta, config.mrope_section, positions.device)
-        angles = positions.to(torch.float64).movedim(0, -1)[..., axis] * frequencies
-        return angles.cos().float(), angles.sin().float()
-
-    def advance(
-        self, x: Tensor, positions: Tensor, state: StreamState, slots: Tensor, counts: Tensor, outputs: bool
-    ) -> Tensor | None:
-        """As `InfiniteVL.advance`."""
-        span = self.span(positions, state, slots, counts)
+        `residual` is overwritten. Returns the last hidden states [batch * n, hidden], or None without `outputs`.
+        """
         eps, final = self.config.decoder.rms_norm_eps, len(self.layers) - 1
-        batch, n, width = x.shape
-        residual = x.reshape(-1, width).clone()
         mixed: Tensor | None = None
         for i, layer in enumerate(self.layers):
             row, mixer = self.rows[i], layer.mixer
@@ -246,9 +204,8 @@ class FastInfiniteVL:
             if i == final and not outputs:
                 break
             mixed = layer.mlp(add_norm(mixed, residual, layer.norms[1], eps, layer.mlp.inward.fp8))
-        state.length[slots] = span.starts + counts
         if not outputs:
             return None
         normed = add_norm(mixed, residual, self.model.model.norm.weight, eps)
         assert isinstance(normed, Tensor)
-        return normed.view(batch, n, width)
+        return normed

@@ -7,7 +7,11 @@ import os
 import pytest
 import torch
 
-from model.config import AttentionPolicy
+from model.config import AttentionPolicy, InfiniteVLConfig
+from model.rope import rotation
+from model.state import SlotMemory, StreamState
+
+from .small import small
 
 pytest.importorskip("triton", reason="triton is not installed; needs CUDA or its interpreter")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -19,6 +23,7 @@ from model.ops.kernels.attention import Tiling, attend
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.product import Cut, product
+from model.ops.kernels.span import Span, frame_span, text_span
 from model.quantize import quantize_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -150,3 +155,77 @@ def test_product_of_few_rows_is_that_of_the_numbers_kept(rows: int, cut: Cut | N
     assert ratio(product(x, weight, bias, cut), wanted + bias) < 4e-3
     first, again = (product(x, weight, bias, cut) for _ in range(2))
     assert torch.equal(first, again)
+
+
+POOL, SPARE = 6, 5
+
+
+def aged(config: InfiniteVLConfig) -> StreamState:
+    """A pool whose slots hold none, some or all of the sinks, at positions up to 2 * 10**10."""
+    state = StreamState.allocate(config, POOL, DEVICE)
+    for name, tensor, _ in state.tensors():
+        if name in ("sink_positions", "next", "time", "origin"):
+            tensor.copy_(torch.randint(0, 10**10, tensor.shape, device=DEVICE))
+    state.length.copy_(torch.tensor([0, 3, config.policy.sinks, 10**10, 1, 4], device=DEVICE))
+    state.time[:3] = torch.tensor([-1, 119, 125], device=DEVICE)
+    state.origin[:2] = 0
+    return state
+
+
+def check_span(found: Span, state: StreamState, reference: StreamState, positions: torch.Tensor) -> None:
+    """A span and the cursors that it moved, against the reference's memory of the same call."""
+    config, decoder = state.config, state.config.decoder
+    assert torch.equal(found.starts, reference.length[found.slots])
+    memory = SlotMemory(reference, found.slots, positions, found.counts)
+    real, taken = found.counts > 0, reference.length.clone()
+    taken[found.slots[real]] += found.counts[real]
+    reference.length.copy_(taken)
+    for (name, x, _), (_, y, _) in zip(state.tensors(), reference.tensors(), strict=True):
+        assert x.dtype == y.dtype and torch.equal(x, y), name
+    turn = rotation(positions, decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
+    pairs = [(found.turn, turn)] + ([(found.sink_turn, memory.sink_rotation)] if config.policy.sinks else [])
+    for some, wanted in pairs:
+        for x, y in zip(some, wanted, strict=True):
+            assert x.dtype == torch.float32 and x.is_contiguous()
+            assert torch.allclose(x, y[..., : decoder.head_dim // 2], rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("sinks", [0, 6, 21])
+@pytest.mark.parametrize("horizon", [None, 60.0])
+@pytest.mark.parametrize(
+    "n, counts", [(1, (1, 1, 0, 1)), (5, (5, 0, 2, 4)), (16, (16, 3, 1, 16)), (16, (0, 0, 0, 0))], ids=str
+)
+def test_text_is_placed_as_the_reference_places_it(
+    sinks: int, horizon: float | None, n: int, counts: tuple[int, ...]
+) -> None:
+    """Every cursor moves as in the reference, or not at all where nothing is read; padding names the spare slot twice."""
+    torch.manual_seed(0)
+    config = small(policy=AttentionPolicy(sinks, 20), position_horizon=horizon, tokens_per_frame=16)
+    table = torch.randn(50, 48, device=DEVICE).bfloat16()
+    for order in ([0, 1, 2, 3], [4, 3, 1, 2]):
+        state, reference = aged(config), StreamState.allocate(config, POOL, DEVICE)
+        for (_, x, _), (_, y, _) in zip(reference.tensors(), state.tensors(), strict=True):
+            x.copy_(y)
+        slots = torch.tensor([*order, SPARE, SPARE], device=DEVICE)
+        number = torch.tensor([*counts, 0, 0], device=DEVICE)
+        tokens = torch.randint(0, 50, (n, 6), device=DEVICE).T
+        for _ in range(2):
+            found, rows = text_span(tokens, table, state, slots, number)
+            check_span(found, state, reference, reference.text_positions(slots, n, number))
+            assert torch.equal(rows, table[tokens].flatten(0, 1))
+
+
+@pytest.mark.parametrize("sinks", [0, 21])
+@pytest.mark.parametrize("horizon", [None, 60.0])
+def test_frames_are_placed_as_the_reference_places_them(sinks: int, horizon: float | None) -> None:
+    torch.manual_seed(0)
+    config = small(policy=AttentionPolicy(sinks, 20), position_horizon=horizon)
+    state, reference = aged(config), StreamState.allocate(config, POOL, DEVICE)
+    for (_, x, _), (_, y, _) in zip(reference.tensors(), state.tensors(), strict=True):
+        x.copy_(y)
+    slots = torch.tensor([2, 0, 4, 1], device=DEVICE)
+    counts = torch.full_like(slots, 12)
+    for second in (3.0, 90.0):
+        seconds = torch.full((4,), second, dtype=torch.float64, device=DEVICE)
+        positions = [each.frame_positions(slots, seconds, 3, 4) for each in (state, reference)]
+        check_span(frame_span(positions[0], state, slots, counts), state, reference, positions[1])
