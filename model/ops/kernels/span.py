@@ -170,13 +170,12 @@ def launch(
     cos, sin = torch.empty(2, batch, n, half, device=device)
     sink_cos, sink_sin = torch.empty(2, batch, sinks, half, device=device)
     starts = torch.empty_like(slots)
-    tokens, table, rows = lookup or (None, None, None)
-    token_strides, width = (tokens.stride(), rows.shape[1]) if lookup else ((0, 0), 1)
+    strides, width = (lookup[0].stride(), lookup[1].shape[1]) if lookup else ((0, 0), 1)
     works = triton.cdiv(sinks, ROWS) + triton.cdiv(n, ROWS) + (n if lookup else 0)
     cursors = state.length, state.next, state.time, state.origin, state.sink_positions, given
     span_kernel[(works, batch)](
-        slots, counts, *cursors, axis, frequency, starts, cos, sin, sink_cos, sink_sin, tokens, table, rows,
-        n, *token_strides, width, SINKS=sinks, HORIZON=config.horizon_steps,
+        slots, counts, *cursors, axis, frequency, starts, cos, sin, sink_cos, sink_sin,
+        *(lookup or (None, None, None)), n, *strides, width, SINKS=sinks, HORIZON=config.horizon_steps,
         HALF=half, ROWS=ROWS, BLOCK=triton.next_power_of_2(width), num_warps=4,
     )  # fmt: skip
     commit_kernel[(batch,)](
