@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.kernels.activation import FP8_LIMIT, Activation, Quantized
+from model.ops.kernels.attention import PROCESSORS
 
 
 @triton.jit
@@ -113,6 +114,12 @@ def finished(out: Tensor, scales: Tensor, fp8: bool) -> Activation:
     return Quantized(out, scales) if fp8 else out
 
 
+def warps(block: int, rows: int) -> int:
+    """Warps of a program that takes `block` columns: as `rows` fill the card or, where they are few, so that one ends soon."""
+    most, columns = (16, 512) if rows > PROCESSORS else (32, 256)
+    return max(1, min(most, block // columns))
+
+
 def add_norm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, fp8: bool = False) -> Activation:
     """`residual += x` in place (where there is an x), then its RMS norm; both [rows, width], contiguous."""
     rows, width = residual.shape
@@ -120,7 +127,7 @@ def add_norm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, fp8
     block = triton.next_power_of_2(width)
     add_norm_kernel[(rows,)](
         residual if x is None else x, residual, weight, out, scales, width, eps,
-        ADD=x is not None, FP8=fp8, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=max(1, min(8, block // 512)),
+        ADD=x is not None, FP8=fp8, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=warps(block, rows),
     )  # fmt: skip
     return finished(out, scales, fp8)
 
@@ -131,7 +138,7 @@ def swiglu(joint: Tensor, fp8: bool = False) -> Activation:
     out, scales = output(joint, inner, fp8)
     block = triton.next_power_of_2(inner) if fp8 else min(2048, triton.next_power_of_2(inner))
     swiglu_kernel[(rows, triton.cdiv(inner, block))](
-        joint, out, scales, inner, LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=16 if fp8 else 4
+        joint, out, scales, inner, LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=warps(block, rows) if fp8 else 4
     )
     return finished(out, scales, fp8)
 
@@ -141,16 +148,18 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, fp8: bool = 
     rows, heads, size = x.shape
     out, scales = output(x.view(rows, -1), heads * size, fp8)
     gated_norm_kernel[(rows,)](
-        x, gate, weight, out, scales, gate.stride(0), eps, HEADS=heads, SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT, num_warps=8
-    )
+        x, gate, weight, out, scales, gate.stride(0), eps,
+        HEADS=heads, SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT, num_warps=warps(heads * size, rows),
+    )  # fmt: skip
     return finished(out, scales, fp8)
 
 
 def quantize(x: Tensor) -> Quantized:
     """`x` [rows, width] in fp8 with a scale a row."""
-    out, scales = output(x, x.shape[1], True)
-    block = triton.next_power_of_2(x.shape[1])
-    quantize_kernel[(x.shape[0],)](x, out, scales, x.shape[1], LIMIT=FP8_LIMIT, BLOCK=block, num_warps=8)
+    rows, width = x.shape
+    out, scales = output(x, width, True)
+    block = triton.next_power_of_2(width)
+    quantize_kernel[(rows,)](x, out, scales, width, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=warps(block, rows))
     return Quantized(out, scales)
 
 

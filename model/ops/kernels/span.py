@@ -48,18 +48,6 @@ def arriving(given, first, shift, origin, ahead, here, stride, AXIS: tl.constexp
 
 
 @triton.jit
-def store_turn(cos, sin, row, here, t, h, w, axis, frequency, HALF: tl.constexpr):
-    """Cosines and sines of positions [rows] on the three axes, from float64 angles."""
-    pair = tl.arange(0, HALF)
-    owner = tl.load(axis + pair)[None, :]
-    position = tl.where(owner == 0, t[:, None], tl.where(owner == 1, h[:, None], w[:, None]))
-    angle = position.to(tl.float64) * tl.load(frequency + pair)[None, :]
-    at = row[:, None] * HALF + pair[None, :]
-    tl.store(cos + at, tl.cos(angle).to(tl.float32), mask=here[:, None])
-    tl.store(sin + at, tl.sin(angle).to(tl.float32), mask=here[:, None])
-
-
-@triton.jit
 def span_kernel(
     slots, counts, length, next_text, time, origins, sink_positions, given, axis, frequency,
     starts, cos, sin, sink_cos, sink_sin, tokens, table, rows,
