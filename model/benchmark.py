@@ -26,8 +26,8 @@ from model.ops.kernels.attention import attend
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import quantize
 from model.quantize import Matrix, Precision
-from model.runner import random_model
 from model.state import StreamState
+from model.untrained import random_model
 
 SIDE = 32
 """Patches a side of a 448×448 frame."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import KEPT_FLOAT32, CheckpointError, load_checkpoint, locate
-from model.config import PRESETS, AttentionPolicy, ConfigError, InfiniteVLConfig
+from model.checkpoint import CheckpointError, load_checkpoint, locate
+from model.config import PRESETS, AttentionPolicy, ConfigError
 from model.infinitevl import InfiniteVL
 from model.preprocess import choose_grid, patchify
 from model.room import room
 from model.sampling import Sampling, draw
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
+from model.untrained import random_config, random_model, random_vocabulary
 
 if TYPE_CHECKING:
     from model.graphs import Graphs
@@ -212,8 +212,8 @@ def load_runner(
     kind = torch.bfloat16 if fp8 else getattr(torch, dtype)
     packaged = (NANO / "config.json").is_file() and any(NANO.glob("*.safetensors"))
     if name in PRESETS and (random_weights or (name == "nano" and not packaged)):
-        config = replace(PRESETS[name], **choices)
-        tokenizer = Tokenizer.load(NANO / "tokenizer.json", config)
+        config = random_config(name, **choices)
+        tokenizer = Tokenizer(random_vocabulary(NANO / "tokenizer.json", config), config)
         return Runner(name, random_model(config, device, kind), tokenizer, slots, trained=False, fp8=fp8)
     if name in PRESETS and name != "nano":
         raise CheckpointError(
@@ -223,15 +223,3 @@ def load_runner(
     model, tokenizer = load_checkpoint(folder, device=device, dtype=kind, **choices)
     model.eval().fuse()
     return Runner(name, model, tokenizer, slots, trained=True, fp8=fp8)
-
-
-def random_model(config: InfiniteVLConfig, device: str, dtype: torch.dtype) -> InfiniteVL:
-    """A model of seeded random weights, made on its device, in `dtype` but for what a checkpoint keeps in float32 too."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = InfiniteVL(config)
-    for name, parameter in model.named_parameters():
-        if not name.endswith(KEPT_FLOAT32):
-            parameter.data = parameter.data.to(dtype)
-    model.eval().fuse()
-    return model

@@ -11,10 +11,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +30,8 @@ WIDTH, HEIGHT, RATE = 1280, 720, 25
 CLIP_SECONDS = 20
 SETTLE_SECONDS = 3.0
 QUESTIONS = ("What is happening?", "What is there now?", "How many are there?", "What came before?")
+LONG_ANSWER = 1_000
+"""Tokens of an answer that is kept open."""
 UNLIMITED = {"visitor_answers": 1_024, "visitor_questions_per_minute": 1_000_000}
 """The askers are one visitor."""
 
@@ -33,13 +39,18 @@ UNLIMITED = {"visitor_answers": 1_024, "visitor_questions_per_minute": 1_000_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `streamer bench`."""
     parser.add_argument(
-        "--file", metavar="VIDEO", help="video to watch (default: a 720p H.264 clip at 25 FPS is rendered)"
+        "--file",
+        metavar="VIDEO",
+        help="video to watch (default: 720p H.264 at 25 FPS, rendered, another for each stream)",
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each of the two runs (default 20)")
     parser.add_argument(
         "--askers", type=int, default=3, help="clients that ask all the time in the second run (default 3)"
     )
-    parser.add_argument("--streams", type=int, default=1, help="how often the video is watched at once (default 1)")
+    parser.add_argument(
+        "--open", type=int, default=0, help="long answers kept open beside them, begun anew as they end (default 0)"
+    )
+    parser.add_argument("--streams", type=int, default=1, help="how many videos are watched at once (default 1)")
     parser.add_argument(
         "--deadline", type=float, default=0.2, help="seconds from capture to state in time (default 0.2)"
     )
@@ -62,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
     from streamer.daemon import DaemonError
 
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(options.file) if options.file else Path(folder) / "bench.mp4"
+        files = [Path(options.file)] if options.file else [Path(folder) / f"{i}.mp4" for i in range(options.streams)]
         if not options.file:
-            render(file)
+            render_all(files)
         try:
-            figures = asyncio.run(measure(bench_config(options, file), options.seconds, options.askers))
+            figures = asyncio.run(measure(bench_config(options, files), options.seconds, options.askers, options.open))
         except (ConfigError, DaemonError) as error:
             print(f"streamer: {error}", file=sys.stderr)
             return 1
@@ -80,8 +91,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def bench_config(options: argparse.Namespace, file: Path) -> Config:
-    """The daemon that is measured. Raises ConfigError."""
+def bench_config(options: argparse.Namespace, files: Sequence[Path]) -> Config:
+    """The daemon that is measured, its streams on `files` in turn. Raises ConfigError."""
     from streamer.config import parse_config
 
     model = {
@@ -93,20 +104,26 @@ def bench_config(options: argparse.Namespace, file: Path) -> Config:
     if options.threads:
         model["threads"] = options.threads
     streams = [
-        {"name": f"bench-{i}", "source": str(file), "loop": True, "deadline": options.deadline}
+        {"name": f"bench-{i}", "source": str(files[i % len(files)]), "loop": True, "deadline": options.deadline}
         for i in range(options.streams)
     ]
-    limits = {"streams": options.streams, "answers": max(8, options.askers), **UNLIMITED}
+    limits = {"streams": options.streams, "answers": max(8, options.askers + options.open), **UNLIMITED}
     data = {"server": {"port": 0}, "model": model, "streams": streams, "limits": limits}
     return parse_config(data, "streamer bench")
 
 
-def render(path: Path, seconds: float = CLIP_SECONDS) -> None:
+def render_all(paths: Sequence[Path]) -> None:
+    """A clip for each path, side by side as far as there are cores."""
+    with ProcessPoolExecutor(min(len(paths), len(os.sched_getaffinity(0))), get_context("spawn")) as pool:
+        list(pool.map(render, paths, repeat(CLIP_SECONDS), range(len(paths))))
+
+
+def render(path: Path, seconds: float = CLIP_SECONDS, seed: int = 0) -> None:
     """Writes a 720p H.264 clip at 25 FPS: shapes that wander over a textured background, with a camera's noise."""
     import av
     import numpy as np
 
-    chance = np.random.default_rng(0)
+    chance = np.random.default_rng(seed)
     texture = chance.integers(0, 24, (HEIGHT, WIDTH), dtype=np.uint8)
     noise = chance.integers(0, 4, (2 * HEIGHT, WIDTH), dtype=np.uint8)
     ground = texture + (
@@ -120,8 +137,8 @@ def render(path: Path, seconds: float = CLIP_SECONDS) -> None:
             luma = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
             luma[:HEIGHT] = ground + noise[37 * i % HEIGHT :][:HEIGHT]
             for k in range(4):
-                x = int((WIDTH - 160) * (0.5 + 0.5 * np.sin(i / (20 + 7 * k) + k)))
-                y = int((HEIGHT - 160) * (0.5 + 0.5 * np.cos(i / (27 + 5 * k) + 2 * k)))
+                x = int((WIDTH - 160) * (0.5 + 0.5 * np.sin(i / (20 + 7 * k) + k + seed)))
+                y = int((HEIGHT - 160) * (0.5 + 0.5 * np.cos(i / (27 + 5 * k) + 2 * k + seed)))
                 luma[y : y + 160, x : x + 160] = 40 * k + 60
                 chroma = luma[HEIGHT:].reshape(2, HEIGHT // 2, WIDTH // 2)
                 chroma[k % 2, y // 2 : y // 2 + 80, x // 2 : x // 2 + 80] = 60 + 50 * k
@@ -139,6 +156,7 @@ class Window:
     frames: int
     tokens: int
     cpu_seconds: float
+    decoding_seconds: float
     steps: list[float]
     decodes: list[float]
     ages: list[float]
@@ -162,7 +180,7 @@ class Meter:
             seconds.clear()
         for stream in self._streams:
             stream.ages.clear()
-        self._began, self._cpu = time.monotonic(), time.process_time()
+        self._began, self._cpu, self._decoding = time.monotonic(), time.process_time(), decoding_seconds()
         self._frames, self._tokens, self._drops = self._seen(), self._engine.tokens, self._dropped()
 
     def _seen(self) -> int:
@@ -179,6 +197,7 @@ class Meter:
             frames=self._seen() - self._frames,
             tokens=self._engine.tokens - self._tokens,
             cpu_seconds=time.process_time() - self._cpu,
+            decoding_seconds=decoding_seconds() - self._decoding,
             steps=list(steps["frames"]),
             decodes=list(steps["decode"]),
             ages=[age for stream in self._streams for age in stream.ages],
@@ -187,7 +206,18 @@ class Meter:
         )
 
 
-async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]:
+def decoding_seconds() -> float:
+    """CPU seconds of the threads that read and decode the streams."""
+    ticks = 0
+    for thread in threading.enumerate():
+        if thread.name.startswith("source "):
+            ticks += sum(
+                map(int, Path(f"/proc/self/task/{thread.native_id}/stat").read_text().split(") ")[1].split()[11:13])
+            )
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(config: Config, seconds: float, askers: int, kept_open: int) -> dict[str, Any]:
     """Both runs, then the model alone. Keys carry their units."""
     from streamer.daemon import Daemon
 
@@ -204,7 +234,7 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
         await asyncio.sleep(seconds)
         quiet = meter.read()
         meter = Meter(daemon)
-        firsts = await ask_all_the_time(url, askers, len(config.streams), seconds)
+        firsts, beside = await ask_all_the_time(url, askers, kept_open, len(config.streams), seconds)
         asked = meter.read()
         grown = resident_bytes() - resident
         engine, model = daemon.assistant.engine, daemon.assistant.model
@@ -220,6 +250,8 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
         "run_s": seconds,
         "streams": len(config.streams),
         "askers": askers,
+        "open": kept_open,
+        "open_when_asked_share": beside,
         "frames_per_second": quiet.frames / quiet.seconds,
         "frames_per_second_with_askers": asked.frames / asked.seconds,
         "frames_seen_with_askers_share": (asked.frames / asked.seconds) / (quiet.frames / quiet.seconds),
@@ -239,35 +271,50 @@ async def measure(config: Config, seconds: float, askers: int) -> dict[str, Any]
         "resident_growth_bytes": grown,
         "cpu_share": quiet.cpu_seconds / quiet.seconds / cores,
         "cpu_share_with_askers": asked.cpu_seconds / asked.seconds / cores,
+        "decoding_cores": asked.decoding_seconds / asked.seconds,
         **alone(daemon),
     }
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
 
 
-async def ask_all_the_time(url: str, askers: int, streams: int, seconds: float) -> list[float]:
-    """Runs the askers in a process of their own; returns the seconds from each question to its answer's first word."""
+async def ask_all_the_time(
+    url: str, askers: int, kept_open: int, streams: int, seconds: float
+) -> tuple[list[float], float | None]:
+    """Runs the askers in a process of their own.
+
+    Returns the seconds from each question to its answer's first word, and the share of questions at whose asking all that
+    are to be kept open were.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "streamer.bench",
-        *map(str, (url, askers, streams, seconds)),
+        *map(str, (url, askers, kept_open, streams, seconds)),
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await process.communicate()
-    firsts: list[float] = json.loads(out)
-    return firsts
+    found = json.loads(out)
+    whole: list[bool] = found["whole"]
+    return found["firsts"], sum(whole) / len(whole) if whole else None
 
 
-async def askers_process(url: str, askers: int, streams: int, seconds: float) -> list[float]:
+async def askers_process(url: str, askers: int, kept_open: int, streams: int, seconds: float) -> dict[str, list[Any]]:
     """Asks over the websocket until the time is over, each asker as soon as it is answered."""
     from streamer.client import AsyncClient
 
     firsts: list[float] = []
+    whole: list[bool] = []
+    speaking: set[int] = set()
     end = time.monotonic() + seconds
 
     async def ask(number: int) -> None:
         async with AsyncClient(url) as client:
             while time.monotonic() < end:
+                while len(speaking) < kept_open and not whole:
+                    await asyncio.sleep(0.02)
+                    if time.monotonic() > end:
+                        return
+                whole.append(len(speaking) == kept_open)
                 began = time.monotonic()
                 first: float | None = None
                 question, stream = QUESTIONS[number % len(QUESTIONS)], f"bench-{number % streams}"
@@ -277,8 +324,19 @@ async def askers_process(url: str, askers: int, streams: int, seconds: float) ->
                 if first is not None:
                     firsts.append(first)
 
+    async def speak(number: int) -> None:
+        async with AsyncClient(url) as client:
+            while time.monotonic() < end:
+                async for _ in client.ask(QUESTIONS[0], stream=f"bench-{number % streams}", max_tokens=LONG_ANSWER):
+                    speaking.add(number)
+                speaking.discard(number)
+
+    open_answers = [asyncio.create_task(speak(number)) for number in range(kept_open)]
     await asyncio.gather(*(ask(number) for number in range(askers)))
-    return firsts
+    for task in open_answers:
+        task.cancel()
+    await asyncio.gather(*open_answers, return_exceptions=True)
+    return {"firsts": firsts, "whole": whole}
 
 
 def alone(daemon: Daemon, steps: int = 40) -> dict[str, float]:
@@ -348,5 +406,6 @@ def table(figures: dict[str, Any]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    address, count, watched, duration = sys.argv[1:]
-    print(json.dumps(asyncio.run(askers_process(address, int(count), int(watched), float(duration)))))
+    address, *counts, duration = sys.argv[1:]
+    asking, speaking_on, watched = map(int, counts)
+    print(json.dumps(asyncio.run(askers_process(address, asking, speaking_on, watched, float(duration)))))

@@ -64,13 +64,13 @@ run_table() {
     grep -vE "^\[" "$out/table.txt" | cut -c1-150 | tail -120
 }
 
-watch() { # NAME STREAMS ASKERS DTYPE
+watch() { # NAME STREAMS ASKERS OPEN DTYPE
     enough 30 "$1" || return
     timeout "$(left)" python3 -m streamer.cli bench --device "$device" --preset "$preset" --random-weights --no-floor --json \
-        --streams "$2" --askers "$3" --dtype "$4" --deadline 0.08 --seconds "$watched" > "$out/$1.json" 2> "$logs/$1"
+        --streams "$2" --askers "$3" --open "$4" --dtype "$5" --deadline 0.08 --seconds "$watched" > "$out/$1.json" 2> "$logs/$1"
     say "$1: exit $?"
     tail -12 "$logs/$1" | cut -c1-200 | tee -a "$out/daemon.txt"
-    grep -E "start_s|frames_per|_p50|_p99|late|drops|answers|cpu_share|state|overload|stale|rate" "$out/$1.json"
+    grep -E "start_s|frames_per|_p50|_p99|late|drops|answers|open|cores|cpu_share|overload|stale|rate" "$out/$1.json"
 }
 
 run_start() { # once the weights are on the disk
@@ -89,9 +89,9 @@ for part in $parts; do
     case $part in
         tests) run_tests ;;
         table) run_table ;;
-        four) watch four 4 5 $half ;;
-        six) watch six 6 5 $small ;;
-        eight) watch eight 8 4 $small ;;
+        four) watch four 4 1 4 $half ;;
+        six) watch six 6 1 4 $small ;;
+        eight) watch eight 8 3 0 $small ;;
         start) run_start ;;
         *) echo "no part $part: tests table four six eight start" ;;
     esac

@@ -23,13 +23,14 @@ RUNS = (("cold", True, True), ("kernels kept", False, True), ("kernels and pages
 def write(folder: Path, preset: str, device: str) -> None:
     """Saves the preset with random weights in bfloat16."""
     from model.checkpoint import save_checkpoint
-    from model.config import PRESETS
-    from model.runner import NANO, random_model
+    from model.runner import NANO
+    from model.untrained import random_config, random_model, random_vocabulary
 
     began = time.monotonic()
-    save_checkpoint(
-        random_model(PRESETS[preset], device, torch.bfloat16), NANO / "tokenizer.json", folder, torch.bfloat16
-    )
+    config = random_config(preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    random_vocabulary(NANO / "tokenizer.json", config).save(str(folder / "tokenizer.json"))
+    save_checkpoint(random_model(config, device, torch.bfloat16), folder / "tokenizer.json", folder, torch.bfloat16)
     files = list(folder.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
     print(f"wrote {size / 1e9:.2f} GB in {len(files)} files in {time.monotonic() - began:.1f} s", flush=True)

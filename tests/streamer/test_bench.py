@@ -10,7 +10,7 @@ import av
 import pytest
 
 from streamer import bench
-from streamer.bench import add_arguments, render, run, spread
+from streamer.bench import add_arguments, render, render_all, run, spread
 
 
 def test_the_rendered_clip_is_720p_h264_at_25_frames_a_second(tmp_path: Path) -> None:
@@ -20,6 +20,13 @@ def test_the_rendered_clip_is_720p_h264_at_25_frames_a_second(tmp_path: Path) ->
         assert (stream.codec.canonical_name, stream.width, stream.height) == ("h264", 1280, 720)
         assert stream.average_rate == 25
         assert sum(1 for _ in container.decode(video=0)) == 25
+
+
+def test_each_stream_has_a_clip_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "CLIP_SECONDS", 0.4)
+    paths = [tmp_path / f"{i}.mp4" for i in range(2)]
+    render_all(paths)
+    assert paths[0].read_bytes() != paths[1].read_bytes()
 
 
 def test_spread() -> None:
@@ -36,6 +43,7 @@ def test_the_daemon_is_measured_through_file_and_websocket(
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = ["--file", str(tmp_path / "clip.mp4"), "--seconds", "2", "--askers", "2", "--streams", "2", "--json"]
+    options += ["--random-weights", "--open", "1"]  # what is random ends no answer, so one stays open
     assert run(parser.parse_args(options)) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["model"] == "nano" and figures["askers"] == figures["streams"] == 2
@@ -55,10 +63,11 @@ def test_the_daemon_is_measured_through_file_and_websocket(
         "cpu_share_with_askers",
         "start_s",
         "cores",
+        "decoding_cores",
     ):
         assert figures[key] > 0, key
     assert figures["frames_per_second"] <= 52 and 0 <= figures["frames_late_with_askers_share"] <= 1
-    assert figures["answers"] >= 1
+    assert figures["answers"] >= 1 and figures["open"] == 1 and figures["open_when_asked_share"] > 0.9
     assert figures["frame_step_ms_p50"] <= figures["frame_step_ms_p99"]
 
 

@@ -1,0 +1,42 @@
+"""Presets with random weights: the sizes of the preset, the special tokens and words of the tokenizer that they are run with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model import Sampling, load_runner
+from model.config import PRESETS, InfiniteVLConfig
+from model.runner import NANO
+from model.tokenizer import Tokenizer
+from model.untrained import random_config, random_vocabulary
+
+from .small import picture, small
+
+PATH = NANO / "tokenizer.json"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_token_that_a_preset_can_give_is_text(name: str) -> None:
+    config = random_config(name)
+    tokenizer = Tokenizer(random_vocabulary(PATH, config), config)
+    assert config.decoder == PRESETS[name].decoder and config.vision == PRESETS[name].vision
+    silent = {token for token in range(config.decoder.vocab_size) if not tokenizer.spelling(token)}
+    assert silent == tokenizer.specials and len(silent) < 10
+    own = Tokenizer.load(PATH, PRESETS["nano"])
+    assert tokenizer.encode("What is on w5, the 4821 or EXIT?") == own.encode("What is on w5, the 4821 or EXIT?")
+
+
+def test_a_preset_of_another_tokenizer_answers_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the 4B's, whose special tokens lie beyond the nano's vocabulary."""
+    whole: InfiniteVLConfig = small()
+    ids = {name: getattr(PRESETS["4b"], name) for name in vars(whole) if name.endswith("_token_id")}
+    decoder = replace(whole.decoder, vocab_size=PRESETS["4b"].decoder.vocab_size)
+    monkeypatch.setitem(PRESETS, "other", replace(whole, decoder=decoder, **ids))
+    runner = load_runner("other", slots=2, random_weights=True)
+    runner.open(0, 64, 64)
+    runner.see([0], [[picture(64, 64, 1)] * runner.frames_per_step], [0.0])
+    runner.fork(0, 1)
+    token = runner.prefill(1, runner.tokenizer.encode_question("What is it?"))
+    said = [token, *runner.decode([1], [token], [Sampling()])]
+    assert runner.tokenizer.decode(said) and torch.isfinite(runner.state.delta).all()
