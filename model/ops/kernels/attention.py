@@ -218,6 +218,7 @@ def attend(
     [batch]; `keys`, `values` [slots of the pool, rows, heads, head] as `StreamState` keeps them. `cut` overrides the tiling chosen by size.
     Returns [batch, n, queries * head].
     """
+    assert joint.is_contiguous(), "rows that a product padded would be read askew"
     batch, n, width = joint.shape
     _, rows, heads, head = keys.shape
     sinks, ring = policy.sinks, rows - 1 - policy.sinks

@@ -133,7 +133,8 @@ def add_norm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, fp8
 
 
 def swiglu(joint: Tensor, fp8: bool = False) -> Activation:
-    """silu(gate) * up of `joint` [rows, 2 * inner], gate first. Returns [rows, inner]."""
+    """silu(gate) * up of `joint` [rows, 2 * inner], contiguous, gate first. Returns [rows, inner]."""
+    assert joint.is_contiguous(), "rows that a product padded would be read askew"
     rows, inner = joint.shape[0], joint.shape[1] // 2
     out, scales = output(joint, inner, fp8)
     block = triton.next_power_of_2(inner) if fp8 else min(2048, triton.next_power_of_2(inner))
