@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Nearest semi-orthogonal matrices of [n, rows, columns] by five Newton-Schulz steps (Muon, Jordan et al. 2024)."""
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
