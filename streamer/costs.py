@@ -41,7 +41,7 @@ class Costs:
         """Seconds for each member of the best batch of 1 to `size` members."""
         return min(self.estimate(n) / n for n in range(1, size + 1))
 
-    def thrifty(self, size: int, slack: float = 1.1) -> int:
+    def thrifty(self, size: int, slack: float) -> int:
         """The smallest batch of at most `size` members whose cost for each is within `slack` times the best."""
         best = slack * self.cheapest_each(size)
         return next((n for n in range(1, size + 1) if 0 < self.estimate(n) / n <= best), size)

@@ -24,6 +24,8 @@ FULL = 0.95
 """The share of the device's time that frame rates are planned to fill."""
 REPLAN = 0.25
 """Seconds between two looks at whether all frame rates fit."""
+SLACK = 1.1
+"""Times the best batch's cost for each stream that a smaller one may cost, where the device has the time."""
 MARGIN = 1.25
 """Times the mean that a frame step is expected to take at worst, where answers are fitted in before it."""
 SILENT = 2.0
@@ -124,6 +126,7 @@ class Scheduler(Generic[F]):
         self._drops: Counter[tuple[str, str]] = Counter()
         self._planned = float("-inf")
         self._short = False
+        self._slack = SLACK
         self._answered_last = False
         self._prefilled_last = False
 
@@ -211,7 +214,7 @@ class Scheduler(Generic[F]):
         live = [name for name in ready if not self._streams[name].terms.every]
         step = None
         if not (ready and self._answered_last):
-            busy = self.frame_costs.estimate(self._batch(len(ready))) if live else 0.0
+            busy = self.frame_costs.estimate(self._batch(ready, now)) if live else 0.0
             step = self._answer(now, 0.0 if self._short else self._spare(now), now + busy / 2)
         self._answered_last = step is not None
         if step is not None:
@@ -236,21 +239,33 @@ class Scheduler(Generic[F]):
             return stream.waiting[0].captured + stream.terms.deadline
 
         patient = [name for name in ready if name not in live]
-        chosen = (sorted(live, key=latest) + patient)[: self._batch(len(ready))]
+        chosen = (sorted(live, key=latest) + patient)[: self._batch(ready, now)]
         cost = self.frame_costs.estimate(len(chosen))
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
         return FrameStep(tuple((name, self._take(name, now + cost)) for name in chosen))
 
-    def _batch(self, ready: int) -> int:
+    def _batch(self, ready: list[str], now: float) -> int:
         """How many streams one step serves: as few as cost no more each, so that none waits for the others in vain.
 
-        While answers are open, a step also leaves them time for their floor.
+        Where the device has no time to spare the cheapest batch is best, as large as leaves the newest frames in time where
+        rates are lowered. While answers are open, a step also leaves them time for their floor.
         """
-        most = self.frame_costs.thrifty(min(ready, self.largest_batch))
-        while most > 1 and self._answers and self.frame_costs.estimate(most) > 0.8 / self.pace.floor:
+        most = self.frame_costs.thrifty(min(len(ready), self.largest_batch), self._slack)
+        longest = 0.8 / self.pace.floor if self._answers else float("inf")
+        if self._short:
+            alone = self.frame_costs.estimate(1)
+            lefts = (self._left(self._streams[name], now) for name in ready)
+            longest = min(longest, *(left for left in lefts if left >= alone), float("inf"))
+        while most > 1 and self.frame_costs.estimate(most) > longest:
             most -= 1
         return most
+
+    def _left(self, stream: _Stream[F], now: float) -> float:
+        """Seconds within which the frame that a stream of lowered rate shows next must be in its state."""
+        if stream.terms.every:
+            return float("inf")
+        return stream.waiting[-min(len(stream.waiting), self.frames_per_step)].captured + stream.terms.deadline - now
 
     def _take(self, name: str, end: float) -> tuple[F, ...]:
         """The frames that a step which ends at `end` sees of a stream; what is too old or over its share is dropped."""
@@ -355,16 +370,18 @@ class Scheduler(Generic[F]):
         """
         if now < self._planned + REPLAN:
             return
-        self._planned, self._short = now, False
+        self._planned, self._short, self._slack = now, False, SLACK
         for stream in self._streams.values():
             stream.share = 1.0
         live = self._live(now)
         if not live:
             return
         each = self.frame_costs.cheapest_each(min(len(live), self.largest_batch)) / self.frames_per_step
-        speaking = len(self._speaking())
-        room = FULL - (self.decode_costs.estimate(speaking) * self.pace.floor if speaking else 0.0)
-        if sum(each / stream.period for stream in live) <= room:
+        speaking, load = len(self._speaking()), sum(each / stream.period for stream in live)
+        token = self.decode_costs.estimate(speaking) if speaking else 0.0
+        self._slack = min(SLACK, max(1.0, (FULL - token * self.pace.ceiling) / load)) if load else SLACK
+        room = FULL - token * self.pace.floor
+        if load <= room:
             return
         self._short = True
         frames, weights = max(room, 0.1) / each, float(sum(stream.terms.priority for stream in live))
