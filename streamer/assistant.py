@@ -57,7 +57,7 @@ class Assistant:
             stream_slots=limits.streams,
             answer_slots=limits.answers,
             pace=_pace(config),
-            threads=config.model.threads or _threads(),
+            threads=config.model.threads or _threads(config.model.device),
             reset=self._was_reset,
             progress=progress,
         )
@@ -506,6 +506,6 @@ def _pace(config: Config) -> Pace:
     return Pace(floor=config.answers.floor_tokens_per_second, ceiling=config.answers.ceiling_tokens_per_second)
 
 
-def _threads() -> int:
-    """CPU threads of the model: half the cores, as the others decode and talk."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
+def _threads(device: str) -> int:
+    """CPU threads of the model: half the cores, as the others decode and talk; one beside a GPU, where more spin in vain."""
+    return max(1, len(os.sched_getaffinity(0)) // 2) if device == "cpu" else 1
