@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument("--budget-seconds", type=float, default=170)
     parser.add_argument("--profile", action="store_true", help="also print the kernels of a step")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # as the daemon has it beside a GPU
     table = Table(options.budget_seconds)
     config = PRESETS[options.preset]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)

