@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from streamer.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
 
@@ -63,14 +65,19 @@ class World:
         start: float = 0.0,
         deadline: float = 0.2,
         priority: int = 1,
+        jitter: float = 0.0,
     ) -> None:
+        """Frames of a stream; each is offered up to `jitter` seconds (less than a period) after its capture."""
         self.scheduler.add_stream(name, Terms(deadline, priority), frames_per_second=rate)
+        chance = random.Random(name)
         for i in range(round((until - start) * rate)):
-            self.at(start + i / rate, lambda i=i: self.offer(name, i))  # type: ignore[misc]
+            captured = start + i / rate
+            offer = partial(self.offer, name, i, captured)
+            self.at(captured + jitter * chance.random(), offer)
 
-    def offer(self, name: str, sequence: int) -> None:
+    def offer(self, name: str, sequence: int, captured: float | None = None) -> None:
         self.offered[name] += 1
-        self.scheduler.offer(name, Picture(self.now, sequence), self.now)
+        self.scheduler.offer(name, Picture(self.now if captured is None else captured, sequence), self.now)
 
     def ask(self, answer: str, *, question: int = 20, length: int = 20) -> None:
         self.left[answer], self.length[answer], self.asked[answer] = question, length, self.now
