@@ -37,11 +37,16 @@ class Costs:
         share = (size - low) / (high - low)
         return self._mean[low] + share * (self._mean[high] - self._mean[low])
 
+    def served(self, size: int, batch: int) -> float:
+        """Seconds in which `size` members are served in batches of `batch`, the last one of what is left."""
+        whole, rest = divmod(size, batch)
+        return whole * self.estimate(batch) + (self.estimate(rest) if rest else 0.0)
+
     def cheapest_each(self, size: int) -> float:
-        """Seconds for each member of the best batch of 1 to `size` members."""
-        return min(self.estimate(n) / n for n in range(1, size + 1))
+        """Seconds for each of `size` members, served in the batches that are soonest done with all."""
+        return min(self.served(size, batch) for batch in range(1, size + 1)) / size
 
     def thrifty(self, size: int, slack: float) -> int:
-        """The smallest batch of at most `size` members whose cost for each is within `slack` times the best."""
-        best = slack * self.cheapest_each(size)
-        return next((n for n in range(1, size + 1) if 0 < self.estimate(n) / n <= best), size)
+        """The smallest batch in which `size` members are served within `slack` times the soonest."""
+        best = slack * size * self.cheapest_each(size)
+        return next((n for n in range(1, size + 1) if 0 < self.served(size, n) <= best), size)

@@ -20,14 +20,14 @@ MOST_WAITING = 8
 """Frames of one stream that may ever wait here."""
 LONE_PERIODS = 1.5
 """Frame periods after which a frame whose partner does not come is seen alone."""
-FULL = 0.95
+FULL = 0.97
 """The share of the device's time that frame rates are planned to fill."""
 REPLAN = 0.25
 """Seconds between two looks at whether all frame rates fit."""
 SLACK = 1.1
-"""Times the best batch's cost for each stream that a smaller one may cost, where the device has the time."""
+"""Times the soonest end of all that wait by which smaller batches may end, where the device has the time."""
 MARGIN = 1.25
-"""Times the mean that a frame step is expected to take at worst, where answers are fitted in before it."""
+"""Times the mean that a frame step is expected to take at worst, where it must end in time."""
 SILENT = 2.0
 """Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
 LONGEST_PERIOD = 10.0
@@ -243,20 +243,20 @@ class Scheduler(Generic[F]):
         cost = self.frame_costs.estimate(len(chosen))
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
-        return FrameStep(tuple((name, self._take(name, now + cost)) for name in chosen))
+        return FrameStep(tuple((name, self._take(name, now, now + cost)) for name in chosen))
 
     def _batch(self, ready: list[str], now: float) -> int:
-        """How many streams one step serves: as few as cost no more each, so that none waits for the others in vain.
+        """How many streams one step serves: as few as are done with all that wait hardly later, so that none waits in vain.
 
-        Where the device has no time to spare the cheapest batch is best, as large as leaves the newest frames in time where
-        rates are lowered. While answers are open, a step also leaves them time for their floor.
+        Where the device has no time to spare it is the batch that is soonest done with all, as large as leaves the newest frames
+        in time where rates are lowered. While answers are open, a step also leaves them time for their floor.
         """
         most = self.frame_costs.thrifty(min(len(ready), self.largest_batch), self._slack)
         longest = 0.8 / self.pace.floor if self._answers else float("inf")
         if self._short:
             alone = self.frame_costs.estimate(1)
             lefts = (self._left(self._streams[name], now) for name in ready)
-            longest = min(longest, *(left for left in lefts if left >= alone), float("inf"))
+            longest = min(longest, *(left / MARGIN for left in lefts if left >= alone), float("inf"))
         while most > 1 and self.frame_costs.estimate(most) > longest:
             most -= 1
         return most
@@ -267,8 +267,12 @@ class Scheduler(Generic[F]):
             return float("inf")
         return stream.waiting[-min(len(stream.waiting), self.frames_per_step)].captured + stream.terms.deadline - now
 
-    def _take(self, name: str, end: float) -> tuple[F, ...]:
-        """The frames that a step which ends at `end` sees of a stream; what is too old or over its share is dropped."""
+    def _take(self, name: str, now: float, end: float) -> tuple[F, ...]:
+        """The frames that a step from `now` to `end` sees of a stream; what is too old or over its share is dropped.
+
+        A stream of lowered rate that had to wait is due again so much the sooner, by a step at most: else its share would
+        shrink by what others take.
+        """
         stream, n = self._streams[name], self.frames_per_step
         lowered = stream.share < 1
         while len(stream.waiting) > n and not stream.terms.every:
@@ -278,7 +282,7 @@ class Scheduler(Generic[F]):
             self._drops[name, "rate" if lowered else "stale"] += 1
         taken = tuple(stream.waiting.popleft() for _ in range(min(n, len(stream.waiting))))
         if lowered:
-            stream.due = max(stream.due + n * stream.period / stream.share, end)
+            stream.due = max(stream.due + n * stream.period / stream.share, now)
         return taken
 
     def _speaking(self) -> dict[str, _Answer]:
