@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from .loads import BF16, FP8, LAPTOP, PHASES, Device, curve, load
+from streamer.scheduler import FrameStep, Terms
+
+from .loads import BF16, FP8, LAPTOP, PHASES, RATE, Device, begin, curve, load
+from .world import World
 
 HOSTS = [(1.0, 0.0), (2.0, 0.8), (3.0, 0.8)]
 """Milliseconds that the host adds to a step, and for each of its streams."""
@@ -82,3 +85,44 @@ def test_a_laptop_sees_every_frame_beside_three_answers() -> None:
     assert figures.missed == 0
     assert figures.first <= 0.1 and figures.first_worst <= 0.25
     assert figures.slowest >= 15
+
+
+def lockstep(device: Device, cameras: int) -> World:
+    """Cameras that all show their frames at once, beside four answers that are always open; nothing has run yet."""
+    world = begin(device, None, 0, 0.0)
+    for i in range(cameras):
+        world.camera(f"cam{i}", RATE, 30, deadline=device.deadline)
+    for i in range(4):
+        world.asker(f"open{i}", 30, question=20, length=1_000)
+    return world
+
+
+def slowest(world: World) -> float:
+    return min(len(times) for answer, times in world.tokens.items() if answer.startswith("open")) / 30
+
+
+@pytest.mark.parametrize(("device", "cameras"), [(BF16, 4), (FP8, 4), (FP8, 6)], ids=["bf16", "four in fp8", "fp8"])
+def test_cameras_in_lockstep_share_one_step(device: Device, cameras: int) -> None:
+    """Three or four at once cost hardly more each, but leave one or two for a step of their own, which does."""
+    world = lockstep(replace(device, upload=0.8), cameras)
+    world.run(30)
+    assert {len(step.frames) for when, step in world.steps if isinstance(step, FrameStep) and when > 2} == {cameras}
+    assert not world.drops and max(lag for i in range(cameras) for lag in world.lags(f"cam{i}")) <= 0.04
+    assert slowest(world) >= 28
+
+
+def test_a_recording_joins_the_steps_of_cameras_in_lockstep() -> None:
+    """The cameras stay in time, the answers near their ceiling, and the recording goes faster than life."""
+    world = lockstep(FP8, 5)
+    world.scheduler.add_stream("tape", Terms(every=True))
+
+    def refill() -> None:
+        while world.scheduler.room("tape") > 0:
+            world.offer("tape", world.offered["tape"])
+
+    for i in range(3000):
+        world.at(i * 0.01, refill)
+    world.run(30)
+    assert not world.drops and max(lag for i in range(5) for lag in world.lags(f"cam{i}")) <= 0.08
+    assert len(world.seen["tape"]) / 30 >= 36
+    assert slowest(world) >= 27
