@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from statistics import median
 
@@ -138,12 +138,16 @@ def ask_now_and_then(world: World, end: float, every: float, chance: random.Rand
         when += every * (0.5 + chance.random())
 
 
+SLOW_HOST = {"host": 2.0, "upload": 0.8}
 LOADS: dict[str, tuple[Device, int, int]] = {
     "bf16, 4 cameras, 4 open": (BF16, 4, 4),
     "bf16, 5 cameras, 4 open": (BF16, 5, 4),
     "fp8, 6 cameras, 4 open": (FP8, 6, 4),
     "fp8, 8 cameras, 3 open": (FP8, 8, 3),
     "fp8, 10 cameras, 3 open (overload)": (FP8, 10, 3),
+    "bf16, 4 cameras, 4 open, slow host": (replace(BF16, **SLOW_HOST), 4, 4),
+    "fp8, 6 cameras, 4 open, slow host": (replace(FP8, **SLOW_HOST), 6, 4),
+    "fp8, 8 cameras, 3 open, slow host": (replace(FP8, **SLOW_HOST), 8, 3),
     "bf16, 1 camera, 8 open": (BF16, 1, 8),
     "laptop, 1 camera, 3 open": (LAPTOP, 1, 3),
     "laptop, 2 cameras, 3 open (overload)": (LAPTOP, 2, 3),
