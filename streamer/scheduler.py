@@ -212,14 +212,15 @@ class Scheduler(Generic[F]):
         self._plan(now)
         ready = [name for name, stream in self._streams.items() if self._ready_at(stream) <= now]
         live = [name for name in ready if not self._streams[name].terms.every]
+        batch = self._batch(ready, now) if ready else 0
         step = None
         if not (ready and self._answered_last):
-            busy = self.frame_costs.estimate(self._batch(ready, now)) if live else 0.0
+            busy = self.frame_costs.estimate(batch) if live else 0.0
             step = self._answer(now, 0.0 if self._short else self._spare(now), now + busy / 2)
         self._answered_last = step is not None
         if step is not None:
             return step
-        return self._see(live, ready, now) if ready else Idle(self._wake(now))
+        return self._see(live, ready, batch, now) if ready else Idle(self._wake(now))
 
     def _most(self, stream: _Stream[F]) -> int:
         fresh = 0 if stream.terms.every else min(MOST_WAITING, int(stream.terms.deadline / stream.period))
@@ -233,13 +234,13 @@ class Scheduler(Generic[F]):
         complete = len(stream.waiting) >= self.frames_per_step
         return due if complete else max(due, stream.arrived + LONE_PERIODS * stream.period)
 
-    def _see(self, live: list[str], ready: list[str], now: float) -> FrameStep[F]:
+    def _see(self, live: list[str], ready: list[str], batch: int, now: float) -> FrameStep[F]:
         def latest(name: str) -> float:
             stream = self._streams[name]
             return stream.waiting[0].captured + stream.terms.deadline
 
         patient = [name for name in ready if name not in live]
-        chosen = (sorted(live, key=latest) + patient)[: self._batch(ready, now)]
+        chosen = (sorted(live, key=latest) + patient)[:batch]
         cost = self.frame_costs.estimate(len(chosen))
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
@@ -256,7 +257,7 @@ class Scheduler(Generic[F]):
         if self._short:
             alone = self.frame_costs.estimate(1)
             lefts = (self._left(self._streams[name], now) for name in ready)
-            longest = min(longest, *(left / MARGIN for left in lefts if left >= alone), float("inf"))
+            longest = min([longest, *(left / MARGIN for left in lefts if left >= alone)])
         while most > 1 and self.frame_costs.estimate(most) > longest:
             most -= 1
         return most

@@ -29,7 +29,7 @@ least() { echo $(($1 < $2 ? $1 : $2)); }
 group() { # NAME FILE [PYTEST OPTIONS]
     local name=$1 code
     shift
-    timeout "$(least 170 "$(left)")" python3 -m pytest -q -s -p no:cacheprovider --confcutdir=tests/model "$@" > "$logs/$name" 2>&1
+    timeout "$(least 300 "$(left)")" python3 -m pytest -q -s -p no:cacheprovider --confcutdir=tests/model "$@" > "$logs/$name" 2>&1
     code=$?
     {
         echo "== $name: exit $code"

@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.ops import delta_rule, dispatch
 
 TRUSTED = 0.03
 """Relative error of bf16 gradients that is still rounding."""
+
+
+def join(device: torch.device) -> tuple[torch.device, int]:
+    """Joins the processes that torchrun started, where it did: this one's device, and how many there are."""
+    devices = int(os.environ.get("WORLD_SIZE", 1))
+    if devices > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+    return device, devices
 
 
 def keep_caches(folder: Path) -> None:

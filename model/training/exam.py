@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.infinitevl import InfiniteVL
 from model.runner import NANO
 from model.tokenizer import Tokenizer
+from model.training.accelerate import join, limit_autotuning
 from model.training.ages import CLOCK, LONG, RATE, by_clock, long_streams
 from model.training.paint import Assets, Painter
 from model.training.report import facts, table
@@ -147,8 +147,6 @@ def evaluate(
     """
     assets = Assets.load()
     if device.startswith("cuda"):
-        from model.training.accelerate import limit_autotuning
-
         limit_autotuning()
     kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     folder = NANO if model == "nano" else locate(model)
@@ -192,16 +190,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="leave out what is not asked by then")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     given = parser.parse_args()
-    device, devices = given.device, int(os.environ.get("WORLD_SIZE", 1))
-    if devices > 1:
-        dist.init_process_group("gloo")
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
+    device, devices = join(torch.device(given.device))
     try:
         marks, found = evaluate(
             given.model,
-            device=device,
+            device=str(device),
             dtype=given.dtype,
             quick=given.quick,
             fresh=given.fresh_seeds,

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.tokenizer import Tokenizer
-from model.training.accelerate import keep_caches, limit_autotuning, trust_fla
+from model.training.accelerate import join, keep_caches, limit_autotuning, trust_fla
 from model.training.exam import examine, table
 from model.training.learner import POLICIES, Learner, Recipe, record
 from model.training.lessons import SKILLS, TOKENIZER, Curriculum, Lesson, Lessons
@@ -233,12 +233,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=Recipe.lr, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=14, help="processes that make lessons")
     given = parser.parse_args()
-    device, devices = torch.device(given.device), int(os.environ.get("WORLD_SIZE", 1))
-    if devices > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
+    device, devices = join(torch.device(given.device))
     recipe = Recipe(
         given.minutes,
         given.total,

@@ -174,21 +174,20 @@ def timetable(rng: np.random.Generator, frames: int, count: int, early: bool) ->
     return sorted(stays, key=lambda stay: stay[1])
 
 
-def path(
-    rng: np.random.Generator, frames: int, half: tuple[float, float], home: NDArray[np.float64], slow: bool = False
-) -> Floats:
-    """Where a thing is in each frame of its stay: at rest, drifting, or entering and leaving through an edge.
-
-    `slow` ones creep along an axis at a pace that only just counts as moving, or a few times that.
-    """
+def creep(rng: np.random.Generator, frames: int, half: tuple[float, float], home: NDArray[np.float64]) -> Floats:
+    """As `path`, but slowly along an axis, at a pace that only just counts as moving or a few times that, until it is at the edge."""
     room = np.maximum(0.0, 0.97 - np.array(half))
-    if slow:
-        axis, way = int(rng.integers(2)), float(rng.choice([-1.0, 1.0]))
-        far = way * float(np.exp(rng.uniform(*np.log(CREEP)))) * np.arange(frames)
-        start = np.clip(home[axis], *sorted((-way * room[axis], way * (room[axis] - abs(far[-1])))))
-        where = np.repeat(home[None], frames, 0)
-        where[:, axis] = np.clip(start + far, -room[axis], room[axis])
-        return where.astype(np.float32)
+    axis, way = int(rng.integers(2)), float(rng.choice([-1.0, 1.0]))
+    far = way * float(np.exp(rng.uniform(*np.log(CREEP)))) * np.arange(frames)
+    start = np.clip(home[axis], *sorted((-way * room[axis], way * (room[axis] - abs(far[-1])))))
+    where = np.repeat(home[None], frames, 0)
+    where[:, axis] = np.clip(start + far, -room[axis], room[axis])
+    return where.astype(np.float32)
+
+
+def path(rng: np.random.Generator, frames: int, half: tuple[float, float], home: NDArray[np.float64]) -> Floats:
+    """Where a thing is in each frame of its stay: at rest, drifting, or entering and leaving through an edge."""
+    room = np.maximum(0.0, 0.97 - np.array(half))
     times, points = [0.0, float(frames - 1)], [home, home]
     mode = rng.random()
     if mode > 0.4:
@@ -434,8 +433,8 @@ def draw_scene(
             clash += np.prod(np.maximum(0, reach - np.abs(homes - middle)), 1)
         home = homes[int(np.argmin(clash))] if rng.random() < 0.9 else homes[0]
         # No chance is spent where none creeps: the other worlds stay what they were.
-        slow = bool(profile.slow and rng.random() < profile.slow)
-        centre = path(rng, stop - start, half, home, slow)
+        way = creep if profile.slow and rng.random() < profile.slow else path
+        centre = way(rng, stop - start, half, home)
         visits.append(Visit(thing, slot, start, stop, half, centre, how))
     for _ in range(4):
         see(visits, steps)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.config import AttentionPolicy, DecoderConfig, InfiniteVLConfig, VisionConfig
+from model.config import PRESETS, AttentionPolicy, DecoderConfig, InfiniteVLConfig, VisionConfig
 from model.infinitevl import InfiniteVL
 
 VISION = VisionConfig(
@@ -52,6 +52,13 @@ SMALL = InfiniteVLConfig(
 def small(**changes: Any) -> InfiniteVLConfig:
     """The small configuration with some fields changed."""
     return replace(SMALL, **changes)
+
+
+def of_another_tokenizer() -> InfiniteVLConfig:
+    """The small configuration with the special tokens and the vocabulary of the 4B, which lie beyond the nano's tokenizer."""
+    whole = PRESETS["4b"]
+    ids = {name: value for name, value in vars(whole).items() if name.endswith("_token_id")}
+    return small(decoder=replace(DECODER, vocab_size=whole.decoder.vocab_size), **ids)
 
 
 def build(config: InfiniteVLConfig, seed: int = 0) -> InfiniteVL:

@@ -92,7 +92,7 @@ def through_slots(
 def test_slots_answer_what_the_whole_sequence_answers() -> None:
     """Of every third question the answer is made a wrong one: whether it stands or falls must be the same both ways."""
     sitting = Sitting("cpu", torch.float32)
-    paper = replace(PAPERS["now"], streams=2, questions=9)
+    paper = replace(PAPERS["now"], streams=2, questions=EACH["now"])
     with torch.inference_mode():
         patches, seconds, asked = sitting.draw(paper, 6)
         asked = [[replace(q, answer="rhubarb") if i % 3 == 0 else q for i, q in enumerate(each)] for each in asked]
@@ -102,11 +102,11 @@ def test_slots_answer_what_the_whole_sequence_answers() -> None:
         slots = through_slots(sitting.network, torch.float32, patches, seconds, asked, sitting.tokenizer)
     assert slots == whole
     assert not any(right for each in slots for right in each[::3])
-    assert sum(map(sum, slots)) >= 9
+    assert sum(map(sum, slots)) > 0.6 * 20
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
     from model.fast import FastInfiniteVL
     from model.training.accelerate import limit_autotuning
@@ -116,7 +116,7 @@ def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
     sitting = Sitting("cuda", half)
     engines = {precision: FastInfiniteVL(sitting.network, precision) for precision in ("model", "fp8")}
     right, total = dict.fromkeys(("plain", *engines), 0), 0
-    for name, groups in (("now", 8), ("memory 128", 1)):
+    for name, groups in (("now", 12), ("memory 128", 3)):
         paper = replace(PAPERS[name], streams=32, questions=EACH[name])
         for group in range(groups):
             with torch.inference_mode():
@@ -131,6 +131,6 @@ def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
                     )
             total += sum(map(len, asked))
         print(f"fp8 and the nano: right after {name}, of {total}:", right)
-    assert total > 4500
+    assert total > 6000
     assert right["fp8"] >= right["model"] - POINT * total
     assert right["model"] >= right["plain"] - POINT * total

@@ -22,6 +22,7 @@ from model.ops.delta_rule import recurrent
 from model.ops.kernels.attention import Tiling, attend
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
+from model.ops.kernels.norm import swiglu
 from model.ops.kernels.product import Cut, product
 from model.ops.kernels.span import Span, frame_span, text_span
 from model.quantize import quantize_rows
@@ -155,6 +156,15 @@ def test_product_of_few_rows_is_that_of_the_numbers_kept(rows: int, cut: Cut | N
     assert ratio(product(x, weight, bias, cut), wanted + bias) < 4e-3
     first, again = (product(x, weight, bias, cut) for _ in range(2))
     assert torch.equal(first, again)
+
+
+def test_padded_rows_are_refused_where_they_would_be_read_askew() -> None:
+    padded = torch.zeros(4, 40, device=DEVICE)[:, :32]
+    with pytest.raises(AssertionError, match="askew"):
+        swiglu(padded)
+    none = torch.empty(0, device=DEVICE)
+    with pytest.raises(AssertionError, match="askew"):
+        attend(padded[:, None], (none, none), (none, none), none, none, none, none, none, 2, AttentionPolicy(1, 4))
 
 
 POOL, SPARE = 6, 5

@@ -11,12 +11,13 @@ from model.runner import NANO
 from model.tokenizer import Tokenizer
 from model.training.learner import Learner, Recipe, read_weights, record
 from model.training.lessons import LENGTH, TOKENIZER, prepare
+from model.training.optimizer import orthogonalise
 from model.training.paint import ASSETS, CLASSES, Assets, Painter
 from model.training.phrases import HELD_OUT, PHRASES
 from model.training.questions import WEIGHTS, Examiner
 from model.training.things import HELD_OUT_SHAPES, NAMES
 from model.training.train import train
-from model.training.world import CLEAR, SLOTS, Profile, draw_scene, layout, text_width
+from model.training.world import CLEAR, CREEP, SLOTS, Profile, creep, draw_scene, layout, text_width
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,41 @@ def test_scenes_keep_their_promises(assets):
             busy[visit.start : visit.stop, visit.slot] += 1
         assert busy.max(initial=0) <= 1
         assert (np.diff(scene.seconds) >= 0).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 64), (3, 64, 24)])
+def test_updates_are_made_nearly_orthogonal(shape):
+    """As far as five steps of Newton and Schulz go: singular values of three decades come to about one, directions stay."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    values = torch.logspace(0, -2, 24).expand(3, -1)
+    found = orthogonalise(u * values[:, None] @ v).float()
+    spread = torch.linalg.svdvals(found)
+    assert spread.min() > 0.5 and spread.max() < 1.3
+    assert torch.nn.functional.cosine_similarity(found.flatten(1), (u @ v).flatten(1)).min() > 0.97
+
+
+def test_what_creeps_moves_along_an_axis_at_its_pace_until_the_edge():
+    rng = np.random.default_rng(6)
+    for _ in range(60):
+        frames, half = int(rng.integers(8, 120)), (0.2, 0.3)
+        line = creep(rng, frames, half, rng.uniform(-0.5, 0.5, 2))
+        steps = np.abs(np.diff(line, axis=0))
+        along = int(np.argmax(steps[0]))
+        pace = steps[0, along]
+        assert CREEP[0] * 0.99 <= pace <= CREEP[1] * 1.01
+        assert not steps[:, 1 - along].any()
+        room = 0.97 - half[along]
+        assert np.abs(line[:, along]).max() <= room + 1e-6
+        slower = steps[:, along] < 0.99 * pace
+        assert (np.abs(line[1:, along][slower]) > room - 1e-6).all()
+
+
+def test_scenes_with_things_that_creep_are_drawn(assets):
+    rng, all_creep = np.random.default_rng(6), Profile(things=(2, 2), slow=1.0)
+    visits = [v for _ in range(20) for v in draw_scene(rng, 24, "train", assets.gallery, all_creep).visits]
+    moved = np.array([np.abs(np.diff(v.centre, axis=0)).max() for v in visits])
+    assert len(visits) >= 20 and (moved >= CREEP[0] * 0.99).all() and (moved <= CREEP[1] * 1.01).all()
 
 
 def test_answers_follow_the_scene(assets):

@@ -1,17 +1,15 @@
 """Presets with random weights: the sizes of the preset, the special tokens and words of the tokenizer that they are run with."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from model import Sampling, load_runner
-from model.config import PRESETS, InfiniteVLConfig
+from model.config import PRESETS
 from model.runner import NANO
 from model.tokenizer import Tokenizer
 from model.untrained import random_config, random_vocabulary
 
-from .small import picture, small
+from .small import of_another_tokenizer, picture
 
 PATH = NANO / "tokenizer.json"
 
@@ -29,10 +27,7 @@ def test_every_token_that_a_preset_can_give_is_text(name: str) -> None:
 
 def test_a_preset_of_another_tokenizer_answers_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the 4B's, whose special tokens lie beyond the nano's vocabulary."""
-    whole: InfiniteVLConfig = small()
-    ids = {name: getattr(PRESETS["4b"], name) for name in vars(whole) if name.endswith("_token_id")}
-    decoder = replace(whole.decoder, vocab_size=PRESETS["4b"].decoder.vocab_size)
-    monkeypatch.setitem(PRESETS, "other", replace(whole, decoder=decoder, **ids))
+    monkeypatch.setitem(PRESETS, "other", of_another_tokenizer())
     runner = load_runner("other", slots=2, random_weights=True)
     runner.open(0, 64, 64)
     runner.see([0], [[picture(64, 64, 1)] * runner.frames_per_step], [0.0])

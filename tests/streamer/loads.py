@@ -111,21 +111,24 @@ def begin(device: Device, pace: Pace | None, seed: int, jitter: float) -> World:
     def shaken(cost: Callable[[int], float]) -> Callable[[int], float]:
         return lambda n: cost(n) * (1 + jitter * chance.random())
 
-    tokens = curve(device.tokens, device.host)
+    def question(n: int) -> float:
+        return (device.question * -(-n // 32) + device.host) / 1000
+
+    frames, tokens = curve(device.frames, device.host, device.upload), curve(device.tokens, device.host)
     world = World(
-        frames=shaken(curve(device.frames, device.host, device.upload)),
+        frames=shaken(frames),
         decode=shaken(tokens),
-        prefill=shaken(lambda n: (device.question * -(-n // 32) + device.host) / 1000),
+        prefill=shaken(question),
         frames_per_step=device.frames_per_step,
         answer_slots=9,
         pace=pace,
     )
     for n in range(1, 9):
-        world.scheduler.measured(FrameStep((("", ()),) * n), curve(device.frames, device.host, device.upload)(n))
+        world.scheduler.measured(FrameStep((("", ()),) * n), frames(n))
     for n in (1, 2, 4, 8):
         world.scheduler.measured(Decode(("",) * n), tokens(n))
     for n in (16, 32, 64):
-        world.scheduler.measured(Prefill("", n), (device.question * -(-n // 32) + device.host) / 1000)
+        world.scheduler.measured(Prefill("", n), question(n))
     return world
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from streamer.scheduler import FrameStep, Terms
+from streamer.scheduler import FrameStep
 
 from .loads import BF16, FP8, LAPTOP, PHASES, RATE, Device, begin, curve, load
 from .world import World
@@ -114,14 +114,7 @@ def test_cameras_in_lockstep_share_one_step(device: Device, cameras: int) -> Non
 def test_a_recording_joins_the_steps_of_cameras_in_lockstep() -> None:
     """The cameras stay in time, the answers near their ceiling, and the recording goes faster than life."""
     world = lockstep(FP8, 5)
-    world.scheduler.add_stream("tape", Terms(every=True))
-
-    def refill() -> None:
-        while world.scheduler.room("tape") > 0:
-            world.offer("tape", world.offered["tape"])
-
-    for i in range(3000):
-        world.at(i * 0.01, refill)
+    world.recording("tape", 30)
     world.run(30)
     assert not world.drops and max(lag for i in range(5) for lag in world.lags(f"cam{i}")) <= 0.08
     assert len(world.seen["tape"]) / 30 >= 36

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamer.costs import Costs
-from streamer.scheduler import FULL, MOST_WAITING, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
+from streamer.scheduler import MOST_WAITING, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
 
 from .world import Picture, World
 
@@ -281,17 +281,7 @@ def test_a_long_question_is_read_in_pieces_that_leave_frames_in_time() -> None:
 
 def test_a_recording_waits_and_shares_with_answers() -> None:
     world = World()
-    world.scheduler.add_stream("tape", Terms(every=True))
-    count = 0
-
-    def refill() -> None:
-        nonlocal count
-        while world.scheduler.room("tape") > 0 and count < 1000:
-            world.offer("tape", count)
-            count += 1
-
-    for i in range(4000):
-        world.at(i * 0.01, refill)
+    world.recording("tape", 40, frames=1000)
     world.asker("a", 10)
     world.run(40)
     assert len(world.seen["tape"]) == 1000 and not world.drops
@@ -302,14 +292,7 @@ def test_a_recording_waits_and_shares_with_answers() -> None:
 def test_a_recording_never_delays_a_camera() -> None:
     world = World(frames=lambda n: 0.015 * n)
     world.camera("door", 25, 10)
-    world.scheduler.add_stream("tape", Terms(every=True))
-
-    def refill() -> None:
-        while world.scheduler.room("tape") > 0:
-            world.offer("tape", world.offered["tape"])
-
-    for i in range(1000):
-        world.at(i * 0.01, refill)
+    world.recording("tape", 10)
     world.run(10)
     assert len(world.seen["door"]) >= 249
     assert max(world.lags("door")) <= 0.05
@@ -369,7 +352,7 @@ def test_capacity_follows_the_cheapest_batch() -> None:
     assert scheduler.capacity() == float("inf")
     for size, seconds in ((1, 0.05), (2, 0.08), (4, 0.12)):
         scheduler.measured(FrameStep(tuple((str(i), ()) for i in range(size))), seconds)
-    assert scheduler.capacity() == pytest.approx(FULL * 2 / 0.03)
+    assert scheduler.capacity() == pytest.approx(0.97 * 2 / 0.03)
     scheduler.add_stream("camera", Terms(), frames_per_second=20)
     scheduler.add_stream("tape", Terms(every=True))
     assert scheduler.demand() == pytest.approx(20)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model import Sampling, load_runner
 from model.config import PRESETS
-from tests.model.small import picture, small
+from tests.model.small import of_another_tokenizer, picture
 
 from .start import write
 
@@ -18,13 +17,11 @@ def test_a_preset_of_another_tokenizer_is_saved_loads_and_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the 4B's: its special tokens lie beyond the nano's vocabulary, by which the weights are asked."""
-    ids = {name: getattr(PRESETS["4b"], name) for name in vars(PRESETS["4b"]) if name.endswith("_token_id")}
-    whole = small()
-    decoder = replace(whole.decoder, vocab_size=PRESETS["4b"].decoder.vocab_size)
-    monkeypatch.setitem(PRESETS, "other", replace(whole, decoder=decoder, **ids))
+    other = of_another_tokenizer()
+    monkeypatch.setitem(PRESETS, "other", other)
     write(tmp_path / "other", "other", "cpu")
     runner = load_runner(str(tmp_path / "other"), slots=2)
-    assert runner.trained and runner.config.decoder.vocab_size == decoder.vocab_size
+    assert runner.trained and runner.config.decoder == other.decoder
     runner.open(0, 64, 64)
     runner.see([0], [[picture(64, 64, 1)] * runner.frames_per_step], [0.0])
     runner.fork(0, 1)

@@ -75,6 +75,17 @@ class World:
             offer = partial(self.offer, name, i, captured)
             self.at(captured + jitter * chance.random(), offer)
 
+    def recording(self, name: str, until: float, frames: int | None = None) -> None:
+        """A stream that waits instead of dropping and is offered what it has room for, of `frames` in all."""
+        self.scheduler.add_stream(name, Terms(every=True))
+
+        def refill() -> None:
+            while self.scheduler.room(name) > 0 and (frames is None or self.offered[name] < frames):
+                self.offer(name, self.offered[name])
+
+        for i in range(round(until * 100)):
+            self.at(i * 0.01, refill)
+
     def offer(self, name: str, sequence: int, captured: float | None = None) -> None:
         self.offered[name] += 1
         self.scheduler.offer(name, Picture(self.now if captured is None else captured, sequence), self.now)
