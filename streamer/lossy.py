@@ -26,7 +26,7 @@ from model.sampling import Sampling
 from model.training.demo import part_of
 from model.training.exam import SEED, papers
 from model.training.paint import Assets, Painter
-from model.training.questions import Question
+from model.training.questions import Question, normalise
 from model.training.report import grid, kinds, told, total
 from model.training.sitting import MEMORY, NOW, Marks, ask, draw
 from model.training.world import Scene, layout
@@ -207,7 +207,7 @@ def compare(made: Sequence[Film]) -> tuple[Marks, dict[str, Any]]:
     for film in made:
         for way, said in film.said.items():
             for question, words, whole in zip(film.questions, said, film.said["in memory"], strict=True):
-                marks.add(film.paper, question, way, words == question.answer)
+                marks.add(film.paper, question, way, normalise(words) == normalise(question.answer))
                 alike[way] += words == whole
     right = {way: total(marks, SCENES, (*NOW, *MEMORY), who=way) for way in WAYS}
     best, asked = right["in memory"]

@@ -23,20 +23,22 @@ LENGTH = 32
 
 EMPHASIS = WEIGHTS | {
     "relation": 9.0, "motion": 11.0, "before": 3.0, "after": 2.6, "how many": 2.4, "where was": 1.8, "last": 0.8,
-    "word": 6.0, "number": 4.6, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.9, "first": 2.2,
+    "word": 6.0, "number": 4.6, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.5, "first": 3.2,
+    "word was": 3.0, "what": 2.0, "is there": 0.8,
 }  # fmt: skip
 """How often training asks each skill: most of what is learned last. Fewer scenes allow some than others."""
 
 PROFILES = (
-    (0.55, Profile()),
-    (0.16, Profile(text=0.6)),
-    (0.06, Profile(things=(0, 1), real=True)),
+    (0.38, Profile()),
+    (0.12, Profile(text=0.6)),
+    (0.05, Profile(things=(0, 1), real=True)),
     (0.05, Profile(things=(0, 0), real=True)),
-    (0.06, Profile(things=(1, 8))),
-    (0.12, Profile(things=(1, 4), slow=0.8)),
+    (0.15, Profile(things=(1, 8), again=0.35)),
+    (0.15, Profile(things=(1, 8), text=0.6)),
+    (0.10, Profile(things=(1, 4), slow=0.8)),
 )
 """What scenes training draws, with their shares: besides the usual ones some full of text, some empty or nearly so, some
-whose things come at most eight in a stream however long, and some whose things creep."""
+whose things come at most eight in a stream however long, with returns or with text, and some whose things creep."""
 
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""

@@ -1,6 +1,7 @@
 """Sitting an examination: scenes are painted and watched, questions asked of them, and answers marked.
 
-An answer counts where greedy decoding would give exactly it; since the whole right answer is at hand, one pass tells.
+An answer counts where greedy decoding gives it but for articles, capitals and punctuation. Since the right answer is at hand
+one pass tells who gives exactly it; only the others are decoded.
 Controls: `glimpse` sees the last four frames only; `cleared` keeps the attention window but its recurrent state is zeroed.
 """
 
@@ -19,9 +20,9 @@ from torch import Tensor
 from model.infinitevl import InfiniteVL
 from model.memory import SequenceMemory
 from model.tokenizer import Tokenizer
-from model.training.lessons import fits, write
+from model.training.lessons import LENGTH, fits, write
 from model.training.paint import Painter
-from model.training.questions import WEIGHTS, Examiner, Question
+from model.training.questions import WEIGHTS, Examiner, Question, normalise
 from model.training.things import Kind
 from model.training.world import Gallery, Profile, Scene, Split, draw_scene, layout
 
@@ -179,9 +180,14 @@ class Exam:
             return
         for name, remembered in candidates.items():
             found = correct(self.network, remembered, last, asked, self.tokenizer)
-            for questions, right in zip(asked, found, strict=True):
+            missed = [
+                [question for question, good in zip(questions, right, strict=True) if not good]
+                for questions, right in zip(asked, found, strict=True)
+            ]
+            again = alike(self.network, remembered, last, missed, self.tokenizer)
+            for questions, right, second in zip(asked, found, map(iter, again), strict=True):
                 for question, good in zip(questions, right, strict=True):
-                    self.marks.add(paper, question, name, good)
+                    self.marks.add(paper, question, name, good or next(second))
 
 
 def draw(paper: Paper, rng: np.random.Generator, gallery: Gallery) -> Scene:
@@ -219,20 +225,65 @@ def watch(
     return memory
 
 
+def padded(questions: list[list[Question]]) -> list[list[Question]]:
+    """As many questions [streams][each] of every stream, and one at least."""
+    most = max(1, *map(len, questions))
+    return [asked + [Question("unknowable", "?", "?")] * (most - len(asked)) for asked in questions]
+
+
+def by_stream(right: list[bool], questions: list[list[Question]]) -> list[list[bool]]:
+    """What was found of each of the padded questions, for those [streams][each] that were asked."""
+    most = len(right) // len(questions)
+    return [right[i * most : i * most + len(asked)] for i, asked in enumerate(questions)]
+
+
 @torch.no_grad()
 def correct(
     network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
 ) -> list[list[bool]]:
     """Which questions [streams][each] would be answered exactly right by greedy decoding."""
-    most = max(len(asked) for asked in questions)
-    padded = [asked + [Question("unknowable", "?", "?")] * (most - len(asked)) for asked in questions]
-    round_ = write(padded, tokenizer, 1)
+    round_ = write(padded(questions), tokenizer, 1)
     device = last.device
     logits = network.answer(torch.from_numpy(round_.tokens).to(device), last, GRID, memory)
     best = logits.argmax(-1).flatten().cpu().numpy()
-    right = np.ones(len(padded) * most, bool)
+    right = np.ones(len(round_.skill), bool)
     np.logical_and.at(right, round_.owner, best[round_.rows] == round_.targets)
-    return [row[: len(asked)].tolist() for row, asked in zip(right.reshape(-1, most), questions, strict=True)]
+    return by_stream(right.tolist(), questions)
+
+
+@torch.no_grad()
+def alike(
+    network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
+) -> list[list[bool]]:
+    """Which questions [streams][each] greedy decoding answers rightly but for what `normalise` leaves out.
+
+    Decodes an answer for as long as it may still become the right one.
+    """
+    asked = [question for each in padded(questions) for question in each]
+    prompts = [tokenizer.encode_question(question.text) for question in asked]
+    said: list[list[int]] = [[] for _ in asked]
+    right = [False] * len(asked)
+    tokens = torch.zeros(len(asked), LENGTH, dtype=torch.int64)
+    for i, prompt in enumerate(prompts):
+        tokens[i, : len(prompt)] = torch.tensor(prompt)
+    tokens = tokens.to(last.device)
+    speaking = [i for i, question in enumerate(asked) if question.text != "?"]
+    while speaking:
+        at = [len(prompts[i]) + len(said[i]) - 1 for i in speaking]
+        rows = torch.tensor([i * LENGTH + place for i, place in zip(speaking, at, strict=True)], device=last.device)
+        best = network.answer(tokens.view(len(questions), -1, LENGTH), last, GRID, memory, rows).argmax(-1).tolist()
+        going = []
+        for i, place, token in zip(speaking, at, best, strict=True):
+            wanted = normalise(asked[i].answer)
+            if token == tokenizer.turn_end:
+                right[i] = normalise(tokenizer.decode(said[i])) == wanted
+                continue
+            said[i].append(token)
+            if place + 2 < LENGTH and wanted.startswith(normalise(tokenizer.decode(said[i]))):
+                tokens[i, place + 1] = token
+                going.append(i)
+        speaking = going
+    return by_stream(right, questions)
 
 
 def cleared(memory: SequenceMemory) -> SequenceMemory:

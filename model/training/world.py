@@ -381,7 +381,8 @@ class Profile:
     """What scenes are drawn: `things` at most (None: as the length allows), `text` the share of numbers and words.
 
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
-    `gap` leaves the last so many steps empty. `slow` is the share of things that creep.
+    `gap` leaves the last so many steps empty. `slow` is the share of things that creep, `again` that of visits by something
+    that was there before.
     """
 
     things: tuple[int, int] | None = None
@@ -390,6 +391,7 @@ class Profile:
     real: bool = False
     gap: int = 0
     slow: float = 0.0
+    again: float = 0.1
 
 
 def draw_scene(
@@ -414,7 +416,7 @@ def draw_scene(
     for slot, start, stop in stays:
         present = [v for v in visits if v.stop > start]
         thing = draw_thing(rng, split, profile.text)
-        if visits and rng.random() < 0.1:
+        if visits and rng.random() < profile.again:
             thing = visits[int(rng.integers(len(visits)))].thing
         for _ in range(20):
             if all(v.thing != thing for v in present):

@@ -2,19 +2,36 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
 
+from model.checkpoint import load_checkpoint
 from model.config import nano
 from model.infinitevl import InfiniteVL
+from model.runner import NANO
 from model.state import StreamState
 from model.tokenizer import Tokenizer
 from model.training import ages, exam
 from model.training.lessons import TOKENIZER
 from model.training.paint import Assets, Painter
 from model.training.report import facts, figures, kinds, table
-from model.training.sitting import HELD_OUT, MEMORY, NOW, Exam, Marks, Paper, sit
+from model.training.sitting import (
+    GRID,
+    HELD_OUT,
+    MEMORY,
+    NOW,
+    Exam,
+    Marks,
+    Paper,
+    alike,
+    ask,
+    correct,
+    draw,
+    sit,
+    watch,
+)  # fmt: skip
 from model.training.world import Profile
 
 
@@ -82,6 +99,55 @@ def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypa
     assert text.count("state cleared") >= 7 and "last four frames" in text
     for skill in (*NOW, *MEMORY):
         assert f"| {skill}" in text
+
+
+def test_an_answer_is_right_but_for_articles_and_capitals(painter):
+    """The oracle is what a slot says, token by token; the question's answer is then made that, nearly that or another."""
+    network, tokenizer = load_checkpoint(NANO, device="cpu", dtype=torch.float32)
+    network.eval().fuse()
+    paper = replace(exam.papers(quick=True)[0], streams=2, questions=12, skills=("what", "where", "number"))
+    chances = [np.random.default_rng((exam.SEED, 6 + i)) for i in range(paper.streams)]
+    scenes = [draw(paper, rng, paper.gallery(painter.gallery)) for rng in chances]
+    patches = Exam(network, painter, tokenizer, Marks(), None).patches(scenes, 0)
+    seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes]))
+    state, slots = StreamState.allocate(network.config, 2 * len(scenes)), torch.arange(len(scenes))
+    with torch.inference_mode():
+        network.open(state, slots)
+        for step in range(paper.steps):
+            network.see(patches[:, step], GRID, seconds[:, step], state, slots)
+
+    def said(stream: int, text: str) -> str:
+        fork = len(scenes)
+        for _, tensor, axis in state.tensors():
+            tensor.narrow(axis, fork, 1).copy_(tensor.narrow(axis, stream, 1))
+        tokens, found = tokenizer.encode_question(text), []
+        with torch.inference_mode():
+            while not found or found[-1] != tokenizer.turn_end:
+                best = network.read(torch.tensor([tokens]), state, torch.tensor([fork])).argmax(-1).item()
+                found.append(best)
+                tokens = [best]
+        return tokenizer.decode(found[:-1])
+
+    asked = [ask(paper, rng, scene, paper.steps - 1, tokenizer) for rng, scene in zip(chances, scenes, strict=True)]
+    asked = [[replace(q, answer=said(i, q.text)) for q in each] for i, each in enumerate(asked)]
+    memory = watch(network, patches, seconds, None)
+
+    def found(change, judge):
+        changed = [[replace(q, answer=change(q.answer)) for q in each] for each in asked]
+        return judge(network, memory, seconds[:, -1], changed, tokenizer)
+
+    def other_article(answer: str) -> str:
+        return answer.replace("the ", "a ") if "the " in answer else answer.replace("a ", "the ")
+
+    every = [[True] * len(each) for each in asked]
+    assert found(str, correct) == found(str, alike) == every
+    assert found(other_article, alike) == found(str.upper, alike) == every
+    swapped = sum(other_article(q.answer) != q.answer for each in asked for q in each)
+    assert swapped >= 3 and sum(not good for each in found(other_article, correct) for good in each) == swapped
+    for wrong in (lambda answer: answer + "x", lambda answer: answer[:-1], lambda answer: f"{answer} and a car"):
+        assert not any(good for each in found(wrong, alike) for good in each)
+    ragged = [asked[0][:0], asked[1][:3]]
+    assert alike(network, memory, seconds[:, -1], ragged, tokenizer) == [[], [True] * 3]
 
 
 def test_figures_are_of_the_questions_they_name():

@@ -162,6 +162,15 @@ def test_what_creeps_moves_along_an_axis_at_its_pace_until_the_edge():
         assert (np.abs(line[1:, along][slower]) > room - 1e-6).all()
 
 
+def test_as_many_visits_are_returns_as_a_profile_says(assets):
+    def share(profile: Profile) -> float:
+        scenes = [draw_scene(np.random.default_rng((8, i)), 64, "train", assets.gallery, profile) for i in range(60)]
+        later = [(scene.visits[:i], visit) for scene in scenes for i, visit in enumerate(scene.visits) if i]
+        return sum(any(visit.thing == v.thing for v in before) for before, visit in later) / len(later)
+
+    assert share(Profile(things=(4, 8), again=0.0)) < 0.05 < 0.3 < share(Profile(things=(4, 8), again=0.5)) < 0.6
+
+
 def test_scenes_with_things_that_creep_are_drawn(assets):
     rng, all_creep = np.random.default_rng(6), Profile(things=(2, 2), slow=1.0)
     visits = [v for _ in range(20) for v in draw_scene(rng, 24, "train", assets.gallery, all_creep).visits]
