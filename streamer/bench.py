@@ -34,6 +34,8 @@ LONG_ANSWER = 1_000
 """Tokens of an answer that is kept open."""
 UNLIMITED = {"visitor_answers": 1_024, "visitor_questions_per_minute": 1_000_000}
 """The askers are one visitor."""
+QUIET_SECONDS = 10.0
+"""The longest run without askers: only what they are compared with."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VIDEO",
         help="video to watch (default: 720p H.264 at 25 FPS, rendered, another for each stream)",
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of each of the two runs (default 20)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="length of the run with askers; the one before it, without, is 10 at most (default 20)",
+    )
     parser.add_argument(
         "--askers", type=int, default=3, help="clients that ask all the time in the second run (default 3)"
     )
@@ -231,7 +238,7 @@ async def measure(config: Config, seconds: float, askers: int, kept_open: int) -
         await asyncio.sleep(SETTLE_SECONDS)
         meter = Meter(daemon)
         resident = resident_bytes()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(min(seconds, QUIET_SECONDS))
         quiet = meter.read()
         meter = Meter(daemon)
         firsts, beside = await ask_all_the_time(url, askers, kept_open, len(config.streams), seconds)

@@ -28,17 +28,20 @@ EMPHASIS = WEIGHTS | {
 }  # fmt: skip
 """How often training asks each skill: most of what is learned last. Fewer scenes allow some than others."""
 
+LONGER = (0.3, 0.35, 0.35)
+
 PROFILES = (
     (0.38, Profile()),
-    (0.12, Profile(text=0.6)),
+    (0.12, Profile(text=0.6, lengths=LONGER)),
     (0.05, Profile(things=(0, 1), real=True)),
     (0.05, Profile(things=(0, 0), real=True)),
     (0.15, Profile(things=(1, 8), again=0.35)),
-    (0.15, Profile(things=(1, 8), text=0.6)),
+    (0.15, Profile(things=(1, 8), text=0.6, lengths=LONGER)),
     (0.10, Profile(things=(1, 4), slow=0.8)),
 )
 """What scenes training draws, with their shares: besides the usual ones some full of text, some empty or nearly so, some
-whose things come at most eight in a stream however long, with returns or with text, and some whose things creep."""
+whose things come at most eight in a stream however long, with returns or with text (whose words are longer than elsewhere),
+and some whose things creep."""
 
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""

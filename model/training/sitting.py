@@ -20,11 +20,11 @@ from torch import Tensor
 from model.infinitevl import InfiniteVL
 from model.memory import SequenceMemory
 from model.tokenizer import Tokenizer
-from model.training.lessons import LENGTH, fits, write
+from model.training.lessons import LENGTH, Round, fits, write
 from model.training.paint import Painter
 from model.training.questions import WEIGHTS, Examiner, Question, normalise
 from model.training.things import Kind
-from model.training.world import Gallery, Profile, Scene, Split, draw_scene, layout
+from model.training.world import Gallery, Integers, Profile, Scene, Split, draw_scene, layout
 
 GRID = (16, 16)
 NOW = (
@@ -238,51 +238,73 @@ def by_stream(right: list[bool], questions: list[list[Question]]) -> list[list[b
 
 
 @torch.no_grad()
+def likeliest(
+    network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
+) -> tuple[Round, Integers]:
+    """The padded questions with their answers, and the token that would come after each of these tokens."""
+    asked = write(padded(questions), tokenizer, 1)
+    logits = network.answer(torch.from_numpy(asked.tokens).to(last.device), last, GRID, memory)
+    return asked, logits.argmax(-1).flatten().cpu().numpy()
+
+
 def correct(
     network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
 ) -> list[list[bool]]:
     """Which questions [streams][each] would be answered exactly right by greedy decoding."""
-    round_ = write(padded(questions), tokenizer, 1)
-    device = last.device
-    logits = network.answer(torch.from_numpy(round_.tokens).to(device), last, GRID, memory)
-    best = logits.argmax(-1).flatten().cpu().numpy()
-    right = np.ones(len(round_.skill), bool)
-    np.logical_and.at(right, round_.owner, best[round_.rows] == round_.targets)
+    asked, best = likeliest(network, memory, last, questions, tokenizer)
+    right = np.ones(len(asked.skill), bool)
+    np.logical_and.at(right, asked.owner, best[asked.rows] == asked.targets)
     return by_stream(right.tolist(), questions)
+
+
+def may_become(said: list[int], answer: str, tokenizer: Tokenizer) -> bool:
+    """Whether these first tokens of an answer, or all of them, leave it right but for what `normalise` leaves out."""
+    text, wanted = normalise(tokenizer.decode(said)), normalise(answer)
+    return text == wanted if said[-1] == tokenizer.turn_end else wanted.startswith(text)
 
 
 @torch.no_grad()
 def alike(
     network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
 ) -> list[list[bool]]:
-    """Which questions [streams][each] greedy decoding answers rightly but for what `normalise` leaves out.
+    """Which questions [streams][each], all of which fit, greedy decoding answers rightly but for what `normalise` leaves out.
 
-    Decodes an answer for as long as it may still become the right one.
+    Most are told by their first token that is not the right answer's; the others are decoded for as long as they may become right.
     """
-    asked = [question for each in padded(questions) for question in each]
-    prompts = [tokenizer.encode_question(question.text) for question in asked]
-    said: list[list[int]] = [[] for _ in asked]
-    right = [False] * len(asked)
-    tokens = torch.zeros(len(asked), LENGTH, dtype=torch.int64)
-    for i, prompt in enumerate(prompts):
-        tokens[i, : len(prompt)] = torch.tensor(prompt)
-    tokens = tokens.to(last.device)
-    speaking = [i for i, question in enumerate(asked) if question.text != "?"]
-    while speaking:
-        at = [len(prompts[i]) + len(said[i]) - 1 for i in speaking]
-        rows = torch.tensor([i * LENGTH + place for i, place in zip(speaking, at, strict=True)], device=last.device)
-        best = network.answer(tokens.view(len(questions), -1, LENGTH), last, GRID, memory, rows).argmax(-1).tolist()
-        going = []
-        for i, place, token in zip(speaking, at, best, strict=True):
-            wanted = normalise(asked[i].answer)
-            if token == tokenizer.turn_end:
-                right[i] = normalise(tokenizer.decode(said[i])) == wanted
-                continue
-            said[i].append(token)
-            if place + 2 < LENGTH and wanted.startswith(normalise(tokenizer.decode(said[i]))):
-                tokens[i, place + 1] = token
-                going.append(i)
-        speaking = going
+    if not any(questions):
+        return [[] for _ in questions]
+    asked, best = likeliest(network, memory, last, questions, tokenizer)
+    tokens = torch.from_numpy(asked.tokens).flatten(0, 1)
+    flat = [question for each in padded(questions) for question in each]
+    right = [False] * len(flat)
+    said: dict[int, list[int]] = {}
+    begins: dict[int, int] = {}
+    for i in np.unique(asked.owner).tolist():
+        rows, targets = asked.rows[asked.owner == i], asked.targets[asked.owner == i]
+        wrong = np.flatnonzero(best[rows] != targets)
+        if not len(wrong):
+            right[i] = True
+            continue
+        answer = [*targets[: wrong[0]].tolist(), int(best[rows[wrong[0]]])]
+        if may_become(answer, flat[i].answer, tokenizer):
+            said[i], begins[i] = answer, int(rows[0]) - i * LENGTH + 1
+            tokens[i, begins[i] :] = 0
+    while said:
+        for i, answer in list(said.items()):
+            stop = begins[i] + len(answer)
+            if answer[-1] == tokenizer.turn_end or stop > LENGTH:
+                right[i] = answer[-1] == tokenizer.turn_end
+                del said[i]
+            else:
+                tokens[i, begins[i] : stop] = torch.tensor(answer)
+        if said:
+            ends = torch.tensor([i * LENGTH + begins[i] + len(answer) - 1 for i, answer in said.items()])
+            given = tokens.view(len(questions), -1, LENGTH).to(last.device)
+            logits = network.answer(given, last, GRID, memory, ends.to(last.device))
+            for i, token in zip(list(said), logits.argmax(-1).tolist(), strict=True):
+                said[i].append(token)
+                if not may_become(said[i], flat[i].answer, tokenizer):
+                    del said[i]
     return by_stream(right, questions)
 
 

@@ -117,7 +117,13 @@ class Scene:
     early: bool
 
 
-def draw_thing(rng: np.random.Generator, split: Split, text: float) -> Thing:
+LENGTHS = (0.6, 0.25, 0.15)
+"""Shares of four, five and six letters among the words that are no words."""
+
+
+def draw_thing(
+    rng: np.random.Generator, split: Split, text: float, lengths: tuple[float, float, float] = LENGTHS
+) -> Thing:
     """A random thing; `text` is the share of numbers and words. Held-out combinations and words appear in "test" alone."""
     kind = rng.random()
     if kind < text * 0.6:
@@ -127,7 +133,7 @@ def draw_thing(rng: np.random.Generator, split: Split, text: float) -> Thing:
         if rng.random() < 0.5:
             held = split == "test"
             return Thing("word", str(rng.choice([w for i, w in enumerate(WORDS) if (i % 10 == 9) == held])))
-        length = int(rng.choice([4, 5, 6], p=[0.6, 0.25, 0.15]))
+        length = int(rng.choice([4, 5, 6], p=lengths))
         return Thing("word", "".join(rng.choice(list(CHARACTERS[10:]), length)))
     if rng.random() < 0.45:
         for _ in range(20):
@@ -382,7 +388,7 @@ class Profile:
 
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
     `gap` leaves the last so many steps empty. `slow` is the share of things that creep, `again` that of visits by something
-    that was there before.
+    that was there before, `lengths` are those of `LENGTHS`.
     """
 
     things: tuple[int, int] | None = None
@@ -392,6 +398,7 @@ class Profile:
     gap: int = 0
     slow: float = 0.0
     again: float = 0.1
+    lengths: tuple[float, float, float] = LENGTHS
 
 
 def draw_scene(
@@ -415,13 +422,13 @@ def draw_scene(
     visits: list[Visit] = []
     for slot, start, stop in stays:
         present = [v for v in visits if v.stop > start]
-        thing = draw_thing(rng, split, profile.text)
+        thing = draw_thing(rng, split, profile.text, profile.lengths)
         if visits and rng.random() < profile.again:
             thing = visits[int(rng.integers(len(visits)))].thing
         for _ in range(20):
             if all(v.thing != thing for v in present):
                 break
-            thing = draw_thing(rng, split, profile.text)
+            thing = draw_thing(rng, split, profile.text, profile.lengths)
         else:
             continue
         how = look(rng, thing, split, gallery, aspect, len(present))

@@ -105,7 +105,7 @@ def test_an_answer_is_right_but_for_articles_and_capitals(painter):
     """The oracle is what a slot says, token by token; the question's answer is then made that, nearly that or another."""
     network, tokenizer = load_checkpoint(NANO, device="cpu", dtype=torch.float32)
     network.eval().fuse()
-    paper = replace(exam.papers(quick=True)[0], streams=2, questions=12, skills=("what", "where", "number"))
+    paper = replace(exam.papers(quick=True)[0], streams=2, questions=6, skills=("what", "where"))
     chances = [np.random.default_rng((exam.SEED, 6 + i)) for i in range(paper.streams)]
     scenes = [draw(paper, rng, paper.gallery(painter.gallery)) for rng in chances]
     patches = Exam(network, painter, tokenizer, Marks(), None).patches(scenes, 0)
@@ -141,10 +141,10 @@ def test_an_answer_is_right_but_for_articles_and_capitals(painter):
 
     every = [[True] * len(each) for each in asked]
     assert found(str, correct) == found(str, alike) == every
-    assert found(other_article, alike) == found(str.upper, alike) == every
+    assert found(other_article, alike) == found(str.capitalize, alike) == every
     swapped = sum(other_article(q.answer) != q.answer for each in asked for q in each)
     assert swapped >= 3 and sum(not good for each in found(other_article, correct) for good in each) == swapped
-    for wrong in (lambda answer: answer + "x", lambda answer: answer[:-1], lambda answer: f"{answer} and a car"):
+    for wrong in (lambda answer: answer + "x", lambda answer: answer[:-1], lambda answer: f"{answer} too"):
         assert not any(good for each in found(wrong, alike) for good in each)
     ragged = [asked[0][:0], asked[1][:3]]
     assert alike(network, memory, seconds[:, -1], ragged, tokenizer) == [[], [True] * 3]

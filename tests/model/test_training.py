@@ -15,9 +15,9 @@ from model.training.optimizer import orthogonalise
 from model.training.paint import ASSETS, CLASSES, Assets, Painter
 from model.training.phrases import HELD_OUT, PHRASES
 from model.training.questions import WEIGHTS, Examiner
-from model.training.things import HELD_OUT_SHAPES, NAMES
+from model.training.things import HELD_OUT_SHAPES, NAMES, WORDS
 from model.training.train import train
-from model.training.world import CLEAR, CREEP, SLOTS, Profile, creep, draw_scene, layout, text_width
+from model.training.world import CLEAR, CREEP, SLOTS, Profile, creep, draw_scene, draw_thing, layout, text_width
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,16 @@ def test_as_many_visits_are_returns_as_a_profile_says(assets):
         return sum(any(visit.thing == v.thing for v in before) for before, visit in later) / len(later)
 
     assert share(Profile(things=(4, 8), again=0.0)) < 0.05 < 0.3 < share(Profile(things=(4, 8), again=0.5)) < 0.6
+
+
+def test_words_are_as_long_as_a_profile_says():
+    rng = np.random.default_rng(9)
+
+    def mean(*lengths: tuple[float, float, float]) -> float:
+        things = [draw_thing(rng, "train", 1.0, *lengths) for _ in range(1500)]
+        return float(np.mean([len(t.name) for t in things if t.kind == "word" and t.name not in WORDS]))
+
+    assert 4.4 < mean() < 4.7 < 4.9 < mean((0.3, 0.35, 0.35)) < 5.2
 
 
 def test_scenes_with_things_that_creep_are_drawn(assets):
