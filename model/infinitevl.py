@@ -67,8 +67,11 @@ class InfiniteVL(nn.Module):
 
         `grid` is (height, width) in patches. Source of the convention: see `StreamState.frame_positions`.
         """
+        self.take(self.visual(patches, *grid), grid, seconds, state, slots)
+
+    def take(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
+        """`see` from what the vision tower made of the patches, [batch, tokens, hidden]."""
         merge = self.config.vision.spatial_merge_size
-        x = self.visual(patches, *grid)
         positions = state.frame_positions(slots, seconds, grid[0] // merge, grid[1] // merge)
         self.advance(x, positions, state, slots, outputs=False)
 

@@ -28,6 +28,10 @@ NANO = Path(__file__).parent / "nano"
 """The embedded default: a checkpoint folder like any other."""
 
 
+Looked = dict[tuple[int, int], Tensor]
+"""By grid, what the vision tower made of a step's pictures, [streams, tokens, hidden]."""
+
+
 class Runner:
     """A model with its pool of slots. A slot holds one stream, or the fork of one in which a question is answered.
 
@@ -92,35 +96,60 @@ class Runner:
             self.graphs.read([slot], [[self.config.vision_start_token_id]])
             self.state.begin(self.index([slot]))
 
-    @torch.inference_mode()
-    def see(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]], seconds: Sequence[float]) -> list[bool]:
-        """One step of a batch of streams: `frames[i]` holds 1 to `frames_per_step` uint8 H×W×3 pictures of `slots[i]`.
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `look` leaves anything for `see` to do: on a GPU both are one graph."""
+        return self.graphs is None
 
-        A lone picture is repeated. `seconds[i]` is the stream time of the newest. Returns, for each stream, whether its
-        state is still finite: where it is not, the slot must be opened again.
-        """
+    def by_grid(self, slots: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+        """Which of `slots`, by their places in it, hold streams of one grid."""
         batches: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, slot in enumerate(slots):
             batches[self.grids[slot]].append(i)
-        finite = [True] * len(slots)
-        for grid, rows in batches.items():
-            step = self.graphs.see if self.graphs is not None else self.see_eagerly
-            told = step([slots[i] for i in rows], [frames[i] for i in rows], [seconds[i] for i in rows], grid)
-            for i, fine in zip(rows, told, strict=True):
-                finite[i] = fine
-        return finite
+        return batches
 
-    def see_eagerly(
+    @torch.inference_mode()
+    def look(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]]) -> Looked:
+        """What the vision tower makes of the pictures of `see`. It touches no state, so that any thread may call it."""
+        return {
+            grid: self.model.visual(
+                torch.stack([patchify(self.config, frames[i], grid) for i in rows]).to(self.device, self.dtype), *grid
+            )
+            for grid, rows in self.by_grid(slots).items()
+        }
+
+    @torch.inference_mode()
+    def see(
         self,
         slots: Sequence[int],
         frames: Sequence[Sequence[np.ndarray]],
         seconds: Sequence[float],
-        grid: tuple[int, int],
+        looked: Looked | None = None,
     ) -> list[bool]:
-        """`see` for streams of one grid, through the reference."""
-        patches = torch.stack([patchify(self.config, pictures, grid) for pictures in frames])
+        """One step of a batch of streams: `frames[i]` holds 1 to `frames_per_step` uint8 H×W×3 pictures of `slots[i]`.
+
+        A lone picture is repeated. `seconds[i]` is the stream time of the newest. `looked` is what `look` made of the same
+        slots and frames, where it has been called. Returns, for each stream, whether its state is still finite: where it is
+        not, the slot must be opened again.
+        """
+        finite = [True] * len(slots)
+        if self.graphs is None and looked is None:
+            looked = self.look(slots, frames)
+        for grid, rows in self.by_grid(slots).items():
+            chosen, times = [slots[i] for i in rows], [seconds[i] for i in rows]
+            if self.graphs is not None:
+                told = self.graphs.see(chosen, [frames[i] for i in rows], times, grid)
+            else:
+                assert looked is not None
+                told = self.take(chosen, looked[grid], times, grid)
+            for i, fine in zip(rows, told, strict=True):
+                finite[i] = fine
+        return finite
+
+    def take(self, slots: Sequence[int], x: Tensor, seconds: Sequence[float], grid: tuple[int, int]) -> list[bool]:
+        """`see` for streams of one grid whose pictures have been looked at, through the reference."""
         times, index = torch.tensor(seconds, dtype=torch.float64, device=self.device), self.index(slots)
-        self.model.see(patches.to(self.device, self.dtype), grid, times, self.state, index)
+        self.model.take(x, grid, times, self.state, index)
         finite: list[bool] = self.state.delta[-1][index].flatten(1).sum(1).isfinite().tolist()
         return finite
 

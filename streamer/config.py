@@ -160,7 +160,8 @@ class ModelConfig(_Section):
     position_horizon: Annotated[_Number, Field(gt=0)] | None = None
     """Seconds of age that a stream shows on the rotary axes; unset keeps the model's own."""
     threads: Annotated[_Whole, Field(ge=1, le=256)] | None = None
-    """CPU threads of the model; unset chooses half the machine's cores, or 1 beside a GPU."""
+    """CPU threads of the model; unset chooses half the machine's cores, or 1 beside a GPU. Its vision tower has as many more
+    on a CPU of several cores."""
 
     @model_validator(mode="after")
     def _reachable(self) -> ModelConfig:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ import torch
 
 from capture import Frame
 from model import Runner, Sampling
+from model.runner import Looked
 from model.tokenizer import Detokenizer
 from streamer.answer import FinishReason
 from streamer.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler
@@ -63,8 +66,28 @@ class _Answer:
     spoken: int = 0
 
 
+Batch = list[tuple[Stream, tuple[Frame, ...]]]
+
+
+@dataclass
+class _Looking:
+    """A frame step whose pictures are being looked at, on another thread, which takes so many seconds.
+
+    `began` is the time on the clock less the seconds that answers had taken by then.
+    """
+
+    step: FrameStep[Frame]
+    batch: Batch
+    began: float
+    looked: Future[tuple[Looked, float]]
+
+
 class Engine:
     """Runs one step at a time, as the scheduler decides.
+
+    On a CPU of several cores the vision tower looks at a frame step's pictures on a thread of its own, which touches no state;
+    meanwhile answers go on, or the step before is taken into the state. Steps are taken in the order of their decisions,
+    and before anything else that is asked of the engine.
 
     Every method but `turn` and what it calls may be used from any thread. `reset` (stream, reason) is told when a stream
     lost its memory, `progress` (steps tried, of all) while the model is warmed up; both from the engine's thread.
@@ -88,12 +111,14 @@ class Engine:
         }
         self.steps: Counter[str] = Counter()
         self.tokens = 0
-        self.busy_seconds = 0.0
+        self.busy_seconds = self._answering = 0.0
         self.threads = threads
         self._load, self._reset, self._progress = load, reset, progress
         self._streams: dict[str, Stream] = {}
         self._answers: dict[str, _Answer] = {}
         self._inbox: deque[Callable[[], None]] = deque()
+        self._looker: ThreadPoolExecutor | None = None
+        self._looking: _Looking | None = None
         self._wake = threading.Event()
         self._stopping = False
         self._began: float | None = None
@@ -197,11 +222,16 @@ class Engine:
             answer_slots=self.answer_slots,
             pace=self.pace,
         )
+        if self._looker is None and self.runner.looks_ahead and len(os.sched_getaffinity(0)) > 1:
+            self._looker = ThreadPoolExecutor(1, "look", lambda: torch.set_num_threads(self.threads))
         self._warm_up()
         return self.runner
 
     def turn(self) -> float | None:
         """Takes what has come and does one step. Returns 0, or for how long there is nothing to do (None: until woken)."""
+        looking = self._looking
+        if looking is not None and (self._inbox or looking.looked.done()):
+            return self._take(looking)
         self._take_calls()
         now = time.monotonic()
         for name, stream in self._streams.items():
@@ -212,18 +242,37 @@ class Engine:
         for (name, reason), count in self.scheduler.take_drops().items():
             self._streams[name].drops[reason] += count
         if isinstance(decision, Idle):
+            if looking is not None:
+                return self._take(looking)
             return None if decision.until is None else max(decision.until - now, 0.0)
-        self._began = now
+        if isinstance(decision, FrameStep):
+            ahead = self._looker is not None and all(self._streams[name].opened for name, _ in decision.frames)
+            self._looking = self._look(decision) if ahead else None
+            if looking is not None:
+                self._take(looking)
+            if self._looking is not None:
+                self.scheduler.begun(decision)
+            if ahead:
+                return 0.0
+        return self._timed(decision, lambda: self._carry_out(decision))
+
+    def _timed(self, decision: Decision[Frame], do: Callable[[], None]) -> float:
+        self._began = began = time.monotonic()
         try:
-            self._carry_out(decision)
+            do()
         finally:
             self._began = None
-        seconds = time.monotonic() - now
-        self.scheduler.measured(decision, seconds)
+        seconds = time.monotonic() - began
+        if not isinstance(decision, FrameStep):
+            self._answering += seconds
+        return self._account(decision, seconds, seconds)
+
+    def _account(self, decision: Decision[Frame], cost: float, busy: float, took: float | None = None) -> float:
+        self.scheduler.measured(decision, cost, took)
         kind = _kind(decision)
         self.steps[kind] += 1
-        self.step_seconds[kind].append(seconds)
-        self.busy_seconds += seconds
+        self.step_seconds[kind].append(cost)
+        self.busy_seconds += busy
         return 0.0
 
     def _run(self, ready: Future[Runner]) -> None:
@@ -243,6 +292,8 @@ class Engine:
                 log.exception("the engine failed")
                 self._restart(_line(error))
         self._ended = True
+        if self._looker is not None:
+            self._looker.shutdown(wait=False, cancel_futures=True)
         self._end_answers("failed" if self.failure else "cancelled", self.failure)
         self._take_calls()
 
@@ -259,7 +310,7 @@ class Engine:
             return
         self._restarted, self.restarting = now, True
         self._end_answers("failed", f"the engine failed and begins again: {reason}")
-        streams, self._streams = list(self._streams.values()), {}
+        streams, self._streams, self._looking = list(self._streams.values()), {}, None
         try:
             self.runner.release()
             self.prepare()
@@ -285,21 +336,61 @@ class Engine:
         elif isinstance(decision, Decode):
             self._decode(decision)
 
+    def _look(self, step: FrameStep[Frame]) -> _Looking | None:
+        """Begins to look at a step's pictures, if there is one that can be seen."""
+        assert self._looker is not None
+        batch = self._sound(step)
+        slots, pictures = [stream.slot for stream, _ in batch], _pictures(batch)
+        if not batch:
+            return None
+
+        def look() -> tuple[Looked, float]:
+            began = time.monotonic()
+            return self.runner.look(slots, pictures), time.monotonic() - began
+
+        return _Looking(step, batch, time.monotonic() - self._answering, self._looker.submit(look))
+
+    def _take(self, looking: _Looking) -> float:
+        """Takes a step that is being looked at into the state.
+
+        It costs what the slower of its two threads takes: the other is free for the next step meanwhile. It takes as long as both
+        at least, and longer where it had to wait for the step before; what was done for answers meanwhile doesn't count.
+        """
+        if self._looking is looking:
+            self._looking = None
+        self._began = time.monotonic()
+        wait_for([looking.looked])
+        look = 0.0 if looking.looked.exception() else looking.looked.result()[1]
+        began = time.monotonic()
+        try:
+            self._enter(looking.batch, looking.looked)
+        finally:
+            self._began = None
+        ended = time.monotonic()
+        took = max(look + ended - began, ended - self._answering - looking.began)
+        return self._account(looking.step, max(look, ended - began), ended - began, took)
+
     def _see(self, step: FrameStep[Frame]) -> None:
-        batch: list[tuple[Stream, tuple[Frame, ...]]] = []
+        self._enter(self._sound(step))
+
+    def _sound(self, step: FrameStep[Frame]) -> Batch:
+        """The step but for what can't be seen, whose streams are reset."""
+        batch: Batch = []
         for name, frames in step.frames:
             stream = self._streams[name]
             try:
                 _check(frames)
-                if not stream.opened:
-                    self.runner.open(stream.slot, *frames[0].pixels.shape[:2])
-                    stream.opened = True
-                    stream.generation += 1
                 batch.append((stream, frames))
-            except Exception as error:
+            except ValueError as error:
                 self._lose(stream, frames, _line(error))
+        return batch
+
+    def _enter(self, batch: Batch, looked: Future[tuple[Looked, float]] | None = None) -> None:
+        """Takes a step into the state; a stream that is not open, or was reset since its pictures were looked at, begins."""
+        if not all(stream.opened for stream, _ in batch):
+            batch, looked = [(stream, frames) for stream, frames in batch if self._open(stream, frames)], None
         try:
-            finite = self._step(batch) if batch else []
+            finite = self._step(batch, *([] if looked is None else [looked.result()[0]])) if batch else []
         except Exception as error:
             log.warning("a step of %d streams failed (%s): each is tried alone", len(batch), _line(error))
             finite = [self._alone(stream, frames) for stream, frames in batch]
@@ -310,12 +401,21 @@ class Engine:
             elif stream.opened:
                 self._lose(stream, frames, "its state was no longer finite (NaN)")
 
-    def _step(self, batch: Sequence[tuple[Stream, tuple[Frame, ...]]]) -> list[bool]:
-        return self.runner.see(
-            [stream.slot for stream, _ in batch],
-            [[frame.pixels for frame in frames] for _, frames in batch],
-            [frames[-1].time for _, frames in batch],
-        )
+    def _open(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
+        if stream.opened:
+            return True
+        try:
+            self.runner.open(stream.slot, *frames[0].pixels.shape[:2])
+        except Exception as error:
+            self._lose(stream, frames, _line(error))
+            return False
+        stream.opened = True
+        stream.generation += 1
+        return True
+
+    def _step(self, batch: Batch, *looked: Looked) -> list[bool]:
+        slots, times = [stream.slot for stream, _ in batch], [frames[-1].time for _, frames in batch]
+        return self.runner.see(slots, _pictures(batch), times, *looked)
 
     def _alone(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
         try:
@@ -420,34 +520,48 @@ class Engine:
                 raise InterruptedError("stopped while the model was warmed up")
             self._progress(done, len(trials))
             run()
-            began = time.monotonic()
-            run()
-            self.scheduler.measured(step, time.monotonic() - began)
+            self.scheduler.measured(step, run())
         self._progress(len(trials), len(trials))
         for slot in range(self.stream_slots + self.answer_slots):
             self.runner.reset(slot)
 
-    def _trials(self) -> list[tuple[Decision[Frame], Callable[[], object]]]:
-        """Steps of every size, the largest first: what memory they take, the smaller ones use again."""
+    def _trials(self) -> list[tuple[Decision[Frame], Callable[[], float]]]:
+        """Steps of every size, the largest first: what memory they take, the smaller ones use again. Each tells its cost."""
         runner, black = self.runner, np.zeros((720, 1280, 3), np.uint8)
         forks, stop = range(self.stream_slots, self.stream_slots + self.answer_slots), min(runner.tokenizer.stops)
         powers = [1, 2, 4, 8, 16, 32, 64, 128]
-        trials: list[tuple[Decision[Frame], Callable[[], object]]] = []
+        trials: list[tuple[Decision[Frame], Callable[[], float]]] = []
         for size in range(self.scheduler.largest_batch, 0, -1):
             if size in powers or runner.device.type == "cuda":
                 seen: FrameStep[Frame] = FrameStep((("", ()),) * size)
                 shown = [[black] * runner.frames_per_step] * size
-                trials.append((seen, partial(runner.see, range(size), shown, [0.0] * size)))
+                see = partial(runner.see, range(size), shown, [0.0] * size)
+                look = None if self._looker is None else partial(runner.look, range(size), shown)
+                trials.append((seen, partial(_cost, see, look)))
         for tokens in (256, 128, 64, 32, 16):
-            trials.append((Prefill("", tokens), partial(runner.prefill, forks[0], [stop] * tokens, Sampling())))
+            prefill = partial(runner.prefill, forks[0], [stop] * tokens, Sampling())
+            trials.append((Prefill("", tokens), partial(_cost, prefill)))
         for size in [n for n in reversed(powers) if n <= self.answer_slots]:
             decode = partial(runner.decode, forks[:size], [stop] * size, [Sampling()] * size)
-            trials.append((Decode(("",) * size), decode))
+            trials.append((Decode(("",) * size), partial(_cost, decode)))
         return trials
+
+
+def _cost(do: Callable[..., object], look: Callable[[], Looked] | None = None) -> float:
+    """Seconds that a step costs; one that is looked at on another thread costs what the slower of the two takes."""
+    began = time.monotonic()
+    looked = [] if look is None else [look()]
+    between = time.monotonic()
+    do(*looked)
+    return max(between - began, time.monotonic() - between)
 
 
 def _kind(decision: Decision[Frame]) -> str:
     return {FrameStep: "frames", Prefill: "prefill", Decode: "decode"}[type(decision)]
+
+
+def _pictures(batch: Batch) -> list[list[np.ndarray]]:
+    return [[frame.pixels for frame in frames] for _, frames in batch]
 
 
 def _check(frames: Sequence[Frame]) -> None:

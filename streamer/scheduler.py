@@ -28,6 +28,8 @@ SLACK = 1.1
 """Times the soonest end of all that wait by which smaller batches may end, where the device has the time."""
 MARGIN = 1.25
 """Times the mean that a frame step is expected to take at worst, where it must end in time."""
+RECENT = 0.1
+"""The weight of the last step in what steps take beyond their cost."""
 SILENT = 2.0
 """Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
 LONGEST_PERIOD = 10.0
@@ -127,6 +129,7 @@ class Scheduler(Generic[F]):
         self._planned = float("-inf")
         self._short = False
         self._slack = SLACK
+        self._begun, self._ahead = float("inf"), 0.0
         self._answered_last = False
         self._prefilled_last = False
 
@@ -169,10 +172,19 @@ class Scheduler(Generic[F]):
         """An answer is complete, cancelled or failed."""
         self._answers.pop(answer, None)
 
-    def measured(self, decision: Decision[F], seconds: float) -> None:
-        """What a decision cost."""
+    def begun(self, step: FrameStep[F]) -> None:
+        """A step is prepared beside other decisions, until it is `measured`: they leave it time to end within its deadlines."""
+        streams = [(self._streams[name], frames) for name, frames in step.frames if name in self._streams]
+        ends = [frames[0].captured + s.terms.deadline for s, frames in streams if frames and not s.terms.every]
+        self._begun = min(ends, default=float("inf"))
+
+    def measured(self, decision: Decision[F], seconds: float, took: float | None = None) -> None:
+        """What a decision cost, and how long it `took` from its making on where that is longer, for it went on beside others."""
         if isinstance(decision, FrameStep):
             self.frame_costs.learn(len(decision.frames), seconds)
+            self._begun = float("inf")
+            if took is not None:
+                self._ahead += RECENT * (took - seconds - self._ahead)
         elif isinstance(decision, Decode):
             self.decode_costs.learn(len(decision.answers), seconds)
         elif isinstance(decision, Prefill):
@@ -241,7 +253,7 @@ class Scheduler(Generic[F]):
 
         patient = [name for name in ready if name not in live]
         chosen = (sorted(live, key=latest) + patient)[:batch]
-        cost = self.frame_costs.estimate(len(chosen))
+        cost = self.frame_costs.estimate(len(chosen)) + self._ahead
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
         return FrameStep(tuple((name, self._take(name, now, now + cost)) for name in chosen))
@@ -266,7 +278,8 @@ class Scheduler(Generic[F]):
         """Seconds within which the frame that a stream of lowered rate shows next must be in its state."""
         if stream.terms.every:
             return float("inf")
-        return stream.waiting[-min(len(stream.waiting), self.frames_per_step)].captured + stream.terms.deadline - now
+        shown = stream.waiting[-min(len(stream.waiting), self.frames_per_step)]
+        return shown.captured + stream.terms.deadline - self._ahead - now
 
     def _take(self, name: str, now: float, end: float) -> tuple[F, ...]:
         """The frames that a step from `now` to `end` sees of a stream; what is too old or over its share is dropped.
@@ -348,7 +361,8 @@ class Scheduler(Generic[F]):
         """Seconds until the device must turn to frames for them to be in time."""
         live = self._live(now)
         cost = MARGIN * self.frame_costs.estimate(min(len(live), self.largest_batch))
-        spare = float("inf")
+        spare = self._begun - cost - now
+        cost += self._ahead
         for stream in live:
             last = now if stream.captured is None else stream.captured
             captured = stream.waiting[0].captured if stream.waiting else max(last + stream.period, now)

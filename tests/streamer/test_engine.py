@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,6 +86,106 @@ def test_an_answer_is_what_the_model_says_alone() -> None:
     alone = "".join(voice.push(token) for token in spoken) + voice.flush()
     assert [ear.text for ear in ears] == [alone] * 3
     assert all(ear.tokens == len(spoken) for ear in ears)
+
+
+def held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """From now on pictures are looked at once the event is set."""
+    look, go = bench.engine.runner.look, threading.Event()
+    monkeypatch.setattr(bench.engine.runner, "look", lambda *pictures: (go.wait(20), look(*pictures))[1])
+    return go
+
+
+def feed(bench: Bench, seed: int, *names: str) -> None:
+    for name in names:
+        for i in range(bench.engine.runner.frames_per_step):
+            bench.sources[name].feed(picture(1000 * seed + 10 * i + ord(name[0])))
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores, whatever the machine has."""
+    monkeypatch.setattr("streamer.engine.os.sched_getaffinity", lambda pid: {0, 1})
+
+
+def test_looking_ahead_changes_no_bit(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = watch(None)
+    monkeypatch.setattr("streamer.engine.os.sched_getaffinity", lambda pid: {0})
+    alone = watch(None)
+    assert beside.engine._looker is not None and alone.engine._looker is None
+    for name in ("left", "right"):
+        assert same(state(beside, name), state(alone, name))
+
+
+def test_answers_go_on_while_pictures_are_looked_at(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.add("left", policy="newest")
+    bench.show(0, "left")
+    ear = bench.ask("a", "left", length=6)
+    bench.until(lambda: ear.tokens > 0)
+    go = held(bench, monkeypatch)
+    feed(bench, 1, "left")
+    bench.until(lambda: bench.engine._looking is not None)
+    bench.until(lambda: ear.tokens > 2)
+    assert bench.streams["left"].frames_seen == 2 and bench.engine.scheduler._begun < float("inf")
+    go.set()
+    bench.until(lambda: bench.streams["left"].frames_seen == 4)
+    bench.until(lambda: ear.reason is not None)
+
+
+def test_what_is_asked_of_the_engine_finds_every_step_taken(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.add("left"), bench.add("right")
+    bench.show(0, "left", "right")
+    go = held(bench, monkeypatch)
+    feed(bench, 1, "left", "right")
+    bench.engine.turn()
+    assert bench.engine._looking is not None
+    told = bench.engine.call(lambda: bench.streams["left"].frames_seen)
+    bench.engine.remove("left")
+    go.set()
+    bench.until(told.done)
+    assert told.result() == 4
+
+
+def test_a_step_that_could_not_be_looked_at_is_tried_stream_by_stream(
+    ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.add("left"), bench.add("right")
+    bench.show(0, "left", "right")
+    look, bad = bench.engine.runner.look, bench.streams["left"].slot
+
+    def failing(slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]]) -> object:
+        if bad in slots:
+            raise RuntimeError("out of memory")
+        return look(slots, frames)
+
+    monkeypatch.setattr(bench.engine.runner, "look", failing)
+    bench.show(1, "left", "right")
+    assert bench.resets == [("left", "RuntimeError: out of memory")]
+    assert bench.streams["right"].frames_seen == 4 and bench.streams["left"].drops["failed"] == 2
+
+
+def test_a_stream_that_is_reset_while_its_pictures_are_looked_at_begins_with_them(
+    ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    go = held(bench, monkeypatch)
+    for seed in (1, 2):
+        feed(bench, seed, "left")
+        bench.engine.runner.state.delta[:, bench.streams["left"].slot] = float("nan")
+        if seed == 1:
+            bench.engine.turn()
+    first = bench.engine._looking
+    assert first is not None
+    threading.Timer(0.05, go.set).start()
+    bench.engine.turn()
+    assert bench.engine._looking is not first and bench.resets and "NaN" in bench.resets[0][1]
+    bench.until(lambda: bench.streams["left"].frames_seen == 4)
+    assert bench.streams["left"].generation == 2 and len(bench.resets) == 1
+    assert all(torch.isfinite(value).all() for value in state(bench, "left").values() if value.is_floating_point())
 
 
 def test_slots_come_back() -> None:

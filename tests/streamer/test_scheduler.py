@@ -340,6 +340,37 @@ def test_stale_frames_give_way_to_fresh_ones() -> None:
     assert scheduler.take_drops() == {("door", "stale"): 1}
 
 
+def test_a_step_that_is_begun_is_left_time_to_end() -> None:
+    """Beside it nothing is read of a question that would keep it from its deadline; once it has ended, the question is."""
+    scheduler: Scheduler[Picture] = Scheduler(pace=Pace(smallest_chunk=16))
+    scheduler.frame_costs.learn(1, 0.02)
+    scheduler.prefill_costs.learn(16, 0.05)
+    scheduler.add_stream("door", Terms(deadline=0.1), frames_per_second=2)
+    scheduler.offer("door", Picture(0.0, 0), 0.0)
+    step = scheduler.decide(0.0)
+    assert isinstance(step, FrameStep)
+    scheduler.begun(step)
+    scheduler.ask("a", 16, 0.04)
+    assert isinstance(scheduler.decide(0.04), Idle)
+    scheduler.measured(step, 0.02, took=0.05)
+    assert scheduler.decide(0.05) == Prefill("a", 16)
+
+
+def test_what_steps_take_beyond_their_cost_counts_towards_deadlines() -> None:
+    def dropped(took: float | None) -> dict[tuple[str, str], int]:
+        scheduler: Scheduler[Picture] = Scheduler()
+        scheduler.add_stream("door", Terms(deadline=0.1), frames_per_second=25)
+        for i in range(40):
+            scheduler.offer("door", Picture(0.04 * i, i), 0.04 * i)
+            scheduler.measured(scheduler.decide(0.04 * i), 0.02, took)
+        scheduler.offer("door", Picture(2.0, 40), 2.0)
+        scheduler.offer("door", Picture(2.04, 41), 2.04)
+        scheduler.decide(2.05)
+        return scheduler.take_drops()
+
+    assert dropped(None) == dropped(0.02) == {} and dropped(0.06) == {("door", "stale"): 1}
+
+
 def test_an_old_frame_alone_is_still_seen() -> None:
     scheduler: Scheduler[Picture] = Scheduler()
     scheduler.add_stream("door", Terms(deadline=0.1))
