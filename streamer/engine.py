@@ -520,17 +520,17 @@ class Engine:
                 raise InterruptedError("stopped while the model was warmed up")
             self._progress(done, len(trials))
             run()
-            self.scheduler.measured(step, run())
+            self.scheduler.measured(step, *run())
         self._progress(len(trials), len(trials))
         for slot in range(self.stream_slots + self.answer_slots):
             self.runner.reset(slot)
 
-    def _trials(self) -> list[tuple[Decision[Frame], Callable[[], float]]]:
+    def _trials(self) -> list[tuple[Decision[Frame], Callable[[], tuple[float, float | None]]]]:
         """Steps of every size, the largest first: what memory they take, the smaller ones use again. Each tells its cost."""
         runner, black = self.runner, np.zeros((720, 1280, 3), np.uint8)
         forks, stop = range(self.stream_slots, self.stream_slots + self.answer_slots), min(runner.tokenizer.stops)
         powers = [1, 2, 4, 8, 16, 32, 64, 128]
-        trials: list[tuple[Decision[Frame], Callable[[], float]]] = []
+        trials: list[tuple[Decision[Frame], Callable[[], tuple[float, float | None]]]] = []
         for size in range(self.scheduler.largest_batch, 0, -1):
             if size in powers or runner.device.type == "cuda":
                 seen: FrameStep[Frame] = FrameStep((("", ()),) * size)
@@ -547,13 +547,14 @@ class Engine:
         return trials
 
 
-def _cost(do: Callable[..., object], look: Callable[[], Looked] | None = None) -> float:
-    """Seconds that a step costs; one that is looked at on another thread costs what the slower of the two takes."""
+def _cost(do: Callable[..., object], look: Callable[[], Looked] | None = None) -> tuple[float, float | None]:
+    """Seconds that a step costs; one that is looked at on another thread costs what the slower of the two takes, and takes both."""
     began = time.monotonic()
     looked = [] if look is None else [look()]
     between = time.monotonic()
     do(*looked)
-    return max(between - began, time.monotonic() - between)
+    seconds = time.monotonic() - between
+    return (seconds, None) if look is None else (max(between - began, seconds), between - began + seconds)
 
 
 def _kind(decision: Decision[Frame]) -> str:

@@ -28,8 +28,6 @@ SLACK = 1.1
 """Times the soonest end of all that wait by which smaller batches may end, where the device has the time."""
 MARGIN = 1.25
 """Times the mean that a frame step is expected to take at worst, where it must end in time."""
-RECENT = 0.1
-"""The weight of the last step in what steps take beyond their cost."""
 SILENT = 2.0
 """Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
 LONGEST_PERIOD = 10.0
@@ -123,13 +121,14 @@ class Scheduler(Generic[F]):
         self.frames_per_step, self.largest_batch, self.answer_slots = frames_per_step, largest_batch, answer_slots
         self.pace = pace or Pace()
         self.frame_costs, self.prefill_costs, self.decode_costs = Costs(), Costs(), Costs()
+        self.beyond_costs = Costs()
         self._streams: dict[str, _Stream[F]] = {}
         self._answers: dict[str, _Answer] = {}
         self._drops: Counter[tuple[str, str]] = Counter()
         self._planned = float("-inf")
         self._short = False
         self._slack = SLACK
-        self._begun, self._ahead = float("inf"), 0.0
+        self._begun = float("inf")
         self._answered_last = False
         self._prefilled_last = False
 
@@ -184,7 +183,7 @@ class Scheduler(Generic[F]):
             self.frame_costs.learn(len(decision.frames), seconds)
             self._begun = float("inf")
             if took is not None:
-                self._ahead += RECENT * (took - seconds - self._ahead)
+                self.beyond_costs.learn(len(decision.frames), took - seconds)
         elif isinstance(decision, Decode):
             self.decode_costs.learn(len(decision.answers), seconds)
         elif isinstance(decision, Prefill):
@@ -209,9 +208,13 @@ class Scheduler(Generic[F]):
         return self._streams[name].share
 
     def capacity(self) -> float:
-        """Frames a second, of all streams together, that the device has time for beside the answers' floor; inf unknown."""
-        each = self.frame_costs.cheapest_each(self.largest_batch) / self.frames_per_step
-        return FULL / each if each else float("inf")
+        """Frames a second, of all streams together, that the device surely has time for; inf unknown.
+
+        What steps take beyond their cost counts as well: a second thread's processor may have other things to do.
+        """
+        most = self.largest_batch
+        whole = [self.frame_costs.served(most, n) + self.beyond_costs.served(most, n) for n in range(1, most + 1)]
+        return FULL * most * self.frames_per_step / min(whole) if min(whole) else float("inf")
 
     def demand(self) -> float:
         """Frames a second that live streams bring in all; what has not shown its rate yet counts with the first guess."""
@@ -253,7 +256,7 @@ class Scheduler(Generic[F]):
 
         patient = [name for name in ready if name not in live]
         chosen = (sorted(live, key=latest) + patient)[:batch]
-        cost = self.frame_costs.estimate(len(chosen)) + self._ahead
+        cost = self.frame_costs.estimate(len(chosen)) + self.beyond_costs.estimate(len(chosen))
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
         return FrameStep(tuple((name, self._take(name, now, now + cost)) for name in chosen))
@@ -279,7 +282,7 @@ class Scheduler(Generic[F]):
         if stream.terms.every:
             return float("inf")
         shown = stream.waiting[-min(len(stream.waiting), self.frames_per_step)]
-        return shown.captured + stream.terms.deadline - self._ahead - now
+        return shown.captured + stream.terms.deadline - self.beyond_costs.estimate(1) - now
 
     def _take(self, name: str, now: float, end: float) -> tuple[F, ...]:
         """The frames that a step from `now` to `end` sees of a stream; what is too old or over its share is dropped.
@@ -362,7 +365,7 @@ class Scheduler(Generic[F]):
         live = self._live(now)
         cost = MARGIN * self.frame_costs.estimate(min(len(live), self.largest_batch))
         spare = self._begun - cost - now
-        cost += self._ahead
+        cost += self.beyond_costs.estimate(min(len(live), self.largest_batch))
         for stream in live:
             last = now if stream.captured is None else stream.captured
             captured = stream.waiting[0].captured if stream.waiting else max(last + stream.period, now)
