@@ -484,10 +484,11 @@ class Engine:
         self.scheduler.end_answer(name)
         if rest := answer.detokenizer.flush():
             answer.question.listener.spoke(rest, 0)
+        if answer.slot is not None:
+            self._free_answers.append(answer.slot)  # first: whoever is told may count on it
         answer.question.listener.finished(reason, error)
         if answer.slot is not None:
             self.runner.reset(answer.slot)  # last: on a dead device it raises, and whoever listens must be told
-            self._free_answers.append(answer.slot)
 
     def _ask(self, question: Question) -> None:
         self._answers[question.id] = _Answer(question, self.runner.tokenizer.detokenizer())
