@@ -246,20 +246,19 @@ class Engine:
                 return self._take(looking)
             return None if decision.until is None else max(decision.until - now, 0.0)
         if isinstance(decision, FrameStep):
-            ahead = self._looker is not None and all(self._streams[name].opened for name, _ in decision.frames)
+            ahead = self._ahead(decision)
             self._looking = self._look(decision) if ahead else None
             if looking is not None:
                 self._take(looking)
-            if self._looking is not None:
-                self.scheduler.begun(decision)
             if ahead:
+                self.scheduler.begun(decision)
                 return 0.0
-        return self._timed(decision, lambda: self._carry_out(decision))
+        return self._timed(decision)
 
-    def _timed(self, decision: Decision[Frame], do: Callable[[], None]) -> float:
+    def _timed(self, decision: Decision[Frame]) -> float:
         self._began = began = time.monotonic()
         try:
-            do()
+            self._carry_out(decision)
         finally:
             self._began = None
         seconds = time.monotonic() - began
@@ -336,13 +335,18 @@ class Engine:
         elif isinstance(decision, Decode):
             self._decode(decision)
 
-    def _look(self, step: FrameStep[Frame]) -> _Looking | None:
-        """Begins to look at a step's pictures, if there is one that can be seen."""
+    def _ahead(self, step: FrameStep[Frame]) -> bool:
+        """Whether a step can be looked at before those in front of it are taken: no stream begins with it or is reset by it."""
+        with suppress(ValueError):
+            for _, frames in step.frames:
+                _check(frames)
+            return self._looker is not None and all(self._streams[name].opened for name, _ in step.frames)
+        return False
+
+    def _look(self, step: FrameStep[Frame]) -> _Looking:
         assert self._looker is not None
-        batch = self._sound(step)
+        batch = [(self._streams[name], frames) for name, frames in step.frames]
         slots, pictures = [stream.slot for stream, _ in batch], _pictures(batch)
-        if not batch:
-            return None
 
         def look() -> tuple[Looked, float]:
             began = time.monotonic()
@@ -371,10 +375,6 @@ class Engine:
         return self._account(looking.step, max(look, ended - began), ended - began, took)
 
     def _see(self, step: FrameStep[Frame]) -> None:
-        self._enter(self._sound(step))
-
-    def _sound(self, step: FrameStep[Frame]) -> Batch:
-        """The step but for what can't be seen, whose streams are reset."""
         batch: Batch = []
         for name, frames in step.frames:
             stream = self._streams[name]
@@ -383,14 +383,14 @@ class Engine:
                 batch.append((stream, frames))
             except ValueError as error:
                 self._lose(stream, frames, _line(error))
-        return batch
+        self._enter(batch)
 
     def _enter(self, batch: Batch, looked: Future[tuple[Looked, float]] | None = None) -> None:
         """Takes a step into the state; a stream that is not open, or was reset since its pictures were looked at, begins."""
         if not all(stream.opened for stream, _ in batch):
             batch, looked = [(stream, frames) for stream, frames in batch if self._open(stream, frames)], None
         try:
-            finite = self._step(batch, *([] if looked is None else [looked.result()[0]])) if batch else []
+            finite = self._step(batch, None if looked is None else looked.result()[0]) if batch else []
         except Exception as error:
             log.warning("a step of %d streams failed (%s): each is tried alone", len(batch), _line(error))
             finite = [self._alone(stream, frames) for stream, frames in batch]
@@ -413,9 +413,9 @@ class Engine:
         stream.generation += 1
         return True
 
-    def _step(self, batch: Batch, *looked: Looked) -> list[bool]:
+    def _step(self, batch: Batch, looked: Looked | None = None) -> list[bool]:
         slots, times = [stream.slot for stream, _ in batch], [frames[-1].time for _, frames in batch]
-        return self.runner.see(slots, _pictures(batch), times, *looked)
+        return self.runner.see(slots, _pictures(batch), times, looked)
 
     def _alone(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
         try:
@@ -526,12 +526,12 @@ class Engine:
         for slot in range(self.stream_slots + self.answer_slots):
             self.runner.reset(slot)
 
-    def _trials(self) -> list[tuple[Decision[Frame], Callable[[], tuple[float, float | None]]]]:
+    def _trials(self) -> list[tuple[Decision[Frame], Callable[[], tuple[float, float]]]]:
         """Steps of every size, the largest first: what memory they take, the smaller ones use again. Each tells its cost."""
         runner, black = self.runner, np.zeros((720, 1280, 3), np.uint8)
         forks, stop = range(self.stream_slots, self.stream_slots + self.answer_slots), min(runner.tokenizer.stops)
         powers = [1, 2, 4, 8, 16, 32, 64, 128]
-        trials: list[tuple[Decision[Frame], Callable[[], tuple[float, float | None]]]] = []
+        trials: list[tuple[Decision[Frame], Callable[[], tuple[float, float]]]] = []
         for size in range(self.scheduler.largest_batch, 0, -1):
             if size in powers or runner.device.type == "cuda":
                 seen: FrameStep[Frame] = FrameStep((("", ()),) * size)
@@ -548,14 +548,14 @@ class Engine:
         return trials
 
 
-def _cost(do: Callable[..., object], look: Callable[[], Looked] | None = None) -> tuple[float, float | None]:
-    """Seconds that a step costs; one that is looked at on another thread costs what the slower of the two takes, and takes both."""
+def _cost(do: Callable[..., object], look: Callable[[], Looked] | None = None) -> tuple[float, float]:
+    """Seconds that a step costs and takes; one that is looked at on another thread costs what the slower of the two takes."""
     began = time.monotonic()
     looked = [] if look is None else [look()]
     between = time.monotonic()
     do(*looked)
-    seconds = time.monotonic() - between
-    return (seconds, None) if look is None else (max(between - began, seconds), between - began + seconds)
+    ended = time.monotonic()
+    return max(between - began, ended - between), ended - began
 
 
 def _kind(decision: Decision[Frame]) -> str:

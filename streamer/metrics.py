@@ -70,7 +70,10 @@ class Metrics:
             _gauge(out, "streamer_model_info", "The model.", [(facts, 1)])
             _gauge(out, "streamer_state_bytes", "Memory of one stream.", [({}, model.state_bytes)])
         _histogram(
-            out, "streamer_step_seconds", "Seconds of a step.", [({"kind": k}, h) for k, h in self._steps.items()]
+            out,
+            "streamer_step_seconds",
+            "Seconds of a step, of the slower of its threads.",
+            [({"kind": k}, h) for k, h in self._steps.items()],
         )
         _histogram(out, "streamer_first_token_seconds", "From question to first token.", [({}, self._first_token)])
         _histogram(out, "streamer_token_seconds", "From token to token, mean of an answer.", [({}, self._token)])

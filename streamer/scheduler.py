@@ -120,8 +120,7 @@ class Scheduler(Generic[F]):
         """`answer_slots` answers may be open at once; the others wait in order of asking."""
         self.frames_per_step, self.largest_batch, self.answer_slots = frames_per_step, largest_batch, answer_slots
         self.pace = pace or Pace()
-        self.frame_costs, self.prefill_costs, self.decode_costs = Costs(), Costs(), Costs()
-        self.beyond_costs = Costs()
+        self.frame_costs, self.whole_costs, self.prefill_costs, self.decode_costs = Costs(), Costs(), Costs(), Costs()
         self._streams: dict[str, _Stream[F]] = {}
         self._answers: dict[str, _Answer] = {}
         self._drops: Counter[tuple[str, str]] = Counter()
@@ -181,9 +180,8 @@ class Scheduler(Generic[F]):
         """What a decision cost, and how long it `took` from its making on where that is longer, for it went on beside others."""
         if isinstance(decision, FrameStep):
             self.frame_costs.learn(len(decision.frames), seconds)
+            self.whole_costs.learn(len(decision.frames), seconds if took is None else took)
             self._begun = float("inf")
-            if took is not None:
-                self.beyond_costs.learn(len(decision.frames), took - seconds)
         elif isinstance(decision, Decode):
             self.decode_costs.learn(len(decision.answers), seconds)
         elif isinstance(decision, Prefill):
@@ -212,9 +210,8 @@ class Scheduler(Generic[F]):
 
         What steps take beyond their cost counts as well: a second thread's processor may have other things to do.
         """
-        most = self.largest_batch
-        whole = [self.frame_costs.served(most, n) + self.beyond_costs.served(most, n) for n in range(1, most + 1)]
-        return FULL * most * self.frames_per_step / min(whole) if min(whole) else float("inf")
+        each = self.whole_costs.cheapest_each(self.largest_batch) / self.frames_per_step
+        return FULL / each if each else float("inf")
 
     def demand(self) -> float:
         """Frames a second that live streams bring in all; what has not shown its rate yet counts with the first guess."""
@@ -256,7 +253,7 @@ class Scheduler(Generic[F]):
 
         patient = [name for name in ready if name not in live]
         chosen = (sorted(live, key=latest) + patient)[:batch]
-        cost = self.frame_costs.estimate(len(chosen)) + self.beyond_costs.estimate(len(chosen))
+        cost = self.whole_costs.estimate(len(chosen))
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
         return FrameStep(tuple((name, self._take(name, now, now + cost)) for name in chosen))
@@ -282,7 +279,7 @@ class Scheduler(Generic[F]):
         if stream.terms.every:
             return float("inf")
         shown = stream.waiting[-min(len(stream.waiting), self.frames_per_step)]
-        return shown.captured + stream.terms.deadline - self.beyond_costs.estimate(1) - now
+        return shown.captured + stream.terms.deadline - self._beyond(1) - now
 
     def _take(self, name: str, now: float, end: float) -> tuple[F, ...]:
         """The frames that a step from `now` to `end` sees of a stream; what is too old or over its share is dropped.
@@ -360,12 +357,16 @@ class Scheduler(Generic[F]):
         streams = (stream for stream in self._streams.values() if not stream.terms.every)
         return [stream for stream in streams if now - stream.arrived < max(SILENT, 3 * stream.period)]
 
+    def _beyond(self, batch: int) -> float:
+        """Seconds that a step takes beyond its cost."""
+        return self.whole_costs.estimate(batch) - self.frame_costs.estimate(batch)
+
     def _spare(self, now: float) -> float:
         """Seconds until the device must turn to frames for them to be in time."""
         live = self._live(now)
         cost = MARGIN * self.frame_costs.estimate(min(len(live), self.largest_batch))
         spare = self._begun - cost - now
-        cost += self.beyond_costs.estimate(min(len(live), self.largest_batch))
+        cost += self._beyond(min(len(live), self.largest_batch))
         for stream in live:
             last = now if stream.captured is None else stream.captured
             captured = stream.waiting[0].captured if stream.waiting else max(last + stream.period, now)

@@ -166,6 +166,22 @@ def test_a_step_that_could_not_be_looked_at_is_tried_stream_by_stream(
     assert bench.streams["right"].frames_seen == 4 and bench.streams["left"].drops["failed"] == 2
 
 
+def test_what_came_before_a_bad_frame_is_taken_before_the_reset(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    go = held(bench, monkeypatch)
+    feed(bench, 1, "left")
+    bench.engine.turn()
+    assert bench.engine._looking is not None
+    for _ in range(bench.engine.runner.frames_per_step):
+        bench.sources["left"].feed(np.zeros((4, 4), np.uint8))
+    threading.Timer(0.05, go.set).start()
+    bench.until(lambda: bool(bench.resets))
+    left = bench.streams["left"]
+    assert left.frames_seen == 4 and left.generation == 1 and not left.opened
+
+
 def test_a_stream_that_is_reset_while_its_pictures_are_looked_at_begins_with_them(
     ahead: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,10 +251,10 @@ def test_a_failing_step_is_tried_stream_by_stream(monkeypatch: pytest.MonkeyPatc
     bench.show(0, "left", "right")
     see, bad = bench.engine.runner.see, bench.streams["left"].slot
 
-    def failing(slots: Sequence[int], frames: object, seconds: object) -> list[bool]:
+    def failing(slots: Sequence[int], *step: object) -> list[bool]:
         if bad in slots:
             raise RuntimeError("out of memory")
-        return see(slots, frames, seconds)  # type: ignore[arg-type]
+        return see(slots, *step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(bench.engine.runner, "see", failing)
     bench.show(1, "left", "right")

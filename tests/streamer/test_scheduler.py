@@ -343,7 +343,7 @@ def test_stale_frames_give_way_to_fresh_ones() -> None:
 def test_a_step_that_is_begun_is_left_time_to_end() -> None:
     """Beside it nothing is read of a question that would keep it from its deadline; once it has ended, the question is."""
     scheduler: Scheduler[Picture] = Scheduler(pace=Pace(smallest_chunk=16))
-    scheduler.frame_costs.learn(1, 0.02)
+    scheduler.measured(FrameStep((("door", ()),)), 0.02)
     scheduler.prefill_costs.learn(16, 0.05)
     scheduler.add_stream("door", Terms(deadline=0.1), frames_per_second=2)
     scheduler.offer("door", Picture(0.0, 0), 0.0)
@@ -387,6 +387,12 @@ def test_capacity_follows_the_cheapest_batch() -> None:
     scheduler.add_stream("camera", Terms(), frames_per_second=20)
     scheduler.add_stream("tape", Terms(every=True))
     assert scheduler.demand() == pytest.approx(20)
+
+
+def test_capacity_promises_no_thread_that_others_may_keep_busy() -> None:
+    scheduler: Scheduler[Picture] = Scheduler(frames_per_step=2)
+    scheduler.measured(FrameStep((("door", ()),)), 0.02, took=0.03)
+    assert scheduler.capacity() == pytest.approx(0.97 * 2 / 0.03)
 
 
 def test_costs_are_learnt_interpolated_and_robust() -> None:
