@@ -29,6 +29,7 @@ EMPHASIS = WEIGHTS | {
 """How often training asks each skill: most of what is learned last. Fewer scenes allow some than others."""
 
 LONGER = (0.3, 0.35, 0.35)
+"""As the world's `LENGTHS`, where scenes are full of text."""
 
 PROFILES = (
     (0.38, Profile()),

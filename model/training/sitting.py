@@ -274,37 +274,32 @@ def alike(
     if not any(questions):
         return [[] for _ in questions]
     asked, best = likeliest(network, memory, last, questions, tokenizer)
-    tokens = torch.from_numpy(asked.tokens).flatten(0, 1)
-    flat = [question for each in padded(questions) for question in each]
-    right = [False] * len(flat)
+    tokens = torch.from_numpy(asked.tokens)
+    flat, wanted = tokens.flatten(0, 1), [question.answer for each in padded(questions) for question in each]
+    right, begins = [True] * len(wanted), dict[int, int]()
     said: dict[int, list[int]] = {}
-    begins: dict[int, int] = {}
     for i in np.unique(asked.owner).tolist():
         rows, targets = asked.rows[asked.owner == i], asked.targets[asked.owner == i]
         wrong = np.flatnonzero(best[rows] != targets)
-        if not len(wrong):
-            right[i] = True
-            continue
-        answer = [*targets[: wrong[0]].tolist(), int(best[rows[wrong[0]]])]
-        if may_become(answer, flat[i].answer, tokenizer):
-            said[i], begins[i] = answer, int(rows[0]) - i * LENGTH + 1
-            tokens[i, begins[i] :] = 0
-    while said:
+        if len(wrong):
+            right[i] = False
+            said[i], begins[i] = (
+                [*targets[: wrong[0]].tolist(), int(best[rows[wrong[0]]])],
+                int(rows[0]) + 1 - i * LENGTH,
+            )
+    while said := {i: answer for i, answer in said.items() if may_become(answer, wanted[i], tokenizer)}:
         for i, answer in list(said.items()):
-            stop = begins[i] + len(answer)
-            if answer[-1] == tokenizer.turn_end or stop > LENGTH:
+            end = begins[i] + len(answer) - 1
+            if answer[-1] == tokenizer.turn_end or end == LENGTH:
                 right[i] = answer[-1] == tokenizer.turn_end
                 del said[i]
             else:
-                tokens[i, begins[i] : stop] = torch.tensor(answer)
+                flat[i, end] = answer[-1]
         if said:
             ends = torch.tensor([i * LENGTH + begins[i] + len(answer) - 1 for i, answer in said.items()])
-            given = tokens.view(len(questions), -1, LENGTH).to(last.device)
-            logits = network.answer(given, last, GRID, memory, ends.to(last.device))
-            for i, token in zip(list(said), logits.argmax(-1).tolist(), strict=True):
-                said[i].append(token)
-                if not may_become(said[i], flat[i].answer, tokenizer):
-                    del said[i]
+            logits = network.answer(tokens.to(last.device), last, GRID, memory, ends.to(last.device))
+            for answer, token in zip(said.values(), logits.argmax(-1).tolist(), strict=True):
+                answer.append(token)
     return by_stream(right, questions)
 
 

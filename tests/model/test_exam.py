@@ -31,7 +31,7 @@ from model.training.sitting import (
     draw,
     sit,
     watch,
-)  # fmt: skip
+)
 from model.training.world import Profile
 
 
