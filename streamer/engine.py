@@ -337,10 +337,12 @@ class Engine:
 
     def _ahead(self, step: FrameStep[Frame]) -> bool:
         """Whether a step can be looked at before those in front of it are taken: no stream begins with it or is reset by it."""
+        if self._looker is None or not all(self._streams[name].opened for name, _ in step.frames):
+            return False
         with suppress(ValueError):
             for _, frames in step.frames:
                 _check(frames)
-            return self._looker is not None and all(self._streams[name].opened for name, _ in step.frames)
+            return True
         return False
 
     def _look(self, step: FrameStep[Frame]) -> _Looking:
