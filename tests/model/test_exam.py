@@ -14,8 +14,9 @@ from model.runner import NANO
 from model.state import StreamState
 from model.tokenizer import Tokenizer
 from model.training import ages, exam
-from model.training.lessons import TOKENIZER
+from model.training.lessons import LENGTH, TOKENIZER
 from model.training.paint import Assets, Painter
+from model.training.questions import Question
 from model.training.report import facts, figures, kinds, table
 from model.training.sitting import (
     GRID,
@@ -148,6 +149,36 @@ def test_an_answer_is_right_but_for_articles_and_capitals(painter):
         assert not any(good for each in found(wrong, alike) for good in each)
     ragged = [asked[0][:0], asked[1][:3]]
     assert alike(network, memory, seconds[:, -1], ragged, tokenizer) == [[], [True] * 3]
+
+
+def test_an_answer_that_does_not_end_is_wrong():
+    tokenizer = Tokenizer.load(TOKENIZER, nano())
+    (mark,) = tokenizer.encode("!")
+    asked = [[Question("what", "What do you see?", "a dog")]]
+
+    class Says:
+        """First what `said` holds, then marks that nobody counts, and in the end what ends it if `ends`."""
+
+        def __init__(self, said: list[int], ends: bool) -> None:
+            self.said, self.ends, self.size = said, ends, nano().decoder.vocab_size
+
+        def answer(self, tokens, last, grid, memory, ends=None):
+            begin = len(tokenizer.encode_question(asked[0][0].text))
+            room = tokens.shape[-1] - begin
+            said = (self.said + [mark] * LENGTH)[: room + 1]
+            if self.ends:
+                said[-2:] = [tokenizer.turn_end] * 2
+            logits = torch.zeros(tokens.shape[-1], self.size)
+            logits[torch.arange(begin - 1, tokens.shape[-1]), torch.tensor(said)] = 1
+            return logits[None, None] if ends is None else logits[ends]
+
+    last, dog = torch.zeros(1), tokenizer.encode("the dog")
+
+    def right(said: list[int], ends: bool) -> bool:
+        return alike(Says(said, ends), None, last, asked, tokenizer) == [[True]]
+
+    assert right([*dog, tokenizer.turn_end], False) and right(dog, True)
+    assert not right(dog, False) and not right([], False)
 
 
 def test_figures_are_of_the_questions_they_name():

@@ -371,6 +371,22 @@ def test_what_steps_take_beyond_their_cost_counts_towards_deadlines() -> None:
     assert dropped(None) == dropped(0.02) == {} and dropped(0.06) == {("door", "stale"): 1}
 
 
+def test_answers_leave_frames_what_steps_take_beyond_their_cost() -> None:
+    """Of the 0.15 s in which the next frame comes and must be seen a step's 0.02 leave time to read what takes 0.1, its 0.06 do not."""
+
+    def reads(took: float | None) -> bool:
+        scheduler: Scheduler[Picture] = Scheduler(pace=Pace(smallest_chunk=16))
+        scheduler.prefill_costs.learn(16, 0.1)
+        scheduler.add_stream("door", Terms(deadline=0.1), frames_per_second=5)
+        for i in range(40):
+            scheduler.offer("door", Picture(0.2 * i, i), 0.2 * i)
+            scheduler.measured(scheduler.decide(0.2 * i), 0.02, took)
+        scheduler.ask("a", 16, 7.95)
+        return scheduler.decide(7.95) == Prefill("a", 16)
+
+    assert reads(None) and reads(0.02) and not reads(0.06)
+
+
 def test_an_old_frame_alone_is_still_seen() -> None:
     scheduler: Scheduler[Picture] = Scheduler()
     scheduler.add_stream("door", Terms(deadline=0.1))
