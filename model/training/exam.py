@@ -28,7 +28,7 @@ from model.training.accelerate import join, limit_autotuning
 from model.training.ages import CLOCK, LONG, RATE, by_clock, long_streams
 from model.training.paint import Assets, Painter
 from model.training.report import facts, table
-from model.training.sitting import HELD_OUT, MEMORY, NOW, Exam, Marks, Paper, sit
+from model.training.sitting import HELD_OUT, MEMORY, NOW, YET, Exam, Marks, Paper, sit
 from model.training.world import Profile
 
 __all__ = ["evaluate", "examine", "table"]
@@ -51,6 +51,7 @@ def papers(quick: bool) -> list[Paper]:
     return [
         Paper("now", 16, n(1536, 32), n(4, 16), NOW, Profile()),
         Paper("empty", 8, n(512, 16), n(1, 2), ("what",), Profile(things=(0, 0), real=True)),
+        Paper("nothing yet", 32, n(256, 6), n(2, 6), YET, Profile(things=(0, 0), real=True)),
         Paper("memory 128", 64, n(384, 6), n(6, 24), MEMORY, seen, controls=True),
         Paper("memory 256", 128, n(256, 3), n(6, 24), MEMORY, seen, controls=True),
         Paper("memory 512", 256, n(192, 2), n(6, 24), MEMORY, seen, controls=True),

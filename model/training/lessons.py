@@ -22,9 +22,9 @@ LENGTH = 32
 """Tokens of a question with its answer; the few longer ones are asked again with other words."""
 
 EMPHASIS = WEIGHTS | {
-    "relation": 9.0, "motion": 11.0, "before": 3.0, "after": 2.6, "how many": 2.4, "where was": 1.8, "last": 0.8,
-    "word": 6.0, "number": 4.6, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.5, "first": 3.2,
-    "word was": 3.0, "what": 2.0, "is there": 0.8,
+    "relation": 9.0, "motion": 10.0, "before": 2.6, "after": 2.4, "how many": 1.8, "where was": 1.6, "last": 0.8,
+    "word": 6.0, "number": 4.0, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.5, "first": 6.4,
+    "word was": 5.0, "what": 2.6, "is there": 0.8,
 }  # fmt: skip
 """How often training asks each skill: most of what is learned last. Fewer scenes allow some than others."""
 
@@ -32,17 +32,20 @@ LONGER = (0.3, 0.35, 0.35)
 """As the world's `LENGTHS`, where scenes are full of text."""
 
 PROFILES = (
-    (0.38, Profile()),
-    (0.12, Profile(text=0.6, lengths=LONGER)),
-    (0.05, Profile(things=(0, 1), real=True)),
-    (0.05, Profile(things=(0, 0), real=True)),
-    (0.15, Profile(things=(1, 8), again=0.35)),
-    (0.15, Profile(things=(1, 8), text=0.6, lengths=LONGER)),
-    (0.10, Profile(things=(1, 4), slow=0.8)),
+    (0.20, Profile()),
+    (0.08, Profile(text=0.6, lengths=LONGER)),
+    (0.04, Profile(things=(0, 1), real=True)),
+    (0.04, Profile(things=(0, 0), real=True)),
+    (0.10, Profile(things=(1, 8), again=0.35)),
+    (0.12, Profile(things=(1, 8), text=0.6, lengths=LONGER)),
+    (0.08, Profile(things=(1, 4), slow=0.8)),
+    (0.12, Profile(things=(1, 8), late=1.0)),
+    (0.10, Profile(things=(1, 8), late=1.0, real=True)),
+    (0.12, Profile(things=(1, 8), text=0.6, lengths=LONGER, late=1.0)),
 )
 """What scenes training draws, with their shares: besides the usual ones some full of text, some empty or nearly so, some
 whose things come at most eight in a stream however long, with returns or with text (whose words are longer than elsewhere),
-and some whose things creep."""
+some whose things creep, and some in which long nothing comes."""
 
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""
@@ -189,8 +192,12 @@ class Curriculum:
         (0.15, {4: 0.25, 8: 0.35, 16: 0.4}),
         (0.35, {8: 0.3, 16: 0.3, 32: 0.25, 64: 0.15}),
         (0.60, {8: 0.2, 16: 0.25, 32: 0.25, 64: 0.2, 128: 0.10}),
-        (9.99, {8: 0.12, 16: 0.15, 32: 0.15, 64: 0.18, 128: 0.22, 256: 0.18}),
+        (9.99, {8: 0.06, 16: 0.12, 32: 0.18, 64: 0.26, 128: 0.22, 256: 0.16}),
     )
+
+    def lengths(self) -> list[int]:
+        """Those of lessons that are still to come."""
+        return sorted({steps for until, stage in self.STAGES if until > self.progress for steps in stage})
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         rng = np.random.default_rng((self.seed, self.first))

@@ -70,6 +70,38 @@ VIDEOS = (
 HELD_OUT_VIDEOS = (
     "bikes.mp4", "carphone_pristine.mp4",
 )  # fmt: skip
+BACKDROPS = (
+    "chalkboard", "clothing-store", "hall", "kitchen", "party-room", "room1", "room2", "spotlight-stage",
+    "the-movies-inside", "beach-malibu", "canyon", "flower-bed", "forest", "garden-rock", "grand-canyon",
+    "gravel-desert", "hill", "lake", "moon", "pathway", "tree", "water-and-rocks", "wave", "woods-and-bench",
+    "all-sports-mural", "atom-playground", "bench-with-view", "berkeley-mural", "brick-wall-and-stairs", "brick-wall1",
+    "brick-wall2", "building-at-mit", "building-fireproof", "castle", "city-with-water", "city-with-water2", "driveway",
+    "graffiti", "hallway_outdoors", "hay_field", "houses", "mansion", "mural-faro", "parking-ramp", "pool", "route66",
+    "school2", "silos", "the-movies", "train-tracks1", "train-tracks2", "village", "wooden-house", "baseball-field",
+    "basketball-court1-a", "basketball-court1-b", "football-field", "playing-field", "tennis-backboard",
+)  # fmt: skip
+WALLPAPERS = (
+    "Bridge_by_Sander_Klootwijk", "Dragonfly_by_Bolly", "Picture_0B_by_freespace", "Picture_1A_by_freespace",
+    "Wine_by_Jakkub_Mede", "aitzgorri_by_Aitzol_Berasategi", "analogpattern_by_Peter_Nerlich", "free_by_Peter_Nerlich",
+    "friends_by_Aitzol_Berasategi", "greentock_by_Peter_Nerlich", "life_by_Aitzol_Berasategi",
+    "picosdeeuropa_by_Aitzol_Berasategi", "seeding_by_Clements_Engelhardt", "sunset_by_Aitzol_Berasategi",
+    "Infinite-Sea_by_Aury88", "Kleiber_by_Lukas_Baubkus",
+)  # fmt: skip
+ADDED_STILLS = (
+    *(f"Backgrounds/*/{name}.jpg" for name in BACKDROPS),
+    *(f"{name}.jpg" for name in WALLPAPERS),
+    *(f"{name}.png" for name in ("calla", "city", "goldfish")), "string.jpg", "the-mouse.jpg",
+    *(f"*{name}*/package/data/image.jpg" for name in (
+        "acanthus-mollis", "airplane-from-above", "allium-oreophilum", "french-alpine", "dust-bowl", "nagasaki-boats",
+    )),
+    "pic1/IMG-20191006-WA0002.jpg", "pic1/IMG_1054.JPG", "pic1/IMG_20200827_231612.jpg", "pic2/IMG_20191224_234846.jpg",
+)  # fmt: skip
+"""For training alone, so many that what is not of the world is not learnt by heart."""
+ADDED_VIDEOS = (
+    "realshort.mp4", "cockatoo.mp4", "tree.avi", "cityCC0.mpg", "*FrenchGP.ogv.160p.ogv", "motion.mov", "oa4_launch.webm", "birds.mp4",
+)  # fmt: skip
+ADDED_SIDE = 128
+"""Pixels of a side of their frames, which are enlarged when they are read."""
 CLIP = 16
 """Frames in a packed clip of video."""
 
@@ -113,14 +145,14 @@ def crops(picture: Picture, count: int, rng: np.random.Generator) -> Iterator[Pi
         yield np.asarray(cv2.resize(part, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def clips(path: Path, count: int) -> Iterator[Picture]:
-    """Runs of `CLIP` successive frames spread over a video, [CLIP, SIDE, SIDE, 3]."""
+def clips(path: Path, count: int, side: int = SIDE) -> Iterator[Picture]:
+    """Runs of `CLIP` successive frames spread over a video, [CLIP, side, side, 3]."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
     frames = []
     while (read := capture.read())[0]:
-        frames.append(np.asarray(cv2.resize(read[1][..., ::-1], (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8))
+        frames.append(np.asarray(cv2.resize(read[1][..., ::-1], (side, side), interpolation=cv2.INTER_AREA), np.uint8))
     starts = np.linspace(0, max(0, len(frames) - CLIP), count).astype(int)
     for start in starts:
         part = frames[start : start + CLIP]
@@ -129,12 +161,22 @@ def clips(path: Path, count: int) -> Iterator[Picture]:
 
 
 def planes(pictures: Picture) -> tuple[Picture, Picture]:
-    """RGB [n, SIDE, SIDE, 3] as brightness [n, SIDE, SIDE] and halved colour differences [n, 2, SIDE / 2, SIDE / 2]."""
+    """RGB [n, side, side, 3] as brightness [n, side, side] and halved colour differences [n, 2, side / 2, side / 2]."""
     import cv2
 
     converted = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2YCrCb) for picture in pictures])
-    chroma = converted[..., 1:].reshape(len(pictures), SIDE // 2, 2, SIDE // 2, 2, 2).mean((2, 4)).round()
+    half = pictures.shape[1] // 2
+    chroma = converted[..., 1:].reshape(len(pictures), half, 2, half, 2, 2).mean((2, 4)).round()
     return converted[..., 0], chroma.transpose(0, 3, 1, 2).astype(np.uint8)
+
+
+def photograph(sources: Path, name: str) -> Picture:
+    """RGB [height, width, 3]."""
+    import cv2
+
+    picture = cv2.imread(str(find(sources, name)), cv2.IMREAD_COLOR)
+    assert picture is not None, name
+    return np.asarray(picture[..., ::-1], np.uint8)
 
 
 def main(sources: Path, output: Path) -> None:
@@ -155,13 +197,17 @@ def main(sources: Path, output: Path) -> None:
     for split, stills, videos, spread in (("train", STILLS, VIDEOS, 5), ("test", HELD_OUT_STILLS, HELD_OUT_VIDEOS, 2)):
         pictures = []
         for name in stills:
-            picture = cv2.imread(str(find(sources, name)), cv2.IMREAD_COLOR)
-            assert picture is not None, name
-            pictures += list(crops(np.asarray(picture[..., ::-1], np.uint8), 3, rng))
+            pictures += list(crops(photograph(sources, name), 3, rng))
         content[f"{split}_stills"] = np.array(len(pictures))
         for name in videos:
             pictures += [frame for clip in clips(find(sources, name), spread) for frame in clip]
         content[f"{split}_brightness"], content[f"{split}_colour"] = planes(np.stack(pictures))
+    # By chances of their own: what was packed before stays what it was.
+    rng = np.random.default_rng(1)
+    added = [part for name in ADDED_STILLS for part in crops(photograph(sources, name), 2, rng)]
+    content["added_brightness"], content["added_colour"] = planes(np.stack(added))
+    moving = [frame for name in ADDED_VIDEOS for clip in clips(find(sources, name), 2, ADDED_SIDE) for frame in clip]
+    content["moving_brightness"], content["moving_colour"] = planes(np.stack(moving))
     np.savez_compressed(output, **content)  # type: ignore[arg-type]
     print(output, output.stat().st_size, {name: value.shape for name, value in content.items()})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.preprocess import MEAN, STD
+from model.training.clutter import films
 from model.training.things import CHARACTERS, COLOURS, NAMES, SHAPES
 from model.training.world import HELD_OUT_PROCEDURAL, LETTERS, LINE, PROCEDURAL, SLOTS, Gallery, Sheet
 
@@ -25,6 +26,8 @@ TEXT_WIDTH = 224
 """Pixels of a line of text."""
 GROUND = 192
 """Pixels of a background."""
+CLIP = 16
+"""Frames of a piece of video."""
 CLASSES = 1 + len(SHAPES) * len(COLOURS) + len(NAMES) + len(CHARACTERS)
 """What a patch may show: nothing, a shape of a colour, an object, a character."""
 CHUNKS = {"cuda": 512, "cpu": 64}
@@ -54,21 +57,45 @@ class Assets:
         if content["names"].tolist() != list(NAMES) or len(content["sprites"]) != len(NAMES):
             raise ValueError(f"{path} holds pictures of other things than model.training.things names: pack it again")
         count, held = len(content["glyphs"]), int(content["held_out_fonts"])
-        parts, stills, clips, at = [], {}, {}, PROCEDURAL
-        for split in ("train", "test"):
-            bright, number = content[f"{split}_brightness"], int(content[f"{split}_stills"])
-            parts.append(colours(bright, content[f"{split}_colour"]))
-            stills[split] = range(at, at + number)
-            clips[split] = range(at + number, at + len(bright), 16)
-            at += len(bright)
+        seen = {
+            split: colours(content[f"{split}_brightness"], content[f"{split}_colour"]) for split in ("train", "test")
+        }
+        kinds = {split: np.split(pictures, [content[f"{split}_stills"]]) for split, pictures in seen.items()}
+        added = colours(content["added_brightness"], content["added_colour"])
+        moving = enlarged(colours(content["moving_brightness"], content["moving_colour"]))
+        kinds["train"] = [np.concatenate(pair) for pair in zip(kinds["train"], (added, moving), strict=True)]
+        grounds, stills, clips, at = [], {}, {}, PROCEDURAL
+        for split, (photographs, video) in kinds.items():
+            stills[split] = range(at, at + len(photographs))
+            clips[split] = range(at + len(photographs), at + len(photographs) + len(video), CLIP)
+            grounds += [photographs, video]
+            at = clips[split].stop
         gallery = Gallery(
             {"train": range(count - held), "test": range(count - held, count)},
             stills,  # type: ignore[arg-type]
             clips,  # type: ignore[arg-type]
-            clip=16,
+            clip=CLIP,
             advances=content["advances"].astype(np.float32) / content["glyphs"].shape[2],
         )
-        return cls(content["sprites"], content["glyphs"], content["advances"], np.concatenate(parts), gallery)
+        return cls(content["sprites"], content["glyphs"], content["advances"], np.concatenate(grounds), gallery)
+
+    def cluttered(self, count: int) -> Assets:
+        """With `count` pieces of video more for training, in which pieces of its photographs move over others."""
+        gallery, at = self.gallery, self.gallery.clips["train"].stop
+        made = films(self.grounds[: gallery.stills["train"].stop - PROCEDURAL], CLIP, count)
+        stills, clips = dict(gallery.stills), dict(gallery.clips)
+        clips["train"] = range(clips["train"].start, at + len(made), CLIP)
+        stills["test"], clips["test"] = (
+            range(r.start + len(made), r.stop + len(made), r.step) for r in (stills["test"], clips["test"])
+        )
+        grounds = np.concatenate((self.grounds[: at - PROCEDURAL], made, self.grounds[at - PROCEDURAL :]))
+        return replace(self, grounds=grounds, gallery=replace(gallery, stills=stills, clips=clips))
+
+
+def enlarged(pictures: np.ndarray) -> np.ndarray:
+    """Uint8 [n, 3, height, width] at `GROUND` pixels a side."""
+    larger = F.interpolate(torch.from_numpy(pictures).float(), (GROUND, GROUND), mode="bilinear", align_corners=False)
+    return larger.round().byte().numpy()
 
 
 def colours(bright: np.ndarray, chroma: np.ndarray) -> np.ndarray:

@@ -269,9 +269,14 @@ class Examiner:
 
     # Memory
 
+    def nothing_yet(self, skill: str) -> Question | None:
+        return Question(skill, self.say(skill), NOTHING, -1, "never") if self.rng.random() < 0.35 else None
+
     def first(self) -> Question | None:
-        if self.murky or not self.seen:
+        if self.murky:
             return None
+        if not self.seen:
+            return self.nothing_yet("first")
         if len(self.seen) > 1 and self.seen[1].first - self.seen[0].first < 2:
             return None
         return Question(
@@ -279,8 +284,10 @@ class Examiner:
         )
 
     def last(self) -> Question | None:
-        if self.murky or not self.seen:
+        if self.murky:
             return None
+        if not self.seen:
+            return self.nothing_yet("last")
         if len(self.seen) > 1 and self.seen[-1].first - self.seen[-2].first < 2:
             return None
         return Question("last", self.say("last"), self.seen[-1].thing.phrase, self.ages(self.seen[-1]))

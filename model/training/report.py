@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from model.training.ages import CLOCK
-from model.training.sitting import HELD_OUT, MEMORY, NOW, Marks
+from model.training.sitting import HELD_OUT, MEMORY, NOW, YET, Marks
 
 READ, KINDS = ("short", "long", "never"), {
     "what": ("one", "several", "empty"), "colour": ("", "never"), "where": ("", "never"), "is there": ("yes", "no"),
     "changed": ("yes", "no"), "unknowable": ("never",), "before": ("", "edge"), "after": ("", "edge"),
-    "colour was": ("", "never"), "has appeared": ("yes", "no"), "where was": ("", "never"),
+    "first": ("", "never"), "last": ("", "never"), "colour was": ("", "never"), "has appeared": ("yes", "no"), "where was": ("", "never"),
 }  # fmt: skip
 KINDS |= dict.fromkeys(("number", "word", "number was", "word was"), READ)
 """The kinds of answer within a skill; the other skills have one."""
@@ -33,6 +33,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = 
     "Memory, evidence gone two windows and more (frames in the stream; 10 to 40 things in the crowded one)": (
         (*DISTANCES, "crowded 512"), CONTROLS, MEMORY,
     ),
+    "Where nothing has come yet": (("nothing yet",), ALL, YET),
     "A number shown in the first second (frames in the stream)": (
         tuple(f"first second {frames}" for frames in (256, 512, 1500)), CONTROLS, ("number was",),
     ),
@@ -92,6 +93,7 @@ def figures(marks: Marks) -> dict[str, list[int]]:
     found["never seen, memory"] = total(marks, DISTANCES, MEMORY, ["never"])
     found["can't be known"] = total(marks, ["now"], ["unknowable"])
     found["empty scenes over real backgrounds"] = total(marks, ["empty"], ["what"], ["empty"])
+    found["nothing yet: first, last and how many"] = total(marks, ["nothing yet"], YET)
     found |= {f"20,000 frames: {minute}": total(marks, [minute], NOW) for minute in ("first minute", "last minute")}
     return found
 

@@ -53,6 +53,8 @@ MEMORY = (
     "how many",
     "where was",
 )
+YET = ("first", "last", "how many")
+"""What is asked where nothing has come yet."""
 GONE = 16
 """Steps (two windows) after which evidence is surely outside the attention window."""
 

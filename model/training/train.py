@@ -35,14 +35,15 @@ from model.training.paint import Assets, Painter
 
 SAVED_EVERY = 1.0
 """Minutes after which a run that is killed would have lost something."""
+CLUTTER = 40
+"""Pieces of video of nothing in particular."""
 AHEAD = 3
 """Optimizer steps that are handed to the device before the first of them is done."""
 
 
-def warm_up(learner: Learner, painter: Painter, lessons: Lessons) -> None:
-    """Learns from every length at a rate of nothing, makes each a graph, and puts the weights back."""
+def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[int]) -> None:
+    """Learns from each length at a rate of nothing, makes it a graph, and puts the weights back."""
     before = {name: master.clone() for name, master in learner.optimizer.weights().items()}
-    lengths = sorted({steps for _, stage in Curriculum.STAGES for steps in stage})
     share = learner.recipe.steps // learner.recipe.devices
 
     def lesson(steps: int) -> tuple[Lesson, Tensor, Tensor]:
@@ -129,7 +130,7 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
         if caches is not None:
             keep_caches(caches)
         limit_autotuning()
-    assets = Assets.load()
+    assets = Assets.load().cluttered(CLUTTER)
     learner = Learner(recipe, device)
     done, first, log = 0.0, 0, []
     if resume is not None:
@@ -144,7 +145,7 @@ def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, d
     count = sum(p.numel() for p in learner.model.parameters())
     print(f"{count / 1e6:.2f} M parameters, {len(lessons.gallery.fonts['train'])} fonts, on {device}", flush=True)
     if device.type == "cuda":
-        warm_up(learner, painter, lessons)
+        warm_up(learner, painter, lessons, curriculum.lengths())
     header = ["step", "minutes", "lr", "length", "loss", "guiding", "norm", *SKILLS]
     begin, step, recent = time.monotonic(), first, []
     allowed = recipe.minutes - (begin - launch + recipe.exam) / 60

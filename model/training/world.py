@@ -30,6 +30,8 @@ CLEAR, ABSENT = 0.6, 0.05
 """A thing is clearly seen where this part of it shows, and not seen where less than `ABSENT` does."""
 CREEP = (0.011, 0.035)
 """How far slow things move in a frame."""
+LEAD = 0.6
+"""The longest part of a stream before its first thing, where that is late."""
 HORIZON = 60.0
 """Seconds at which a stream's shown age saturates (the nano's `position_horizon`)."""
 
@@ -388,7 +390,8 @@ class Profile:
 
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
     `gap` leaves the last so many steps empty. `slow` is the share of things that creep, `again` that of visits by something
-    that was there before, `lengths` are those of `LENGTHS`.
+    that was there before, `late` that of streams in which nothing comes for up to `LEAD` of their length, `lengths` are those
+    of `LENGTHS`.
     """
 
     things: tuple[int, int] | None = None
@@ -398,6 +401,7 @@ class Profile:
     gap: int = 0
     slow: float = 0.0
     again: float = 0.1
+    late: float = 0.0
     lengths: tuple[float, float, float] = LENGTHS
 
 
@@ -418,9 +422,11 @@ def draw_scene(
             count = int(rng.integers(1, 5))
     early = bool(rng.random() < profile.early)
     camera = draw_camera(rng, frames)
-    stays = timetable(rng, frames - 2 * profile.gap, count, early) if count else []
+    # No chance is spent where none is late, or creeps: the other worlds stay what they were.
+    lead = int(rng.uniform(0.0, LEAD) * frames) if profile.late and rng.random() < profile.late else 0
+    stays = timetable(rng, frames - 2 * profile.gap - lead, count, early) if count else []
     visits: list[Visit] = []
-    for slot, start, stop in stays:
+    for slot, start, stop in [(slot, start + lead, stop + lead) for slot, start, stop in stays]:
         present = [v for v in visits if v.stop > start]
         thing = draw_thing(rng, split, profile.text, profile.lengths)
         if visits and rng.random() < profile.again:
@@ -441,7 +447,6 @@ def draw_scene(
             reach = np.array(v.half) + np.array(half)
             clash += np.prod(np.maximum(0, reach - np.abs(homes - middle)), 1)
         home = homes[int(np.argmin(clash))] if rng.random() < 0.9 else homes[0]
-        # No chance is spent where none creeps: the other worlds stay what they were.
         way = creep if profile.slow and rng.random() < profile.slow else path
         centre = way(rng, stop - start, half, home)
         visits.append(Visit(thing, slot, start, stop, half, centre, how))

@@ -9,15 +9,27 @@ from model.config import nano
 from model.preprocess import patchify
 from model.runner import NANO
 from model.tokenizer import Tokenizer
+from model.training.clutter import outline
 from model.training.learner import Learner, Recipe, read_weights, record
-from model.training.lessons import LENGTH, TOKENIZER, prepare
+from model.training.lessons import LENGTH, TOKENIZER, Curriculum, prepare
 from model.training.optimizer import orthogonalise
-from model.training.paint import ASSETS, CLASSES, Assets, Painter
-from model.training.phrases import HELD_OUT, PHRASES
+from model.training.paint import ASSETS, CLASSES, CLIP, Assets, Painter
+from model.training.phrases import HELD_OUT, NOTHING, PHRASES
 from model.training.questions import WEIGHTS, Examiner
 from model.training.things import HELD_OUT_SHAPES, NAMES, WORDS
 from model.training.train import train
-from model.training.world import CLEAR, CREEP, SLOTS, Profile, creep, draw_scene, draw_thing, layout, text_width
+from model.training.world import (
+    CLEAR,
+    CREEP,
+    PROCEDURAL,
+    SLOTS,
+    Profile,
+    creep,
+    draw_scene,
+    draw_thing,
+    layout,
+    text_width,
+)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +183,27 @@ def test_as_many_visits_are_returns_as_a_profile_says(assets):
     assert share(Profile(things=(4, 8), again=0.0)) < 0.05 < 0.3 < share(Profile(things=(4, 8), again=0.5)) < 0.6
 
 
+def test_the_first_thing_comes_as_late_as_a_profile_says(assets):
+    def begins(late: float) -> list[float]:
+        scenes = [
+            draw_scene(np.random.default_rng((7, i)), 64, "train", assets.gallery, Profile(things=(8, 8), late=late))
+            for i in range(60)
+        ]
+        return [min(visit.start for visit in scene.visits) / 128 for scene in scenes if scene.visits]
+
+    usual, late = begins(0.0), begins(1.0)
+    assert np.mean(usual) < 0.12 and 0.25 < np.mean(late) < 0.45
+    assert max(late) > 0.5 and min(late) < 0.1
+    assert np.mean(usual) < np.mean(begins(0.5)) < np.mean(late)
+
+
+def test_only_lengths_still_to_come_are_made_ready():
+    begun, late = (Curriculum(0, 1024, 0, progress) for progress in (0.0, 0.8))
+    assert begun.lengths() == [4, 8, 16, 32, 64, 128, 256]
+    drawn = {steps for _, (_, steps, _) in zip(range(300), late, strict=False)}
+    assert drawn == set(late.lengths()) and 4 not in drawn
+
+
 def test_words_are_as_long_as_a_profile_says():
     rng = np.random.default_rng(9)
 
@@ -199,13 +232,16 @@ def test_answers_follow_the_scene(assets):
             checked.add(question.skill)
             if question.skill == "how many":
                 assert question.answer == str(len(set(labels)))
-            if question.skill == "first":
+            if question.skill in ("first", "last") and not labels:
+                assert (question.answer, question.kind) == (NOTHING, "never")
+                checked.add("nothing yet")
+            elif question.skill == "first":
                 assert question.answer.endswith(labels[0])
             if question.skill == "has appeared" and question.answer == "yes":
                 assert any(label.split()[-1].lower() in question.text.lower() for label in labels)
             if question.skill == "count":
                 assert question.answer == str(sum(v.visible[23] >= CLEAR for v in scene.visits))
-    assert checked == set(PHRASES)
+    assert checked == set(PHRASES) | {"nothing yet"}
 
 
 def test_held_out_phrasings_are_never_taught(assets):
@@ -259,3 +295,32 @@ def test_a_run_told_to_end_saves_what_it_learned_and_another_goes_on_from_it(tmp
             signal.signal(number, handler)
     first, second = (read_weights(tmp_path / out, "weights") for out in "ab")
     assert first.keys() == second.keys() and any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_clutter_is_taught_and_nothing_held_out_is_in_it(assets):
+    before, more = assets.gallery, assets.cluttered(3)
+    after = more.gallery
+    assert len(after.clips["train"]) == len(before.clips["train"]) + 3 and after.clips["train"].step == CLIP
+    for kind in ("stills", "clips"):
+        for old, new in zip(getattr(before, kind)["test"], getattr(after, kind)["test"], strict=True):
+            assert (assets.grounds[old - PROCEDURAL] == more.grounds[new - PROCEDURAL]).all()
+    first = after.clips["train"][-3] - PROCEDURAL
+    made = more.grounds[first : first + 3 * CLIP].reshape(3, CLIP, *more.grounds.shape[1:])
+    assert (assets.cluttered(3).grounds == more.grounds).all()
+    taught = assets.grounds[: before.stills["train"].stop - PROCEDURAL]
+    for clip in made:
+        same = [(clip == still).all((0, 1)).mean() for still in taught]
+        # Most of it is one of the taught photographs, and over that something moves.
+        assert 0.3 < max(same) < 1.0 and (clip[0] != clip[-1]).any()
+
+
+def test_pieces_of_clutter_have_no_name():
+    """No outline is round or a polygon: from its middle its reach varies, and it stays inside the piece's box but for cuts."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        shows = outline(rng, 80, 80)[0]
+        assert shows.min() == 0 and shows.max() == 1 and 0.1 < shows.mean() < 0.95
+        y, x = np.nonzero(shows > 0.5)
+        angle, radius = np.arctan2(y - 39.5, x - 39.5), np.hypot(y - 39.5, x - 39.5)
+        reach = [radius[(angle >= a) & (angle < a + np.pi / 8)].max(initial=0) for a in np.arange(-8, 8) * np.pi / 8]
+        assert max(reach) - min(reach) > 8
