@@ -31,21 +31,24 @@ EMPHASIS = WEIGHTS | {
 LONGER = (0.3, 0.35, 0.35)
 """As the world's `LENGTHS`, where scenes are full of text."""
 
+CUT = 0.3
+"""Share of streams in which what is behind becomes something else at once, where it may."""
+
 PROFILES = (
-    (0.20, Profile()),
+    (0.20, Profile(cut=CUT)),
     (0.08, Profile(text=0.6, lengths=LONGER)),
-    (0.04, Profile(things=(0, 1), real=True)),
-    (0.04, Profile(things=(0, 0), real=True)),
-    (0.10, Profile(things=(1, 8), again=0.35)),
-    (0.12, Profile(things=(1, 8), text=0.6, lengths=LONGER)),
+    (0.04, Profile(things=(0, 1), real=True, cut=CUT)),
+    (0.04, Profile(things=(0, 0), real=True, cut=CUT)),
+    (0.10, Profile(things=(1, 8), again=0.35, cut=CUT)),
+    (0.12, Profile(things=(1, 8), text=0.6, lengths=LONGER, cut=CUT)),
     (0.08, Profile(things=(1, 4), slow=0.8)),
-    (0.12, Profile(things=(1, 8), late=1.0)),
-    (0.10, Profile(things=(1, 8), late=1.0, real=True)),
+    (0.12, Profile(things=(1, 8), late=1.0, cut=CUT)),
+    (0.10, Profile(things=(1, 8), late=1.0, real=True, cut=CUT)),
     (0.12, Profile(things=(1, 8), text=0.6, lengths=LONGER, late=1.0)),
 )
 """What scenes training draws, with their shares: besides the usual ones some full of text, some empty or nearly so, some
 whose things come at most eight in a stream however long, with returns or with text (whose words are longer than elsewhere),
-some whose things creep, and some in which long nothing comes."""
+some whose things creep, and some in which long nothing comes; in many the camera turns to another background."""
 
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""

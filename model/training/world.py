@@ -390,8 +390,8 @@ class Profile:
 
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
     `gap` leaves the last so many steps empty. `slow` is the share of things that creep, `again` that of visits by something
-    that was there before, `late` that of streams in which nothing comes for up to `LEAD` of their length, `lengths` are those
-    of `LENGTHS`.
+    that was there before, `late` that of streams in which nothing comes for up to `LEAD` of their length, `cut` that of streams
+    whose background becomes another at once; `lengths` are those of `LENGTHS`.
     """
 
     things: tuple[int, int] | None = None
@@ -402,6 +402,7 @@ class Profile:
     slow: float = 0.0
     again: float = 0.1
     late: float = 0.0
+    cut: float = 0.0
     lengths: tuple[float, float, float] = LENGTHS
 
 
@@ -422,7 +423,7 @@ def draw_scene(
             count = int(rng.integers(1, 5))
     early = bool(rng.random() < profile.early)
     camera = draw_camera(rng, frames)
-    # No chance is spent where none is late, or creeps: the other worlds stay what they were.
+    # No chance is spent where none is late, creeps or cuts: the other worlds stay what they were.
     lead = int(rng.uniform(0.0, LEAD) * frames) if profile.late and rng.random() < profile.late else 0
     stays = timetable(rng, frames - 2 * profile.gap - lead, count, early) if count else []
     visits: list[Visit] = []
@@ -458,6 +459,12 @@ def draw_scene(
         visits = clear
     visits = [v for v in visits if v.visible.max() >= CLEAR]
     ground, ground_matrix, light = draw_ground(rng, frames, split, gallery, camera, profile.real)
+    if profile.cut and rng.random() < profile.cut:
+        at = int(rng.uniform(0.1, 0.9) * frames)
+        other, other_matrix, other_light = draw_ground(rng, frames, split, gallery, camera, profile.real)
+        ground = np.concatenate((ground[:at], other[at:]))
+        ground_matrix = np.concatenate((ground_matrix[:at], other_matrix[at:]))
+        light = np.concatenate((light[:at], other_light[at:]))
     exposure = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3) + rng.normal(0, 0.01, (frames, 1)))
     if rng.random() < 0.15:
         exposure = exposure * np.linspace(1.0, rng.uniform(0.75, 1.25), frames)[:, None]

@@ -24,6 +24,7 @@ from model.training.world import (
     PROCEDURAL,
     SLOTS,
     Profile,
+    Scene,
     creep,
     draw_scene,
     draw_thing,
@@ -195,6 +196,31 @@ def test_the_first_thing_comes_as_late_as_a_profile_says(assets):
     assert np.mean(usual) < 0.12 and 0.25 < np.mean(late) < 0.45
     assert max(late) > 0.5 and min(late) < 0.1
     assert np.mean(usual) < np.mean(begins(0.5)) < np.mean(late)
+
+
+def test_the_background_changes_at_once_as_often_as_a_profile_says(assets):
+    """The things are what they were, and before the cut all is; after it the background is another."""
+
+    def scene(i: int, cut: float) -> Scene:
+        return draw_scene(np.random.default_rng((9, i)), 32, "train", assets.gallery, Profile(things=(1, 3), cut=cut))
+
+    def changes(cut: float) -> list[int]:
+        found = []
+        for i in range(60):
+            plain, made = scene(i, 0.0), scene(i, cut)
+            assert [(v.thing, v.start, v.stop) for v in plain.visits] == [
+                (v.thing, v.start, v.stop) for v in made.visits
+            ]
+            other = (plain.ground != made.ground) | (plain.light != made.light).any(1)
+            if other.any():
+                at = int(np.argmax(other))
+                assert 6 <= at <= 57 and (plain.ground_matrix[:at] == made.ground_matrix[:at]).all()
+                assert other[at:].mean() > 0.9
+                found.append(at)
+        return found
+
+    assert not changes(0.0) and len(changes(1.0)) == 60 and len(set(changes(1.0))) > 15
+    assert 15 <= len(changes(0.5)) <= 45
 
 
 def test_only_lengths_still_to_come_are_made_ready():
