@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model.training.paint import CLIP
 from model.training.things import CHARACTERS, NAMES, OBJECTS
 
 Picture = NDArray[np.uint8]
@@ -102,8 +103,6 @@ ADDED_VIDEOS = (
 )  # fmt: skip
 ADDED_SIDE = 128
 """Pixels of a side of their frames, which are enlarged when they are read."""
-CLIP = 16
-"""Frames in a packed clip of video."""
 
 
 def find(sources: Path, name: str) -> Path:
