@@ -190,6 +190,7 @@ def test_the_first_thing_comes_as_late_as_a_profile_says(assets):
             draw_scene(np.random.default_rng((7, i)), 64, "train", assets.gallery, Profile(things=(8, 8), late=late))
             for i in range(60)
         ]
+        assert all(visit.stop <= 128 for scene in scenes for visit in scene.visits)
         return [min(visit.start for visit in scene.visits) / 128 for scene in scenes if scene.visits]
 
     usual, late = begins(0.0), begins(1.0)
