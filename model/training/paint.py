@@ -58,7 +58,7 @@ class Assets:
             raise ValueError(f"{path} holds pictures of other things than model.training.things names: pack it again")
         count, held = len(content["glyphs"]), int(content["held_out_fonts"])
         seen = {
-            split: colours(content[f"{split}_brightness"], content[f"{split}_colour"]) for split in ("train", "test")
+            split: colours(content[f"{split}_brightness"], content[f"{split}_colour"]) for split in ("test", "train")
         }
         kinds = {split: np.split(pictures, [content[f"{split}_stills"]]) for split, pictures in seen.items()}
         added = colours(content["added_brightness"], content["added_colour"])
@@ -81,15 +81,11 @@ class Assets:
 
     def cluttered(self, count: int) -> Assets:
         """With `count` pieces of video more for training, in which pieces of its photographs move over others."""
-        gallery, at = self.gallery, self.gallery.clips["train"].stop
-        made = films(self.grounds[: gallery.stills["train"].stop - PROCEDURAL], CLIP, count)
-        stills, clips = dict(gallery.stills), dict(gallery.clips)
-        clips["train"] = range(clips["train"].start, at + len(made), CLIP)
-        stills["test"], clips["test"] = (
-            range(r.start + len(made), r.stop + len(made), r.step) for r in (stills["test"], clips["test"])
-        )
-        grounds = np.concatenate((self.grounds[: at - PROCEDURAL], made, self.grounds[at - PROCEDURAL :]))
-        return replace(self, grounds=grounds, gallery=replace(gallery, stills=stills, clips=clips))
+        stills, clips = self.gallery.stills["train"], self.gallery.clips["train"]
+        made = films(self.grounds[stills.start - PROCEDURAL : stills.stop - PROCEDURAL], CLIP, count)
+        # Training's video is the last of the backgrounds: no other moves.
+        more = self.gallery.clips | {"train": range(clips.start, clips.stop + len(made), CLIP)}
+        return replace(self, grounds=np.concatenate((self.grounds, made)), gallery=replace(self.gallery, clips=more))
 
 
 def enlarged(pictures: np.ndarray) -> np.ndarray:
