@@ -9,7 +9,7 @@ from model.config import nano
 from model.preprocess import patchify
 from model.runner import NANO
 from model.tokenizer import Tokenizer
-from model.training.clutter import outline
+from model.training.clutter import films, outline
 from model.training.learner import Learner, Recipe, read_weights, record
 from model.training.lessons import LENGTH, TOKENIZER, Curriculum, prepare
 from model.training.optimizer import orthogonalise
@@ -335,6 +335,7 @@ def test_clutter_is_taught_and_nothing_held_out_is_in_it(assets):
     made = more.grounds[first : first + 3 * CLIP].reshape(3, CLIP, *more.grounds.shape[1:])
     assert (assets.cluttered(3).grounds == more.grounds).all()
     taught = assets.grounds[before.stills["train"].start - PROCEDURAL : before.stills["train"].stop - PROCEDURAL]
+    assert (made == films(taught, CLIP, 3).reshape(made.shape)).all()
     for clip in made:
         same = [(clip == still).all((0, 1)).mean() for still in taught]
         # Most of it is one of the taught photographs, and over that something moves.
