@@ -94,13 +94,13 @@ def by_clock(exam: Exam, streams: int, questions: int, ages: dict[str, int], see
     if exam.over:
         return
     network, gallery = exam.network, exam.painter.gallery
-    rng = np.random.default_rng((seed, 1))
+    chances = [np.random.default_rng((seed, 1, i)) for i in range(streams)]
     profile = Profile(things=(1, 8), gap=4)
     paper = Paper("clock", EVIDENCE, streams, questions, MEMORY, profile, gone=0)
-    scenes = [draw_scene(rng, EVIDENCE, "test", gallery, profile) for _ in range(streams)]
-    asked = [ask(paper, rng, scene, EVIDENCE - 1, exam.tokenizer) for scene in scenes]
+    scenes = [draw_scene(rng, EVIDENCE, "test", gallery, profile) for rng in chances]
+    asked = [ask(paper, rng, scene, EVIDENCE - 1, exam.tokenizer) for rng, scene in zip(chances, scenes, strict=True)]
     still = replace(profile, things=(0, 0), real=True, gap=0)
-    empty = look(exam, exam.patches([draw_scene(rng, EMPTY, "test", gallery, still) for _ in scenes], seed))
+    empty = look(exam, exam.patches([draw_scene(rng, EMPTY, "test", gallery, still) for rng in chances], seed))
     memory = follow(network, look(exam, exam.patches(scenes, seed)), 0, None)
     done = EVIDENCE
     for name, age in ages.items():

@@ -22,33 +22,36 @@ LENGTH = 32
 """Tokens of a question with its answer; the few longer ones are asked again with other words."""
 
 EMPHASIS = WEIGHTS | {
-    "relation": 9.0, "motion": 10.0, "before": 2.6, "after": 2.4, "how many": 1.8, "where was": 1.6, "last": 0.8,
+    "relation": 9.0, "motion": 10.0, "before": 3.0, "after": 2.8, "how many": 1.8, "where was": 1.6, "last": 0.8,
     "word": 6.0, "number": 4.0, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.5, "first": 6.4,
-    "word was": 5.0, "what": 2.6, "is there": 0.8,
+    "word was": 6.0, "what": 2.6, "is there": 0.8, "changed": 1.2,
 }  # fmt: skip
 """How often training asks each skill: most of what is learned last. Fewer scenes allow some than others."""
 
-LONGER = (0.3, 0.35, 0.35)
+LONGER = (0.2, 0.4, 0.4)
 """As the world's `LENGTHS`, where scenes are full of text."""
 
 CUT = 0.3
 """Share of streams in which what is behind becomes something else at once, where it may."""
 
 PROFILES = (
-    (0.20, Profile(cut=CUT)),
-    (0.08, Profile(text=0.6, lengths=LONGER)),
-    (0.04, Profile(things=(0, 1), real=True, cut=CUT)),
-    (0.04, Profile(things=(0, 0), real=True, cut=CUT)),
-    (0.10, Profile(things=(1, 8), again=0.35, cut=CUT)),
-    (0.12, Profile(things=(1, 8), text=0.6, lengths=LONGER, cut=CUT)),
-    (0.08, Profile(things=(1, 4), slow=0.8)),
+    (0.14, Profile(cut=CUT)),
+    (0.06, Profile(things=(6, 40), cut=CUT)),
+    (0.06, Profile(text=0.6, lengths=LONGER)),
+    (0.03, Profile(things=(0, 1), real=True, cut=CUT)),
+    (0.03, Profile(things=(0, 0), real=True, cut=CUT)),
+    (0.08, Profile(things=(1, 8), again=0.35, cut=CUT)),
+    (0.12, Profile(things=(1, 4), text=0.6, lengths=LONGER, cut=CUT)),
+    (0.08, Profile(things=(1, 8), text=0.6, lengths=LONGER, cut=CUT)),
+    (0.06, Profile(things=(1, 4), slow=0.8)),
     (0.12, Profile(things=(1, 8), late=1.0, cut=CUT)),
     (0.10, Profile(things=(1, 8), late=1.0, real=True, cut=CUT)),
     (0.12, Profile(things=(1, 8), text=0.6, lengths=LONGER, late=1.0)),
 )
-"""What scenes training draws, with their shares: besides the usual ones some full of text, some empty or nearly so, some
-whose things come at most eight in a stream however long, with returns or with text (whose words are longer than elsewhere),
-some whose things creep, and some in which long nothing comes; in many the camera turns to another background."""
+"""What scenes training draws, with their shares: besides the usual ones some crowded, some full of text (whose words are
+longer than elsewhere; what the one word was can be asked where there are few), some empty or nearly so, some whose things
+come at most eight in a stream however long, with returns or with text, some whose things creep, and some in which long
+nothing comes; in many the camera turns to another background."""
 
 ATTEMPTS = 5
 """Times a lesson is tried, each with other scenes."""
