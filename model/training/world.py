@@ -121,14 +121,23 @@ class Scene:
 
 LENGTHS = (0.6, 0.25, 0.15)
 """Shares of four, five and six letters among the words that are no words."""
+WORDY = 0.4
+"""Share of words among numbers and words."""
 
 
 def draw_thing(
-    rng: np.random.Generator, split: Split, text: float, lengths: tuple[float, float, float] = LENGTHS
+    rng: np.random.Generator,
+    split: Split,
+    text: float,
+    lengths: tuple[float, float, float] = LENGTHS,
+    words: float = WORDY,
 ) -> Thing:
-    """A random thing; `text` is the share of numbers and words. Held-out combinations and words appear in "test" alone."""
+    """A random thing; `text` is the share of numbers and words, `words` that of words among them.
+
+    Held-out combinations and words appear in "test" alone.
+    """
     kind = rng.random()
-    if kind < text * 0.6:
+    if kind < text * (1 - words):
         digits = int(rng.choice([2, 3, 4, 5, 6], p=[0.3, 0.3, 0.3, 0.05, 0.05]))
         return Thing("number", "".join(rng.choice(list(CHARACTERS[:10]), digits)))
     if kind < text:
@@ -391,7 +400,7 @@ class Profile:
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
     `gap` leaves the last so many steps empty. `slow` is the share of things that creep, `again` that of visits by something
     that was there before, `late` that of streams in which nothing comes for up to `LEAD` of their length, `cut` that of streams
-    whose background becomes another at once; `lengths` are those of `LENGTHS`.
+    whose background becomes another at once; `lengths` are those of `LENGTHS`, `words` is as `WORDY`.
     """
 
     things: tuple[int, int] | None = None
@@ -404,6 +413,7 @@ class Profile:
     late: float = 0.0
     cut: float = 0.0
     lengths: tuple[float, float, float] = LENGTHS
+    words: float = WORDY
 
 
 def draw_scene(
@@ -429,13 +439,13 @@ def draw_scene(
     visits: list[Visit] = []
     for slot, start, stop in [(slot, start + lead, stop + lead) for slot, start, stop in stays]:
         present = [v for v in visits if v.stop > start]
-        thing = draw_thing(rng, split, profile.text, profile.lengths)
+        thing = draw_thing(rng, split, profile.text, profile.lengths, profile.words)
         if visits and rng.random() < profile.again:
             thing = visits[int(rng.integers(len(visits)))].thing
         for _ in range(20):
             if all(v.thing != thing for v in present):
                 break
-            thing = draw_thing(rng, split, profile.text, profile.lengths)
+            thing = draw_thing(rng, split, profile.text, profile.lengths, profile.words)
         else:
             continue
         how = look(rng, thing, split, gallery, aspect, len(present))

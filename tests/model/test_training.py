@@ -27,7 +27,6 @@ from model.training.world import (
     Scene,
     creep,
     draw_scene,
-    draw_thing,
     layout,
     text_width,
 )
@@ -231,14 +230,19 @@ def test_only_lengths_still_to_come_are_made_ready():
     assert drawn == set(late.lengths()) and 4 not in drawn
 
 
-def test_words_are_as_long_as_a_profile_says():
-    rng = np.random.default_rng(9)
+def test_words_are_as_many_and_as_long_as_a_profile_says(assets):
+    def written(**said: object) -> tuple[float, float]:
+        """Share of words, and letters of those that are no words."""
+        rng, profile = np.random.default_rng(9), Profile(things=(4, 4), text=1.0, again=0.0, **said)
+        scenes = [draw_scene(rng, 32, "train", assets.gallery, profile) for _ in range(600)]
+        things = [visit.thing for scene in scenes for visit in scene.visits]
+        words = [thing.name for thing in things if thing.kind == "word"]
+        return len(words) / len(things), float(np.mean([len(word) for word in words if word not in WORDS]))
 
-    def mean(*lengths: tuple[float, float, float]) -> float:
-        things = [draw_thing(rng, "train", 1.0, *lengths) for _ in range(1500)]
-        return float(np.mean([len(t.name) for t in things if t.kind == "word" and t.name not in WORDS]))
-
-    assert 4.4 < mean() < 4.7 < 4.9 < mean((0.3, 0.35, 0.35)) < 5.2
+    share, letters = written()
+    assert 0.36 < share < 0.44 and 4.4 < letters < 4.7
+    share, letters = written(words=0.7, lengths=(0.25, 0.4, 0.35))
+    assert 0.66 < share < 0.74 and 4.95 < letters < 5.25
 
 
 def test_scenes_with_things_that_creep_are_drawn(assets):
