@@ -123,6 +123,8 @@ LENGTHS = (0.6, 0.25, 0.15)
 """Shares of four, five and six letters among the words that are no words."""
 WORDY = 0.4
 """Share of words among numbers and words."""
+SIZES = (0.10, 0.24)
+"""Half the height of numbers and words."""
 
 
 def draw_thing(
@@ -240,7 +242,15 @@ def text_width(thing: Thing, font: int, gallery: Gallery) -> float:
     return min(LINE, float(sum(gallery.advances[font, CHARACTERS.index(c)] for c in thing.name)))
 
 
-def look(rng: np.random.Generator, thing: Thing, split: Split, gallery: Gallery, aspect: float, crowd: int) -> Look:
+def look(
+    rng: np.random.Generator,
+    thing: Thing,
+    split: Split,
+    gallery: Gallery,
+    aspect: float,
+    crowd: int,
+    sizes: tuple[float, float] = SIZES,
+) -> Look:
     """A random appearance of a thing that shares the picture with `crowd` others; stretched and slanted in training alone."""
     dark = bool(rng.random() < 0.5)
     plain = rng.uniform(0.0, 0.2, 3) if dark else rng.uniform(0.8, 1.0, 3)
@@ -252,7 +262,7 @@ def look(rng: np.random.Generator, thing: Thing, split: Split, gallery: Gallery,
     if thing.kind in ("number", "word"):
         wide = text_width(thing, font, gallery)
         stretch = min(stretch, 0.9 * aspect / (0.1 * wide))
-        size = min(rng.uniform(0.10, 0.24), 0.9 * aspect / (wide * stretch))
+        size = min(rng.uniform(*sizes), 0.9 * aspect / (wide * stretch))
         angle = rng.uniform(-0.08, 0.08)
         tint, edge = plain, contrast
         if rng.random() < 0.3:
@@ -400,7 +410,8 @@ class Profile:
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
     `gap` leaves the last so many steps empty. `slow` is the share of things that creep, `again` that of visits by something
     that was there before, `late` that of streams in which nothing comes for up to `LEAD` of their length, `cut` that of streams
-    whose background becomes another at once; `lengths` are those of `LENGTHS`, `words` is as `WORDY`.
+    whose background becomes another at once; `lengths`, `words` and `sizes` are as `LENGTHS`, `WORDY` and
+    `SIZES` are where nothing is said.
     """
 
     things: tuple[int, int] | None = None
@@ -414,6 +425,7 @@ class Profile:
     cut: float = 0.0
     lengths: tuple[float, float, float] = LENGTHS
     words: float = WORDY
+    sizes: tuple[float, float] = SIZES
 
 
 def draw_scene(
@@ -448,7 +460,7 @@ def draw_scene(
             thing = draw_thing(rng, split, profile.text, profile.lengths, profile.words)
         else:
             continue
-        how = look(rng, thing, split, gallery, aspect, len(present))
+        how = look(rng, thing, split, gallery, aspect, len(present), profile.sizes)
         half = extent(thing, how, aspect, gallery)
         room = np.maximum(0.0, 0.95 - np.array(half))
         homes = rng.uniform(-room, room, (8, 2))

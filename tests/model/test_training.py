@@ -245,6 +245,18 @@ def test_words_are_as_many_and_as_long_as_a_profile_says(assets):
     assert 0.66 < share < 0.74 and 4.95 < letters < 5.25
 
 
+def test_text_is_as_small_as_a_profile_says(assets):
+    def heights(**said: object) -> list[float]:
+        rng, profile = np.random.default_rng(9), Profile(things=(4, 4), text=1.0, **said)
+        scenes = [draw_scene(rng, 32, "train", assets.gallery, profile) for _ in range(200)]
+        return [visit.look.size for scene in scenes for visit in scene.visits]
+
+    usual, small = heights(), heights(sizes=(0.09, 0.12))
+    assert 0.22 < max(usual) <= 0.24 and 0.11 < max(small) <= 0.12
+    # A long word that would not fit is smaller still.
+    assert np.mean([size >= 0.09 for size in small]) > 0.9 and np.mean([size >= 0.1 for size in usual]) > 0.9
+
+
 def test_scenes_with_things_that_creep_are_drawn(assets):
     rng, all_creep = np.random.default_rng(6), Profile(things=(2, 2), slow=1.0)
     visits = [v for _ in range(20) for v in draw_scene(rng, 24, "train", assets.gallery, all_creep).visits]
