@@ -16,7 +16,7 @@ from torch import Tensor
 from model.infinitevl import InfiniteVL
 from model.memory import SequenceMemory
 from model.rope import rotate, rotation
-from model.training.sitting import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask, cleared
+from model.training.sitting import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask, cleared, compose
 from model.training.world import HORIZON, Profile, draw_scene
 
 RATE = 12.5
@@ -97,8 +97,7 @@ def by_clock(exam: Exam, streams: int, questions: int, ages: dict[str, int], see
     chances = [np.random.default_rng((seed, 1, i)) for i in range(streams)]
     profile = Profile(things=(1, 8), gap=4)
     paper = Paper("clock", EVIDENCE, streams, questions, MEMORY, profile, gone=0)
-    scenes = [draw_scene(rng, EVIDENCE, "test", gallery, profile) for rng in chances]
-    asked = [ask(paper, rng, scene, EVIDENCE - 1, exam.tokenizer) for rng, scene in zip(chances, scenes, strict=True)]
+    scenes, asked = compose(paper, chances, gallery, exam.tokenizer)
     still = replace(profile, things=(0, 0), real=True, gap=0)
     empty = look(exam, exam.patches([draw_scene(rng, EMPTY, "test", gallery, still) for rng in chances], seed))
     memory = follow(network, look(exam, exam.patches(scenes, seed)), 0, None)

@@ -11,8 +11,10 @@ import numpy as np
 from model.training.phrases import ABSENT, HELD_OUT, NEVER_SEEN, NOTHING, PHRASES, PREFIXES, UNKNOWABLE
 from model.training.things import COLOURS, NAMES, SHAPES, Thing
 from model.training.world import ABSENT as HARDLY
-from model.training.world import CLEAR, Scene, Split, Visit, draw_thing
+from model.training.world import CLEAR, Profile, Scene, Split, Visit, draw_thing
 
+STRANGERS = Profile(text=0.08)
+"""What things are drawn that are asked about though nobody saw them."""
 RECENT = 6
 """Steps within which an appearance or a leaving counts as just now; twice as many steps without one count as no change."""
 
@@ -104,7 +106,7 @@ class Examiner:
                 else:
                     thing = Thing("shape", str(self.rng.choice(SHAPES)), near.thing.colour)
             else:
-                thing = draw_thing(self.rng, self.split, 0.08)
+                thing = draw_thing(self.rng, self.split, STRANGERS)
             if thing not in taken:
                 return thing
         return Thing("object", next(name for name in NAMES if Thing("object", name) not in taken))

@@ -216,6 +216,16 @@ def ask(paper: Paper, rng: np.random.Generator, scene: Scene, step: int, tokeniz
     return found
 
 
+def compose(
+    paper: Paper, chances: list[np.random.Generator], gallery: Gallery, tokenizer: Tokenizer
+) -> tuple[list[Scene], list[list[Question]]]:
+    """The paper's scenes, each drawn and asked about at its end by chances of its own."""
+    scenes = [draw(paper, rng, paper.gallery(gallery)) for rng in chances]
+    return scenes, [
+        ask(paper, rng, scene, paper.steps - 1, tokenizer) for rng, scene in zip(chances, scenes, strict=True)
+    ]
+
+
 @torch.no_grad()
 def watch(
     network: InfiniteVL, patches: Tensor, seconds: Tensor, memory: SequenceMemory | None, part: int = 128
@@ -315,7 +325,7 @@ def cleared(memory: SequenceMemory) -> SequenceMemory:
 def sit(exam: Exam, paper: Paper, seed: int) -> None:
     """Examines on one paper."""
     group = max(1, min(paper.streams, exam.room // paper.steps))
-    gallery, network = paper.gallery(exam.painter.gallery), exam.network
+    network = exam.network
     for first in range(0, paper.streams, group):
         if exam.over:
             return
@@ -323,10 +333,7 @@ def sit(exam: Exam, paper: Paper, seed: int) -> None:
             np.random.default_rng((seed, paper.steps, len(paper.name), i))
             for i in range(first, min(first + group, paper.streams))
         ]
-        scenes = [draw(paper, rng, gallery) for rng in chances]
-        questions = [
-            ask(paper, rng, scene, paper.steps - 1, exam.tokenizer) for rng, scene in zip(chances, scenes, strict=True)
-        ]
+        scenes, questions = compose(paper, chances, exam.painter.gallery, exam.tokenizer)
         patches = exam.patches(scenes, int(chances[0].integers(2**31)))
         seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes])).to(exam.device)
         memory = watch(network, patches, seconds, None)

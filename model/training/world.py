@@ -124,29 +124,20 @@ LENGTHS = (0.6, 0.25, 0.15)
 WORDY = 0.4
 """Share of words among numbers and words."""
 SIZES = (0.10, 0.24)
-"""Half the height of numbers and words."""
+"""Half the height of numbers and words in the picture, the least and the most."""
 
 
-def draw_thing(
-    rng: np.random.Generator,
-    split: Split,
-    text: float,
-    lengths: tuple[float, float, float] = LENGTHS,
-    words: float = WORDY,
-) -> Thing:
-    """A random thing; `text` is the share of numbers and words, `words` that of words among them.
-
-    Held-out combinations and words appear in "test" alone.
-    """
+def draw_thing(rng: np.random.Generator, split: Split, profile: Profile) -> Thing:
+    """A random thing. Held-out combinations and words appear in "test" alone."""
     kind = rng.random()
-    if kind < text * (1 - words):
+    if kind < profile.text * (1 - profile.words):
         digits = int(rng.choice([2, 3, 4, 5, 6], p=[0.3, 0.3, 0.3, 0.05, 0.05]))
         return Thing("number", "".join(rng.choice(list(CHARACTERS[:10]), digits)))
-    if kind < text:
+    if kind < profile.text:
         if rng.random() < 0.5:
             held = split == "test"
             return Thing("word", str(rng.choice([w for i, w in enumerate(WORDS) if (i % 10 == 9) == held])))
-        length = int(rng.choice([4, 5, 6], p=lengths))
+        length = int(rng.choice([4, 5, 6], p=profile.lengths))
         return Thing("word", "".join(rng.choice(list(CHARACTERS[10:]), length)))
     if rng.random() < 0.45:
         for _ in range(20):
@@ -243,13 +234,7 @@ def text_width(thing: Thing, font: int, gallery: Gallery) -> float:
 
 
 def look(
-    rng: np.random.Generator,
-    thing: Thing,
-    split: Split,
-    gallery: Gallery,
-    aspect: float,
-    crowd: int,
-    sizes: tuple[float, float] = SIZES,
+    rng: np.random.Generator, thing: Thing, split: Split, gallery: Gallery, aspect: float, crowd: int, profile: Profile
 ) -> Look:
     """A random appearance of a thing that shares the picture with `crowd` others; stretched and slanted in training alone."""
     dark = bool(rng.random() < 0.5)
@@ -261,8 +246,8 @@ def look(
         stretch, slant = 1.0, 0.0
     if thing.kind in ("number", "word"):
         wide = text_width(thing, font, gallery)
-        stretch = min(stretch, 0.9 * aspect / (0.1 * wide))
-        size = min(rng.uniform(*sizes), 0.9 * aspect / (wide * stretch))
+        stretch = min(stretch, 0.9 * aspect / (SIZES[0] * wide))
+        size = min(rng.uniform(*profile.sizes), 0.9 * aspect / (wide * stretch))
         angle = rng.uniform(-0.08, 0.08)
         tint, edge = plain, contrast
         if rng.random() < 0.3:
@@ -451,16 +436,16 @@ def draw_scene(
     visits: list[Visit] = []
     for slot, start, stop in [(slot, start + lead, stop + lead) for slot, start, stop in stays]:
         present = [v for v in visits if v.stop > start]
-        thing = draw_thing(rng, split, profile.text, profile.lengths, profile.words)
+        thing = draw_thing(rng, split, profile)
         if visits and rng.random() < profile.again:
             thing = visits[int(rng.integers(len(visits)))].thing
         for _ in range(20):
             if all(v.thing != thing for v in present):
                 break
-            thing = draw_thing(rng, split, profile.text, profile.lengths, profile.words)
+            thing = draw_thing(rng, split, profile)
         else:
             continue
-        how = look(rng, thing, split, gallery, aspect, len(present), profile.sizes)
+        how = look(rng, thing, split, gallery, aspect, len(present), profile)
         half = extent(thing, how, aspect, gallery)
         room = np.maximum(0.0, 0.95 - np.array(half))
         homes = rng.uniform(-room, room, (8, 2))

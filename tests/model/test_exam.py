@@ -27,9 +27,8 @@ from model.training.sitting import (
     Marks,
     Paper,
     alike,
-    ask,
+    compose,
     correct,
-    draw,
     sit,
     watch,
 )
@@ -109,7 +108,7 @@ def test_an_answer_is_right_but_for_articles_and_capitals(painter):
     network.eval().fuse()
     paper = replace(exam.papers(quick=True)[0], streams=2, questions=6, skills=("what", "where"))
     chances = [np.random.default_rng((exam.SEED, 6 + i)) for i in range(paper.streams)]
-    scenes = [draw(paper, rng, paper.gallery(painter.gallery)) for rng in chances]
+    scenes, asked = compose(paper, chances, painter.gallery, tokenizer)
     patches = Exam(network, painter, tokenizer, Marks(), None).patches(scenes, 0)
     seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes]))
     state, slots = StreamState.allocate(network.config, 2 * len(scenes)), torch.arange(len(scenes))
@@ -130,7 +129,6 @@ def test_an_answer_is_right_but_for_articles_and_capitals(painter):
                 tokens = [best]
         return tokenizer.decode(found[:-1])
 
-    asked = [ask(paper, rng, scene, paper.steps - 1, tokenizer) for rng, scene in zip(chances, scenes, strict=True)]
     asked = [[replace(q, answer=said(i, q.text)) for q in each] for i, each in enumerate(asked)]
     memory = watch(network, patches, seconds, None)
 

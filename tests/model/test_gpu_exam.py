@@ -19,7 +19,7 @@ from model.training.exam import SEED, papers
 from model.training.lessons import LENGTH
 from model.training.paint import Assets, Painter
 from model.training.questions import Question
-from model.training.sitting import GRID, Exam, Marks, Paper, ask, correct, draw, watch
+from model.training.sitting import GRID, Exam, Marks, Paper, compose, correct, watch
 
 if TYPE_CHECKING:
     from model.fast import FastInfiniteVL
@@ -41,10 +41,7 @@ class Sitting(Exam):
     def draw(self, paper: Paper, first: int) -> tuple[Tensor, Tensor, list[list[Question]]]:
         """Patches [streams, steps, 256, 1176], seconds float64 [streams, steps] and questions [streams][each]."""
         chances = [np.random.default_rng((SEED, first + i)) for i in range(paper.streams)]
-        scenes = [draw(paper, rng, paper.gallery(self.painter.gallery)) for rng in chances]
-        asked = [
-            ask(paper, rng, scene, paper.steps - 1, self.tokenizer) for rng, scene in zip(chances, scenes, strict=True)
-        ]
+        scenes, asked = compose(paper, chances, self.painter.gallery, self.tokenizer)
         seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes])).to(self.device)
         return self.patches(scenes, first), seconds, asked
 
