@@ -102,6 +102,21 @@ def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypa
         assert f"| {skill}" in text
 
 
+def test_by_the_clock_each_scene_is_asked_by_its_own_chances(network, painter, monkeypatch):
+    """One scene more leaves the questions about the others as they were."""
+    monkeypatch.setattr(ages, "EVIDENCE", 12)
+    monkeypatch.setattr(ages, "EMPTY", 8)
+
+    def asked(streams: int) -> list[list[Question]]:
+        seat, found = sitting(network, painter), []
+        monkeypatch.setattr(seat, "mark", lambda paper, candidates, last, asked: found.extend(asked))
+        ages.by_clock(seat, streams, 6, {"10 s": 0}, 3)
+        return found
+
+    one, two = asked(1), asked(2)
+    assert len(one[0]) == 6 and two[0] == one[0] and two[1] != one[0]
+
+
 def test_an_answer_is_right_but_for_articles_and_capitals(painter):
     """The oracle is what a slot says, token by token; the question's answer is then made that, nearly that or another."""
     network, tokenizer = load_checkpoint(NANO, device="cpu", dtype=torch.float32)
