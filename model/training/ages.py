@@ -119,20 +119,23 @@ def by_clock(exam: Exam, streams: int, questions: int, ages: dict[str, int], see
 
 def long_streams(exam: Exam, streams: int, questions: int, seed: int) -> None:
     """Asks what there is now in the first and in the last minute of streams of 20,000 frames."""
-    rng = np.random.default_rng((seed, 2))
+    chances = [np.random.default_rng((seed, 2, i)) for i in range(streams)]
     paper = Paper("minute", SEGMENT, streams, questions, NOW, Profile())
     memory: SequenceMemory | None = None
     for start in range(0, LONG, SEGMENT):
         if exam.over:
             return
-        scenes = [draw_scene(rng, SEGMENT, "test", exam.painter.gallery, paper.profile) for _ in range(streams)]
+        scenes = [draw_scene(rng, SEGMENT, "test", exam.painter.gallery, paper.profile) for rng in chances]
         x = look(exam, exam.patches(scenes, seed + start))
         minute = "first minute" if start < MINUTE else "last minute" if start >= LONG - MINUTE else None
         cut = CUT if minute else SEGMENT
         for offset in range(0, SEGMENT, cut):
             memory = follow(exam.network, x[:, offset : offset + cut], start + offset, memory)
             if minute:
-                asked = [ask(paper, rng, scene, offset + cut - 1, exam.tokenizer) for scene in scenes]
+                asked = [
+                    ask(paper, rng, scene, offset + cut - 1, exam.tokenizer)
+                    for rng, scene in zip(chances, scenes, strict=True)
+                ]
                 last = now(exam, start + offset + cut, streams)
                 exam.mark(minute, {"model": memory}, last, asked)
         exam.bar.update(SEGMENT * streams)

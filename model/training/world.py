@@ -125,6 +125,10 @@ WORDY = 0.4
 """Share of words among numbers and words."""
 SIZES = (0.10, 0.24)
 """Half the height of numbers and words in the picture, the least and the most."""
+STRETCH = (0.78, 1.28)
+"""How many times as wide as usual things are in training, the least and the most."""
+CONDENSED = 0.64
+"""The least for numbers and words, so that the narrowest fonts' letters are no news."""
 
 
 def draw_thing(rng: np.random.Generator, split: Split, profile: Profile) -> Thing:
@@ -241,10 +245,12 @@ def look(
     plain = rng.uniform(0.0, 0.2, 3) if dark else rng.uniform(0.8, 1.0, 3)
     contrast = rng.uniform(0.75, 1.0, 3) if dark else rng.uniform(0.0, 0.25, 3)
     font = int(rng.choice(gallery.fonts[split]))
-    stretch, slant = float(np.exp(rng.uniform(-0.25, 0.25))), float(rng.normal(0, 0.08))
+    written = thing.kind in ("number", "word")
+    bounds = np.log((CONDENSED if written else STRETCH[0], STRETCH[1]))
+    stretch, slant = float(np.exp(rng.uniform(*bounds))), float(rng.normal(0, 0.08))
     if split == "test" or rng.random() < 0.3:
         stretch, slant = 1.0, 0.0
-    if thing.kind in ("number", "word"):
+    if written:
         wide = text_width(thing, font, gallery)
         stretch = min(stretch, 0.9 * aspect / (SIZES[0] * wide))
         size = min(rng.uniform(*profile.sizes), 0.9 * aspect / (wide * stretch))

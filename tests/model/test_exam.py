@@ -117,6 +117,22 @@ def test_by_the_clock_each_scene_is_asked_by_its_own_chances(network, painter, m
     assert len(one[0]) == 6 and two[0] == one[0] and two[1] != one[0]
 
 
+def test_in_long_streams_each_is_asked_by_its_own_chances(network, painter, monkeypatch):
+    monkeypatch.setattr(ages, "SEGMENT", 8)
+    monkeypatch.setattr(ages, "MINUTE", 8)
+    monkeypatch.setattr(ages, "CUT", 8)
+    monkeypatch.setattr(ages, "LONG", 8)
+
+    def asked(streams: int) -> list[list[Question]]:
+        seat, found = sitting(network, painter), []
+        monkeypatch.setattr(seat, "mark", lambda paper, candidates, last, asked: found.extend(asked))
+        ages.long_streams(seat, streams, 6, 3)
+        return found
+
+    one, two = asked(1), asked(2)
+    assert len(one[0]) == 6 and two[0] == one[0] and two[1] != one[0]
+
+
 def test_an_answer_is_right_but_for_articles_and_capitals(painter):
     """The oracle is what a slot says, token by token; the question's answer is then made that, nearly that or another."""
     network, tokenizer = load_checkpoint(NANO, device="cpu", dtype=torch.float32)

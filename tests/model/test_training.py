@@ -257,6 +257,18 @@ def test_text_is_as_small_as_a_profile_says(assets):
     assert np.mean([size >= 0.09 for size in small]) > 0.9 and np.mean([size >= 0.1 for size in usual]) > 0.9
 
 
+def test_text_is_condensed_in_training_alone_and_other_things_less(assets):
+    def widths(split: str, text: float) -> list[float]:
+        rng, profile = np.random.default_rng(9), Profile(things=(4, 4), text=text)
+        scenes = [draw_scene(rng, 32, split, assets.gallery, profile) for _ in range(200)]
+        return [visit.look.stretch for scene in scenes for visit in scene.visits]
+
+    written, others = widths("train", 1.0), widths("train", 0.0)
+    assert 0.64 <= min(written) < 0.66 and 0.78 <= min(others) < 0.8
+    assert max(written) <= 1.28 and max(others) <= 1.28 and max(others) > 1.26
+    assert max(widths("test", 1.0)) == 1.0 and set(widths("test", 0.0)) == {1.0}
+
+
 def test_scenes_with_things_that_creep_are_drawn(assets):
     rng, all_creep = np.random.default_rng(6), Profile(things=(2, 2), slow=1.0)
     visits = [v for _ in range(20) for v in draw_scene(rng, 24, "train", assets.gallery, all_creep).visits]
