@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+SELDOM = 3.0
+"""Mean deviations above the mean beyond which steps are seldom: one in a hundred of a normal distribution."""
+
 
 class Costs:
     """Seconds of one kind of step by its size (streams in a batch, answers in a batch, tokens of a question)."""
@@ -12,6 +15,7 @@ class Costs:
         """`memory` is the weight of a new measurement in the running mean, between 0 and 1."""
         self._memory = memory
         self._mean: dict[int, float] = {}
+        self._deviation = 0.0
 
     def learn(self, size: int, seconds: float) -> None:
         """Takes one measurement; a single hiccup counts for four times the mean at most."""
@@ -19,7 +23,9 @@ class Costs:
         if known is None:
             self._mean[size] = seconds
         else:
-            self._mean[size] = known + self._memory * (min(seconds, 4 * known) - known)
+            seconds = min(seconds, 4 * known)
+            self._mean[size] = known + self._memory * (seconds - known)
+            self._deviation += self._memory * (abs(seconds - known) / known - self._deviation) if known else 0.0
 
     def estimate(self, size: int) -> float:
         """Seconds a step of `size` will take: interpolated, beyond the largest in proportion; 0 while nothing is known."""
@@ -36,6 +42,10 @@ class Costs:
         low, high = sizes[at - 1], sizes[at]
         share = (size - low) / (high - low)
         return self._mean[low] + share * (self._mean[high] - self._mean[low])
+
+    def worst(self, size: int) -> float:
+        """Seconds that a step of `size` seldom exceeds, by how much all sizes' measurements differ from their means."""
+        return (1 + SELDOM * self._deviation) * self.estimate(size)
 
     def served(self, size: int, batch: int) -> float:
         """Seconds in which `size` members are served in batches of `batch`, the last one of what is left."""

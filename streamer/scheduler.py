@@ -323,10 +323,10 @@ class Scheduler(Generic[F]):
         question = self._question()
         due = [answer for answer in self._speaking().values() if answer.due <= now]
         reads = question is not None and (
-            self.prefill_costs.estimate(self.pace.smallest_chunk) < spare or self._owed(self._answers[question]) <= by
+            self.prefill_costs.worst(self.pace.smallest_chunk) < spare or self._owed(self._answers[question]) <= by
         )
         speaks = bool(due) and (
-            self.decode_costs.estimate(len(due)) < spare or any(self._owed(answer) <= by for answer in due)
+            self.decode_costs.worst(len(due)) < spare or any(self._owed(answer) <= by for answer in due)
         )
         if question is not None and reads and not (speaks and self._prefilled_last):
             return self._prefill(question, now, max(spare, self.pace.question_budget))
@@ -335,7 +335,7 @@ class Scheduler(Generic[F]):
     def _prefill(self, name: str, now: float, budget: float) -> Prefill:
         answer, pace = self._answers[name], self.pace
         tokens = min(answer.left, pace.largest_chunk)
-        while tokens > pace.smallest_chunk and self.prefill_costs.estimate(_rounded(tokens)) > budget:
+        while tokens > pace.smallest_chunk and self.prefill_costs.worst(_rounded(tokens)) > budget:
             tokens -= min(pace.smallest_chunk, tokens - pace.smallest_chunk)
         answer.opened = True
         answer.left -= tokens
@@ -364,9 +364,10 @@ class Scheduler(Generic[F]):
     def _spare(self, now: float) -> float:
         """Seconds until the device must turn to frames for them to be in time."""
         live = self._live(now)
-        cost = MARGIN * self.frame_costs.estimate(min(len(live), self.largest_batch))
+        batch = min(len(live), self.largest_batch)
+        cost = max(MARGIN * self.frame_costs.estimate(batch), self.frame_costs.worst(batch))
         spare = self._begun - cost - now
-        cost += self._beyond(min(len(live), self.largest_batch))
+        cost += self._beyond(batch)
         for stream in live:
             last = now if stream.captured is None else stream.captured
             captured = stream.waiting[0].captured if stream.waiting else max(last + stream.period, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from statistics import median
 
 import pytest
@@ -118,6 +119,27 @@ def test_answers_fill_what_is_left_and_cost_no_frame() -> None:
     assert median(world.first_token(answer) for answer in world.tokens) <= 0.15
     assert max(world.lags("door")) <= 0.2
     world.check_accounts()
+
+
+def test_where_steps_take_now_more_now_less_answers_leave_frames_more_time() -> None:
+    chance = Random(4)
+
+    def unsteady(seconds: float) -> float:
+        return seconds * chance.lognormvariate(0, 0.4)
+
+    world = World(
+        frames=lambda n: unsteady(0.045 * n),
+        decode=lambda n: unsteady(0.013 + 0.002 * n),
+        prefill=lambda n: unsteady(0.01 + 0.0008 * n),
+        frames_per_step=2,
+    )
+    world.camera("door", 25, 120)
+    for name in "abc":
+        world.asker(name, 120, question=24, length=6)
+    world.run(121)
+    late = sum(lag > 0.2 for lag in world.lags("door"))
+    assert world.dropped("door") + late <= 0.006 * 3000
+    assert median(world.first_token(answer) for answer in world.tokens) <= 0.1
 
 
 def test_an_answer_is_never_faster_than_its_ceiling() -> None:
@@ -426,6 +448,23 @@ def test_costs_are_learnt_interpolated_and_robust() -> None:
     for _ in range(100):
         costs.learn(2, 0.04)
     assert costs.estimate(2) == pytest.approx(0.04, rel=0.01)
+    assert costs.worst(2) == pytest.approx(0.04, rel=0.05)
+
+
+def test_what_a_step_seldom_exceeds_follows_how_steps_differ() -> None:
+    costs, chance = Costs(), Random(1)
+    assert costs.worst(1) == 0
+    costs.learn(1, 0.02)
+    assert costs.worst(1) == 0.02
+    over = 0
+    for _ in range(2000):
+        took = chance.gauss(0.02, 0.003)
+        over += took > costs.worst(1)
+        costs.learn(1, took)
+    assert over < 0.04 * 2000 and 0.023 < costs.worst(1) < 0.034
+    # What one size shows holds for the others.
+    costs.learn(2, 0.03)
+    assert costs.worst(2) / costs.estimate(2) == pytest.approx(costs.worst(1) / costs.estimate(1))
 
 
 @settings(max_examples=60, deadline=None)
