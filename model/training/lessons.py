@@ -22,7 +22,7 @@ LENGTH = 32
 """Tokens of a question with its answer; the few longer ones are asked again with other words."""
 
 EMPHASIS = WEIGHTS | {
-    "relation": 9.0, "motion": 10.0, "before": 3.0, "after": 2.8, "how many": 1.8, "where was": 1.6, "last": 0.8,
+    "relation": 9.0, "motion": 10.0, "before": 3.0, "after": 2.8, "how many": 2.2, "where was": 1.6, "last": 0.8,
     "word": 6.0, "number": 4.0, "colour": 0.8, "shape": 1.0, "has appeared": 1.0, "unknowable": 0.5, "first": 6.4,
     "word was": 6.0, "what": 2.6, "is there": 0.8, "changed": 1.6,
 }  # fmt: skip
@@ -35,8 +35,8 @@ WRITTEN = Profile(text=0.6, lengths=(0.25, 0.4, 0.35), words=0.7, sizes=(0.09, 0
 """Scenes full of text, more of it words, these longer and all of it smaller than elsewhere: that is misread most often."""
 
 PROFILES = (
-    (0.14, Profile(cut=CUT)),
-    (0.06, Profile(things=(6, 40), cut=CUT)),
+    (0.11, Profile(cut=CUT)),
+    (0.09, Profile(things=(6, 40), cut=CUT)),
     (0.06, WRITTEN),
     (0.03, Profile(things=(0, 1), real=True, cut=CUT)),
     (0.03, Profile(things=(0, 0), real=True, cut=CUT)),
