@@ -50,7 +50,7 @@ class Recipe:
     """Optimizer steps of warm-up, at the start and after a resume."""
     floor: float = 0.02
     """Learning rate at the end, as a share of `lr`."""
-    guide: tuple[float, float] = (0.5, 0.1)
+    guide: tuple[float, float] = (0.5, 0.2)
     """Weight of the guiding loss (what each patch shows) at the start and from a quarter of the training on."""
     mean: float = 0.99
     """Decay of the running mean of the weights, taken every 5 optimizer steps."""

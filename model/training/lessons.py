@@ -31,8 +31,9 @@ EMPHASIS = WEIGHTS | {
 CUT = 0.3
 """Share of streams in which what is behind becomes something else at once, where it may."""
 
-WRITTEN = Profile(text=0.6, lengths=(0.25, 0.4, 0.35), words=0.7, sizes=(0.09, 0.17), cut=CUT)
-"""Scenes full of text, more of it words, these longer and all of it smaller than elsewhere: that is misread most often."""
+WRITTEN = Profile(text=0.6, lengths=(0.25, 0.4, 0.35), words=0.7, known=0.3, sizes=(0.09, 0.17), cut=CUT)
+"""Scenes full of text, more of it words, these longer, fewer of them from the list and all of it smaller than elsewhere: that is
+misread most often."""
 
 PROFILES = (
     (0.11, Profile(cut=CUT)),

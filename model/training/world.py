@@ -123,6 +123,8 @@ LENGTHS = (0.6, 0.25, 0.15)
 """Shares of four, five and six letters among the words that are no words."""
 WORDY = 0.4
 """Share of words among numbers and words."""
+KNOWN = 0.5
+"""Share of the list's words among words; the others are any letters."""
 SIZES = (0.10, 0.24)
 """Half the height of numbers and words in the picture, the least and the most."""
 STRETCH = (0.78, 1.28)
@@ -138,7 +140,7 @@ def draw_thing(rng: np.random.Generator, split: Split, profile: Profile) -> Thin
         digits = int(rng.choice([2, 3, 4, 5, 6], p=[0.3, 0.3, 0.3, 0.05, 0.05]))
         return Thing("number", "".join(rng.choice(list(CHARACTERS[:10]), digits)))
     if kind < profile.text:
-        if rng.random() < 0.5:
+        if rng.random() < profile.known:
             held = split == "test"
             return Thing("word", str(rng.choice([w for i, w in enumerate(WORDS) if (i % 10 == 9) == held])))
         length = int(rng.choice([4, 5, 6], p=profile.lengths))
@@ -401,7 +403,7 @@ class Profile:
     `early` is the share of streams whose first step is not empty, `real` whether backgrounds are photographs and video,
     `gap` leaves the last so many steps empty. `slow` is the share of things that creep, `again` that of visits by something
     that was there before, `late` that of streams in which nothing comes for up to `LEAD` of their length, `cut` that of streams
-    whose background becomes another at once; `lengths`, `words` and `sizes` are as `LENGTHS`, `WORDY` and
+    whose background becomes another at once; `lengths`, `words`, `known` and `sizes` are as `LENGTHS`, `WORDY`, `KNOWN` and
     `SIZES` are where nothing is said.
     """
 
@@ -416,6 +418,7 @@ class Profile:
     cut: float = 0.0
     lengths: tuple[float, float, float] = LENGTHS
     words: float = WORDY
+    known: float = KNOWN
     sizes: tuple[float, float] = SIZES
 
 

@@ -231,18 +231,19 @@ def test_only_lengths_still_to_come_are_made_ready():
 
 
 def test_words_are_as_many_and_as_long_as_a_profile_says(assets):
-    def written(**said: object) -> tuple[float, float]:
-        """Share of words, and letters of those that are no words."""
+    def written(**said: object) -> tuple[float, float, float]:
+        """Share of words, of these the share that is on the list, and letters of the others."""
         rng, profile = np.random.default_rng(9), Profile(things=(4, 4), text=1.0, again=0.0, **said)
         scenes = [draw_scene(rng, 32, "train", assets.gallery, profile) for _ in range(600)]
         things = [visit.thing for scene in scenes for visit in scene.visits]
         words = [thing.name for thing in things if thing.kind == "word"]
-        return len(words) / len(things), float(np.mean([len(word) for word in words if word not in WORDS]))
+        others = [len(word) for word in words if word not in WORDS]
+        return len(words) / len(things), 1 - len(others) / len(words), float(np.mean(others))
 
-    share, letters = written()
-    assert 0.36 < share < 0.44 and 4.4 < letters < 4.7
-    share, letters = written(words=0.7, lengths=(0.25, 0.4, 0.35))
-    assert 0.66 < share < 0.74 and 4.95 < letters < 5.25
+    share, known, letters = written()
+    assert 0.36 < share < 0.44 and 0.45 < known < 0.55 and 4.4 < letters < 4.7
+    share, known, letters = written(words=0.7, known=0.3, lengths=(0.25, 0.4, 0.35))
+    assert 0.66 < share < 0.74 and 0.26 < known < 0.34 and 4.95 < letters < 5.25
 
 
 def test_text_is_as_small_as_a_profile_says(assets):
