@@ -19,12 +19,16 @@ TRUSTED = 0.03
 
 
 def join(device: torch.device) -> tuple[torch.device, int]:
-    """Joins the processes that torchrun started, where it did: this one's device, and how many there are."""
+    """Joins the processes that torchrun started, where it did: this one's device, and how many there are.
+
+    Where they are more than the cards they share these: an examination, which mostly waits for the host, is done sooner so.
+    Learning can't: NCCL refuses two of a card.
+    """
     devices = int(os.environ.get("WORLD_SIZE", 1))
     if devices > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
             torch.cuda.set_device(device)
     return device, devices
 
