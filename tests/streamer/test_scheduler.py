@@ -409,6 +409,24 @@ def test_answers_leave_frames_what_steps_take_beyond_their_cost() -> None:
     assert reads(None) and reads(0.02) and not reads(0.06)
 
 
+@pytest.mark.parametrize(
+    ("reading", "reads"), [([0.123], True), ([0.127], False), ([0.1], True), ([0.08, 0.12] * 40, False)]
+)
+def test_a_question_leaves_a_quarter_more_than_a_step_takes_and_is_judged_by_what_reading_seldom_exceeds(
+    reading: list[float], reads: bool
+) -> None:
+    """The next frame must be in its state within 0.15 s; of these a step's 0.02 and a quarter of it are left to it."""
+    scheduler: Scheduler[Picture] = Scheduler(pace=Pace(smallest_chunk=16))
+    for seconds in reading:
+        scheduler.prefill_costs.learn(16, seconds)
+    scheduler.add_stream("door", Terms(deadline=0.1), frames_per_second=5)
+    for i in range(40):
+        scheduler.offer("door", Picture(0.2 * i, i), 0.2 * i)
+        scheduler.measured(scheduler.decide(0.2 * i), 0.02)
+    scheduler.ask("a", 16, 7.95)
+    assert (scheduler.decide(7.95) == Prefill("a", 16)) == reads
+
+
 def test_an_old_frame_alone_is_still_seen() -> None:
     scheduler: Scheduler[Picture] = Scheduler()
     scheduler.add_stream("door", Terms(deadline=0.1))
