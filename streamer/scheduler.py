@@ -27,7 +27,7 @@ REPLAN = 0.25
 SLACK = 1.1
 """Times the soonest end of all that wait by which smaller batches may end, where the device has the time."""
 MARGIN = 1.25
-"""Times the mean that a frame step is expected to take at worst, where it must end in time."""
+"""Times its mean that a frame step is left at least, where it must end in time."""
 SILENT = 2.0
 """Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
 LONGEST_PERIOD = 10.0

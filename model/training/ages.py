@@ -16,7 +16,7 @@ from torch import Tensor
 from model.infinitevl import InfiniteVL
 from model.memory import SequenceMemory
 from model.rope import rotate, rotation
-from model.training.sitting import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask, cleared, compose
+from model.training.sitting import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask_each, cleared, compose
 from model.training.world import HORIZON, Profile, draw_scene
 
 RATE = 12.5
@@ -132,10 +132,7 @@ def long_streams(exam: Exam, streams: int, questions: int, seed: int) -> None:
         for offset in range(0, SEGMENT, cut):
             memory = follow(exam.network, x[:, offset : offset + cut], start + offset, memory)
             if minute:
-                asked = [
-                    ask(paper, rng, scene, offset + cut - 1, exam.tokenizer)
-                    for rng, scene in zip(chances, scenes, strict=True)
-                ]
+                asked = ask_each(paper, chances, scenes, offset + cut - 1, exam.tokenizer)
                 last = now(exam, start + offset + cut, streams)
                 exam.mark(minute, {"model": memory}, last, asked)
         exam.bar.update(SEGMENT * streams)

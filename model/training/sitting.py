@@ -216,14 +216,20 @@ def ask(paper: Paper, rng: np.random.Generator, scene: Scene, step: int, tokeniz
     return found
 
 
+def ask_each(
+    paper: Paper, chances: list[np.random.Generator], scenes: list[Scene], step: int, tokenizer: Tokenizer
+) -> list[list[Question]]:
+    """The paper's questions about each scene after `step`, by that scene's own chances."""
+    return [ask(paper, rng, scene, step, tokenizer) for rng, scene in zip(chances, scenes, strict=True)]
+
+
 def compose(
     paper: Paper, chances: list[np.random.Generator], gallery: Gallery, tokenizer: Tokenizer
 ) -> tuple[list[Scene], list[list[Question]]]:
     """The paper's scenes, each drawn and asked about at its end by chances of its own."""
-    scenes = [draw(paper, rng, paper.gallery(gallery)) for rng in chances]
-    return scenes, [
-        ask(paper, rng, scene, paper.steps - 1, tokenizer) for rng, scene in zip(chances, scenes, strict=True)
-    ]
+    own = paper.gallery(gallery)
+    scenes = [draw(paper, rng, own) for rng in chances]
+    return scenes, ask_each(paper, chances, scenes, paper.steps - 1, tokenizer)
 
 
 @torch.no_grad()

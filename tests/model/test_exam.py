@@ -102,31 +102,19 @@ def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypa
         assert f"| {skill}" in text
 
 
-def test_by_the_clock_each_scene_is_asked_by_its_own_chances(network, painter, monkeypatch):
+@pytest.mark.parametrize("kind", ["by the clock", "long streams"])
+def test_each_stream_is_asked_by_its_own_chances(kind, network, painter, monkeypatch):
     """One scene more leaves the questions about the others as they were."""
-    monkeypatch.setattr(ages, "EVIDENCE", 12)
-    monkeypatch.setattr(ages, "EMPTY", 8)
+    for name, steps in {"EVIDENCE": 12, "EMPTY": 8, "SEGMENT": 8, "MINUTE": 8, "CUT": 8, "LONG": 8}.items():
+        monkeypatch.setattr(ages, name, steps)
 
     def asked(streams: int) -> list[list[Question]]:
         seat, found = sitting(network, painter), []
         monkeypatch.setattr(seat, "mark", lambda paper, candidates, last, asked: found.extend(asked))
-        ages.by_clock(seat, streams, 6, {"10 s": 0}, 3)
-        return found
-
-    one, two = asked(1), asked(2)
-    assert len(one[0]) == 6 and two[0] == one[0] and two[1] != one[0]
-
-
-def test_in_long_streams_each_is_asked_by_its_own_chances(network, painter, monkeypatch):
-    monkeypatch.setattr(ages, "SEGMENT", 8)
-    monkeypatch.setattr(ages, "MINUTE", 8)
-    monkeypatch.setattr(ages, "CUT", 8)
-    monkeypatch.setattr(ages, "LONG", 8)
-
-    def asked(streams: int) -> list[list[Question]]:
-        seat, found = sitting(network, painter), []
-        monkeypatch.setattr(seat, "mark", lambda paper, candidates, last, asked: found.extend(asked))
-        ages.long_streams(seat, streams, 6, 3)
+        if kind == "by the clock":
+            ages.by_clock(seat, streams, 6, {"10 s": 0}, 3)
+        else:
+            ages.long_streams(seat, streams, 6, 3)
         return found
 
     one, two = asked(1), asked(2)
