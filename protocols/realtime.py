@@ -363,8 +363,10 @@ class RealtimeSession:
     # -- what the daemon tells ----------------------------------------------------------------------------------------
 
     def accepted(self, response_id: str, rate_limits: Sequence[Mapping[str, Any]] = ()) -> list[Decision]:
-        """The answer is on its way; `rate_limits` as `rate_limits.updated` shows them."""
-        response = self._responses[response_id]
+        """The answer is on its way; `rate_limits` as `rate_limits.updated` shows them. One that was shut down meanwhile says nothing."""
+        response = self._responses.get(response_id)
+        if response is None:
+            return []
         response.accepted = True
         out: list[Decision] = [self._send("response.created", response=self._facts(response, "in_progress"))]
         if rate_limits:
@@ -372,8 +374,10 @@ class RealtimeSession:
         return out
 
     def refused(self, response_id: str, code: str, message: str) -> list[Decision]:
-        """The answer can't start."""
-        response = self._responses.pop(response_id)
+        """The answer can't start (one that was shut down meanwhile says nothing)."""
+        response = self._responses.pop(response_id, None)
+        if response is None:
+            return []
         param = {"unknown_stream": "session.stream", "empty_question": "response.input"}.get(code)
         return [self._error(ProtocolError(code, message, param, response.event_id))]
 

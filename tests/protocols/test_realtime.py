@@ -199,6 +199,8 @@ def test_shutdown_closes_every_answer_and_later_words_say_nothing() -> None:
     assert dones[0]["status_details"]["error"]["code"] == "shutting_down"
     assert talk.session.delta(first.response, "more") == []
     assert talk.session.finished(first.response, "cancelled") == []
+    assert talk.session.accepted(first.response) == []
+    assert talk.session.refused(first.response, "busy", "Too many.") == []
 
 
 def test_close_cancels_what_is_open() -> None:
