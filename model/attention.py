@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.config import DecoderConfig
 from model.memory import Memory
-from model.ops.linear import JointLinear
+from model.ops.linear import JointLinear, laid_out
 from model.rope import Rotation, rotate
 
 
@@ -28,6 +28,7 @@ class Attention(nn.Module):
     def fuse(self) -> None:
         """Joins the input projections for inference."""
         self.inward.fuse()
+        self.o_proj.weight.data = laid_out(self.o_proj.weight.data)
 
     def forward(self, x: Tensor, rotation: Rotation, memory: Memory) -> Tensor:
         """`x` [batch, n, hidden], `rotation` of its positions; extends `memory`. Returns [batch, n, hidden]."""

@@ -205,7 +205,10 @@ def save_checkpoint(
         room -= size
     files = [WHOLE] if len(parts) == 1 else [SHARD.format(i + 1, len(parts)) for i in range(len(parts))]
     for file, part in zip(files, parts, strict=True):
-        weights = {name: tensor.to("cpu", kind, copy=True) for name, tensor, kind in part}
+        weights = {
+            name: tensor.to("cpu", kind, copy=True, memory_format=torch.contiguous_format)
+            for name, tensor, kind in part
+        }
         save_file(weights, folder / file, metadata={"format": "pt"})
     (folder / INDEX).unlink(missing_ok=True)
     if len(files) > 1:

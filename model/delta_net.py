@@ -10,7 +10,7 @@ from model.config import DecoderConfig
 from model.memory import Memory
 from model.ops.convolution import short_convolution
 from model.ops.dispatch import delta_rule
-from model.ops.linear import JointLinear
+from model.ops.linear import JointLinear, laid_out
 
 
 class GatedNorm(nn.Module):
@@ -50,9 +50,11 @@ class GatedDeltaNet(nn.Module):
         self.inward = JointLinear(self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.b_proj, self.a_proj)
         self.filters: Tensor | None = None
 
+    @torch.no_grad()
     def fuse(self) -> None:
         """Joins the input projections and the filters for inference."""
         self.inward.fuse()
+        self.o_proj.weight.data = laid_out(self.o_proj.weight.data)
         self.filters = self.joint_filters()
 
     def joint_filters(self) -> Tensor:

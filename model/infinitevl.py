@@ -67,7 +67,11 @@ class InfiniteVL(nn.Module):
 
         `grid` is (height, width) in patches. Source of the convention: see `StreamState.frame_positions`.
         """
-        self.take(self.visual(patches, *grid), grid, seconds, state, slots)
+        self.take(self.look(patches, grid), grid, seconds, state, slots)
+
+    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What the vision tower makes of `patches` [batch, grid patches, patch_dim]: [batch, tokens, hidden]."""
+        return self.visual(patches, *grid)  # type: ignore[no-any-return]
 
     def take(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
         """`see` from what the vision tower made of the patches, [batch, tokens, hidden]."""

@@ -19,6 +19,7 @@ from model.room import room
 from model.sampling import Sampling, draw
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
+from model.traced import TRACEABLE, TracedInfiniteVL
 from model.untrained import random_config, random_model, random_vocabulary
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Runner:
             found.check(slots)
         self.state = StreamState.allocate(model.config, slots + served, self.device, self.dtype)
         self.graphs: Graphs | None = Graphs(fast, self.state) if fast is not None else None
+        self.steps = TracedInfiniteVL(model) if TRACEABLE and not served else model
         self.grids: dict[int, tuple[int, int]] = {}
         self.generators: dict[int, torch.Generator | None] = {}
 
@@ -83,7 +85,7 @@ class Runner:
 
     def release(self) -> None:
         """Gives the memory back; what stays are the facts about the model."""
-        del self.model, self.state, self.graphs
+        del self.model, self.state, self.graphs, self.steps
 
     @torch.inference_mode()
     def open(self, slot: int, height: int, width: int) -> None:
@@ -112,8 +114,8 @@ class Runner:
     def look(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]]) -> Looked:
         """What the vision tower makes of the pictures of `see`. It touches no state, so that any thread may call it."""
         return {
-            grid: self.model.visual(
-                torch.stack([patchify(self.config, frames[i], grid) for i in rows]).to(self.device, self.dtype), *grid
+            grid: self.steps.look(
+                torch.stack([patchify(self.config, frames[i], grid) for i in rows]).to(self.device, self.dtype), grid
             )
             for grid, rows in self.by_grid(slots).items()
         }
@@ -147,9 +149,9 @@ class Runner:
         return finite
 
     def take(self, slots: Sequence[int], x: Tensor, seconds: Sequence[float], grid: tuple[int, int]) -> list[bool]:
-        """`see` for streams of one grid whose pictures have been looked at, through the reference."""
+        """`see` for streams of one grid whose pictures have been looked at."""
         times, index = torch.tensor(seconds, dtype=torch.float64, device=self.device), self.index(slots)
-        self.model.take(x, grid, times, self.state, index)
+        self.steps.take(x, grid, times, self.state, index)
         finite: list[bool] = self.state.delta[-1][index].flatten(1).sum(1).isfinite().tolist()
         return finite
 
@@ -157,7 +159,7 @@ class Runner:
         """Reads equally many tokens into each slot; returns the likeliest next ones int64 [batch], and all logits."""
         if self.graphs is not None:
             return self.graphs.read(slots, tokens)
-        logits = self.model.read(torch.tensor(tokens, device=self.device), self.state, self.index(slots))
+        logits = self.steps.read(torch.tensor(tokens, device=self.device), self.state, self.index(slots))
         return logits.argmax(-1), logits
 
     @torch.inference_mode()

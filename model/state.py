@@ -173,8 +173,6 @@ class SlotMemory:
         n, device = positions.shape[-1], slots.device
         ring, sinks = policy.ring_size(config.step_tokens), policy.sinks
         self.state, self.slots, self.counts = state, slots, counts
-        alone = slots.device.type == "cpu" and len(slots) == 1
-        self.at: Tensor | slice = slice(int(slots[0]), int(slots[0]) + 1) if alone else slots
         steps = torch.arange(n, device=device)
         start = state.length[slots]
         index = start[:, None] + steps
@@ -217,7 +215,7 @@ class SlotMemory:
         keys, values = self.state.keys[row], self.state.values[row]
         keys[at, self.rows] = torch.where((self.rows < sinks)[..., None, None], k, k_rotated)
         values[at, self.rows] = v
-        seen, held = keys[self.at, :-1], values[self.at, :-1]
+        seen, held = keys[self.slots, :-1], values[self.slots, :-1]
         if sinks:
             seen = torch.cat((rotate(seen[:, :sinks], self.sink_rotation), seen[:, sinks:]), 1)
         return masked_attention(q, seen, held, self.visible)
@@ -225,15 +223,15 @@ class SlotMemory:
     def recurrence(self, layer: int, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """See `Memory.recurrence`."""
         row = self.layer_row[layer]
-        whole = torch.cat((self.state.inputs[row][self.at], mixed), 1)
+        whole = torch.cat((self.state.inputs[row][self.slots], mixed), 1)
         if self.counts is None:
             kept = whole[:, mixed.shape[1] :]
         else:
             width = self.state.inputs.shape[2]
             wanted = self.counts[:, None] + torch.arange(width, device=mixed.device)
             kept = whole.gather(1, wanted[..., None].expand(-1, -1, whole.shape[-1]))
-        self.state.inputs[row][self.at] = kept
-        return whole, self.state.delta[row][self.at]
+        self.state.inputs[row][self.slots] = kept
+        return whole, self.state.delta[row][self.slots]
 
     def gates(self, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
         """See `Memory.gates`: padding neither writes nor forgets."""
@@ -243,7 +241,7 @@ class SlotMemory:
 
     def remember(self, layer: int, state: Tensor) -> None:
         """See `Memory.remember`."""
-        self.state.delta[self.layer_row[layer]][self.at] = state
+        self.state.delta[self.layer_row[layer]][self.slots] = state
 
     def commit(self) -> None:
         """Counts the tokens that every layer has now taken."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VisionConfig
-from model.ops.linear import JointLinear
+from model.ops.linear import JointLinear, laid_out
 from model.rope import Rotation, rotate, vision_rotation
 
 
@@ -110,6 +110,7 @@ class MLP(nn.Module):
     def fuse(self) -> None:
         """Joins gate and up for inference."""
         self.inward.fuse()
+        self.down_proj.weight.data = laid_out(self.down_proj.weight.data)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.inward(x)

@@ -22,6 +22,7 @@ from capture import Frame
 from model import Runner, Sampling
 from model.runner import Looked
 from model.tokenizer import Detokenizer
+from model.traced import DECODE_BATCH
 from streamer.answer import FinishReason
 from streamer.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler
 from streamer.stream import Stream
@@ -544,7 +545,7 @@ class Engine:
         for tokens in (256, 128, 64, 32, 16):
             prefill = partial(runner.prefill, forks[0], [stop] * tokens, Sampling())
             trials.append((Prefill("", tokens), partial(_cost, prefill)))
-        for size in [n for n in reversed(powers) if n <= self.answer_slots]:
+        for size in sorted({n for n in (*range(1, DECODE_BATCH), *powers) if n <= self.answer_slots}, reverse=True):
             decode = partial(runner.decode, forks[:size], [stop] * size, [Sampling()] * size)
             trials.append((Decode(("",) * size), partial(_cost, decode)))
         return trials

@@ -28,7 +28,7 @@ class JointLinear:
     @torch.no_grad()
     def fuse(self) -> None:
         """Moves the parts' weights into one tensor, of which they become views: no memory is added, the names stay."""
-        self.weight = torch.cat([part.weight for part in self.parts])
+        self.weight = laid_out(torch.cat([part.weight for part in self.parts]))
         for part, view in zip(self.parts, self.weight.split(self.sizes), strict=True):
             part.weight.data = view
         biases = [part.bias for part in self.parts]
@@ -42,3 +42,8 @@ class JointLinear:
             for part, view in zip(self.parts, self.bias.split(self.sizes), strict=True):
                 if part.bias is not None:
                     part.bias.data = view
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """`weight` [out, in] as products of few rows read it fastest: on a CPU each input's weights lie together in memory."""
+    return weight.t().contiguous().t() if weight.device.type == "cpu" else weight

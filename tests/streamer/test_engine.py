@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model import Sampling
+from model.traced import TRACEABLE, TracedInfiniteVL
 from streamer.engine import _cost
 
 from .fed import Bench, picture
@@ -87,6 +88,23 @@ def test_an_answer_is_what_the_model_says_alone() -> None:
     alone = "".join(voice.push(token) for token in spoken) + voice.flush()
     assert [ear.text for ear in ears] == [alone] * 3
     assert all(ear.tokens == len(spoken) for ear in ears)
+
+
+@pytest.mark.skipif(not TRACEABLE, reason="PyTorch traces up to Python 3.13")
+def test_what_is_served_was_traced_in_the_warm_up() -> None:
+    """A trace made between two frames would hold these up for a fifth of a second."""
+    bench = Bench()
+    steps = bench.engine.runner.steps
+    assert isinstance(steps, TracedInfiniteVL)
+    made = set(steps.traces)
+    bench.add("left")
+    bench.show(0, "left")
+    for words in ("What?", "What is it? " * 10, "What is it? " * 60):
+        ears = [bench.ask(f"{words} {i}", "left", words=words, length=4 + 4 * i) for i in range(3)]
+        bench.until(lambda ears=ears: all(ear.reason for ear in ears))  # type: ignore[misc]
+        bench.show(1, "left")
+    assert made == set(steps.traces)
+    assert {"look", "take", "decode", "read"} <= {key[0] for key in made}
 
 
 def held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> threading.Event:

@@ -1,0 +1,118 @@
+"""Traces are the model: at every age of a stream, for every shape."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import Runner, Sampling
+from model.config import AttentionPolicy
+from model.state import StreamState
+from model.tokenizer import Tokenizer
+from model.traced import DECODE_BATCH, TRACEABLE, TracedInfiniteVL
+
+from .small import build, error, picture, small
+from .streams import Stream, index, times
+
+pytestmark = pytest.mark.skipif(not TRACEABLE, reason="PyTorch traces up to Python 3.13")
+CONFIG = small(
+    policy=AttentionPolicy(sinks=20, window=70), tokens_per_frame=40, position_horizon=8.0
+)  # text of up to 16, 32 and 40 tokens
+GRIDS = (4, 6), (6, 6)
+TOKENS = torch.randint(7, 2048, (1, 100), generator=torch.Generator().manual_seed(3))
+
+
+def assert_the_same(found: StreamState, expected: StreamState) -> None:
+    for (name, tensor, _), (_, oracle, _) in zip(found.tensors(), expected.tensors(), strict=True):
+        if name in ("keys", "values"):  # their last row takes what padding writes
+            tensor, oracle = tensor[:, :, :-1], oracle[:, :, :-1]
+        if tensor.dtype == torch.int64:
+            assert torch.equal(tensor, oracle), name
+        else:
+            assert error(tensor, oracle) <= 1e-5, name
+
+
+@torch.inference_mode()
+def test_traces_of_a_streams_first_steps_serve_its_whole_age() -> None:
+    """Two streams in turn, past their sinks, window and horizon, with a gap beyond it; questions between the steps."""
+    model = build(CONFIG)
+    traced, state, oracle = (
+        TracedInfiniteVL(build(CONFIG)),
+        StreamState.allocate(CONFIG, 4),
+        StreamState.allocate(CONFIG, 4),
+    )
+    seconds = [0.7 * i + (30.0 if i > 20 else 0.0) for i in range(40)]
+    streams = [Stream(CONFIG, grid, seconds, seed=i) for i, grid in enumerate(GRIDS)]
+    for slot in range(2):
+        for each in (state, oracle):
+            model.open(each, index(slot))
+    made = set()
+    for step, second in enumerate(seconds):
+        for slot, stream in enumerate(streams):
+            patches = stream.frames[step : step + 1]
+            traced.take(traced.look(patches, stream.grid), stream.grid, times(second), state, index(slot))
+            model.see(patches, stream.grid, times(second), oracle, index(slot))
+        for each in (state, oracle):
+            each.fork(step % 2, 2)
+        for length in (1, 2, 16, 17, 33, 40, 41, 100) if step % 13 == 0 else (step,) if step else ():
+            said = traced.read(TOKENS[:, :length], state, index(2))
+            assert error(said, model.read(TOKENS[:, :length], oracle, index(2))) <= 1e-5
+        assert_the_same(state, oracle)
+        made.add(len(traced.traces))
+    assert made == {2 * len(GRIDS) + 1 + 3}, "the first step's traces are all there ever are"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("batch", [1, 2, 3, DECODE_BATCH, DECODE_BATCH + 1])
+def test_a_token_each_of_several_answers(batch: int) -> None:
+    model, slots = build(CONFIG), list(range(batch))[::-1]
+    traced = TracedInfiniteVL(build(CONFIG))
+    state, oracle = StreamState.allocate(CONFIG, batch), StreamState.allocate(CONFIG, batch)
+    for each in (state, oracle):
+        for slot in slots:
+            model.open(each, index(slot))
+            model.read(TOKENS[:, : 9 * slot + 1], each, index(slot))
+    for step in range(60):
+        tokens = TOKENS[0, step : step + batch, None]
+        assert error(traced.read(tokens, state, index(*slots)), model.read(tokens, oracle, index(*slots))) <= 1e-5
+    assert_the_same(state, oracle)
+    assert len(traced.traces) == (batch <= DECODE_BATCH)
+
+
+@torch.inference_mode()
+def test_several_streams_of_one_step() -> None:
+    model, traced = build(CONFIG), TracedInfiniteVL(build(CONFIG))
+    state, oracle = StreamState.allocate(CONFIG, 2), StreamState.allocate(CONFIG, 2)
+    frames = torch.stack([Stream(CONFIG, GRIDS[0], [0.0], seed=i).frames[0] for i in range(2)])
+    for each in (state, oracle):
+        model.open(each, index(0, 1))
+    traced.take(traced.look(frames, GRIDS[0]), GRIDS[0], times(1.0, 2.0), state, index(1, 0))
+    model.see(frames, GRIDS[0], times(1.0, 2.0), oracle, index(1, 0))
+    assert_the_same(state, oracle)
+
+
+@torch.inference_mode()
+def test_a_trace_holds_the_weights_not_a_copy_of_them() -> None:
+    traced, state = TracedInfiniteVL(build(CONFIG)), StreamState.allocate(CONFIG, 1)
+    traced.model.open(state, index(0))
+    before = traced.read(TOKENS[:, :1], state, index(0))
+    for weight in traced.model.parameters():
+        weight.zero_()
+    assert before.any() and not traced.read(TOKENS[:, :1], state, index(0)).any()
+
+
+def test_a_runner_without_traces_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Python that PyTorch does not trace on."""
+    tokenizer = Tokenizer.load(Path("model/nano/tokenizer.json"), CONFIG)
+    traced = Runner("small", build(CONFIG), tokenizer, 2, trained=False)
+    monkeypatch.setattr("model.runner.TRACEABLE", False)
+    plain = Runner("small", build(CONFIG), tokenizer, 2, trained=False)
+    assert isinstance(traced.steps, TracedInfiniteVL) and plain.steps is plain.model
+    said = []
+    for runner in (traced, plain):
+        runner.open(0, 90, 160)
+        runner.see([0], [[picture(90, 160)]], [0.0])
+        runner.fork(0, 1)
+        token = runner.prefill(1, runner.tokenizer.encode_question("where?"))
+        said.append([token, *runner.decode([1], [token], [Sampling()])])
+    assert said[0] == said[1]
