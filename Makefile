@@ -33,9 +33,9 @@ setup-dev: $(VENV)/.installed-dev ## the same, with what the tests need
 run: setup ## start the daemon on the demo clip, ask it a first question
 	$(BIN)/streamer run --source demo: --ask "What is happening?"
 
-test: setup-dev ## run the tests
+test: setup-dev ## run the tests, two modules at a time
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup-dev ## lint and type-check
 	$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def test_scopes() -> None:
         ("phone view short", "shorter than 16"),
         ("phone view sha256:abc", "64 hexadecimal"),
     ],
+    ids=["no token", "no such scope", "no scope", "a short token", "a short hash"],
 )
 def test_bad_tokens_are_refused_without_telling_them(line: str, mend: str) -> None:
     with pytest.raises(ValueError, match=mend) as error:
