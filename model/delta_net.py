@@ -28,6 +28,8 @@ class GatedNorm(nn.Module):
 class GatedDeltaNet(nn.Module):
     """One Gated DeltaNet layer."""
 
+    filters: Tensor | None
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -48,7 +50,7 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.ones(self.heads))
         self.o_norm = GatedNorm(self.value, config.norm_eps)
         self.inward = JointLinear(self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.b_proj, self.a_proj)
-        self.filters: Tensor | None = None
+        self.register_buffer("filters", None, persistent=False)
 
     @torch.no_grad()
     def fuse(self) -> None:

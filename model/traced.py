@@ -7,11 +7,14 @@ other up. `model.infinitevl` is the reference, and serves what is larger than a 
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.infinitevl import InfiniteVL
 from model.state import StreamState
@@ -24,24 +27,33 @@ DECODE_BATCH = 4
 """Answers in one step at most for which a trace is kept."""
 
 Call = Callable[..., Tensor]
+TRACES: dict[tuple[object, ...], dict[tuple[object, ...], Call]] = {}
+"""By make of model, then by step and shapes. PyTorch keeps traces for ever; so they hold no weights, and serve every model of a make."""
+TRACING = threading.Lock()
 
 
 class TracedInfiniteVL:
     """Frames of one stream, text of one, a token each of a few, through traces; made when a shape first comes, in a fifth of a second.
 
-    A trace holds the model's weights, which may not learn any more, not their copies; the state is its input.
+    The model's weights may not learn any more.
     """
 
     def __init__(self, model: InfiniteVL) -> None:
         self.model, self.config = model, model.config
         model.requires_grad_(False)
-        self.traces: dict[tuple[object, ...], Call] = {}
+        self.weights = dict((*model.named_parameters(), *model.named_buffers()))
+        make = self.config, *((name, x.dtype) for name, x in self.weights.items())
+        self.traces = TRACES.setdefault(make, {})
 
     def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """As `InfiniteVL.look`."""
         if len(patches) > 1:
             return self.model.look(patches, grid)
-        return self.run(("look", *grid), lambda patches: self.model.look(patches, grid), patches)
+
+        def look(patches: Tensor) -> Tensor:
+            return self.model.look(patches, grid)
+
+        return self.run(look, grid, (patches,))
 
     def take(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
         """As `InfiniteVL.take`."""
@@ -52,7 +64,7 @@ class TracedInfiniteVL:
             self.model.take(x, grid, seconds, StreamState(self.config, *kept), slots)
             return slots
 
-        self.run(("take", *grid), take, x, seconds, slots, *kept(state))
+        self.run(take, grid, (x, seconds, slots), state)
         return None
 
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor) -> Tensor:
@@ -63,7 +75,7 @@ class TracedInfiniteVL:
             def decode(tokens: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
                 return self.model.read(tokens, StreamState(self.config, *kept), slots)
 
-            return self.run(("decode",), decode, tokens, slots, *kept(state))
+            return self.run(decode, None, (tokens, slots), state)
         if batch > 1:
             return self.model.read(tokens, state, slots)
 
@@ -76,26 +88,49 @@ class TracedInfiniteVL:
             count = part.shape[1]
             padded = tokens.new_zeros(1, next((length for length in lengths if length >= count), most))
             padded[:, :count] = part
-            logits = self.run(("read",), read, padded, slots, torch.tensor([count]), *kept(state))
+            logits = self.run(read, None, (padded, slots, torch.tensor([count])), state)
         return logits
 
-    def run(self, name: tuple[object, ...], call: Call, *inputs: Tensor) -> Tensor:
-        """Calls `call` through its trace for these shapes."""
-        key = (*name, *(x.shape for x in inputs))
+    def run(
+        self, call: Call, grid: tuple[int, int] | None, given: tuple[Tensor, ...], state: StreamState | None = None
+    ) -> Tensor:
+        """`call` of what is given and the state's tensors, through the trace for their shapes."""
+        kept = () if state is None else tuple(tensor for _, tensor, _ in state.tensors())
+        key = call.__name__, grid, *(x.shape for x in given), *(x.shape for x in kept[:1])
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # it takes its time and finds nothing here
             if key not in self.traces:
-                self.traces[key] = trace(call, *inputs)
-            return self.traces[key](*inputs)
+                self.trace(key, call, given, kept)
+            return self.traces[key](*given, *kept, *self.weights.values())
+
+    def trace(self, key: tuple[object, ...], call: Call, given: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> None:
+        """Traces `call`, which may write to the state: it runs on a copy."""
+        own, names, borrowed = len(given) + len(kept), list(self.weights), [(self.model, call)]
+
+        def whole(*inputs: Tensor) -> Tensor:
+            [(model, call)] = borrowed
+            with lent(model, dict(zip(names, inputs[own:], strict=True))):
+                return call(*inputs[:own])
+
+        with TRACING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that shapes are held fast is meant; that tracing is deprecated is known
+            copies = (x.clone() for x in kept)
+            self.traces[key] = torch.jit.trace(whole, (*given, *copies, *self.weights.values()), check_trace=False)
+        borrowed.clear()  # the trace keeps the function
 
 
-def kept(state: StreamState) -> list[Tensor]:
-    """The state's tensors in the order of its fields."""
-    return [tensor for _, tensor, _ in state.tensors()]
-
-
-def trace(call: Call, *inputs: Tensor) -> Call:
-    """A trace of `call`, which is run on copies of its inputs: it may write to them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that shapes are held fast is meant; that tracing is deprecated is known
-        traced: Call = torch.jit.trace(call, tuple(x.clone() for x in inputs), check_trace=False)
-    return traced
+@contextmanager
+def lent(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Other tensors in the places of a model's parameters and buffers (as `torch.func.functional_call`, which refuses to be traced)."""
+    places: list[tuple[dict[str, Any], str]] = []
+    for name in weights:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        places.append((module._parameters if leaf in module._parameters else module._buffers, leaf))
+    own = [place[leaf] for place, leaf in places]
+    try:
+        for (place, leaf), weight in zip(places, weights.values(), strict=True):
+            place[leaf] = weight
+        yield
+    finally:
+        for (place, leaf), weight in zip(places, own, strict=True):
+            place[leaf] = weight

@@ -9,16 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class JointLinear:
-    """Applies several `nn.Linear` to one input. After `fuse` they are one product; until then (training) one each."""
+class JointLinear(nn.Module):
+    """Applies several `nn.Linear` of its owner to one input. After `fuse` they are one product; until then (training) one each."""
+
+    weight: Tensor | None
+    bias: Tensor | None
 
     def __init__(self, *parts: nn.Linear) -> None:
+        super().__init__()
         self.parts = parts
         self.sizes = [part.out_features for part in parts]
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
+        self.register_buffer("weight", None, persistent=False)
+        self.register_buffer("bias", None, persistent=False)
 
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
         """`x` [..., in] to one [..., out] a part, views of one tensor where fused."""
         if self.weight is None:
             return [part(x) for part in self.parts]

@@ -1,5 +1,7 @@
 """Traces are the model: at every age of a stream, for every shape."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,11 @@ CONFIG = small(
 )  # text of up to 16, 32 and 40 tokens
 GRIDS = (4, 6), (6, 6)
 TOKENS = torch.randint(7, 2048, (1, 100), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(autouse=True)
+def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.traced.TRACES", {})
 
 
 def assert_the_same(found: StreamState, expected: StreamState) -> None:
@@ -92,13 +99,21 @@ def test_several_streams_of_one_step() -> None:
 
 
 @torch.inference_mode()
-def test_a_trace_holds_the_weights_not_a_copy_of_them() -> None:
-    traced, state = TracedInfiniteVL(build(CONFIG)), StreamState.allocate(CONFIG, 1)
-    traced.model.open(state, index(0))
-    before = traced.read(TOKENS[:, :1], state, index(0))
-    for weight in traced.model.parameters():
-        weight.zero_()
-    assert before.any() and not traced.read(TOKENS[:, :1], state, index(0)).any()
+def test_models_of_one_make_share_traces_that_keep_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that begins again, a program that opens one assistant after another: nothing piles up."""
+    said, gone = [], []
+    for seed in (0, 1, 0):
+        model, state = build(CONFIG, seed), StreamState.allocate(CONFIG, 1)
+        model.fuse()
+        traced = TracedInfiniteVL(model)
+        model.open(state, index(0))
+        said.append(traced.read(TOKENS[:, :1], state, index(0)))
+        gone += [weakref.ref(x) for x in (*model.parameters(), *model.buffers(), state.delta)]
+        assert len(traced.traces) == 1
+    del model, state, traced
+    gc.collect()
+    assert torch.equal(said[0], said[2]) and not torch.equal(said[0], said[1])
+    assert not [ref for ref in gone if ref() is not None]
 
 
 def test_a_runner_without_traces_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
