@@ -25,6 +25,8 @@ QUESTION_LENGTHS = (16, 32, 64)
 """Tokens to which a stream's text is padded, so that few traces serve."""
 DECODE_BATCH = 4
 """Answers in one step at most for which a trace is kept."""
+MOST_TRACES = 24
+"""Traces of one make of model: each takes about 20 MB for ever, and every grid of pictures wants two."""
 
 Call = Callable[..., Tensor]
 TRACES: dict[tuple[object, ...], dict[tuple[object, ...], Call]] = {}
@@ -99,6 +101,8 @@ class TracedInfiniteVL:
         key = call.__name__, grid, *(x.shape for x in given), *(x.shape for x in kept[:1])
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # it takes its time and finds nothing here
             if key not in self.traces:
+                if len(self.traces) >= MOST_TRACES:
+                    return call(*given, *kept)
                 self.trace(key, call, given, kept)
             return self.traces[key](*given, *kept, *self.weights.values())
 

@@ -116,6 +116,21 @@ def test_models_of_one_make_share_traces_that_keep_none_of_them(monkeypatch: pyt
     assert not [ref for ref in gone if ref() is not None]
 
 
+@torch.inference_mode()
+def test_grids_beyond_the_most_traces_are_served_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.traced.MOST_TRACES", 3)
+    model, traced = build(CONFIG), TracedInfiniteVL(build(CONFIG))
+    state, oracle = StreamState.allocate(CONFIG, 3), StreamState.allocate(CONFIG, 3)
+    for slot, grid in enumerate([(4, 6), (6, 4), (2, 8)]):
+        patches = Stream(CONFIG, grid, [0.0], seed=slot).frames
+        for each in (state, oracle):
+            model.open(each, index(slot))
+        traced.take(traced.look(patches, grid), grid, times(1.0), state, index(slot))
+        model.see(patches, grid, times(1.0), oracle, index(slot))
+    assert_the_same(state, oracle)
+    assert len(traced.traces) == 3
+
+
 def test_a_runner_without_traces_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a Python that PyTorch does not trace on."""
     tokenizer = Tokenizer.load(Path("model/nano/tokenizer.json"), CONFIG)
