@@ -6,6 +6,7 @@ other up. `model.infinitevl` is the reference, and serves what is larger than a 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import warnings
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from model.infinitevl import InfiniteVL
 from model.state import StreamState
 
-TRACEABLE = sys.version_info < (3, 14)
-"""PyTorch traces up to Python 3.13."""
+TRACEABLE = sys.version_info < (3, 14) and os.environ.get("PYTORCH_JIT") != "0"
+"""PyTorch traces up to Python 3.13, and where nobody forbade it."""
 QUESTION_LENGTHS = (16, 32, 64)
 """Tokens to which a stream's text is padded, so that few traces serve."""
 DECODE_BATCH = 4
@@ -98,7 +99,7 @@ class TracedInfiniteVL:
     ) -> Tensor:
         """`call` of what is given and the state's tensors, through the trace for their shapes."""
         kept = () if state is None else tuple(tensor for _, tensor, _ in state.tensors())
-        key = call.__name__, grid, *(x.shape for x in given), *(x.shape for x in kept[:1])
+        key = call.__name__, grid, *(x.shape for x in given)
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # it takes its time and finds nothing here
             if key not in self.traces:
                 if len(self.traces) >= MOST_TRACES:
@@ -117,6 +118,8 @@ class TracedInfiniteVL:
 
         with TRACING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that shapes are held fast is meant; that tracing is deprecated is known
+            if key in self.traces:  # another thread was first
+                return
             copies = (x.clone() for x in kept)
             self.traces[key] = torch.jit.trace(whole, (*given, *copies, *self.weights.values()), check_trace=False)
         borrowed.clear()  # the trace keeps the function

@@ -49,5 +49,9 @@ class JointLinear(nn.Module):
 
 
 def laid_out(weight: Tensor) -> Tensor:
-    """`weight` [out, in] as products of few rows read it fastest: on a CPU each input's weights lie together in memory."""
-    return weight.t().contiguous().t() if weight.device.type == "cpu" else weight
+    """`weight` [out, in] as float32 products of few rows on a CPU read it fastest: each input's weights together in memory.
+
+    In bfloat16 that is three times as slow.
+    """
+    together = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return weight.t().contiguous().t() if together else weight

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not TRACEABLE, reason="PyTorch traces up to Pyth
 CONFIG = small(
     policy=AttentionPolicy(sinks=20, window=70), tokens_per_frame=40, position_horizon=8.0
 )  # text of up to 16, 32 and 40 tokens
-GRIDS = (4, 6), (6, 6)
+GRIDS = (4, 6), (6, 4)
 TOKENS = torch.randint(7, 2048, (1, 100), generator=torch.Generator().manual_seed(3))
 
 
@@ -101,19 +101,20 @@ def test_several_streams_of_one_step() -> None:
 @torch.inference_mode()
 def test_models_of_one_make_share_traces_that_keep_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that begins again, a program that opens one assistant after another: nothing piles up."""
-    said, gone = [], []
-    for seed in (0, 1, 0):
-        model, state = build(CONFIG, seed), StreamState.allocate(CONFIG, 1)
+    said, gone, made = [], [], []
+    for slots, seed in enumerate((0, 1, 0), 1):
+        model, state = build(CONFIG, seed), StreamState.allocate(CONFIG, slots)
         model.fuse()
         traced = TracedInfiniteVL(model)
         model.open(state, index(0))
         said.append(traced.read(TOKENS[:, :1], state, index(0)))
         gone += [weakref.ref(x) for x in (*model.parameters(), *model.buffers(), state.delta)]
-        assert len(traced.traces) == 1
+        made.append(dict(traced.traces))
     del model, state, traced
     gc.collect()
     assert torch.equal(said[0], said[2]) and not torch.equal(said[0], said[1])
     assert not [ref for ref in gone if ref() is not None]
+    assert made[0] == made[1] == made[2] and len(made[0]) == 1
 
 
 @torch.inference_mode()
