@@ -10,12 +10,10 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.infinitevl import InfiniteVL
 from model.state import StreamState
@@ -61,14 +59,14 @@ class TracedInfiniteVL:
     def take(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
         """As `InfiniteVL.take`."""
         if len(slots) > 1:
-            return self.model.take(x, grid, seconds, state, slots)
+            self.model.take(x, grid, seconds, state, slots)
+            return
 
         def take(x: Tensor, seconds: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
             self.model.take(x, grid, seconds, StreamState(self.config, *kept), slots)
             return slots
 
         self.run(take, grid, (x, seconds, slots), state)
-        return None
 
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor) -> Tensor:
         """As `InfiniteVL.read`."""
@@ -82,62 +80,51 @@ class TracedInfiniteVL:
         if batch > 1:
             return self.model.read(tokens, state, slots)
 
-        def read(tokens: Tensor, slots: Tensor, counts: Tensor, *kept: Tensor) -> Tensor:
+        def read(tokens: Tensor, counts: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
             return self.model.read(tokens, StreamState(self.config, *kept), slots, counts)
 
-        lengths = [length for length in QUESTION_LENGTHS if length < self.config.step_tokens]
         most = min(max(QUESTION_LENGTHS), self.config.step_tokens)
         for part in tokens.split(most, 1):
             count = part.shape[1]
-            padded = tokens.new_zeros(1, next((length for length in lengths if length >= count), most))
+            padded = tokens.new_zeros(1, min(most, next(length for length in QUESTION_LENGTHS if length >= count)))
             padded[:, :count] = part
-            logits = self.run(read, None, (padded, slots, torch.tensor([count])), state)
+            logits = self.run(read, None, (padded, torch.tensor([count]), slots), state)
         return logits
 
     def run(
         self, call: Call, grid: tuple[int, int] | None, given: tuple[Tensor, ...], state: StreamState | None = None
     ) -> Tensor:
-        """`call` of what is given and the state's tensors, through the trace for their shapes."""
-        kept = () if state is None else tuple(tensor for _, tensor, _ in state.tensors())
+        """`call` of what is given, the slots last, and the state's tensors, through the trace for the shapes of what is given."""
+        kept = tensors(state)
         key = call.__name__, grid, *(x.shape for x in given)
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # it takes its time and finds nothing here
             if key not in self.traces:
                 if len(self.traces) >= MOST_TRACES:
                     return call(*given, *kept)
-                self.trace(key, call, given, kept)
+                self.trace(key, call, given, state)
             return self.traces[key](*given, *kept, *self.weights.values())
 
-    def trace(self, key: tuple[object, ...], call: Call, given: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> None:
-        """Traces `call`, which may write to the state: it runs on a copy."""
-        own, names, borrowed = len(given) + len(kept), list(self.weights), [(self.model, call)]
+    def trace(self, key: tuple[object, ...], call: Call, given: tuple[Tensor, ...], state: StreamState | None) -> None:
+        """Traces `call`, which may write to the state: it runs on a pool of its own, which is as good, whatever its size.
+
+        The weights become inputs by being named as such: what a trace meets that is none of its inputs it keeps as a constant.
+        """
+        if state is not None:
+            *others, slots = given
+            state = StreamState.allocate(self.config, len(slots), dtype=state.keys.dtype)
+            given = *others, torch.arange(len(slots)), *tensors(state)
+        borrowed = [call]
 
         def whole(*inputs: Tensor) -> Tensor:
-            [(model, call)] = borrowed
-            with lent(model, dict(zip(names, inputs[own:], strict=True))):
-                return call(*inputs[:own])
+            return borrowed[0](*inputs[: len(given)])
 
         with TRACING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that shapes are held fast is meant; that tracing is deprecated is known
-            if key in self.traces:  # another thread was first
-                return
-            copies = (x.clone() for x in kept)
-            self.traces[key] = torch.jit.trace(whole, (*given, *copies, *self.weights.values()), check_trace=False)
+            if key not in self.traces:  # another thread may have been first
+                self.traces[key] = torch.jit.trace(whole, (*given, *self.weights.values()), check_trace=False)
         borrowed.clear()  # the trace keeps the function
 
 
-@contextmanager
-def lent(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Other tensors in the places of a model's parameters and buffers (as `torch.func.functional_call`, which refuses to be traced)."""
-    places: list[tuple[dict[str, Any], str]] = []
-    for name in weights:
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        places.append((module._parameters if leaf in module._parameters else module._buffers, leaf))
-    own = [place[leaf] for place, leaf in places]
-    try:
-        for (place, leaf), weight in zip(places, weights.values(), strict=True):
-            place[leaf] = weight
-        yield
-    finally:
-        for (place, leaf), weight in zip(places, own, strict=True):
-            place[leaf] = weight
+def tensors(state: StreamState | None) -> tuple[Tensor, ...]:
+    """A state's tensors in the order of its fields; none where there is no state."""
+    return () if state is None else tuple(tensor for _, tensor, _ in state.tensors())

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,22 +100,63 @@ def test_several_streams_of_one_step() -> None:
 
 
 @torch.inference_mode()
-def test_models_of_one_make_share_traces_that_keep_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_one_make_share_traces_that_keep_none_of_them() -> None:
     """A daemon that begins again, a program that opens one assistant after another: nothing piles up."""
     said, gone, made = [], [], []
+    frames = Stream(CONFIG, GRIDS[0], [0.0]).frames
     for slots, seed in enumerate((0, 1, 0), 1):
-        model, state = build(CONFIG, seed), StreamState.allocate(CONFIG, slots)
+        model, (state, oracle) = build(CONFIG, seed), (StreamState.allocate(CONFIG, slots) for _ in range(2))
         model.fuse()
         traced = TracedInfiniteVL(model)
-        model.open(state, index(0))
-        said.append(traced.read(TOKENS[:, :1], state, index(0)))
+        for each in (state, oracle):
+            model.open(each, index(0))
+        traced.take(traced.look(frames, GRIDS[0]), GRIDS[0], times(1.0), state, index(0))
+        model.see(frames, GRIDS[0], times(1.0), oracle, index(0))
+        for length in (9, 1):
+            said.append(traced.read(TOKENS[:, :length], state, index(0)))
+            assert error(said[-1], model.read(TOKENS[:, :length], oracle, index(0))) <= 1e-5
+        assert_the_same(state, oracle)
         gone += [weakref.ref(x) for x in (*model.parameters(), *model.buffers(), state.delta)]
         made.append(dict(traced.traces))
-    del model, state, traced
+    del model, state, oracle, traced, each
     gc.collect()
-    assert torch.equal(said[0], said[2]) and not torch.equal(said[0], said[1])
+    assert torch.equal(said[0], said[4]) and not torch.equal(said[0], said[2])
+    assert torch.equal(said[1], said[5]) and not torch.equal(said[1], said[3])
     assert not [ref for ref in gone if ref() is not None]
-    assert made[0] == made[1] == made[2] and len(made[0]) == 1
+    assert made[0] == made[1] == made[2] and len(made[0]) == 4
+
+
+@torch.inference_mode()
+def test_models_of_other_makes_have_traces_of_their_own() -> None:
+    """Another window over the same weights; joined projections, whose weights have other names; another dtype."""
+    narrow = replace(CONFIG, policy=AttentionPolicy(sinks=20, window=41))
+    joined, half = build(CONFIG), build(CONFIG).bfloat16()
+    joined.fuse()
+    for model in (build(CONFIG), build(narrow), joined, half):
+        traced, dtype = TracedInfiniteVL(model), model.model.embed_tokens.weight.dtype
+        state, oracle = (StreamState.allocate(model.config, 1, dtype=dtype) for _ in range(2))
+        for each in (state, oracle):
+            model.open(each, index(0))
+            model.read(TOKENS, each, index(0))
+        said = traced.read(TOKENS[:, :1], state, index(0))
+        assert error(said, model.read(TOKENS[:, :1], oracle, index(0))) <= 1e-5
+        assert len(traced.traces) == 1
+
+
+@torch.inference_mode()
+def test_a_trace_that_fails_is_made_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced, frames = TracedInfiniteVL(build(CONFIG)), Stream(CONFIG, GRIDS[0], [0.0]).frames
+    model = traced.model
+
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "look", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            traced.look(frames, GRIDS[0])
+    assert error(traced.look(frames, GRIDS[0]), model.look(frames, GRIDS[0])) <= 1e-5
+    assert len(traced.traces) == 1
 
 
 @torch.inference_mode()
