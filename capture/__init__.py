@@ -1,12 +1,12 @@
 """The world as frames: sources, their lifecycle and the hand-over of the newest frame."""
 
-from capture.camera import list_cameras
 from capture.frame import Frame
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
 from capture.opening import open_source
-from capture.push import PushSource
 from capture.source import IceServer, Source, SourceError, SourceOptions, SourceStatus, redact
+from capture.sources.camera import list_cameras
+from capture.sources.push import PushSource
 
 __all__ = [
     "Frame",

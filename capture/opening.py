@@ -6,11 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from capture.camera import CameraSource
-from capture.container import ContainerSource
-from capture.push import PushSource
 from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions, redact
-from capture.synthetic import demo_source
+from capture.sources.camera import CameraSource
+from capture.sources.container import ContainerSource
+from capture.sources.demo import demo_source
+from capture.sources.push import PushSource
 
 
 def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
@@ -41,7 +41,7 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
         return PushSource(url, options)
     if scheme == "whip":
         # Only where it is needed: aiortc takes as long to import as all else here.
-        from capture.webrtc import WhipSource
+        from capture.sources.webrtc import WhipSource
 
         return WhipSource(url, options)
     if "://" in url and scheme != "file":

@@ -446,7 +446,7 @@ def run_config(options: argparse.Namespace) -> Config:
 
 def demo_questions(stream: str, url: str) -> list[str]:
     """What to ask of the demo clip, as commands; their right answers change while it plays."""
-    from capture.synthetic import demo_truth
+    from capture.sources.demo import demo_truth
 
     truth = demo_truth()
     there = "" if url == DEFAULT_URL else f" --url {url}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capture import SourceError
-from capture.guard import refuse_private
+from capture.network.policy import refuse_private
 from streamer.assistant import Answer, Assistant, AssistantError, StreamStatus
 from streamer.auth import DoorError, Visitor
 from streamer.given import PREFIX, Given, shown

@@ -12,7 +12,7 @@ from streamer.assistant import Assistant, AssistantError
 from streamer.auth import DoorError
 
 if TYPE_CHECKING:
-    from capture.webrtc import WhipSource
+    from capture.sources.webrtc import WhipSource
 
 log = logging.getLogger("streamer.whip")
 SCHEME = "whip://"
@@ -108,7 +108,7 @@ class Publishing:
         return any(status.name == name for status in self._assistant.streams())
 
     def _source(self, name: str) -> WhipSource:
-        from capture.webrtc import WhipSource
+        from capture.sources.webrtc import WhipSource
 
         source = self._assistant.source(name)
         if not isinstance(source, WhipSource):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from capture import SourceError, State, open_source
-from capture.container import cuda_lack
+from capture.sources.container import cuda_lack
 from tests.capture.lab import drawn, render, wait_for, watching
 
 pytestmark = pytest.mark.beside

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from capture.selection import Selection, difference, thumbnail
+from capture.gate import Selection, difference, thumbnail
 
 
 def picture(square: int = 0, level: int = 90) -> np.ndarray:

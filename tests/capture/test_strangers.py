@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capture import PushSource, SourceError, State, guard, open_source, redact
-from capture.guard import refuse_private
-from capture.jpeg import decode_jpeg, jpeg_size
+from capture.image import decode_jpeg, jpeg_size
+from capture.network.policy import refuse_private
 from tests.capture.lab import Watcher, drawn, jpeg, wait_for, watching
 
 JPEG = jpeg(drawn(3))

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capture import IceServer, Patience, SourceError, State
-from capture.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
+from capture.sources.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
 from tests.capture.lab import HASTY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, wait_for, watching
 from tests.capture.publisher import Publisher
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from capture import Patience, State
-from capture import camera as local
-from capture.webrtc import WhipSource
+from capture.sources import camera as local
+from capture.sources.webrtc import WhipSource
 from tests.capture.lab import (
     HASTY,
     Mjpeg,

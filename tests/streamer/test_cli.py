@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from capture.synthetic import CLIP
+from capture.sources.demo import CLIP
 from streamer.assistant import StreamStatus
 from streamer.auth import read_tokens
 from streamer.cli import _duration, _parser, main, run_config

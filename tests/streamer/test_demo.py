@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from capture.synthetic import demo_truth
+from capture.sources.demo import demo_truth
 from model.training.demo import scene, truth
 from model.training.paint import Assets
 from streamer.cli import demo_questions

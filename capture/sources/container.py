@@ -16,10 +16,10 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from capture.picture import Pictures
-from capture.relay import Relay, relay_lack
-from capture.shell import SourceShell
+from capture.convert import Pictures
+from capture.network.proxy import Relay, relay_lack
 from capture.source import NETWORK, SourceError, SourceOptions, redact
+from capture.sources.base import SourceShell
 from capture.timeline import LONGEST_STEP
 
 log = logging.getLogger(__name__)

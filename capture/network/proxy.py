@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from urllib.parse import urlsplit, urlunsplit
 
-from capture.guard import public_addresses
+from capture.network.policy import public_addresses
 from capture.source import SourceError, SourceOptions
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from capture.jpeg import decode_jpeg
-from capture.shell import SourceShell
+from capture.image import decode_jpeg
 from capture.source import SourceError, SourceOptions
+from capture.sources.base import SourceShell
 
 
 class PushSource(SourceShell):

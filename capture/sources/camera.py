@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from capture.shell import SourceShell
 from capture.source import SourceError, SourceOptions
+from capture.sources.base import SourceShell
 
 LOST_READS = 25
 """Reads in a row that bring no picture before a camera counts as unplugged."""

@@ -40,7 +40,7 @@ def public_addresses(host: str) -> list[str]:
 def refuse_private(url: str) -> None:
     """Raises SourceError for a source that a remote client may not name: files, devices, and hosts with any address that is not public.
 
-    What a host resolves to later, and where it sends a source on to, is held by `capture.relay.Relay`.
+    What a host resolves to later, and where it sends a source on to, is held by `capture.network.proxy.Relay`.
     """
     scheme = url.partition(":")[0].lower()
     if scheme in HARMLESS:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from capture.container import ContainerSource
 from capture.source import SourceOptions
+from capture.sources.container import ContainerSource
 
-CLIP = Path(__file__).parent / "clips" / "demo.mp4"
+CLIP = Path(__file__).parent.parent / "clips" / "demo.mp4"
 """Made by `python -m model.training.demo`, as is what is told of it beside it."""
 
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from capture.frame import Frame
+from capture.gate import Selection, difference, thumbnail
 from capture.lifecycle import Action, Lifecycle, State
 from capture.mailbox import Mailbox
-from capture.selection import Selection, difference, thumbnail
 from capture.source import SourceOptions, SourceStatus, redact
 from capture.timeline import Timeline
 

@@ -26,10 +26,10 @@ from aiortc.rtp import RtpPacket
 from aiortc.sdp import candidate_from_sdp
 from av.video.frame import VideoFrame
 
+from capture.convert import Pictures
 from capture.lifecycle import Action, State
-from capture.picture import Pictures
-from capture.shell import SourceShell
 from capture.source import SourceError, SourceOptions
+from capture.sources.base import SourceShell
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

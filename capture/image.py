@@ -6,7 +6,7 @@ import av
 import numpy as np
 from av.packet import Packet
 
-from capture.picture import Pictures
+from capture.convert import Pictures
 from capture.source import SourceError
 
 MOST_BYTES = 16 * 2**20

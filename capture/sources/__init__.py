@@ -1,0 +1,1 @@
+"""How frames come in: one kind of source a file, over one base."""
