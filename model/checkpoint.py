@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.config import ConfigError, InfiniteVLConfig, parse_config
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 from model.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"

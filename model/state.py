@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from model.cache import masked_attention, visible
 from model.config import ConfigError, InfiniteVLConfig
-from model.memory import masked_attention, visible
-from model.rope import frame_positions, rotate, rotation
+from model.ops.rope import frame_positions, rotate, rotation
 
 Snapshot = dict[str, Tensor]
 """One slot's state by field name, on the CPU."""
@@ -163,7 +163,7 @@ class StreamState:
 
 
 class SlotMemory:
-    """The memory of some slots during one call that adds n tokens to each, in place (see `model.memory.Memory`).
+    """The memory of some slots during one call that adds n tokens to each, in place (see `model.cache.Memory`).
 
     With `counts` (int64 [batch]) only the first `counts[b]` tokens of row b are real; the rest is padding on the right.
     """

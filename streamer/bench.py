@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(table(figures)), flush=True)
     if options.device == "cuda" and options.random_weights and not options.no_floor:
-        floor = [sys.executable, "-m", "model.benchmark", "--preset", options.model]
+        floor = [sys.executable, "-m", "model.serving.roofline", "--preset", options.model]
         subprocess.run(floor, stdout=sys.stderr, check=False)
     return 0
 

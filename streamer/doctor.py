@@ -125,7 +125,7 @@ def listening(host: str, port: int) -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    from model.runner import NANO
+    from model.serving.runner import NANO
 
     files = list(NANO.glob("*.safetensors"))
     if files:

@@ -20,9 +20,9 @@ import torch
 
 from capture import Frame
 from model import Runner, Sampling
-from model.runner import Looked
+from model.serving.runner import Looked
+from model.serving.traced import DECODE_BATCH
 from model.tokenizer import Detokenizer
-from model.traced import DECODE_BATCH
 from streamer.answer import FinishReason
 from streamer.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler
 from streamer.stream import Stream

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Examines and prints; returns the exit code."""
     from model.checkpoint import CheckpointError
-    from model.training.exam import evaluate
-    from model.training.report import table
+    from model.evaluation.report import table
+    from model.evaluation.run import evaluate
 
     fresh = max(0, options.fresh_seeds)
     failures: tuple[type[Exception], ...] = (CheckpointError, FileNotFoundError)

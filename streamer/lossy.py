@@ -21,15 +21,15 @@ import torch
 from tqdm import tqdm
 
 from capture import Mailbox, SourceOptions, State, open_source
-from model.runner import Runner, load_runner
-from model.sampling import Sampling
-from model.training.demo import part_of
-from model.training.exam import SEED, papers
-from model.training.paint import Assets, Painter
-from model.training.questions import Question, normalise
-from model.training.report import grid, kinds, told, total
-from model.training.sitting import MEMORY, NOW, Marks, ask, draw
-from model.training.world import Scene, layout
+from model.evaluation.report import grid, kinds, told, total
+from model.evaluation.run import SEED, papers
+from model.evaluation.score import MEMORY, NOW, Marks, ask, draw
+from model.serving.runner import Runner, load_runner
+from model.serving.sampling import Sampling
+from model.world.make_demo import part_of
+from model.world.questions import Question, normalise
+from model.world.render import Assets, Painter
+from model.world.scene import Scene, layout
 from streamer.client import AsyncClient, ClientError
 from streamer.config import Config, parse_config
 from streamer.daemon import Daemon, DaemonError

@@ -59,7 +59,7 @@ run_table() {
     enough 40 table || return
     local limit
     limit=$(left)
-    timeout "$limit" python3 -m model.benchmark --preset "$preset" --budget-seconds $((limit - 12)) --profile > "$out/table.txt" 2>&1
+    timeout "$limit" python3 -m model.serving.roofline --preset "$preset" --budget-seconds $((limit - 12)) --profile > "$out/table.txt" 2>&1
     say "table: exit $?"
     grep -vE "^\[" "$out/table.txt" | cut -c1-150 | tail -120
 }

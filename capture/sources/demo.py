@@ -11,7 +11,7 @@ from capture.source import SourceOptions
 from capture.sources.container import ContainerSource
 
 CLIP = Path(__file__).parent.parent / "clips" / "demo.mp4"
-"""Made by `python -m model.training.demo`, as is what is told of it beside it."""
+"""Made by `python -m model.world.make_demo`, as is what is told of it beside it."""
 
 
 def demo_source(options: SourceOptions) -> ContainerSource:

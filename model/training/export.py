@@ -10,9 +10,9 @@ import torch
 
 from model.checkpoint import save_checkpoint
 from model.config import nano
-from model.infinitevl import InfiniteVL
-from model.training.learner import read_weights
-from model.training.lessons import TOKENIZER
+from model.families.infinitevl import InfiniteVL
+from model.training.dataset import TOKENIZER
+from model.training.trainer import read_weights
 
 KEPT = ("log.csv", "state.json", "marks.json")
 """What a run says of itself, kept beside the weights."""

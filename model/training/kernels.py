@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.rope import Rotation
+from model.ops.rope import Rotation
 
 PROGRAMS = 528
 """Programs that sum over rows, each its own part: four a multiprocessor."""
@@ -99,7 +99,7 @@ def norm_backward(
 
 
 class Norm(torch.autograd.Function):
-    """`model.vision.RMSNorm`."""
+    """`model.layers.vision.RMSNorm`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -115,7 +115,7 @@ class Norm(torch.autograd.Function):
 
 
 class AddNorm(torch.autograd.Function):
-    """The float32 residual stream `x` plus a branch, and that sum's `model.vision.RMSNorm`."""
+    """The float32 residual stream `x` plus a branch, and that sum's `model.layers.vision.RMSNorm`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def gated_norm_backward(
 
 
 class GatedNorm(torch.autograd.Function):
-    """`model.delta_net.GatedNorm`: `x` and `gate` [batch, n, heads, size]; rows of `gate` may lie apart."""
+    """`model.layers.delta_net.GatedNorm`: `x` and `gate` [batch, n, heads, size]; rows of `gate` may lie apart."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from model.evaluation.run import examine, table
 from model.tokenizer import Tokenizer
-from model.training.accelerate import join, keep_caches, limit_autotuning, trust_fla
-from model.training.exam import examine, table
-from model.training.learner import POLICIES, Learner, Recipe, record
-from model.training.lessons import SKILLS, TOKENIZER, Curriculum, Lesson, Lessons
-from model.training.paint import Assets, Painter
+from model.training.cuda import join, keep_caches, limit_autotuning, trust_fla
+from model.training.dataset import SKILLS, TOKENIZER, Curriculum, Lesson, Lessons
+from model.training.trainer import POLICIES, Learner, Recipe, record
+from model.world.render import Assets, Painter
 
 SAVED_EVERY = 1.0
 """Minutes after which a run that is killed would have lost something."""
@@ -60,7 +60,7 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[
         torch.cuda.synchronize()
         return (time.perf_counter() - start) / repeats * 1e3
 
-    from model.training.network import quicken
+    from model.training.fused import quicken
 
     trust_fla()
     quicken(learner.model)

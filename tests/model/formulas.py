@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 
 
 def weight(module: nn.Module, name: str = "weight") -> Tensor:

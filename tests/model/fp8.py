@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint
-from model.quantize import quantize_rows
-from model.runner import NANO
-from model.training.exam import SEED, papers
-from model.training.paint import Assets, Painter
-from model.training.sitting import Exam, Marks, sit
+from model.evaluation.run import SEED, papers
+from model.evaluation.score import Exam, Marks, sit
+from model.serving.quantize import quantize_rows
+from model.serving.runner import NANO
+from model.world.render import Assets, Painter
 
 
 class Bar:

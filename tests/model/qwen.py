@@ -5,7 +5,7 @@ from dataclasses import asdict
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from model.config import InfiniteVLConfig
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 
 
 def qwen_config(config: InfiniteVLConfig) -> Qwen2_5_VLConfig:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import PRESETS, AttentionPolicy, DecoderConfig, InfiniteVLConfig, VisionConfig
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 
 VISION = VisionConfig(
     depth=3,

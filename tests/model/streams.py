@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import InfiniteVLConfig
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 from model.state import StreamState
 
 from . import formulas

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.config import AttentionPolicy, InfiniteVLConfig
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 from model.state import StreamState
 
 from .small import DECODER, VISION, build, error, small

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate, save_checkpoint
 from model.config import PRESETS, AttentionPolicy, ConfigError, InfiniteVLConfig, parse_config
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 
 from .hub import hub
 from .small import DECODER, build, small
@@ -356,7 +356,7 @@ from pathlib import Path
 import torch
 from model.checkpoint import load_checkpoint
 from model.config import PRESETS
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 
 def memory(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1024

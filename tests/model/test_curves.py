@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from model.runner import NANO
-from model.training.curves import COLUMNS, HEIGHT, LINE, WIDTH, draw_curves, read
+from model.serving.runner import NANO
+from model.training.plot import COLUMNS, HEIGHT, LINE, WIDTH, draw_curves, read
 
 
 def test_every_column_of_the_shipped_log_has_its_curve():

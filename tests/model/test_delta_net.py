@@ -10,8 +10,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     torch_recurrent_gated_delta_rule,
 )
 
-from model.delta_net import GatedDeltaNet
-from model.memory import SequenceMemory
+from model.cache import SequenceMemory
+from model.layers.delta_net import GatedDeltaNet
 from model.ops.convolution import short_convolution
 from model.ops.delta_rule import chunked, recurrent
 

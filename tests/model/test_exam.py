@@ -9,16 +9,10 @@ from tqdm import tqdm
 
 from model.checkpoint import load_checkpoint
 from model.config import nano
-from model.infinitevl import InfiniteVL
-from model.runner import NANO
-from model.state import StreamState
-from model.tokenizer import Tokenizer
-from model.training import ages, exam
-from model.training.lessons import LENGTH, TOKENIZER
-from model.training.paint import Assets, Painter
-from model.training.questions import Question
-from model.training.report import facts, figures, kinds, table
-from model.training.sitting import (
+from model.evaluation import long_streams as ages
+from model.evaluation import run as exam
+from model.evaluation.report import facts, figures, kinds, table
+from model.evaluation.score import (
     GRID,
     HELD_OUT,
     MEMORY,
@@ -32,7 +26,14 @@ from model.training.sitting import (
     sit,
     watch,
 )
-from model.training.world import Profile
+from model.families.infinitevl import InfiniteVL
+from model.serving.runner import NANO
+from model.state import StreamState
+from model.tokenizer import Tokenizer
+from model.training.dataset import LENGTH, TOKENIZER
+from model.world.questions import Question
+from model.world.render import Assets, Painter
+from model.world.scene import Profile
 
 
 def small() -> InfiniteVL:

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint
-from model.infinitevl import InfiniteVL
-from model.runner import NANO
+from model.evaluation.run import SEED, papers
+from model.evaluation.score import GRID, Exam, Marks, Paper, compose, correct, watch
+from model.families.infinitevl import InfiniteVL
+from model.serving.runner import NANO
 from model.state import StreamState
 from model.tokenizer import Tokenizer
-from model.training.exam import SEED, papers
-from model.training.lessons import LENGTH
-from model.training.paint import Assets, Painter
-from model.training.questions import Question
-from model.training.sitting import GRID, Exam, Marks, Paper, compose, correct, watch
+from model.training.dataset import LENGTH
+from model.world.questions import Question
+from model.world.render import Assets, Painter
 
 if TYPE_CHECKING:
-    from model.fast import FastInfiniteVL
+    from model.serving.fused import FastInfiniteVL
 
 PAPERS = {paper.name: paper for paper in papers(False)}
 EACH = {"now": 16, "memory 128": 24}
@@ -105,8 +105,8 @@ def test_slots_answer_what_the_whole_sequence_answers() -> None:
 @pytest.mark.gpu
 @pytest.mark.timeout(300)
 def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
-    from model.fast import FastInfiniteVL
-    from model.training.accelerate import limit_autotuning
+    from model.serving.fused import FastInfiniteVL
+    from model.training.cuda import limit_autotuning
 
     limit_autotuning()
     half = torch.bfloat16

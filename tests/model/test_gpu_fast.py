@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 from model.state import StreamState
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 if torch.cuda.is_available():
-    from model.fast import FastInfiniteVL
-    from model.graphs import Graphs
-    from model.training.accelerate import limit_autotuning
+    from model.serving.cuda_graphs import Graphs
+    from model.serving.fused import FastInfiniteVL
+    from model.training.cuda import limit_autotuning
 
     limit_autotuning()  # fla's, in the plain path: a cold start tries candidates for a minute
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint
-from model.runner import NANO
+from model.serving.runner import NANO
 
 from .small import error
 
@@ -31,7 +31,7 @@ def rows(count: int, width: int, seed: int = 0) -> Tensor:
 
 
 def matrices() -> Iterator[tuple[str, object]]:
-    from model.fast import FastAttention, FastInfiniteVL
+    from model.serving.fused import FastAttention, FastInfiniteVL
 
     network, _ = load_checkpoint(NANO, device="cuda", dtype=torch.bfloat16)
     network.eval().fuse()
@@ -54,7 +54,7 @@ def matrices() -> Iterator[tuple[str, object]]:
 def test_each_product_is_that_of_its_fp8_numbers() -> None:
     from model.ops.kernels.activation import Quantized
     from model.ops.kernels.norm import quantize
-    from model.quantize import Matrix
+    from model.serving.quantize import Matrix
 
     wrong, asked = [], 0
     for name, matrix in matrices():

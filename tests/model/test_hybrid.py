@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.cache import SequenceMemory, visible
 from model.config import FULL, AttentionPolicy, ConfigError, InfiniteVLConfig
-from model.infinitevl import InfiniteVL
-from model.memory import SequenceMemory, visible
+from model.families.infinitevl import InfiniteVL
 from model.state import StreamState
 
 from .small import DECODER, build, error, small

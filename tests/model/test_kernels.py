@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.config import AttentionPolicy, InfiniteVLConfig
-from model.rope import rotation
+from model.ops.rope import rotation
 from model.state import SlotMemory, StreamState
 
 from .small import small
@@ -24,8 +24,8 @@ from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import swiglu
 from model.ops.kernels.product import Cut, product
-from model.ops.kernels.span import Span, frame_span, text_span
-from model.quantize import quantize_rows
+from model.serving.cursor_kernels import Span, frame_span, text_span
+from model.serving.quantize import quantize_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.cache import SequenceMemory
 from model.config import FULL, AttentionPolicy, InfiniteVLConfig
-from model.memory import SequenceMemory
-from model.rope import rotate, rotation
+from model.ops.rope import rotate, rotation
 from model.state import SlotMemory, Snapshot, StreamState
 
 from .small import DECODER, build, error, patches, small

@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from model.config import PRESETS, InfiniteVLConfig
-from model.rope import rotate, rotation
+from model.ops.rope import rotate, rotation
 from model.state import StreamState
 
 from .qwen import qwen_config

@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 
-import model.runner
-from model.room import Room, RoomError, room
+import model.serving.runner
+from model.serving.capacity import Room, RoomError, room
 
 GB = 10**9
 
@@ -31,19 +31,19 @@ def test_too_many_are_refused_by_name_and_number() -> None:
 
 def test_a_runner_is_refused_before_its_slots_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     allocated: list[int] = []
-    allocate = model.runner.StreamState.allocate
+    allocate = model.serving.runner.StreamState.allocate
 
     def counted(config: object, slots: int, device: object, dtype: torch.dtype) -> object:
         if str(device) != "meta":
             allocated.append(slots)
         return allocate(config, slots, device, dtype)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model.runner.StreamState, "allocate", counted)
+    monkeypatch.setattr(model.serving.runner.StreamState, "allocate", counted)
     monkeypatch.setattr(model.runner, "room", lambda device, each: Room(3 * each + 1, each))
     with pytest.raises(RoomError, match="4 slots of 2"):
-        model.runner.load_runner(random_weights=True, slots=4)
+        model.serving.runner.load_runner(random_weights=True, slots=4)
     assert allocated == []
-    assert model.runner.load_runner(random_weights=True, slots=3).slots == 3
+    assert model.serving.runner.load_runner(random_weights=True, slots=3).slots == 3
 
 
 def test_this_machine_tells_what_is_free() -> None:
@@ -52,7 +52,7 @@ def test_this_machine_tells_what_is_free() -> None:
 
 
 def test_a_released_runner_keeps_its_facts_alone() -> None:
-    runner = model.runner.load_runner(random_weights=True, slots=2)
+    runner = model.serving.runner.load_runner(random_weights=True, slots=2)
     network, pool = weakref.ref(runner.model), weakref.ref(runner.state.keys)
     size = runner.state_bytes
     runner.release()

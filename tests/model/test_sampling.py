@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from model.sampling import Sampling, draw
+from model.serving.sampling import Sampling, draw
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -4.0, 2.5])
 CPU = torch.device("cpu")

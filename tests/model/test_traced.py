@@ -10,9 +10,9 @@ import torch
 
 from model import Runner, Sampling
 from model.config import AttentionPolicy
+from model.serving.traced import DECODE_BATCH, TRACEABLE, TracedInfiniteVL
 from model.state import StreamState
 from model.tokenizer import Tokenizer
-from model.traced import DECODE_BATCH, TRACEABLE, TracedInfiniteVL
 
 from .small import build, error, picture, small
 from .streams import Stream, index, times
@@ -27,7 +27,7 @@ TOKENS = torch.randint(7, 2048, (1, 100), generator=torch.Generator().manual_see
 
 @pytest.fixture(autouse=True)
 def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.traced.TRACES", {})
+    monkeypatch.setattr("model.serving.traced.TRACES", {})
 
 
 def assert_the_same(found: StreamState, expected: StreamState) -> None:
@@ -161,7 +161,7 @@ def test_a_trace_that_fails_is_made_the_next_time(monkeypatch: pytest.MonkeyPatc
 
 @torch.inference_mode()
 def test_grids_beyond_the_most_traces_are_served_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.traced.MOST_TRACES", 3)
+    monkeypatch.setattr("model.serving.traced.MOST_TRACES", 3)
     model, traced = build(CONFIG), TracedInfiniteVL(build(CONFIG))
     state, oracle = StreamState.allocate(CONFIG, 3), StreamState.allocate(CONFIG, 3)
     for slot, grid in enumerate([(4, 6), (6, 4), (2, 8)]):
@@ -178,7 +178,7 @@ def test_a_runner_without_traces_says_the_same(monkeypatch: pytest.MonkeyPatch) 
     """As on a Python that PyTorch does not trace on."""
     tokenizer = Tokenizer.load(Path("model/nano/tokenizer.json"), CONFIG)
     traced = Runner("small", build(CONFIG), tokenizer, 2, trained=False)
-    monkeypatch.setattr("model.runner.TRACEABLE", False)
+    monkeypatch.setattr("model.serving.runner.TRACEABLE", False)
     plain = Runner("small", build(CONFIG), tokenizer, 2, trained=False)
     assert isinstance(traced.steps, TracedInfiniteVL) and plain.steps is plain.model
     said = []

@@ -7,18 +7,18 @@ import torch
 
 from model.config import nano
 from model.preprocess import patchify
-from model.runner import NANO
+from model.serving.runner import NANO
 from model.tokenizer import Tokenizer
-from model.training.clutter import films, outline
-from model.training.learner import Learner, Recipe, read_weights, record
-from model.training.lessons import LENGTH, TOKENIZER, Curriculum, prepare
+from model.training.dataset import LENGTH, TOKENIZER, Curriculum, prepare
 from model.training.optimizer import orthogonalise
-from model.training.paint import ASSETS, CLASSES, CLIP, Assets, Painter
-from model.training.phrases import HELD_OUT, NOTHING, PHRASES
-from model.training.questions import WEIGHTS, Examiner
-from model.training.things import HELD_OUT_SHAPES, NAMES, WORDS
 from model.training.train import train
-from model.training.world import (
+from model.training.trainer import Learner, Recipe, read_weights, record
+from model.world.distractors import films, outline
+from model.world.objects import HELD_OUT_SHAPES, NAMES, WORDS
+from model.world.phrasings import HELD_OUT, NOTHING, PHRASES
+from model.world.questions import WEIGHTS, Examiner
+from model.world.render import ASSETS, CLASSES, CLIP, Assets, Painter
+from model.world.scene import (
     CLEAR,
     CREEP,
     PROCEDURAL,
@@ -64,7 +64,7 @@ def test_training_goes_on_from_an_exported_checkpoint_as_from_the_run_it_is_of(t
 
 def test_lessons_draw_their_scenes_by_the_profiles(assets, tokenizer, monkeypatch):
     for things in (0, 1):
-        monkeypatch.setattr("model.training.lessons.PROFILES", ((1.0, Profile(things=(things, things))),))
+        monkeypatch.setattr("model.training.dataset.PROFILES", ((1.0, Profile(things=(things, things))),))
         lesson = prepare((things,), 8, 6, 12, assets.gallery, tokenizer)
         assert len(lesson.sheet.kind) == 0 if things == 0 else 0 < len(lesson.sheet.kind) <= 6
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from model.config import AttentionPolicy, nano
-from model.infinitevl import InfiniteVL
-from model.training.accelerate import initialise
+from model.families.infinitevl import InfiniteVL
+from model.training.cuda import initialise
 
 pytest.importorskip("triton", reason="triton is not installed; needs CUDA or its interpreter")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs CUDA or triton's interpreter", allow_module_level=True)
 
 from model.preprocess import STD
-from model.training.network import quicken
-from model.training.paint import Assets, Painter, brush
-from model.training.world import draw_scene, layout
+from model.training.fused import quicken
+from model.world.render import Assets, Painter, brush
+from model.world.scene import draw_scene, layout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.cache import SequenceMemory
 from model.config import FULL, InfiniteVLConfig
-from model.memory import SequenceMemory
 from model.state import StreamState
 
 from .qwen import qwen

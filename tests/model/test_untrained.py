@@ -5,9 +5,9 @@ import torch
 
 from model import Sampling, load_runner
 from model.config import PRESETS
-from model.runner import NANO
+from model.serving.random_weights import random_config, random_vocabulary
+from model.serving.runner import NANO
 from model.tokenizer import Tokenizer
-from model.untrained import random_config, random_vocabulary
 
 from .small import of_another_tokenizer, picture
 

@@ -10,7 +10,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from model.config import PRESETS, VisionConfig
-from model.vision import VisionTower, plan_grid
+from model.layers.vision import VisionTower, plan_grid
 
 from .small import VISION, error, patches, scatter
 

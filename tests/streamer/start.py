@@ -23,8 +23,8 @@ RUNS = (("cold", True, True), ("kernels kept", False, True), ("kernels and pages
 def write(folder: Path, preset: str, device: str) -> None:
     """Saves the preset with random weights in bfloat16."""
     from model.checkpoint import save_checkpoint
-    from model.runner import NANO
-    from model.untrained import random_config, random_model, random_vocabulary
+    from model.serving.random_weights import random_config, random_model, random_vocabulary
+    from model.serving.runner import NANO
 
     began = time.monotonic()
     config = random_config(preset)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-import model.runner
-from model.room import Room
+import model.serving.runner
+from model.serving.capacity import Room
 from streamer import Assistant, AssistantError, StreamEvent
 from streamer.config import parse_config
 from streamer.subscription import Subscription

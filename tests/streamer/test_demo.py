@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from capture.sources.demo import demo_truth
-from model.training.demo import scene, truth
-from model.training.paint import Assets
+from model.world.make_demo import scene, truth
+from model.world.render import Assets
 from streamer.cli import demo_questions
 from streamer.client import AsyncClient
 from streamer.config import parse_config

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model import Sampling
-from model.traced import TRACEABLE, TracedInfiniteVL
+from model.serving.traced import TRACEABLE, TracedInfiniteVL
 from streamer.engine import _cost
 
 from .fed import Bench, picture
@@ -93,7 +93,7 @@ def test_an_answer_is_what_the_model_says_alone() -> None:
 @pytest.mark.skipif(not TRACEABLE, reason="PyTorch traces up to Python 3.13")
 def test_what_is_served_was_traced_in_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace made between two frames would hold these up for a fifth of a second."""
-    monkeypatch.setattr("model.traced.TRACES", {})
+    monkeypatch.setattr("model.serving.traced.TRACES", {})
     bench = Bench()
     steps = bench.engine.runner.steps
     assert isinstance(steps, TracedInfiniteVL)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.training import exam
-from model.training.paint import Assets
+from model.evaluation import run as exam
+from model.world.render import Assets
 from streamer import cli, lossy
 from streamer.config import parse_config
 from streamer.lossy import Film, VideoError, decoded, encode, measure, serve

@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from model.config import InfiniteVLConfig
 from model.tokenizer import Tokenizer
-from model.training.phrases import PHRASES
-from model.training.questions import WEIGHTS, Examiner, Question
-from model.training.world import Floats, Gallery, Integers, Profile, Scene, Sheet, Split, draw_scene, layout
+from model.world.phrasings import PHRASES
+from model.world.questions import WEIGHTS, Examiner, Question
+from model.world.scene import Floats, Gallery, Integers, Profile, Scene, Sheet, Split, draw_scene, layout
 
 TOKENIZER = Path(__file__).parent.parent / "nano" / "tokenizer.json"
 SKILLS = tuple(PHRASES)

@@ -1,4 +1,4 @@
-"""Packs the pictures that the world is drawn with into one file: `python -m model.training.pack SOURCES OUTPUT`.
+"""Packs the pictures that the world is drawn with into one file: `python -m model.world.build_assets SOURCES OUTPUT`.
 
 SOURCES is a folder that holds the unpacked packages named in LICENCES.md beside this file.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.training.paint import CLIP
-from model.training.things import CHARACTERS, NAMES, OBJECTS
+from model.world.objects import CHARACTERS, NAMES, OBJECTS
+from model.world.render import CLIP
 
 Picture = NDArray[np.uint8]
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from model.checkpoint import WHOLE
 from model.config import FULL, AttentionPolicy, nano
-from model.infinitevl import InfiniteVL
-from model.training.accelerate import initialise
-from model.training.lessons import SKILLS, Lesson
+from model.families.infinitevl import InfiniteVL
+from model.training.cuda import initialise
+from model.training.dataset import SKILLS, Lesson
 from model.training.optimizer import Optimizer
-from model.training.paint import CLASSES
+from model.world.render import CLASSES
 
 GRID = (16, 16)
 POLICIES = {"online": nano().policy, "window": AttentionPolicy(sinks=0, window=576), "base": FULL}

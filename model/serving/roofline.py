@@ -1,6 +1,6 @@
 """Measures a model on a CUDA device beside its floor: the same matrix products, delta rule and attention alone, in a graph.
 
-`python -m model.benchmark --preset 4b` prints one table; weights are random, which cost what real ones do.
+`python -m model.serving.roofline --preset 4b` prints one table; weights are random, which cost what real ones do.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
-from model.fast import FastInfiniteVL
-from model.graphs import Graphs
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 from model.ops.kernels.activation import Activation
 from model.ops.kernels.attention import attend
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import quantize
-from model.quantize import Matrix, Precision
+from model.serving.cuda_graphs import Graphs
+from model.serving.fused import FastInfiniteVL
+from model.serving.quantize import Matrix, Precision
+from model.serving.random_weights import random_model
 from model.state import StreamState
-from model.untrained import random_model
 
 SIDE = 32
 """Patches a side of a 448×448 frame."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.fast import FastInfiniteVL
 from model.preprocess import arrange, fit
+from model.serving.fused import FastInfiniteVL
 from model.state import StreamState
 
 DECODE_BATCHES = (1, 2, 4, 8, 16)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.rope import axes
+from model.ops.rope import axes
 from model.state import StreamState
 
 ROWS = 4

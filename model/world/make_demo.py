@@ -1,4 +1,4 @@
-"""The clip that `demo:` plays, painted like the training's world: `python -m model.training.demo capture/clips`.
+"""The clip that `demo:` plays, painted like the training's world: `python -m model.world.make_demo capture/clips`.
 
 Writes demo.mp4 (H.264, 25 frames a second) and demo.json: what is in it when, and what is right to answer when.
 """
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.training.paint import Assets, Painter
-from model.training.phrases import NEVER_SEEN, NOTHING
-from model.training.things import COLOURS, Thing
-from model.training.world import ABSENT, Gallery, Look, Scene, Sheet, Visit, extent, layout, see
+from model.world.objects import COLOURS, Thing
+from model.world.phrasings import NEVER_SEEN, NOTHING
+from model.world.render import Assets, Painter
+from model.world.scene import ABSENT, Gallery, Look, Scene, Sheet, Visit, extent, layout, see
 
 RATE, WIDTH, HEIGHT = 25, 640, 360
 SECONDS = 48.0

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.preprocess import MEAN, STD
-from model.training.clutter import films
-from model.training.things import CHARACTERS, COLOURS, NAMES, SHAPES
-from model.training.world import HELD_OUT_PROCEDURAL, LETTERS, LINE, PROCEDURAL, SLOTS, Gallery, Sheet
+from model.world.distractors import films
+from model.world.objects import CHARACTERS, COLOURS, NAMES, SHAPES
+from model.world.scene import HELD_OUT_PROCEDURAL, LETTERS, LINE, PROCEDURAL, SLOTS, Gallery, Sheet
 
 ASSETS = Path(__file__).parent / "assets.npz"
 SIDE = 64
@@ -193,7 +193,7 @@ def brush() -> ModuleType | None:
     """The painter's kernels, where triton is there."""
     if importlib.util.find_spec("triton") is None:
         return None
-    return importlib.import_module("model.training.brush")
+    return importlib.import_module("model.world.render_kernels")
 
 
 class Painter:

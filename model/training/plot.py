@@ -1,4 +1,4 @@
-"""Draws a run's curves from its log: `python -m model.training.curves runs/nano curves.png`."""
+"""Draws a run's curves from its log: `python -m model.training.plot runs/nano curves.png`."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.attention import Attention
+from model.cache import Memory
 from model.config import DecoderConfig
-from model.delta_net import GatedDeltaNet
-from model.memory import Memory
-from model.rope import rotation
-from model.vision import MLP, RMSNorm
+from model.layers.attention import Attention
+from model.layers.delta_net import GatedDeltaNet
+from model.layers.vision import MLP, RMSNorm
+from model.ops.rope import rotation
 
 
 class DecoderLayer(nn.Module):

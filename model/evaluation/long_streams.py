@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.infinitevl import InfiniteVL
-from model.memory import SequenceMemory
-from model.rope import rotate, rotation
-from model.training.sitting import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask_each, cleared, compose
-from model.training.world import HORIZON, Profile, draw_scene
+from model.cache import SequenceMemory
+from model.evaluation.score import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask_each, cleared, compose
+from model.families.infinitevl import InfiniteVL
+from model.ops.rope import rotate, rotation
+from model.world.scene import HORIZON, Profile, draw_scene
 
 RATE = 12.5
 """Steps a second, at 25 frames a second."""

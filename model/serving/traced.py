@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 from model.state import StreamState
 
 TRACEABLE = sys.version_info < (3, 14) and os.environ.get("PYTORCH_JIT") != "0"

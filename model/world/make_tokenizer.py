@@ -1,6 +1,6 @@
 """Builds the nano's tokenizer.json: byte-level BPE over what the world is asked; digits and capitals stay single tokens.
 
-`python -m model.training.vocabulary OUTPUT`
+`python -m model.world.make_tokenizer OUTPUT`
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from model.config import nano
-from model.training.paint import Assets
-from model.training.phrases import PHRASES, PREFIXES
-from model.training.questions import WEIGHTS, Examiner
-from model.training.things import COLOURS, NAMES, SHAPES, Thing
-from model.training.world import draw_scene
+from model.world.objects import COLOURS, NAMES, SHAPES, Thing
+from model.world.phrasings import PHRASES, PREFIXES
+from model.world.questions import WEIGHTS, Examiner
+from model.world.render import Assets
+from model.world.scene import draw_scene
 
 SPECIAL = (
     "<|endoftext|>",

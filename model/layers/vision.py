@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.config import VisionConfig
 from model.ops.linear import JointLinear, laid_out
-from model.rope import Rotation, rotate, vision_rotation
+from model.ops.rope import Rotation, rotate, vision_rotation
 
 
 class RMSNorm(nn.Module):

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Attention
-from model.decoder import Decoder, DecoderLayer
-from model.delta_net import GatedDeltaNet
-from model.infinitevl import InfiniteVL
-from model.memory import Memory
+from model.cache import Memory
+from model.families.infinitevl import InfiniteVL
+from model.layers.attention import Attention
+from model.layers.decoder import Decoder, DecoderLayer
+from model.layers.delta_net import GatedDeltaNet
+from model.layers.vision import MLP, GridPlan, RMSNorm, VisionAttention, VisionBlock, VisionTower, plan_grid
 from model.ops.dispatch import delta_rule
-from model.rope import Rotation, rotation
+from model.ops.rope import Rotation, rotation
 from model.training.kernels import AddNorm, GatedNorm, Norm, Rotate, ShortConvolution, SplitRotate, SwiGLU
-from model.vision import MLP, GridPlan, RMSNorm, VisionAttention, VisionBlock, VisionTower, plan_grid
 
 
 def joint(x: Tensor, *parts: nn.Linear) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from model.training.ages import CLOCK
-from model.training.sitting import HELD_OUT, MEMORY, NOW, YET, Marks
+from model.evaluation.long_streams import CLOCK
+from model.evaluation.score import HELD_OUT, MEMORY, NOW, YET, Marks
 
 READ, KINDS = ("short", "long", "never"), {
     "what": ("one", "several", "empty"), "colour": ("", "never"), "where": ("", "never"), "is there": ("yes", "no"),

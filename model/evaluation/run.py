@@ -1,7 +1,7 @@
 """The examination: fresh held-out worlds, every skill, by how long ago the evidence was, with two controls beside it.
 
-`python -m model.training.exam model/nano --device cuda --json marks.json` examines a checkpoint folder (the nano by default).
-On several GPUs: `torchrun --standalone --nproc-per-node 4 -m model.training.exam …`.
+`python -m model.evaluation.run model/nano --device cuda --json marks.json` examines a checkpoint folder (the nano by default).
+On several GPUs: `torchrun --standalone --nproc-per-node 4 -m model.evaluation.run …`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate
-from model.infinitevl import InfiniteVL
-from model.runner import NANO
+from model.evaluation.long_streams import CLOCK, LONG, RATE, by_clock, long_streams
+from model.evaluation.report import facts, table
+from model.evaluation.score import HELD_OUT, MEMORY, NOW, YET, Exam, Marks, Paper, sit
+from model.families.infinitevl import InfiniteVL
+from model.serving.runner import NANO
 from model.tokenizer import Tokenizer
-from model.training.accelerate import join, limit_autotuning
-from model.training.ages import CLOCK, LONG, RATE, by_clock, long_streams
-from model.training.paint import Assets, Painter
-from model.training.report import facts, table
-from model.training.sitting import HELD_OUT, MEMORY, NOW, YET, Exam, Marks, Paper, sit
-from model.training.world import Profile
+from model.training.cuda import join, limit_autotuning
+from model.world.render import Assets, Painter
+from model.world.scene import Profile
 
 __all__ = ["evaluate", "examine", "table"]
 

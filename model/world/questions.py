@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.training.phrases import ABSENT, HELD_OUT, NEVER_SEEN, NOTHING, PHRASES, PREFIXES, UNKNOWABLE
-from model.training.things import COLOURS, NAMES, SHAPES, Thing
-from model.training.world import ABSENT as HARDLY
-from model.training.world import CLEAR, Profile, Scene, Split, Visit, draw_thing
+from model.world.objects import COLOURS, NAMES, SHAPES, Thing
+from model.world.phrasings import ABSENT, HELD_OUT, NEVER_SEEN, NOTHING, PHRASES, PREFIXES, UNKNOWABLE
+from model.world.scene import ABSENT as HARDLY
+from model.world.scene import CLEAR, Profile, Scene, Split, Visit, draw_thing
 
 STRANGERS = Profile(text=0.08)
 """What things are drawn that are asked about though nobody saw them."""

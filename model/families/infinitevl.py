@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Attention
+from model.cache import SequenceMemory
 from model.config import InfiniteVLConfig
-from model.decoder import Decoder
-from model.delta_net import GatedDeltaNet
-from model.memory import SequenceMemory
-from model.rope import frame_positions
+from model.layers.attention import Attention
+from model.layers.decoder import Decoder
+from model.layers.delta_net import GatedDeltaNet
+from model.layers.vision import MLP, VisionTower
+from model.ops.rope import frame_positions
 from model.state import SlotMemory, StreamState
-from model.vision import MLP, VisionTower
 
 
 class InfiniteVL(nn.Module):

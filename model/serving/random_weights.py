@@ -12,7 +12,7 @@ import torch
 
 from model.checkpoint import KEPT_FLOAT32
 from model.config import PRESETS, InfiniteVLConfig
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 
 SPECIAL = (
     "vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id", "im_start_token_id",

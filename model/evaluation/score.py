@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.infinitevl import InfiniteVL
-from model.memory import SequenceMemory
+from model.cache import SequenceMemory
+from model.families.infinitevl import InfiniteVL
 from model.tokenizer import Tokenizer
-from model.training.lessons import LENGTH, Round, fits, write
-from model.training.paint import Painter
-from model.training.questions import WEIGHTS, Examiner, Question, normalise
-from model.training.things import Kind
-from model.training.world import Gallery, Integers, Profile, Scene, Split, draw_scene, layout
+from model.training.dataset import LENGTH, Round, fits, write
+from model.world.objects import Kind
+from model.world.questions import WEIGHTS, Examiner, Question, normalise
+from model.world.render import Painter
+from model.world.scene import Gallery, Integers, Profile, Scene, Split, draw_scene, layout
 
 GRID = (16, 16)
 NOW = (

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cache import Memory
 from model.config import DecoderConfig
-from model.memory import Memory
 from model.ops.convolution import short_convolution
 from model.ops.dispatch import delta_rule
 from model.ops.linear import JointLinear, laid_out

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.training.things import CHARACTERS, COLOURS, HELD_OUT_SHAPES, NAMES, SHAPES, WORDS, Thing
+from model.world.objects import CHARACTERS, COLOURS, HELD_OUT_SHAPES, NAMES, SHAPES, WORDS, Thing
 
 Split = Literal["train", "test"]
 Floats = NDArray[np.float32]

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.config import PRESETS, AttentionPolicy, ConfigError
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
 from model.preprocess import choose_grid, patchify
-from model.room import room
-from model.sampling import Sampling, draw
+from model.serving.capacity import room
+from model.serving.random_weights import random_config, random_model, random_vocabulary
+from model.serving.sampling import Sampling, draw
+from model.serving.traced import TRACEABLE, TracedInfiniteVL
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
-from model.traced import TRACEABLE, TracedInfiniteVL
-from model.untrained import random_config, random_model, random_vocabulary
 
 if TYPE_CHECKING:
-    from model.graphs import Graphs
+    from model.serving.cuda_graphs import Graphs
 
-NANO = Path(__file__).parent / "nano"
+NANO = Path(__file__).parent.parent / "nano"
 """The embedded default: a checkpoint folder like any other."""
 
 
@@ -50,8 +50,8 @@ class Runner:
         self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot
         fast, served = None, self.device.type == "cuda"
         if served:
-            from model.fast import FastInfiniteVL
-            from model.graphs import Graphs
+            from model.serving.cuda_graphs import Graphs
+            from model.serving.fused import FastInfiniteVL
 
             fast = FastInfiniteVL(model, "fp8" if fp8 else "model")
             torch.cuda.empty_cache()

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import Attention
 from model.config import InfiniteVLConfig
-from model.decoder import DecoderLayer
-from model.delta_net import GatedDeltaNet
-from model.infinitevl import InfiniteVL
+from model.families.infinitevl import InfiniteVL
+from model.layers.attention import Attention
+from model.layers.decoder import DecoderLayer
+from model.layers.delta_net import GatedDeltaNet
+from model.layers.vision import MLP, VisionBlock, plan_grid
 from model.ops.kernels.activation import Activation
 from model.ops.kernels.attention import attend
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import add_norm, gated_norm, rotate_heads, swiglu
-from model.ops.kernels.span import Span, frame_span, text_span
-from model.quantize import Matrix, Precision
+from model.serving.cursor_kernels import Span, frame_span, text_span
+from model.serving.quantize import Matrix, Precision
 from model.state import StreamState
-from model.vision import MLP, VisionBlock, plan_grid
 
 
 class FastMLP:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from model.cache import Memory
 from model.config import DecoderConfig
-from model.memory import Memory
 from model.ops.linear import JointLinear, laid_out
-from model.rope import Rotation, rotate
+from model.ops.rope import Rotation, rotate
 
 
 class Attention(nn.Module):

@@ -1,0 +1,1 @@
+"""Asking a model what it knows and scoring the answers; knows nothing of training."""

@@ -1,0 +1,1 @@
+"""Model families: a configuration, a tower, a layer recipe, tensor names and a prompt each."""

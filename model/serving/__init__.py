@@ -1,0 +1,1 @@
+"""What runs a model fast: runner, graphs, traces, quantised products and their measurement."""

@@ -1,0 +1,1 @@
+"""The made world: scenes, their pictures and the questions about them."""
