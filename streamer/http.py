@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 
 from protocols.chat import chosen_stream, error_body, error_status, model_body, model_ids, models_body, read_chat
 from protocols.fields import ProtocolError, read_object
-from protocols.realtime import RealtimeSession
+from protocols.realtime.session import RealtimeSession
 from streamer.assistant import Assistant, AssistantError
 from streamer.auth import SUBPROTOCOL, DoorError, Gate, Scope, Signed, Token, Visitor, is_loopback
 from streamer.completions import complete

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-from protocols.realtime import Ask, Cancel, Command, Decision, Listen, Push, RealtimeSession, Send, Usage
+from protocols.realtime.session import Ask, Cancel, Command, Decision, Listen, Push, RealtimeSession, Send, Usage
 from streamer.assistant import Answer, Assistant, AssistantError
 from streamer.auth import DoorError, Visitor
 from streamer.desk import Desk, Question

@@ -3,7 +3,7 @@
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from protocols.events import EVENTS
+from protocols.realtime.client_events import EVENTS
 from tests.wire import CLIENT, DOCUMENT, SERVER, check
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from protocols.realtime import (
+from protocols.realtime.session import (
     Ask,
     Cancel,
     Command,

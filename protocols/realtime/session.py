@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from protocols import events
 from protocols.conversation import Conversation, Item, Turn, read_turn
 from protocols.fields import ProtocolError, picture_bytes, picture_file, read_object
+from protocols.realtime import client_events as events
 
 INSTRUCTIONS = ""
 

@@ -1,0 +1,1 @@
+"""The OpenAI Realtime dialect with stream events of our own, sans-I/O."""
