@@ -18,12 +18,12 @@ import torch
 
 from capture import Frame, PushSource, Source, SourceError, SourceStatus
 from model import AttentionPolicy, RoomError, Runner, Sampling, load_runner
-from streamer.answer import Answer, Usage
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
-from streamer.engine import Engine, Question
-from streamer.scheduler import Pace
-from streamer.stream import Stream, StreamStatus, configured_source
-from streamer.subscription import StreamEvent, Subscription
+from streamer.engine.answer import Answer, Usage
+from streamer.engine.engine import Engine, Question
+from streamer.engine.scheduler import Pace
+from streamer.engine.stream import Stream, StreamStatus, configured_source
+from streamer.events import StreamEvent, Subscription
 
 __all__ = ["Answer", "Assistant", "AssistantError", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
 

@@ -12,10 +12,10 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from capture import Frame
-from streamer.answer import Answer, FinishReason, Usage
 from streamer.assistant import Assistant
 from streamer.config import Config
-from streamer.stream import StreamStatus
+from streamer.engine.answer import Answer, FinishReason, Usage
+from streamer.engine.stream import StreamStatus
 
 T = TypeVar("T")
 

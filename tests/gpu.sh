@@ -66,7 +66,7 @@ run_table() {
 
 watch() { # NAME STREAMS ASKERS OPEN DTYPE
     enough 30 "$1" || return
-    timeout "$(left)" python3 -m streamer.cli bench --device "$device" --preset "$preset" --random-weights --no-floor --json \
+    timeout "$(left)" python3 -m streamer.cli.main bench --device "$device" --preset "$preset" --random-weights --no-floor --json \
         --streams "$2" --askers "$3" --open "$4" --dtype "$5" --deadline 0.08 --seconds "$watched" > "$out/$1.json" 2> "$logs/$1"
     say "$1: exit $?"
     tail -12 "$logs/$1" | cut -c1-200 | tee -a "$out/daemon.txt"

@@ -20,7 +20,7 @@ from streamer import Assistant
 from streamer.client import AsyncClient
 from streamer.config import parse_config
 from streamer.daemon import Daemon
-from streamer.stream import StreamStatus
+from streamer.engine.stream import StreamStatus
 from tests.capture.lab import (
     Mjpeg,
     RtspServer,

@@ -27,7 +27,7 @@ def seen_and_asked(folder: Path, source: str, *keys: str, **environment: str) ->
     )
     log = folder / "log"
     with log.open("w") as out:
-        command = [sys.executable, "-m", "streamer.cli", "run", str(config), "--ask", "What do you see?"]
+        command = [sys.executable, "-m", "streamer.cli.main", "run", str(config), "--ask", "What do you see?"]
         running = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=out, text=True
         )
@@ -39,7 +39,7 @@ def seen_and_asked(folder: Path, source: str, *keys: str, **environment: str) ->
             if answer := "".join(re.findall(r"^> (.+)", line)):
                 break
         assert answer, log.read_text()
-        status = [sys.executable, "-m", "streamer.cli", "status", "--url", url]
+        status = [sys.executable, "-m", "streamer.cli.main", "status", "--url", url]
         told = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
         return told + log.read_text()
     finally:

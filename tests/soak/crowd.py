@@ -36,9 +36,9 @@ QUESTION = {
 
 def serve() -> None:
     """The daemon, whose answers are moments."""
-    from streamer.answer import Answer
     from streamer.config import parse_config
     from streamer.daemon import run
+    from streamer.engine.answer import Answer
 
     spoke = Answer.spoke
     Answer.spoke = lambda self, text, tokens: spoke(self, f"{time.monotonic():.6f} ", tokens)  # type: ignore[method-assign]

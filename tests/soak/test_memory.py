@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from streamer import Assistant, AssistantError
-from streamer.bench import resident_bytes
+from streamer.cli.bench import resident_bytes
 from streamer.config import parse_config
 
 WARM_CYCLES = 3

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from statistics import median
 
-from streamer.costs import Costs
-from streamer.scheduler import Decode, FrameStep, Pace, Prefill
+from streamer.engine.costs import Costs
+from streamer.engine.scheduler import Decode, FrameStep, Pace, Prefill
 
 from .world import World
 

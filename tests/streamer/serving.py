@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from streamer.assistant import Assistant
 from streamer.config import Config
-from streamer.http import close_connections, create_app, server_options
+from streamer.server.app import close_connections, create_app, server_options
 
 T = TypeVar("T")
 CONFIG: dict[str, Any] = {

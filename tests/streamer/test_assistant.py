@@ -15,7 +15,7 @@ import model.serving.runner
 from model.serving.capacity import Room
 from streamer import Assistant, AssistantError, StreamEvent
 from streamer.config import parse_config
-from streamer.subscription import Subscription
+from streamer.events import Subscription
 from tests.tiny import TINY
 
 from .fed import picture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from streamer.auth import SCOPES, DoorError, Gate, Visitor, is_loopback, new_token, read_tokens, token_digest
-from streamer.limits import Limits, message_bucket
+from streamer.server.auth import SCOPES, DoorError, Gate, Visitor, is_loopback, new_token, read_tokens, token_digest
+from streamer.server.limits import Limits, message_bucket
 
 SECRET = new_token()
 OTHER = new_token()

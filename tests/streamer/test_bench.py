@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import pytest
 
-from streamer import bench
-from streamer.bench import add_arguments, render, render_all, run, spread
+from streamer.cli import bench
+from streamer.cli.bench import add_arguments, render, render_all, run, spread
 
 
 def test_the_rendered_clip_is_720p_h264_at_25_frames_a_second(tmp_path: Path) -> None:

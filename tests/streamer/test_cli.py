@@ -16,10 +16,10 @@ import pytest
 
 from capture.sources.demo import CLIP
 from streamer.assistant import StreamStatus
-from streamer.auth import read_tokens
-from streamer.cli import _duration, _parser, main, run_config
+from streamer.cli.doctor import cameras
+from streamer.cli.main import _duration, _parser, main, run_config
 from streamer.config import Config, ConfigError
-from streamer.doctor import cameras
+from streamer.server.auth import read_tokens
 from tests.streamer.serving import Daemon, Served
 
 
@@ -200,7 +200,7 @@ def test_streams_are_added_with_any_key_of_a_configured_one(
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", "-m", "streamer.cli", "run", "--port", "0", *arguments]
+    command = [sys.executable, "-u", "-m", "streamer.cli.main", "run", "--port", "0", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
 

@@ -169,14 +169,14 @@ def test_the_client_installs_alone(alone: Path, server: Served, tmp_path: Path) 
     code = f"from streamer.client import Client\nwith Client({server.url!r}) as c: print(*c.ask('What?', max_tokens=2))"
     asked = run("-c", code)
     assert asked.returncode == 0 and asked.stdout, asked.stderr
-    assert run("-m", "streamer.cli", "status", "--url", server.url).stdout.startswith("STREAM")
-    refused = run("-m", "streamer.cli", "run", "--source", "demo:")
-    told = run("-m", "streamer.cli", "doctor").stdout
+    assert run("-m", "streamer.cli.main", "status", "--url", server.url).stdout.startswith("STREAM")
+    refused = run("-m", "streamer.cli.main", "run", "--source", "demo:")
+    told = run("-m", "streamer.cli.main", "doctor").stdout
     assert "torch is not installed\n        → install streamer[daemon]" in told
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert "install streamer[daemon]" in refused.stderr
 
 
 def streamer(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streamer.cli", *arguments]
+    command = [sys.executable, "-m", "streamer.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from streamer.auth import SCOPES, new_token, token_digest
 from streamer.config import Config, ConfigError
-from streamer.keyring import known_tokens
+from streamer.server.auth import SCOPES, new_token, token_digest
+from streamer.server.tokens import known_tokens
 from tests.streamer.serving import CONFIG, Daemon, Served, ask, eventually, receive, send, until
 
 QUESTION = {"model": "nano", "messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 3}

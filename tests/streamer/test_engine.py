@@ -12,7 +12,7 @@ import torch
 
 from model import Sampling
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
-from streamer.engine import _cost
+from streamer.engine.engine import _cost
 
 from .fed import Bench, picture
 
@@ -124,12 +124,12 @@ def feed(bench: Bench, seed: int, *names: str) -> None:
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cores, whatever the machine has."""
-    monkeypatch.setattr("streamer.engine.os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr("streamer.engine.engine.os.sched_getaffinity", lambda pid: {0, 1})
 
 
 def test_looking_ahead_changes_no_bit(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = watch(None)
-    monkeypatch.setattr("streamer.engine.os.sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr("streamer.engine.engine.os.sched_getaffinity", lambda pid: {0})
     alone = watch(None)
     assert beside.engine._looker is not None and alone.engine._looker is None
     for name in ("left", "right"):
@@ -188,7 +188,7 @@ def test_a_step_that_could_not_be_looked_at_is_tried_stream_by_stream(
 
 def test_a_step_on_two_threads_costs_what_the_slower_takes_and_takes_both(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter((1.0, 4.0, 6.0, 1.0, 4.0, 9.0))
-    monkeypatch.setattr("streamer.engine.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("streamer.engine.engine.time.monotonic", lambda: next(times))
     costs = [_cost(lambda _: None, lambda: None) for _ in range(2)]  # type: ignore[arg-type, return-value]
     monkeypatch.undo()
     assert costs == [(3.0, 5.0), (5.0, 8.0)]

@@ -9,9 +9,10 @@ import pytest
 
 from model.evaluation import run as exam
 from model.world.render import Assets
-from streamer import cli, lossy
+from streamer.cli import eval_video as lossy
+from streamer.cli import main as cli
+from streamer.cli.eval_video import Film, VideoError, decoded, encode, measure, serve
 from streamer.config import parse_config
-from streamer.lossy import Film, VideoError, decoded, encode, measure, serve
 
 
 def test_figures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

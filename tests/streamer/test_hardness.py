@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from streamer import limits
 from streamer.client import AsyncClient, ClientError
+from streamer.server import limits
 from tests.streamer.serving import Daemon, Served, ask, eventually, receive, until
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +175,7 @@ def test_everything_over_tls(daemon: Daemon, certificate: tuple[str, str]) -> No
     with daemon.served(server={"certificate": certificate[0], "key": certificate[1]}) as server:
         url = f"https://127.0.0.1:{server.port}"
         asyncio.run(story(url))
-        command = [sys.executable, "-m", "streamer.cli", "ask", "What?", "--url", url, "--ca", certificate[0]]
+        command = [sys.executable, "-m", "streamer.cli.main", "ask", "What?", "--url", url, "--ca", certificate[0]]
         done = subprocess.run([*command, "--max-tokens", "2"], capture_output=True, text=True, timeout=60, cwd=ROOT)
         assert done.returncode == 0 and done.stdout, done.stderr
         with pytest.raises(ClientError, match="is not a streamer daemon"):

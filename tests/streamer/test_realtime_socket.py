@@ -10,9 +10,9 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from streamer import websocket
 from streamer.assistant import StreamEvent
-from streamer.http import close_connections
+from streamer.server import realtime as websocket
+from streamer.server.app import close_connections
 from tests.streamer.serving import Daemon, Served, ask, eventually, receive, send, until
 
 LONG = 20_000

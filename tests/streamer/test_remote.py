@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from capture import Source, SourceOptions, guard, open_source
-from streamer import stream
 from streamer.config import Config, ConfigError, parse_config
-from streamer.http import create_app
+from streamer.engine import stream
+from streamer.server.app import create_app
 from tests.streamer.serving import CONFIG, Daemon, Served
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamer.costs import Costs
-from streamer.scheduler import MOST_WAITING, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
+from streamer.engine.costs import Costs
+from streamer.engine.scheduler import MOST_WAITING, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
 
 from .world import Picture, World
 

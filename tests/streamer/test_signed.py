@@ -13,10 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from streamer.auth import DoorError, Gate
 from streamer.config import ConfigError, JwtConfig, parse_config
-from streamer.keyring import known_tokens, signed_tokens
-from streamer.signed import SignedTokens
+from streamer.server.auth import DoorError, Gate
+from streamer.server.signed import SignedTokens
+from streamer.server.tokens import known_tokens, signed_tokens
 from tests.streamer.serving import Daemon
 
 SIGNER = rsa.generate_private_key(65537, 2048)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from protocols.whip import FRAGMENT, SDP
-from streamer import publishing
+from streamer.server import whip as publishing
 from tests.capture.publisher import Publisher
 from tests.streamer.serving import Daemon, Served, wait_for
 

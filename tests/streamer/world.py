@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from streamer.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
+from streamer.engine.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from protocols.whip import Decision, End, Publish, Reply, Trickle, WhipEndpoint
 from streamer.assistant import Assistant, AssistantError
-from streamer.auth import DoorError
+from streamer.server.auth import DoorError
 
 if TYPE_CHECKING:
     from capture.sources.webrtc import WhipSource

@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from protocols.chat import ChatRequest, ChatWriter, Media, StopSequences
 from streamer.assistant import Answer
-from streamer.auth import DoorError, Visitor
-from streamer.desk import Desk, Question
-from streamer.given import Given, fetch
+from streamer.server.attachments import Given, fetch
+from streamer.server.auth import DoorError, Visitor
+from streamer.server.questions import Desk, Question
 
 
 async def complete(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from capture import Frame, IceServer, Mailbox, Patience, Source, SourceOptions, SourceStatus, open_source
 from streamer.config import StreamConfig, WebRtcConfig
-from streamer.scheduler import MOST_WAITING, Terms
+from streamer.engine.scheduler import MOST_WAITING, Terms
 
 USUAL_RATE = 25.0
 """Frames a second that are expected of a stream before it has shown its own rate."""

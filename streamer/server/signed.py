@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jwt
 
-from streamer.auth import SCOPES, DoorError, Visitor
 from streamer.config import JwtConfig
+from streamer.server.auth import SCOPES, DoorError, Visitor
 
 SHORTEST_SECRET = 32
 """Bytes of a shared secret (RFC 7518, section 3.2: no fewer than its hash has)."""

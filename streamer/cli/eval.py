@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     failures: tuple[type[Exception], ...] = (CheckpointError, FileNotFoundError)
     try:
         if options.through_video:
-            from streamer import lossy
+            from streamer.cli import eval_video as lossy
 
             failures += lossy.FAILURES
             marks, found = lossy.measure(options.model, options.device, fresh=fresh)

@@ -295,7 +295,7 @@ async def ask_all_the_time(
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "streamer.bench",
+        "streamer.cli.bench",
         *map(str, (url, askers, kept_open, streams, seconds)),
         stdout=asyncio.subprocess.PIPE,
     )

@@ -23,9 +23,9 @@ from model import Runner, Sampling
 from model.serving.runner import Looked
 from model.serving.traced import DECODE_BATCH
 from model.tokenizer import Detokenizer
-from streamer.answer import FinishReason
-from streamer.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler
-from streamer.stream import Stream
+from streamer.engine.answer import FinishReason
+from streamer.engine.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler
+from streamer.engine.stream import Stream
 
 log = logging.getLogger("streamer")
 T = TypeVar("T")

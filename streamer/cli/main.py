@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from streamer.bench import add_arguments as bench_arguments
+from streamer.cli.bench import add_arguments as bench_arguments
+from streamer.cli.eval import add_arguments as evaluation_arguments
 from streamer.client import DEFAULT_URL, Client, ClientError
-from streamer.evaluation import add_arguments as evaluation_arguments
 
 if TYPE_CHECKING:
     from streamer.config import Config
@@ -246,8 +246,8 @@ def _stream_remove(options: argparse.Namespace) -> int:
 
 
 def _token(options: argparse.Namespace) -> int:
-    from streamer.auth import new_token, read_scopes, token_digest
     from streamer.config import NAME, NAME_MEND
+    from streamer.server.auth import new_token, read_scopes, token_digest
 
     try:
         scopes = [scope for scope in options.scopes.split(",") if read_scopes(scope)]
@@ -269,13 +269,13 @@ def _token(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from streamer.bench import run
+    from streamer.cli.bench import run
 
     return run(options)
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from streamer.evaluation import run
+    from streamer.cli.eval import run
 
     return run(options)
 
@@ -295,7 +295,7 @@ def _sources(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from streamer.doctor import run
+    from streamer.cli.doctor import run
 
     return run(options)
 
@@ -372,8 +372,8 @@ def _refuse_what_can_not_run(config: Config, origin: str) -> None:
     """Raises ConfigError for what `streamer run` would refuse: tokens, certificates and sources."""
     from capture import SourceError
     from streamer.config import ConfigError
-    from streamer.keyring import known_tokens, signed_tokens
-    from streamer.stream import configured_source
+    from streamer.engine.stream import configured_source
+    from streamer.server.tokens import known_tokens, signed_tokens
 
     problems: list[str] = []
     for read in (known_tokens, signed_tokens):

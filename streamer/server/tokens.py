@@ -6,8 +6,8 @@ import os
 import ssl
 from pathlib import Path
 
-from streamer.auth import Signed, Token, is_loopback, read_tokens
 from streamer.config import Config, ConfigError
+from streamer.server.auth import Signed, Token, is_loopback, read_tokens
 
 
 def known_tokens(config: Config) -> list[Token]:
@@ -56,7 +56,7 @@ def signed_tokens(config: Config) -> Signed | None:
     accepted = config.server.jwt
     if accepted is None:
         return None
-    from streamer.signed import SignedTokens
+    from streamer.server.signed import SignedTokens
 
     try:
         return SignedTokens.load(accepted)

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from streamer.assistant import Assistant, Usage
-from streamer.engine import Engine
+from streamer.engine.engine import Engine
 
 STEP_BUCKETS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 5.0)
 """Seconds, around the 40 ms that a frame has at 25 frames a second."""

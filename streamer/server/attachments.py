@@ -18,8 +18,8 @@ import httpx
 from protocols.chat import video_file
 from protocols.fields import picture_file
 from streamer.assistant import Assistant
-from streamer.auth import DoorError
 from streamer.pictures import PictureError, decode_picture
+from streamer.server.auth import DoorError
 
 PREFIX = "given-"
 MOST_SECONDS = 60.0

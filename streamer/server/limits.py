@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from streamer.auth import DoorError
+from streamer.server.auth import DoorError
 
 REQUESTS_PER_SECOND = 200.0
 """Of one visitor, over HTTP."""

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from streamer.costs import Costs
+from streamer.engine.costs import Costs
 
 MOST_WAITING = 8
 """Frames of one stream that may ever wait here."""

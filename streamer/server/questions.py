@@ -12,10 +12,10 @@ from typing import Any
 from capture import SourceError
 from capture.network.policy import refuse_private
 from streamer.assistant import Answer, Assistant, AssistantError, StreamStatus
-from streamer.auth import DoorError, Visitor
-from streamer.given import PREFIX, Given, shown
-from streamer.limits import Limits
-from streamer.metrics import Metrics
+from streamer.server.attachments import PREFIX, Given, shown
+from streamer.server.auth import DoorError, Visitor
+from streamer.server.limits import Limits
+from streamer.server.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)

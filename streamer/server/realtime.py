@@ -16,12 +16,12 @@ from websockets.http11 import Request
 
 from protocols.realtime.session import Ask, Cancel, Command, Decision, Listen, Push, RealtimeSession, Send, Usage
 from streamer.assistant import Answer, Assistant, AssistantError
-from streamer.auth import DoorError, Visitor
-from streamer.desk import Desk, Question
-from streamer.facts import event_facts, frame_facts, stream_facts
-from streamer.given import Given
-from streamer.limits import message_bucket
 from streamer.pictures import PictureError, decode_picture
+from streamer.server.attachments import Given
+from streamer.server.auth import DoorError, Visitor
+from streamer.server.limits import message_bucket
+from streamer.server.questions import Desk, Question
+from streamer.server.views import event_facts, frame_facts, stream_facts
 
 OUTGOING_BYTES = 256 * 1024
 """Words and news that may wait for a client that reads slowly; beyond it the connection is closed with 1013."""

@@ -22,18 +22,18 @@ from protocols.chat import chosen_stream, error_body, error_status, model_body, 
 from protocols.fields import ProtocolError, read_object
 from protocols.realtime.session import RealtimeSession
 from streamer.assistant import Assistant, AssistantError
-from streamer.auth import SUBPROTOCOL, DoorError, Gate, Scope, Signed, Token, Visitor, is_loopback
-from streamer.completions import complete
 from streamer.config import Config
-from streamer.desk import Desk
-from streamer.facts import health_facts, stream_facts
-from streamer.keyring import known_tokens, signed_tokens
-from streamer.limits import Limits
-from streamer.metrics import Metrics
-from streamer.page import page_routes
 from streamer.pictures import encode_jpeg
-from streamer.publishing import Publishing
-from streamer.websocket import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
+from streamer.server.auth import SUBPROTOCOL, DoorError, Gate, Scope, Signed, Token, Visitor, is_loopback
+from streamer.server.chat import complete
+from streamer.server.limits import Limits
+from streamer.server.metrics import Metrics
+from streamer.server.page import page_routes
+from streamer.server.questions import Desk
+from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
+from streamer.server.tokens import known_tokens, signed_tokens
+from streamer.server.views import health_facts, stream_facts
+from streamer.server.whip import Publishing
 
 log = logging.getLogger("streamer.http")
 PICTURE_SIDE = 640

@@ -71,11 +71,11 @@ class Answer:
     # From the engine's thread
 
     def spoke(self, text: str, tokens: int) -> None:
-        """See `streamer.engine.Listener`."""
+        """See `streamer.engine.engine.Listener`."""
         self._post(lambda: self._take(text, tokens, time.monotonic()))
 
     def finished(self, reason: FinishReason, error: str | None) -> None:
-        """See `streamer.engine.Listener`."""
+        """See `streamer.engine.engine.Listener`."""
         self._post(lambda: self._end(reason, error, time.monotonic()))
 
     def _post(self, do: Callable[[], None]) -> None:

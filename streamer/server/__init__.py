@@ -1,0 +1,1 @@
+"""The one port: a shell a wire around the sans-I/O protocols."""
