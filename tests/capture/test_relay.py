@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from capture import SourceError, SourceOptions, State, guard, open_source
+from capture import SourceError, SourceOptions, State, open_source
+from capture.network import policy as guard
 from tests.capture.lab import (
     Folder,
     RtspServer,

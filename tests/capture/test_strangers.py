@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from capture import PushSource, SourceError, State, guard, open_source, redact
+from capture import PushSource, SourceError, State, open_source, redact
 from capture.image import decode_jpeg, jpeg_size
+from capture.network import policy as guard
 from capture.network.policy import refuse_private
 from tests.capture.lab import Watcher, drawn, jpeg, wait_for, watching
 

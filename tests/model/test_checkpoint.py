@@ -324,7 +324,7 @@ def fetch(name: str, endpoint: str, cache: Path) -> tuple[str, str]:
 
 
 def test_a_terminal_is_shown_how_far_loading_is() -> None:
-    code = "from model.checkpoint import load_checkpoint; from model.runner import NANO; load_checkpoint(NANO)"
+    code = "from model.checkpoint import load_checkpoint; from model.serving.runner import NANO; load_checkpoint(NANO)"
     watching, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True, timeout=100)

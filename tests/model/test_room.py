@@ -39,7 +39,7 @@ def test_a_runner_is_refused_before_its_slots_are_taken(monkeypatch: pytest.Monk
         return allocate(config, slots, device, dtype)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model.serving.runner.StreamState, "allocate", counted)
-    monkeypatch.setattr(model.runner, "room", lambda device, each: Room(3 * each + 1, each))
+    monkeypatch.setattr(model.serving.runner, "room", lambda device, each: Room(3 * each + 1, each))
     with pytest.raises(RoomError, match="4 slots of 2"):
         model.serving.runner.load_runner(random_weights=True, slots=4)
     assert allocated == []

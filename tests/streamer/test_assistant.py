@@ -52,7 +52,7 @@ def test_memory_too_small_for_the_slots_is_told_at_start(monkeypatch: pytest.Mon
         return error
 
     free = 3
-    monkeypatch.setattr(model.runner, "room", lambda device, each: Room(free * each, each))
+    monkeypatch.setattr(model.serving.runner, "room", lambda device, each: Room(free * each, each))
     mend = "Lower limits.streams (2) and limits.answers (2) to 3 together"
     refused(asyncio.run(start()), "no_memory", "Model tiny: 4 slots of", "are missing; 3 of them fit", mend)
     free = 1
@@ -61,7 +61,7 @@ def test_memory_too_small_for_the_slots_is_told_at_start(monkeypatch: pytest.Mon
     def exhausted(device: object, each: int) -> Room:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
 
-    monkeypatch.setattr(model.runner, "room", exhausted)
+    monkeypatch.setattr(model.serving.runner, "room", exhausted)
     refused(asyncio.run(start()), "no_memory", "Tried to allocate 2 GiB", "lower limits.streams")
 
 
@@ -69,7 +69,7 @@ def test_a_stream_beyond_memory_is_refused_with_what_would_make_room(monkeypatch
     async def test() -> None:
         limits = {"streams": 1, "answers": 1}
         async with Assistant(config(limits=limits)) as assistant:
-            monkeypatch.setattr(model.runner, "room", lambda device, each: Room(0, each))
+            monkeypatch.setattr(model.serving.runner, "room", lambda device, each: Room(0, each))
             with pytest.raises(AssistantError) as error:
                 await assistant.attach("second", "demo:")
             each = f"1 of {assistant.model.state_bytes / 1e6:.1f} MB is missing"

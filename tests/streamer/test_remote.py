@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from capture import Source, SourceOptions, guard, open_source
+from capture import Source, SourceOptions, open_source
+from capture.network import policy as guard
 from streamer.config import Config, ConfigError, parse_config
 from streamer.engine import stream
 from streamer.server.app import create_app
