@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -66,7 +66,8 @@ class SourceStatus:
     """A source at one moment; `since` is monotonic seconds, `reason` one clear line or empty.
 
     `frames` counts what was decoded, `thinned` what `fps` left out of it, `unchanged` what the change gate left out, and
-    `damaged` packets that could not be decoded. `gap` is the length in seconds of the last interruption.
+    `damaged` packets that could not be decoded. `gap` is the length in seconds of the last interruption. `changes` counts how often
+    the source came into each of its states, `frozen` told apart from `live`.
     """
 
     state: State = State.CONNECTING
@@ -82,6 +83,7 @@ class SourceStatus:
     unchanged: int = 0
     damaged: int = 0
     gap: float = 0.0
+    changes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):

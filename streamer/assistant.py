@@ -141,7 +141,7 @@ class Assistant:
 
     def source_changes(self) -> dict[str, dict[str, int]]:
         """By stream, how often its source came into each of its states."""
-        return {name: dict(stream.changes) for name, stream in self._streams.items()}
+        return {name: dict(stream.source.status.changes) for name, stream in self._streams.items()}
 
     @property
     def oldest_question_s(self) -> float:
@@ -455,8 +455,6 @@ class Assistant:
 
     def _changed(self, stream: Stream, status: SourceStatus) -> None:
         state = "frozen" if status.frozen else str(status.state)
-        stream.changes[state] += state != stream.state
-        stream.state = state
         reason = f" ({status.reason})" if status.reason else ""
         log.info("stream %s is %s%s", stream.name, state, reason)
         self._post(StreamEvent("stream.status", stream.name, _source_facts(status)))

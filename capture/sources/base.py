@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -84,6 +85,7 @@ class SourceShell:
         self.mailbox = Mailbox()
         self.notify: Callable[[SourceStatus], None] = lambda status: None
         self.told: tuple[State, bool, str] | None = None
+        self.came_into, self.changes = "", Counter[str]()
         self.frames = self.damaged = 0
         self.size = (0, 0)
         self.rate, self.counted, self.counted_at = 0.0, 0, time.monotonic()
@@ -263,6 +265,7 @@ class SourceShell:
                 unchanged=self.selection.unchanged,
                 damaged=self.damaged,
                 gap=self.gap,
+                changes=dict(self.changes),
             )
 
     def tell(self) -> None:
@@ -274,5 +277,8 @@ class SourceShell:
                 if present == self.told:
                     return
                 self.told = present
+                state = "frozen" if life.frozen else str(life.state)
+                self.changes[state] += state != self.came_into
+                self.came_into = state
                 status = self.status
             self.notify(status)

@@ -182,8 +182,13 @@ class Engine:
 
     def set_terms(self, stream: Stream) -> Future[None]:
         """Lets the stream's deadline and priority be those of its configuration."""
-        stream.terms = stream.promised()
-        return self.call(lambda: self.scheduler.set_terms(stream.name, stream.terms))
+        terms = stream.promised()
+
+        def do() -> None:
+            stream.terms = terms
+            self.scheduler.set_terms(stream.name, terms)
+
+        return self.call(do)
 
     def set_pace(self, pace: Pace) -> Future[None]:
         """Answers are spoken at this pace from now on."""

@@ -55,7 +55,10 @@ class StreamStatus:
 
 
 class Stream:
-    """Counters are written by the engine's thread and read by any; `changed` is called from the source's thread."""
+    """`config` belongs to whoever attached the stream, all else to the engine's thread; any thread may read.
+
+    What its source has gone through the source itself tells, in its status.
+    """
 
     def __init__(self, config: StreamConfig, source: Source, wake: Callable[[], None]) -> None:
         self.name, self.config, self.source = config.name, config, source
@@ -67,9 +70,6 @@ class Stream:
         self.frames_seen = 0
         self.share = 1.0
         self.drops: Counter[str] = Counter()
-        self.changes: Counter[str] = Counter()
-        """How often the source came into each of its states, `frozen` told apart from `live`."""
-        self.state = ""
         self.newest: Frame | None = None
         self.ages: deque[float] = deque(maxlen=4096)
         self._began = time.monotonic()

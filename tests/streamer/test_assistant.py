@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ import model.serving.runner
 from model.serving.capacity import Room
 from streamer import Assistant, AssistantError, StreamEvent
 from streamer.config import parse_config
+from streamer.engine.stream import Stream
 from streamer.events import Subscription
 from tests.tiny import TINY
 
@@ -182,6 +184,30 @@ def test_a_stream_that_the_device_has_no_time_for_is_refused_where_that_is_wante
             assert len(assistant.streams()) == 2
 
     run(test())
+
+
+def test_a_stream_is_written_by_the_engine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    writers: dict[str, set[str]] = {}
+    write = Stream.__setattr__
+
+    def noted(stream: Stream, field: str, value: object) -> None:
+        if field in vars(stream):
+            writers.setdefault(field, set()).add(threading.current_thread().name)
+        write(stream, field, value)
+
+    monkeypatch.setattr(Stream, "__setattr__", noted)
+
+    async def test() -> None:
+        async with Assistant(config()) as assistant:
+            await first_frame(assistant)
+            await assistant.reload(config(streams=[{"name": "demo", "source": "demo:", "priority": 5}]))
+            changes = assistant.source_changes()["demo"]
+            assert changes["connecting"] == changes["live"] == 1
+
+    run(test())
+    assert writers.pop("config") == {"MainThread"}
+    assert {"slot", "opened", "frames_seen", "newest", "terms"} <= writers.keys()
+    assert all(threads == {"engine"} for threads in writers.values()), writers
 
 
 def test_an_attaching_that_is_given_up_leaves_nothing() -> None:
