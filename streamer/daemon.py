@@ -50,16 +50,20 @@ class Daemon:
         self._app = create_app(self.assistant, config)
         self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._serving: asyncio.Task[None] | None = None
+        self._capacity = 0.0
+        self._more_slots: int | None = None
 
     async def start(self) -> str:
         """Takes the port and serves, unready at first; loads the model and opens the streams. Returns the URL.
 
         Raises DaemonError.
         """
-        listener = _listen(self.config.server)
+        listener, engine = _listen(self.config.server), self.assistant.engine
         self._serving = asyncio.create_task(self._server.serve([listener]))
         try:
             await self.assistant.start()
+            self._capacity, _ = await asyncio.wrap_future(engine.load())
+            self._more_slots = await asyncio.wrap_future(engine.call(lambda: engine.runner.more_slots))
         except (AssistantError, CheckpointError, ModelConfigError) as error:
             await self.stop()
             raise DaemonError(str(error)) from None
@@ -99,10 +103,10 @@ class Daemon:
         )
 
     def banner(self, url: str) -> str:
-        """What a user sees first."""
+        """What a user sees first, once the daemon has started."""
         model, limits = self.assistant.model, self.config.limits
         weights = "" if model.trained else "  RANDOM WEIGHTS: answers mean nothing\n"
-        more, capacity = model.more_slots, self.assistant.engine.scheduler.capacity()
+        more, capacity = self._more_slots, self._capacity
         memory = "" if more is None else f"; free memory would hold {more} more of their slots"
         beyond = "are refused" if limits.admission == "measured" else "lower the rate of all"
         streams = "".join(f"  {status.name}: {status.source}\n" for status in self.assistant.streams())

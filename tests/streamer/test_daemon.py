@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from streamer.daemon import OutOfFiles
+from streamer.config import parse_config
+from streamer.daemon import Daemon, OutOfFiles
+from streamer.engine.scheduler import Scheduler
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +88,26 @@ def test_starts_says_what_it_is_and_stops() -> None:
         code, seconds = ended(process, signal.SIGTERM)
         assert code == 0 and seconds < 2
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_what_the_banner_tells_of_the_device_the_engine_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    capacity, asking = Scheduler.capacity, set()
+
+    def noted(scheduler: Scheduler[Any]) -> float:
+        asking.add(threading.current_thread().name)
+        return capacity(scheduler)
+
+    monkeypatch.setattr(Scheduler, "capacity", noted)
+
+    async def banner() -> str:
+        whole = Daemon(parse_config({"server": {"port": 0}, "model": TINY, "limits": {"streams": 1, "answers": 1}}))
+        try:
+            return whole.banner(await whole.start())
+        finally:
+            await whole.stop()
+
+    assert "the device sees up to" in asyncio.run(banner())
+    assert asking == {"engine"}
 
 
 def test_says_what_full_attention_forgets(tmp_path: Path) -> None:
