@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions, redact
+from capture.redaction import redact
+from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions, check_length
 from capture.sources.camera import CameraSource
 from capture.sources.container import ContainerSource
 from capture.sources.demo import demo_source
@@ -15,7 +16,7 @@ from capture.sources.push import PushSource
 
 def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
     """A source for a file's path, `file://`, one of SCHEMES or `demo:`. Raises SourceError for what can never work."""
-    scheme, _, rest = url.partition(":")
+    scheme, _, rest = check_length(url).partition(":")
     rest = rest.removeprefix("//")
     if scheme == "demo" and not rest:
         return demo_source(options)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
+from capture.redaction import redact
 
 
 class SourceError(ValueError):
@@ -105,15 +105,17 @@ class Source(Protocol):
         ...
 
 
-SECRETS = r"pass|pwd|token|key|secret|auth|sig|cred|user|login"
-
-
-def redact(text: str) -> str:
-    """`text` with the credentials of every URL in it left out: before the host, and in query parameters that are named like one."""
-    text = re.sub(r"(\w+://)(?:[^/\s]*@|[^/\s:@]+:(?!\d+/)[^\s@]*@)", r"\1***@", text)
-    return re.sub(rf"([?&][^=&\s]*(?:{SECRETS})[^=&\s]*=)[^&\s'\"]+", r"\1***", text, flags=re.IGNORECASE)
-
-
+LONGEST_SOURCE = 2_048
+"""Characters of the longest source that is taken."""
 NETWORK = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https")
 """Schemes that FFmpeg opens over the network."""
 SCHEMES = (*NETWORK, "v4l2", "camera", "push", "whip")
+
+
+def check_length(url: str) -> str:
+    """`url`, which is no longer than a source may be. Raises SourceError."""
+    if len(url) > LONGEST_SOURCE:
+        raise SourceError(
+            f"source {redact(url[:LONGEST_SOURCE])[:40]}… has {len(url):,} characters: {LONGEST_SOURCE:,} are the most"
+        )
+    return url

@@ -6,7 +6,8 @@ import ipaddress
 import socket
 from urllib.parse import urlsplit
 
-from capture.source import NETWORK, SourceError, redact
+from capture.redaction import redact
+from capture.source import NETWORK, SourceError, check_length
 
 HARMLESS = ("demo", "push", "whip")
 """Schemes that reach for nothing."""
@@ -42,7 +43,7 @@ def refuse_private(url: str) -> None:
 
     What a host resolves to later, and where it sends a source on to, is held by `capture.network.proxy.Relay`.
     """
-    scheme = url.partition(":")[0].lower()
+    scheme = check_length(url).partition(":")[0].lower()
     if scheme in HARMLESS:
         return
     if scheme not in NETWORK:

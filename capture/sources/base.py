@@ -16,7 +16,8 @@ from capture.frame import Frame
 from capture.gate import Selection, difference, thumbnail
 from capture.lifecycle import Action, Lifecycle, State
 from capture.mailbox import Mailbox
-from capture.source import SourceOptions, SourceStatus, redact
+from capture.redaction import redact
+from capture.source import SourceOptions, SourceStatus
 from capture.timeline import Timeline
 
 log = logging.getLogger(__name__)

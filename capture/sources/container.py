@@ -18,7 +18,8 @@ from av.video.stream import VideoStream
 
 from capture.convert import Pictures
 from capture.network.proxy import Relay, relay_lack
-from capture.source import NETWORK, SourceError, SourceOptions, redact
+from capture.redaction import redact
+from capture.source import NETWORK, SourceError, SourceOptions
 from capture.sources.base import SourceShell
 from capture.timeline import LONGEST_STEP
 

@@ -124,7 +124,7 @@ class StreamList(ClientEvent):
 
 class StreamAttach(ClientEvent):
     stream: StreamName
-    source: Annotated[Text, Field(min_length=1, max_length=2_048)]
+    source: Annotated[Text, Field(min_length=1)]
     options: dict[Text, Any] | None = None
 
 

@@ -1,0 +1,139 @@
+"""What of a URL may be printed: credentials are left out, in whichever of the many shapes that cameras want them.
+
+Every function takes time linear in its text, as a stranger may choose that.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+MOST_SHOWN = 4_096
+"""Characters of a text that are looked through and shown; nobody reads more of a line."""
+HIDDEN = "***"
+PORT = re.compile(r":\d*['\"),.:;\]}>]*$")
+"""A host's port at its end, and what a sentence may set behind it."""
+HOST = re.compile(r"[^/?#@\s]+(?=[/?#\s'\"]|$)")
+CERTAIN = re.compile(
+    r"\[[0-9A-Fa-f:.%]+\](:\d+)?|localhost(:\d+)?|\d+\.\d+\.\d+\.\d+(:\d+)?|[\w.-]+\.[A-Za-z]\w+(:\d+)?|[\w-]+:\d+"
+)
+"""What can only be a host, where a single label might still be a part of a password that has an @ in it."""
+QUERY = re.compile(r"\?[\w.-]*=")
+KEY = re.compile(r"(?<![\w.-])([\w.-]++)=")
+NEXT_KEY = re.compile(r"_([a-z]+)=", re.IGNORECASE)
+VALUE = re.compile(
+    r"(?:(?!_(?:user|usr|username|password|passwd|pass|pwd|channel|stream|subtype|onvif|token)=)[^&\s;'\"]"
+    r"|;(?![\w.-]++=)|['\"](?![\s:,)\]}>]|$))*",
+    re.IGNORECASE,
+)
+"""A parameter's value. Cameras of XM's make write `user=admin_password=secret_channel=1` (and their makers tell so)."""
+WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+SECRET_WORDS = frozenset({
+    "account", "acct", "bearer", "cookie", "hash", "hmac", "jwt", "key", "login", "loginuse", "logon", "md", "nonce", "otp", "pas",
+    "pass", "passkey", "pin", "psk", "psw", "pw", "sid", "sig", "sign", "ticket", "uname", "user", "userid", "usr", "usrnm",
+})  # fmt: skip
+SECRET_PARTS = re.compile(
+    r"passw|pwd|passphrase|passcode|token|secret|credential|signature|username|userpass|loginpas|session"
+    r"|(?:api|app|auth|access|stream|stm|private)key|^auth(?!or)|^hdn|^cred"
+)
+SHORT_PAIR = re.compile(r"([?&](?:u|un)=)[^&\s]*+(&(?:p|pw)=)[^&\s]*+")
+PATH_PAIR = re.compile(r"(rtsps?://[^/\s]++/\d++/)[^/:\s]++:[^/\s]++(?=/)", re.IGNORECASE)
+"""Zmodo's `rtsp://camera/0/user:password/main`."""
+PATH_KEY = re.compile(r"(rtsps?://[^/:\s]++:744[17]/)[^/?\s]++", re.IGNORECASE)
+"""UniFi Protect's streams, whose path is their secret."""
+NESTED = re.compile(r"(?<==)[A-Za-z][A-Za-z0-9+.-]{0,15}%3A%2F%2F[^\s&]*", re.IGNORECASE)
+"""A URL as a parameter of another."""
+
+
+def redact(text: str) -> str:
+    """`text` with the credentials of every URL in it left out, and no more than MOST_SHOWN of its characters.
+
+    User and password before a host go as `***@`, however little of the password is percent-encoded; parameters whose names
+    tell of a credential keep their names.
+    """
+    left, text = len(text) - MOST_SHOWN, text[:MOST_SHOWN]
+    text = NESTED.sub(_nested, text)
+    first, *rest = text.split("://")
+    parts = [first, *(_without_user(part) for part in rest)]
+    text = "://".join(parts)
+    text = PATH_KEY.sub(rf"\1{HIDDEN}", PATH_PAIR.sub(rf"\1{HIDDEN}", text))
+    text = _without_values(SHORT_PAIR.sub(rf"\1{HIDDEN}\2{HIDDEN}", text))
+    return f"{text}… ({left:,} more characters)" if left > 0 else text
+
+
+def _nested(match: re.Match[str]) -> str:
+    """A percent-encoded URL, as it is where it holds no credentials."""
+    plain = unquote(match[0])
+    shown = redact(plain)
+    return match[0] if shown == plain else shown
+
+
+def _without_user(part: str) -> str:
+    """What follows `://`, up to the next URL, without the user and password that stand before its host."""
+    body = re.split(r"\s", part, maxsplit=1)[0]
+    authority = re.split(r"[/?#]", body, maxsplit=1)[0]
+    host_port = "@" not in authority and (
+        ":" not in authority or bool(PORT.search(authority)) or authority.startswith("[") or _bare_address(authority)
+    )
+    if host_port:
+        if not PORT.search(authority) or authority.startswith("["):
+            return part
+        # A password that begins with digits and a slash looks like a port, until a host follows.
+        query = QUERY.search(body)
+        ends = _ends(body, query.start() if query else len(body), certain=True)
+        ends = [end for end in ends if body[end - 1] != "/"]
+        return HIDDEN + part[ends[0] :] if ends else part
+    inside = authority.rfind("@")
+    if inside >= 0 and CERTAIN.fullmatch(authority[inside + 1 :]):
+        return HIDDEN + part[inside:]
+    ends = _ends(body, len(body), certain=True)
+    query = QUERY.search(body)
+    ends = [end for end in ends if end > inside and (query is None or end < query.start() or inside < 0)][:1]
+    ends = ends or _ends(body, query.start() if query and inside >= 0 else len(body), certain=False)[-1:]
+    if ends:
+        return HIDDEN + part[max(ends[0], inside) :]
+    if inside >= 0:
+        return HIDDEN + part[inside:]
+    line = part.split("\n", 1)[0]
+    spaced = line.find("@")
+    if spaced >= 0:
+        return HIDDEN + part[spaced:]
+    return f"{authority.partition(':')[0]}:{HIDDEN}{part[len(authority) :]}"
+
+
+def _bare_address(authority: str) -> bool:
+    """Whether it is an IPv6 address that lacks its brackets."""
+    return authority.count(":") > 1 and set(authority) <= set("0123456789abcdefABCDEF:.")
+
+
+def _ends(body: str, limit: int, *, certain: bool) -> list[int]:
+    """Where in `body`, before `limit`, an @ stands that a host follows, or what can be nothing but a host."""
+    found = []
+    for at in re.finditer("@", body[:limit]):
+        host = HOST.match(body, at.end())
+        if host is not None and (CERTAIN.fullmatch(host[0]) if certain else not host[0].isdigit()):
+            found.append(at.start())
+    return found
+
+
+def _without_values(text: str) -> str:
+    """`text` without the values of parameters that are named like a credential."""
+    kept, done, at = [], 0, 0
+    match = KEY.search(text)
+    while match is not None:
+        at = match.end()
+        if _secret(match[1]):
+            value = VALUE.match(text, at)
+            end = value.end() if value else at
+            kept += [text[done:at], HIDDEN]
+            done = at = end
+        match = NEXT_KEY.match(text, at) or KEY.search(text, at)
+    return "".join([*kept, text[done:]])
+
+
+def _secret(key: str) -> bool:
+    """Whether a parameter's name tells of a credential: by its words, so that `signal` and `monkey` are none."""
+    words = [word.lower() for word in WORDS.findall(key)]
+    return any(
+        SECRET_PARTS.search(word) or (word in SECRET_WORDS and (word != "key" or word == words[-1])) for word in words
+    )
