@@ -324,9 +324,11 @@ def _key(part: str) -> str:
 
 def _problem(error: ErrorDetails) -> str:
     """One line for one of pydantic's errors: path, value, mend."""
+    from capture.redaction import redact  # here, as capture takes long to import and few configurations are wrong
+
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in error["loc"]).lstrip(".")
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    shown = _short(repr(value))
+    shown = _short(redact(repr(value)))
     if kind == "extra_forbidden":
         known = _keys(error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)

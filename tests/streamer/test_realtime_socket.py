@@ -233,6 +233,8 @@ def test_streams_are_listed_added_shown_and_removed(server: Served) -> None:
             assert (refused["code"], refused["event_id"]) == ("stream_exists", "again")
             await send(client, "stream.attach", stream="bad", source="/no/such.mp4")
             assert (await receive(client))["error"]["code"] == "bad_source"
+            await send(client, "stream.attach", stream="bad", source="http://camera/" + "?pass" * 100_000)
+            assert "2,048 are the most" in (await receive(client))["error"]["message"]
             await send(client, "stream.frame", stream="demo")
             shown = await receive(client)
             assert shown["type"] == "stream.frame" and shown["image_url"].startswith("data:image/jpeg;base64,/9j/")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -42,6 +43,14 @@ def test_a_remote_client_may_not_name_what_is_private(daemon: Daemon, source: st
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["code"] == "bad_source" and "allow private sources" in error["message"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "203.0.113.5"])
+def test_a_source_of_no_sensible_length_is_refused_at_once(daemon: Daemon, address: str) -> None:
+    began = time.monotonic()
+    error = attach(daemon, "http://camera.example/" + "?pass" * 100_000, address).json()["error"]
+    assert error["code"] == "bad_source" and "has 500,022 characters: 2,048 are the most" in error["message"]
+    assert time.monotonic() - began < 5
 
 
 def test_who_sits_at_this_machine_or_is_allowed_to_may(daemon: Daemon) -> None:
