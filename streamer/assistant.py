@@ -20,7 +20,8 @@ from capture import Frame, PushSource, Source, SourceError, SourceStatus
 from model import AttentionPolicy, RoomError, Runner, Sampling, load_runner
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer, Usage
-from streamer.engine.engine import Engine, Question
+from streamer.engine.engine import Engine
+from streamer.engine.executor import Question
 from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream, StreamStatus, configured_source
 from streamer.events import StreamEvent, Subscription

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from model.preprocess import choose_grid, patchify
 from model.serving.capacity import room
 from model.serving.random_weights import random_config, random_model, random_vocabulary
 from model.serving.sampling import Sampling, draw
-from model.serving.traced import TRACEABLE, TracedInfiniteVL
+from model.serving.traced import DECODE_BATCH, TRACEABLE, TracedInfiniteVL
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
 
@@ -33,12 +33,29 @@ Looked = dict[tuple[int, int], Tensor]
 """By grid, what the vision tower made of a step's pictures, [streams, tokens, hidden]."""
 
 
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Sizes(NamedTuple):
+    """Sizes of step that have a cost of their own, the largest first: what memory they take, the smaller ones use again."""
+
+    frames: tuple[int, ...]
+    """Streams in a frame step."""
+    question: tuple[int, ...]
+    """Tokens read at once."""
+    decode: tuple[int, ...]
+    """Answers that speak at once."""
+
+
 class Runner:
     """A model with its pool of slots. A slot holds one stream, or the fork of one in which a question is answered.
 
     `trained` is False where the weights are random; `state_bytes` is what one slot keeps, for ever. Raises RoomError where the
     device's free memory does not hold the slots.
     """
+
+    largest_batch = 8
+    """Streams in one frame step at most."""
 
     def __init__(
         self, name: str, model: InfiniteVL, tokenizer: Tokenizer, slots: int, trained: bool, fp8: bool = False
@@ -102,6 +119,18 @@ class Runner:
     def looks_ahead(self) -> bool:
         """Whether `look` leaves anything for `see` to do: on a GPU both are one graph."""
         return self.graphs is None
+
+    def sizes(self, streams: int, answers: int) -> Sizes:
+        """What sizes of step are worth a try before the first frame, with so many slots for streams and answers.
+
+        A graph serves one size; without one the sizes between are as those beside them.
+        """
+        frames = range(min(streams, self.largest_batch), 0, -1)
+        return Sizes(
+            frames=tuple(n for n in frames if self.graphs is not None or n in POWERS),
+            question=(256, 128, 64, 32, 16),
+            decode=tuple(n for n in range(answers, 0, -1) if n < DECODE_BATCH or n in POWERS),
+        )
 
     def by_grid(self, slots: Sequence[int]) -> dict[tuple[int, int], list[int]]:
         """Which of `slots`, by their places in it, hold streams of one grid."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from streamer.engine.costs import Costs
+from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Prefill
 
 MOST_WAITING = 8
 """Frames of one stream that may ever wait here."""
@@ -32,14 +33,6 @@ SILENT = 2.0
 """Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
 LONGEST_PERIOD = 10.0
 """Seconds between two frames that still count as a stream's rhythm."""
-
-
-class Timed(Protocol):
-    @property
-    def captured(self) -> float: ...
-
-
-F = TypeVar("F", bound=Timed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,38 +53,6 @@ class Pace:
     question_budget: float = 0.03
     smallest_chunk: int = 16
     largest_chunk: int = 256
-
-
-@dataclass(frozen=True, slots=True)
-class FrameStep(Generic[F]):
-    """One step of a batch of streams, each with 1 to `frames_per_step` frames, oldest first."""
-
-    frames: tuple[tuple[str, tuple[F, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Prefill:
-    """The next `tokens` tokens of an answer's question; the first of these also needs its fork."""
-
-    answer: str
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """One more token for each of these answers."""
-
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """Nothing until an event comes, or until this time."""
-
-    until: float | None
-
-
-Decision = FrameStep[F] | Prefill | Decode | Idle
 
 
 @dataclass

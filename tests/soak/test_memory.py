@@ -78,7 +78,7 @@ def test_nothing_grows(soak_seconds: float) -> None:
                 if number > WARM_CYCLES:
                     samples.append(sample())
             assert not assistant._answers and not assistant._subscriptions
-            assert len(assistant.engine._free_answers) == 2 and len(assistant.engine._free_streams) == 1
+            assert len(assistant.engine.executor.free_answers) == 2 and len(assistant.engine._free_streams) == 1
         return samples
 
     samples = asyncio.run(soak())

@@ -11,7 +11,8 @@ import numpy as np
 from capture import Frame, Mailbox, SourceStatus, State
 from model import Sampling, load_runner
 from streamer.config import StreamConfig
-from streamer.engine.engine import Engine, Question
+from streamer.engine.engine import Engine
+from streamer.engine.executor import Question
 from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream
 from tests.tiny import TINY

@@ -14,7 +14,8 @@ from itertools import count
 from statistics import median
 
 from streamer.engine.costs import Costs
-from streamer.engine.scheduler import Decode, FrameStep, Pace, Prefill
+from streamer.engine.decisions import Decode, FrameStep, Prefill
+from streamer.engine.scheduler import Pace
 
 from .world import World
 

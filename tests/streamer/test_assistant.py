@@ -223,7 +223,7 @@ def test_an_attaching_that_is_given_up_leaves_nothing() -> None:
                 if any(status.name == "door" for status in assistant.streams()):
                     await assistant.detach("door")
             await asyncio.sleep(0.2)
-            assert len(assistant.engine._free_streams) == 1
+            assert len(assistant.engine.executor.free_streams) == 1
             await assistant.attach("door", "demo:")
             await first_frame(assistant, "door")
 

@@ -12,7 +12,7 @@ import torch
 
 from model import Sampling
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
-from streamer.engine.engine import _cost
+from streamer.engine.warmup import cost
 
 from .fed import Bench, picture
 
@@ -188,8 +188,8 @@ def test_a_step_that_could_not_be_looked_at_is_tried_stream_by_stream(
 
 def test_a_step_on_two_threads_costs_what_the_slower_takes_and_takes_both(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter((1.0, 4.0, 6.0, 1.0, 4.0, 9.0))
-    monkeypatch.setattr("streamer.engine.engine.time.monotonic", lambda: next(times))
-    costs = [_cost(lambda _: None, lambda: None) for _ in range(2)]  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr("streamer.engine.warmup.time.monotonic", lambda: next(times))
+    costs = [cost(lambda _: None, lambda: None) for _ in range(2)]  # type: ignore[arg-type, return-value]
     monkeypatch.undo()
     assert costs == [(3.0, 5.0), (5.0, 8.0)]
 
@@ -239,10 +239,10 @@ def test_slots_come_back() -> None:
     for round in range(3):
         ears = [bench.ask(f"q{round}{i}", "left", length=3) for i in range(5)]
         bench.until(lambda ears=ears: all(ear.reason for ear in ears))  # type: ignore[misc]
-    assert sorted(bench.engine._free_answers) == [1, 2]
+    assert sorted(bench.engine.executor.free_answers) == [1, 2]
     bench.engine.remove("left")
     bench.engine.turn()
-    assert bench.engine._free_streams == [0]
+    assert bench.engine.executor.free_streams == [0]
 
 
 def test_a_bad_frame_resets_its_stream_alone() -> None:
@@ -319,7 +319,7 @@ def test_a_failing_answer_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     bench.until(lambda: worse.reason is not None and fine.reason is not None)
     assert (worse.reason, worse.error) == ("failed", "ValueError: no")
     assert fine.reason in ("length", "stop")
-    assert sorted(bench.engine._free_answers) == [2, 3, 4]
+    assert sorted(bench.engine.executor.free_answers) == [2, 3, 4]
 
 
 def test_a_long_question_read_in_pieces_is_the_same_question() -> None:

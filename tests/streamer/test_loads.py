@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from streamer.engine.scheduler import FrameStep
+from streamer.engine.decisions import FrameStep
 
 from .loads import BF16, FP8, LAPTOP, PHASES, RATE, Device, begin, curve, load
 from .world import World

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamer.engine.costs import Costs
-from streamer.engine.scheduler import MOST_WAITING, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
+from streamer.engine.decisions import Decode, FrameStep, Idle, Prefill
+from streamer.engine.scheduler import MOST_WAITING, Pace, Scheduler, Terms
 
 from .world import Picture, World
 

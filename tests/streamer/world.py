@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from streamer.engine.scheduler import Decision, Decode, FrameStep, Idle, Pace, Prefill, Scheduler, Terms
+from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill
+from streamer.engine.scheduler import Pace, Scheduler, Terms
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""What the engine does next, as the scheduler decides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+
+class Timed(Protocol):
+    """A frame, of which only its age matters here: `captured` is in seconds on the monotonic clock."""
+
+    @property
+    def captured(self) -> float: ...
+
+
+F = TypeVar("F", bound=Timed)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameStep(Generic[F]):
+    """One step of a batch of streams, each with 1 to `frames_per_step` frames, oldest first."""
+
+    frames: tuple[tuple[str, tuple[F, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """The next `tokens` tokens of an answer's question; the first of these also needs its fork."""
+
+    answer: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One more token for each of these answers."""
+
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing until an event comes, or until this time."""
+
+    until: float | None
+
+
+Decision = FrameStep[F] | Prefill | Decode | Idle

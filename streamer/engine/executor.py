@@ -1,0 +1,270 @@
+"""Carries out one decision on the model and its slots, so that what fails is the matter of its stream or answer alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from capture import Frame
+from model import Runner, Sampling
+from model.serving.runner import Looked
+from model.tokenizer import Detokenizer
+from streamer.engine.answer import FinishReason
+from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
+from streamer.engine.scheduler import Scheduler
+from streamer.engine.stream import Stream
+
+log = logging.getLogger("streamer")
+
+
+class Listener(Protocol):
+    """Who hears an answer; called from the engine's thread, and must not block."""
+
+    def spoke(self, text: str, tokens: int) -> None:
+        """`tokens` more tokens were spoken; `text` is what they complete, which may be nothing yet."""
+
+    def finished(self, reason: FinishReason, error: str | None) -> None:
+        """With reason "failed", `error` is one line."""
+
+
+@dataclass
+class Question:
+    """A question on its way to becoming an answer: `tokens` are the whole prompt's ids."""
+
+    id: str
+    stream: str
+    tokens: list[int]
+    sampling: Sampling
+    max_tokens: int
+    listener: Listener
+
+
+@dataclass
+class _Answer:
+    question: Question
+    detokenizer: Detokenizer
+    slot: int | None = None
+    read: int = 0
+    token: int = 0
+    spoken: int = 0
+
+
+Batch = list[tuple[Stream, tuple[Frame, ...]]]
+
+
+class Executor:
+    """Streams and answers in their slots, on the engine's thread. What it raises means that the model can do nothing any more.
+
+    `reset` (stream, reason) is told when a stream lost its memory.
+    """
+
+    def __init__(self, stream_slots: int, answer_slots: int, reset: Callable[[str, str], None]) -> None:
+        self.stream_slots, self.answer_slots, self.reset = stream_slots, answer_slots, reset
+        self.tokens = 0
+
+    def begin(self, runner: Runner, scheduler: Scheduler[Frame]) -> None:
+        """Every slot of this model is free, and nobody has one."""
+        self.runner, self.scheduler = runner, scheduler
+        self.streams: dict[str, Stream] = {}
+        self.answers: dict[str, _Answer] = {}
+        self.free_streams = list(range(self.stream_slots))
+        self.free_answers = list(range(self.stream_slots, self.stream_slots + self.answer_slots))
+
+    def add(self, stream: Stream) -> None:
+        """Gives a stream a slot."""
+        stream.slot = self.free_streams.pop()
+        self.streams[stream.name] = stream
+        self.scheduler.add_stream(stream.name, stream.terms, frames_per_second=stream.expected_rate)
+
+    def remove(self, name: str) -> None:
+        """Takes a stream's slot back, if there is such a stream."""
+        stream = self.streams.pop(name, None)
+        if stream is None:
+            return
+        self.scheduler.remove_stream(name)
+        self.runner.reset(stream.slot)
+        stream.opened = False
+        self.free_streams.append(stream.slot)
+
+    def ask(self, question: Question) -> None:
+        """Lets a question wait for a slot."""
+        self.answers[question.id] = _Answer(question, self.runner.tokenizer.detokenizer())
+        self.scheduler.ask(question.id, len(question.tokens), time.monotonic())
+
+    def end_answers(self, reason: FinishReason, error: str | None) -> None:
+        """Tells every listener that its answer is over; the slots are left as they are, as the model may be dead."""
+        answers, self.answers = list(self.answers.values()), {}
+        for answer in answers:
+            answer.question.listener.finished(reason, error)
+
+    def carry_out(self, decision: Decision[Frame]) -> None:
+        """Does what was decided."""
+        if isinstance(decision, FrameStep):
+            self.see(decision)
+        elif isinstance(decision, Prefill):
+            self.prefill(decision)
+        elif isinstance(decision, Decode):
+            self.decode(decision)
+
+    def batch(self, step: FrameStep[Frame]) -> Batch:
+        """The streams of a step with their frames."""
+        return [(self.streams[name], frames) for name, frames in step.frames]
+
+    def goes_on(self, step: FrameStep[Frame]) -> bool:
+        """Whether no stream begins with this step or is reset by it."""
+        with suppress(ValueError):
+            for stream, frames in self.batch(step):
+                check(frames)
+                if not stream.opened:
+                    return False
+            return True
+        return False
+
+    def see(self, step: FrameStep[Frame]) -> None:
+        """Takes frames into the state; a stream whose frames are none loses its memory."""
+        batch: Batch = []
+        for stream, frames in self.batch(step):
+            try:
+                check(frames)
+                batch.append((stream, frames))
+            except ValueError as error:
+                self.lose(stream, frames, line(error))
+        self.enter(batch)
+
+    def enter(self, batch: Batch, looked: Future[tuple[Looked, float]] | None = None) -> None:
+        """Takes a step into the state; a stream that is not open, or was reset since its pictures were looked at, begins."""
+        if not all(stream.opened for stream, _ in batch):
+            batch, looked = [(stream, frames) for stream, frames in batch if self.open(stream, frames)], None
+        try:
+            finite = self.step(batch, None if looked is None else looked.result()[0]) if batch else []
+        except Exception as error:
+            log.warning("a step of %d streams failed (%s): each is tried alone", len(batch), line(error))
+            finite = [self.alone(stream, frames) for stream, frames in batch]
+        now = time.monotonic()
+        for (stream, frames), good in zip(batch, finite, strict=True):
+            if good:
+                stream.saw(frames, now)
+            elif stream.opened:
+                self.lose(stream, frames, "its state was no longer finite (NaN)")
+
+    def open(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
+        """Begins the memory of a stream that has none, by the size of its first frame; False where that failed."""
+        if stream.opened:
+            return True
+        try:
+            self.runner.open(stream.slot, *frames[0].pixels.shape[:2])
+        except Exception as error:
+            self.lose(stream, frames, line(error))
+            return False
+        stream.opened = True
+        stream.generation += 1
+        return True
+
+    def step(self, batch: Batch, looked: Looked | None = None) -> list[bool]:
+        """One call of the model; whether each stream's state is still finite."""
+        slots, times = [stream.slot for stream, _ in batch], [frames[-1].time for _, frames in batch]
+        return self.runner.see(slots, pictures(batch), times, looked)
+
+    def alone(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
+        """The step of one stream out of a batch that failed."""
+        try:
+            return self.step([(stream, frames)])[0]
+        except Exception as error:
+            self.lose(stream, frames, line(error))
+            return False
+
+    def lose(self, stream: Stream, frames: Sequence[Frame], reason: str) -> None:
+        """The stream's memory is lost with these frames, and begun again with the next."""
+        stream.opened = False
+        stream.drops["failed"] += len(frames)
+        self.runner.reset(stream.slot)
+        log.warning("stream %s was reset: %s", stream.name, reason)
+        self.reset(stream.name, reason)
+
+    def prefill(self, step: Prefill) -> None:
+        """Reads the next part of a question into its fork, which the first part makes; the last brings the first token."""
+        answer = self.answers[step.answer]
+        question = answer.question
+        try:
+            if answer.slot is None:
+                stream = self.streams.get(question.stream)
+                if stream is None or not stream.opened:
+                    gone = "was removed" if stream is None else "has been reset and has seen nothing since"
+                    return self.finish(step.answer, "failed", f"stream {question.stream!r} {gone}")
+                answer.slot = self.free_answers.pop()
+                self.runner.fork(stream.slot, answer.slot)
+            end = answer.read + step.tokens
+            token = self.runner.prefill(answer.slot, question.tokens[answer.read : end], question.sampling)
+            answer.read = end
+            if end == len(question.tokens):
+                self.speak(step.answer, token)
+        except Exception as error:
+            self.finish(step.answer, "failed", line(error))
+
+    def decode(self, step: Decode) -> None:
+        """One more token for each of these answers."""
+        answers = [self.answers[name] for name in step.answers]
+        try:
+            tokens = self.runner.decode(
+                [answer.slot for answer in answers if answer.slot is not None],
+                [answer.token for answer in answers],
+                [answer.question.sampling for answer in answers],
+            )
+        except Exception as error:
+            for name in step.answers:
+                self.finish(name, "failed", line(error))
+            return
+        for name, token in zip(step.answers, tokens, strict=True):
+            self.speak(name, token)
+
+    def speak(self, name: str, token: int) -> None:
+        """Tells the listener of a token, which may be the last."""
+        answer = self.answers[name]
+        answer.token = token
+        if token in self.runner.tokenizer.stops:
+            return self.finish(name, "stop")
+        answer.spoken += 1
+        self.tokens += 1
+        answer.question.listener.spoke(answer.detokenizer.push(token), 1)
+        if answer.spoken >= answer.question.max_tokens:
+            self.finish(name, "length")
+
+    def finish(self, name: str, reason: FinishReason, error: str | None = None) -> None:
+        """Ends an answer, if it is open or waits, and gives its slot back."""
+        answer = self.answers.pop(name, None)
+        if answer is None:
+            return
+        self.scheduler.end_answer(name)
+        if rest := answer.detokenizer.flush():
+            answer.question.listener.spoke(rest, 0)
+        if answer.slot is not None:
+            self.free_answers.append(answer.slot)  # first: whoever is told may count on it
+        answer.question.listener.finished(reason, error)
+        if answer.slot is not None:
+            self.runner.reset(answer.slot)  # last: on a dead device it raises, and whoever listens must be told
+
+
+def pictures(batch: Batch) -> list[list[np.ndarray]]:
+    """The pixels of a batch's frames, as the runner takes them."""
+    return [[frame.pixels for frame in frames] for _, frames in batch]
+
+
+def check(frames: Sequence[Frame]) -> None:
+    """What no source should hand over. Raises ValueError."""
+    for frame in frames:
+        pixels = frame.pixels
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise ValueError(f"a frame of {pixels.dtype} {pixels.shape} came; frames are uint8 height×width×3")
+
+
+def line(error: BaseException) -> str:
+    """An error in one line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
