@@ -6,11 +6,15 @@ import base64
 import binascii
 import json
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-PICTURE_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+"""The first bytes of JPEG, PNG, GIF and TIFF."""
+PICTURE_BRANDS = frozenset({b"avif", b"avis"})
+URL_SAFE = str.maketrans("-_", "+/")
 
 
 class ProtocolError(ValueError):
@@ -28,27 +32,43 @@ class ProtocolError(ValueError):
 
 
 def picture_bytes(text: str) -> bytes:
-    """The JPEG or PNG file in a data URI or in plain base64. Raises ValueError with the mend."""
-    if text.startswith("data:"):
-        head, comma, body = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("must be a base64 data URI: data:image/jpeg;base64,...")
-    elif text.startswith(("http://", "https://")):
+    """The picture's file in a data URI or in plain base64. Raises ValueError with the mend."""
+    if text[:5].lower() == "data:":
+        return picture_file(uri_bytes(text, "image/jpeg"))
+    if text[:8].lower().startswith(("http://", "https://")):
         raise ValueError("must carry the picture itself as a data URI: data:image/jpeg;base64,...")
-    else:
-        body = text
+    return picture_file(base64_bytes(text))
+
+
+def uri_bytes(text: str, example: str) -> bytes:
+    """The bytes in a base64 data URI (RFC 2397), whose head may be in capitals. Raises ValueError that shows an `example`'s."""
+    head, comma, body = text.partition(",")
+    if not comma or not head.rstrip().lower().endswith(";base64"):
+        raise ValueError(f"must be a base64 data URI: data:{example};base64,...")
+    return base64_bytes(unquote(body) if "%" in body else body)
+
+
+def base64_bytes(text: str) -> bytes:
+    """The bytes in base64 as people send it: with line breaks, without padding, or of the alphabet for URLs. Raises ValueError."""
     try:
-        data = base64.b64decode(body, validate=True)
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    letters = "".join(text.split()).rstrip("=").translate(URL_SAFE)
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("is not valid base64") from None
-    return picture_file(data)
 
 
 def picture_file(data: bytes) -> bytes:
-    """`data` if it begins like a JPEG or PNG file. Raises ValueError."""
-    if not data.startswith(tuple(PICTURE_KINDS)):
-        raise ValueError("is neither a JPEG nor a PNG picture")
-    return data
+    """`data` if it begins like a picture of a kind that is decoded. Raises ValueError."""
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4]), 64), 4))}
+    if data[4:8] == b"ftyp" and brands & PICTURE_BRANDS:
+        return data
+    if data.startswith(PICTURE_STARTS) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return data
+    raise ValueError("is neither a JPEG nor a PNG picture, nor WebP, GIF, AVIF or TIFF")
 
 
 def check_picture(text: str) -> str:

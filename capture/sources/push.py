@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from capture.image import decode_jpeg
+from capture.image import decode_image
 from capture.source import SourceError, SourceOptions
 from capture.sources.base import SourceShell
 
@@ -42,5 +42,5 @@ class PushSource(SourceShell):
             self.deliver(generation, lambda: np.array(pixels, order="C"), timestamp, now, waits=False)
 
     def push_jpeg(self, data: bytes, timestamp: float | None = None) -> None:
-        """Takes one frame as JPEG; decodes in the caller's thread. Raises SourceError as `push` does."""
-        self.push(decode_jpeg(data, self.options.largest_side), timestamp)
+        """Takes one frame as a JPEG or another picture's file; decodes in the caller's thread. Raises SourceError as `push` does."""
+        self.push(decode_image(data, self.options.largest_side), timestamp)

@@ -68,7 +68,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """A picture (a JPEG or PNG file) for a stream whose source is `push:`; tell `failed` where it can't be taken."""
+    """a picture's file for a stream whose source is `push:`; tell `failed` where it can't be taken."""
 
     stream: str | None
     picture: bytes

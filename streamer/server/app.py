@@ -18,12 +18,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from capture.image import encode_jpeg
 from protocols.chat import chosen_stream, error_body, error_status, model_body, model_ids, models_body, read_chat
 from protocols.fields import ProtocolError, read_object
 from protocols.realtime.session import RealtimeSession
 from streamer.assistant import Assistant, AssistantError
 from streamer.config import Config
-from streamer.pictures import encode_jpeg
 from streamer.server.auth import SUBPROTOCOL, DoorError, Gate, Scope, Signed, Token, Visitor, is_loopback
 from streamer.server.chat import complete
 from streamer.server.limits import Limits

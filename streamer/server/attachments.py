@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from capture.image import PictureError, decode_image
 from protocols.chat import video_file
 from protocols.fields import picture_file
 from streamer.assistant import Assistant
-from streamer.pictures import PictureError, decode_picture
 from streamer.server.auth import DoorError
 
 PREFIX = "given-"
@@ -32,7 +32,7 @@ VIDEO_FPS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A picture (JPEG or PNG) or a video (MP4, WebM, Matroska, AVI) as a file's bytes."""
+    """A picture (of a kind that `decode_image` takes) or a video (MP4, WebM, Matroska, AVI) as a file's bytes."""
 
     kind: Literal["image", "video"]
     data: bytes
@@ -99,7 +99,7 @@ async def _show_pictures(assistant: Assistant, name: str, pictures: Sequence[byt
     copies = assistant.model.frames_per_step
     for number, data in enumerate(pictures):
         try:
-            pixels = await asyncio.to_thread(decode_picture, data)
+            pixels = await asyncio.to_thread(decode_image, data)
         except PictureError as error:
             raise DoorError("invalid_value", str(error)) from None
         for copy in range(copies):

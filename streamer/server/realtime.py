@@ -14,9 +14,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
+from capture.image import PictureError, decode_image
 from protocols.realtime.session import Ask, Cancel, Command, Decision, Listen, Push, RealtimeSession, Send, Usage
 from streamer.assistant import Answer, Assistant, AssistantError
-from streamer.pictures import PictureError, decode_picture
 from streamer.server.attachments import Given
 from streamer.server.auth import DoorError, Visitor
 from streamer.server.limits import message_bucket
@@ -204,7 +204,7 @@ class RealtimeConnection:
         stream = push.stream or (names[0] if len(names) == 1 else None)
         if stream is None:
             raise DoorError("unknown_stream", f"Name a stream; there are: {', '.join(names) or 'none'}.")
-        pixels = await asyncio.to_thread(decode_picture, push.picture)
+        pixels = await asyncio.to_thread(decode_image, push.picture)
         self._assistant.push(stream, pixels, push.timestamp)
 
     def _do(self, decisions: Iterable[Decision], *, unasked: bool = False) -> None:

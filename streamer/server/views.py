@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from capture import Frame
+from capture.image import encode_jpeg
 from streamer.assistant import Assistant, StreamEvent, StreamStatus
-from streamer.pictures import encode_jpeg
 
 
 def stream_facts(status: StreamStatus) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capture import PushSource, SourceError, State, open_source, redact
-from capture.image import decode_jpeg, jpeg_size
+from capture.image import decode_image, image_header
 from capture.network import policy as guard
 from capture.network.policy import refuse_private
 from tests.capture.lab import Watcher, drawn, jpeg, wait_for, watching
@@ -70,11 +70,11 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = bytearray(JPEG)
     at = bomb.index(b"\xff\xc0")
     bomb[at + 5 : at + 9] = b"\xff\xff\xff\xff"
-    assert jpeg_size(bytes(bomb)) == (65535, 65535)
+    assert image_header(bytes(bomb))[1:3] == (65535, 65535)
     with pytest.raises(SourceError, match="65535×65535"):
-        decode_jpeg(bytes(bomb))
+        decode_image(bytes(bomb))
     with pytest.raises(SourceError, match="bytes is too large"):
-        decode_jpeg(JPEG + bytes(17 * 2**20))
+        decode_image(JPEG + bytes(33 * 2**20))
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda tail: b"\xff\xd8\xff" + tail))
@@ -83,7 +83,7 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
 @example(b"\xff\xd8\xff\xe0\x00\x00" * 20)
 def test_whatever_is_no_jpeg_is_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(SourceError) as refusal:
-        decode_jpeg(data)
+        decode_image(data)
     assert "\n" not in str(refusal.value)
 
 
@@ -95,7 +95,7 @@ def test_damaged_jpegs_decode_or_are_refused(damage: list[tuple[int, int]], cut:
     for at, value in damage:
         data[at] = value
     try:
-        pixels = decode_jpeg(bytes(data[: len(data) - cut]))
+        pixels = decode_image(bytes(data[: len(data) - cut]))
     except SourceError:
         return
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and max(pixels.shape) <= 640

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamer.pictures import PictureError, decode_picture
+from capture.image import PictureError, decode_image
 from tests.streamer.serving import CONFIG, Daemon, Served, eventually, receive, send, until
 
 CLIP = Path(__file__).parents[1] / "clips" / "small.mp4"
@@ -87,7 +87,7 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused_before_it_is_decoded() -
     body = b"IHDR" + size + b"\x08\x02\0\0\0"
     header = b"\x89PNG\r\n\x1a\n\0\0\0\r" + body + zlib.crc32(body).to_bytes(4, "big")
     with pytest.raises(PictureError, match="10000×10000 pixels: scale it down"):
-        decode_picture(header + b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big"))
+        decode_image(header + b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big"))
 
 
 class Shelf(BaseHTTPRequestHandler):
