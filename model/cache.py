@@ -1,86 +1,150 @@
-"""What a pass through the decoder remembers: the interface the layers use, and its differentiable form for whole sequences.
-
-The serving form, over a pool of slots, is `model.state.SlotMemory`.
-"""
+"""What a pass through the decoder remembers: the interface the layers use, over a pool of slots and over whole sequences."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import AttentionPolicy, DecoderConfig
+from model.ops.attention import masked_attention, visible
+from model.ops.rope import rotate, rotation
+from model.state import DECLARED, StreamState
 
 
-class Memory(Protocol):
-    """The past of a batch of sequences, extended by one call's n tokens layer by layer."""
+class Cache(Protocol):
+    """The past of a batch of sequences, extended by one call's n tokens layer by layer.
+
+    Parts of the state go by the layer's number and the name under which it declares them (see `model.state.Part`).
+    """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
         """Keeps the new keys and values; attends to all that the policy shows. Shapes [batch, n, heads, head]."""
         ...
 
-    def recurrence(self, layer: int, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts the convolution's kept inputs before `mixed` [batch, n, channels]; also gives the layer's recurrent state."""
+    def load(self, layer: int, name: str) -> Tensor:
+        """A part as the last call left it, [batch, *shape]."""
         ...
 
-    def gates(self, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        """Silences padding in the gates, each [batch, n, heads]."""
+    def store(self, layer: int, name: str, x: Tensor) -> None:
+        """Keeps a part [batch, *shape] for the next call."""
         ...
 
-    def remember(self, layer: int, state: Tensor) -> None:
-        """Keeps the layer's recurrent state, float32 [batch, heads, key, value]."""
+    def extend(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """Puts the rows that a part [batch, rows, channels] holds before `x` [batch, n, channels], and keeps the last real ones of both."""
+        ...
+
+    def mask(self, x: Tensor) -> Tensor:
+        """`x` [batch, n, channels] with zeros where tokens are padding."""
         ...
 
 
-def visible(query: Tensor, key: Tensor, policy: AttentionPolicy) -> Tensor:
-    """Eq. 8 over token indices: `query` int64 [..., n], `key` int64 [..., m] (negative: no such key). Returns bool [..., n, m]."""
-    i, j = query[..., :, None], key[..., None, :]
-    shown = (j >= 0) & (j <= i)
-    if policy.window is not None:
-        shown &= (j < policy.sinks) | (i - j < policy.window)
-    return shown
+class SlotCache:
+    """The past of some slots during one call that adds n tokens to each, in place.
+
+    With `counts` (int64 [batch]) only the first `counts[b]` tokens of row b are real; the rest is padding on the right.
+    """
+
+    def __init__(self, state: StreamState, slots: Tensor, positions: Tensor, counts: Tensor | None = None) -> None:
+        config, policy = state.config, state.config.policy
+        n, device = positions.shape[-1], slots.device
+        ring, sinks = policy.ring_size(config.step_tokens), policy.sinks
+        self.state, self.slots, self.counts = state, slots, counts
+        steps = torch.arange(n, device=device)
+        start = state.length[slots]
+        index = start[:, None] + steps
+        self.taken = torch.full_like(start, n) if counts is None else counts
+        self.valid = None if counts is None else steps < counts[:, None]
+        rows = torch.where(index < sinks, index, sinks + index % ring)
+        if self.valid is not None:
+            rows = torch.where(self.valid, rows, sinks + ring)
+        self.rows = rows
+        last = (start + self.taken - 1)[:, None]
+        in_ring = last - (last - torch.arange(ring, device=device)) % ring
+        in_sinks = torch.arange(sinks, device=device).expand(len(slots), -1)
+        in_sinks = torch.where(in_sinks <= last, in_sinks, -1)
+        kept = torch.cat((in_sinks, torch.where(in_ring < sinks, -1, in_ring)), 1)
+        self.visible = visible(index, kept, policy)
+        self.visible[..., 0] |= ~self.visible.any(-1)
+        if sinks and "sink_positions" in state.held:
+            is_sink = index < sinks if self.valid is None else (index < sinks) & self.valid
+            place = torch.where(is_sink, index, sinks)
+            padded = torch.cat((state.sink_positions[slots], positions.new_zeros(len(slots), 3, 1)), -1)
+            padded.scatter_(
+                2, place[:, None].expand(-1, 3, -1), (positions - state.origin[slots][:, None]).movedim(0, 1)
+            )
+            state.sink_positions[slots] = padded[..., :-1]
+            placed = padded[..., :-1] + state.origin[slots][:, None, None]
+            placed[:, 0] += state.shift(slots)[:, None]
+            decoder = config.decoder
+            self.sink_rotation = rotation(
+                placed.movedim(1, 0), decoder.head_dim, decoder.rope_theta, decoder.mrope_section
+            )
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
+        """See `Cache.attend`."""
+        at, sinks = self.slots[:, None], self.state.config.policy.sinks
+        keys, values = self.state.of(layer, "keys"), self.state.of(layer, "values")
+        keys[at, self.rows] = torch.where((self.rows < sinks)[..., None, None], k, k_rotated)
+        values[at, self.rows] = v
+        seen, held = keys[self.slots, :-1], values[self.slots, :-1]
+        if sinks:
+            seen = torch.cat((rotate(seen[:, :sinks], self.sink_rotation), seen[:, sinks:]), 1)
+        return masked_attention(q, seen, held, self.visible)
+
+    def load(self, layer: int, name: str) -> Tensor:
+        """See `Cache.load`."""
+        return self.state.of(layer, name)[self.slots]
+
+    def store(self, layer: int, name: str, x: Tensor) -> None:
+        """See `Cache.store`."""
+        self.state.of(layer, name)[self.slots] = x
+
+    def extend(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """See `Cache.extend`."""
+        before = self.load(layer, name)
+        whole = torch.cat((before, x), 1)
+        if self.counts is None:
+            kept = whole[:, x.shape[1] :]
+        else:
+            wanted = self.counts[:, None] + torch.arange(before.shape[1], device=x.device)
+            kept = whole.gather(1, wanted[..., None].expand(-1, -1, whole.shape[-1]))
+        self.store(layer, name, kept)
+        return whole
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See `Cache.mask`."""
+        return x if self.valid is None else x * self.valid[..., None]
+
+    def commit(self) -> None:
+        """Counts the tokens that every layer has now taken."""
+        self.state.length[self.slots] += self.taken
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, shown: Tensor) -> Tensor:
-    """Softmax attention, scaled by 1/sqrt(head); `shown` bool [batch or 1, n, m]; others [batch, n or m, heads, head]."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if q.is_cuda:  # its memory-efficient kernel knows masks but not grouped keys
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, shown[:, None], enable_gqa=not q.is_cuda).transpose(1, 2)
+class SequenceCache:
+    """The past of sequences that all have the same length, as differentiable tensors that are replaced, never written to.
 
-
-class SequenceMemory:
-    """The memory of sequences that all have the same length, as differentiable tensors that are replaced, never written to.
-
-    A stream may be fed in segments; `branch` gives each of several questions a memory of its own. Ages beyond the
+    A stream may be fed in segments; `branch` gives each of several questions a cache of its own. Ages beyond the
     position horizon do not occur here: the caller keeps the time axis within it.
     """
 
     def __init__(
         self, config: DecoderConfig, policy: AttentionPolicy, batch: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.policy = policy
+        self.config, self.policy = config, policy
         self.window = policy.window if policy.window is not None else policy.context
-        self.length = 0
-        heads, head = config.num_key_value_heads, config.head_dim
-        none = torch.zeros(batch, 0, heads, head, device=device, dtype=dtype)
-        self.sinks: dict[int, tuple[Tensor, Tensor]] = {i: (none, none) for i in config.attention_layers}
-        self.tail: dict[int, tuple[Tensor, Tensor]] = {i: (none, none) for i in config.attention_layers}
-        channels = config.num_linear_heads * (2 * config.linear_head_dim + config.linear_value_dim)
-        shape = (batch, config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
-        self.inputs = {
-            i: torch.zeros(batch, config.conv_size - 1, channels, device=device, dtype=dtype)
-            for i in config.delta_layers
-        }
-        self.states = {i: torch.zeros(shape, device=device) for i in config.delta_layers}
+        self.length, self.batch, self.device, self.dtype = 0, batch, device, dtype
+        self.sinks: dict[int, tuple[Tensor, Tensor]] = {}
+        self.tail: dict[int, tuple[Tensor, Tensor]] = {}
+        self.parts: dict[tuple[int, str], Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
-        """See `Memory.attend`; long inputs are attended in blocks of the window, so that cost stays linear."""
+        """See `Cache.attend`; long inputs are attended in blocks of the window, so that cost stays linear."""
         n, policy = q.shape[1], self.policy
-        sink_k, sink_v = self.sinks[layer]
-        tail_k, tail_v = self.tail[layer]
+        none = k[:, :0]
+        sink_k, sink_v = self.sinks.get(layer, (none, none))
+        tail_k, tail_v = self.tail.get(layer, (none, none))
         missing = max(0, policy.sinks - sink_k.shape[1])
         sink_k, sink_v = torch.cat((sink_k, k_rotated[:, :missing]), 1), torch.cat((sink_v, v[:, :missing]), 1)
         all_k, all_v = torch.cat((tail_k, k_rotated), 1), torch.cat((tail_v, v), 1)
@@ -102,34 +166,43 @@ class SequenceMemory:
         self.tail[layer] = all_k[:, -self.window :], all_v[:, -self.window :]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def recurrence(self, layer: int, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Memory.recurrence`."""
-        whole = torch.cat((self.inputs[layer].to(mixed.dtype), mixed), 1)
-        self.inputs[layer] = whole[:, mixed.shape[1] :]
-        return whole, self.states[layer]
+    def load(self, layer: int, name: str) -> Tensor:
+        """See `Cache.load`."""
+        if (layer, name) not in self.parts:
+            declared = DECLARED[self.config.layer_types[layer]](self.config, self.policy, 0)
+            part = next(part for part in declared if part.name == name)
+            return torch.full(
+                (self.batch, *part.shape), part.initial, device=self.device, dtype=part.dtype or self.dtype
+            )
+        return self.parts[layer, name]
 
-    def gates(self, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Memory.gates`: nothing is padding here."""
-        return beta, decay
+    def store(self, layer: int, name: str, x: Tensor) -> None:
+        """See `Cache.store`."""
+        self.parts[layer, name] = x
 
-    def remember(self, layer: int, state: Tensor) -> None:
-        """See `Memory.remember`."""
-        self.states[layer] = state
+    def extend(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """See `Cache.extend`."""
+        whole = torch.cat((self.load(layer, name).to(x.dtype), x), 1)
+        self.store(layer, name, whole[:, x.shape[1] :])
+        return whole
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See `Cache.mask`: nothing is padding here."""
+        return x
 
     def advance(self, n: int) -> None:
         """Counts the `n` tokens that every layer has now taken."""
         self.length += n
 
-    def branch(self, copies: int) -> SequenceMemory:
-        """A memory whose batch holds each of this one's sequences `copies` times, side by side; this one stays as it is."""
-        twin = object.__new__(SequenceMemory)
-        twin.policy, twin.window, twin.length = self.policy, self.window, self.length
+    def branch(self, copies: int) -> SequenceCache:
+        """One whose batch holds each of this one's sequences `copies` times, side by side; this one stays as it is."""
+        twin = SequenceCache(self.config, self.policy, self.batch * copies, self.device, self.dtype)
+        twin.length = self.length
 
         def spread(x: Tensor) -> Tensor:
             return x.repeat_interleave(copies, 0)
 
-        twin.sinks = {i: (spread(k), spread(v)) for i, (k, v) in self.sinks.items()}
-        twin.tail = {i: (spread(k), spread(v)) for i, (k, v) in self.tail.items()}
-        twin.inputs = {i: spread(x) for i, x in self.inputs.items()}
-        twin.states = {i: spread(x) for i, x in self.states.items()}
+        twin.sinks = {layer: (spread(k), spread(v)) for layer, (k, v) in self.sinks.items()}
+        twin.tail = {layer: (spread(k), spread(v)) for layer, (k, v) in self.tail.items()}
+        twin.parts = {key: spread(x) for key, x in self.parts.items()}
         return twin

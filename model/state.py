@@ -1,44 +1,94 @@
-"""All streaming state in one typed object: a pool of slots, one a stream or an open answer."""
+"""All streaming state in one object, built from what the layers declare: a pool of slots, one a stream or an open answer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from model.cache import masked_attention, visible
-from model.config import ConfigError, InfiniteVLConfig
-from model.ops.rope import frame_positions, rotate, rotation
+from model.config import AttentionPolicy, ConfigError, DecoderConfig, InfiniteVLConfig
+from model.ops.rope import frame_positions
 
 Snapshot = dict[str, Tensor]
-"""One slot's state by field name, on the CPU."""
+"""One slot's state by name, on the CPU."""
 
 
-@dataclass
-class StreamState:
-    """Everything that survives a frame, for `slots` independent streams; every cursor is a tensor.
+@dataclass(frozen=True)
+class Part:
+    """A tensor that every slot keeps: `shape` is one slot's, `dtype` None the model's own, `initial` its value when empty.
 
-    `delta` float32 [delta layers, slots, heads, key, value]; `inputs` [delta layers, slots, conv - 1, channels];
-    `keys`, `values` [attention layers, slots, rows, kv heads, head], whose rows are the sinks (keys unrotated), the ring
-    (keys rotated) and one that takes what padding writes. The rest is int64: `sink_positions` [slots, 3, sinks], and
-    [slots] each: `length` (tokens taken), `base` (position where the frames' grid begins), `time` (last frame's step on
-    the time axis, -1 before the first), `skipped` (time steps left out of gaps longer than the horizon), `next` (next
-    text position of a stream that shows at most the horizon's age), `origin` (added to every position).
+    Each layer that declares it has one of its own, unless it is `shared`: then all of them have one together. The last
+    `spare` rows of the first axis take what padding writes; snapshots leave them out.
     """
 
-    config: InfiniteVLConfig
-    delta: Tensor
-    inputs: Tensor
-    keys: Tensor
-    values: Tensor
-    sink_positions: Tensor
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    initial: float = 0
+    shared: bool = False
+    spare: int = 0
+
+
+Declare = Callable[[DecoderConfig, AttentionPolicy, int], tuple[Part, ...]]
+"""What a kind of layer keeps, from the decoder's sizes, the policy and the most tokens that one call adds."""
+DECLARED: dict[str, Declare] = {}
+"""By the name that `layer_types` has for it; every `Mixer` enters its own."""
+CURSORS = tuple(
+    Part(name, (), torch.int64, initial, shared=True)
+    for name, initial in (("length", 0), ("base", 0), ("time", -1), ("skipped", 0), ("next", 0), ("origin", 0))
+)
+"""What every stream keeps, whatever its layers: see `StreamState`."""
+
+
+@lru_cache(maxsize=64)
+def layout(config: InfiniteVLConfig) -> dict[str, tuple[Part, tuple[int, ...]]]:
+    """By name, each part of the state and the layers that keep one; none where it is shared.
+
+    Raises ConfigError for a kind of layer that nobody declares, and where two declare different parts under one name.
+    """
+    parts = {part.name: part for part in CURSORS}
+    owners: dict[str, tuple[int, ...]] = {part.name: () for part in CURSORS}
+    for layer, kind in enumerate(config.decoder.layer_types):
+        if kind not in DECLARED:
+            raise ConfigError(f"layer_types names {kind!r}: it may hold {', '.join(sorted(DECLARED))}")
+        for part in DECLARED[kind](config.decoder, config.policy, config.step_tokens):
+            if parts.setdefault(part.name, part) != part:
+                raise ConfigError(
+                    f"layer {layer} ({kind}) declares a state {part.name!r} unlike an earlier layer's: rename it"
+                )
+            owners[part.name] = owners.get(part.name, ()) + (() if part.shared else (layer,))
+    return {name: (part, owners[name]) for name, part in parts.items()}
+
+
+class StreamState:
+    """Everything that survives a frame, for all slots of a pool; every cursor is a tensor.
+
+    A layer's part is a tensor [layers that keep it, slots, *its shape], a shared one [slots, *its shape]; each is an
+    attribute by its name. The cursors are int64 [slots]: `length` (tokens ingested), `base` (position where the frames'
+    grid begins), `time` (last frame's step on the time axis, -1 before the first), `skipped` (time steps left out of gaps
+    longer than the horizon), `next` (next text position of a stream that shows at most the horizon's age), `origin` (added
+    to every position).
+    """
+
     length: Tensor
     base: Tensor
     time: Tensor
     skipped: Tensor
     next: Tensor
     origin: Tensor
+
+    def __init__(self, config: InfiniteVLConfig, tensors: Sequence[Tensor]) -> None:
+        """`tensors` in the order of `layout`."""
+        self.config, self.layout = config, layout(config)
+        self.held = dict(zip(self.layout, tensors, strict=True))
+        vars(self).update(self.held)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Reached only for what no layer of this model declares."""
+        raise AttributeError(f"this model's state has no part {name!r}")
 
     @classmethod
     def allocate(
@@ -48,51 +98,40 @@ class StreamState:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> StreamState:
-        """A pool of `slots` empty slots; keys, values and convolution inputs in `dtype`."""
-        decoder, policy = config.decoder, config.policy
-        rows = policy.sinks + policy.ring_size(config.step_tokens) + 1
-        kv = (len(decoder.attention_layers), slots, rows, decoder.num_key_value_heads, decoder.head_dim)
-        heads, key, value = decoder.num_linear_heads, decoder.linear_head_dim, decoder.linear_value_dim
-        deltas = len(decoder.delta_layers)
+        """A pool of `slots` empty slots; what layers declare without a dtype is in `dtype`."""
 
-        def integers(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
+        def empty(part: Part, layers: tuple[int, ...]) -> Tensor:
+            shape = (slots, *part.shape) if part.shared else (len(layers), slots, *part.shape)
+            return torch.full(shape, part.initial, dtype=part.dtype or dtype, device=device)
 
-        return cls(
-            config,
-            delta=torch.zeros(deltas, slots, heads, key, value, device=device),
-            inputs=torch.zeros(
-                deltas, slots, decoder.conv_size - 1, heads * (2 * key + value), device=device, dtype=dtype
-            ),
-            keys=torch.zeros(kv, device=device, dtype=dtype),
-            values=torch.zeros(kv, device=device, dtype=dtype),
-            sink_positions=integers(slots, 3, policy.sinks),
-            length=integers(slots),
-            base=integers(slots),
-            time=integers(slots) - 1,
-            skipped=integers(slots),
-            next=integers(slots),
-            origin=integers(slots),
-        )
+        return cls(config, [empty(*declared) for declared in layout(config).values()])
 
     @property
     def slots(self) -> int:
         return self.length.shape[0]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The model's own: of what is declared without one."""
+        return next((x.dtype for name, x in self.held.items() if self.layout[name][0].dtype is None), torch.float32)
+
+    @property
     def bytes_per_slot(self) -> int:
         """Bytes that one stream keeps, for ever."""
-        return sum(tensor.nbytes for _, tensor, _ in self.tensors()) // self.slots
+        return sum(tensor.nbytes for tensor in self.held.values()) // self.slots
 
     def tensors(self) -> list[tuple[str, Tensor, int]]:
         """Each tensor with its name and the axis that counts slots."""
-        layered = ("delta", "inputs", "keys", "values")
-        return [(f.name, getattr(self, f.name), int(f.name in layered)) for f in fields(self) if f.name != "config"]
+        return [(name, tensor, int(not self.layout[name][0].shared)) for name, tensor in self.held.items()]
+
+    def of(self, layer: int, name: str) -> Tensor:
+        """One layer's part, [slots, *shape]: a view."""
+        return self.held[name][self.layout[name][1].index(layer)]
 
     def reset(self, slot: int) -> None:
         """Empties a slot."""
         for name, tensor, axis in self.tensors():
-            tensor.select(axis, slot).fill_(-1 if name == "time" else 0)
+            tensor.select(axis, slot).fill_(self.layout[name][0].initial)
 
     def fork(self, source: int, target: int) -> None:
         """Makes `target` the same as `source`; `source` is only read."""
@@ -100,9 +139,12 @@ class StreamState:
             tensor.select(axis, target).copy_(tensor.select(axis, source))
 
     def kept(self, slot: int) -> Snapshot:
-        """Views of all that one slot keeps: the row that takes padding is left out."""
-        parts = {name: tensor.select(axis, slot) for name, tensor, axis in self.tensors()}
-        return parts | {name: parts[name][:, :-1] for name in ("keys", "values")}
+        """Views of all that one slot keeps: rows that take padding are left out."""
+        parts = {}
+        for name, tensor, axis in self.tensors():
+            view, spare = tensor.select(axis, slot), self.layout[name][0].spare
+            parts[name] = view.narrow(axis, 0, view.shape[axis] - spare) if spare else view
+        return parts
 
     def snapshot(self, slot: int) -> Snapshot:
         """A copy of one slot on the CPU."""
@@ -122,6 +164,17 @@ class StreamState:
                 )
         for name, part in parts.items():
             part.copy_(snapshot[name])
+
+    def finite(self, slots: Tensor) -> Tensor:
+        """Whether each slot's recurrence is finite, bool [batch]: the last layer's, which what went wrong below it reaches.
+
+        A recurrence is what is declared in float32; in a model without any it is what its last layer keeps.
+        """
+        layered = [
+            (layers[-1], part.dtype == torch.float32, part.name) for part, layers in self.layout.values() if layers
+        ]
+        layer, _, name = max([one for one in layered if one[1]] or layered)
+        return self.of(layer, name)[slots].flatten(1).sum(1).isfinite()
 
     def shift(self, slots: Tensor) -> Tensor:
         """Time steps by which a stream is older than it shows, int64 [batch]."""
@@ -160,89 +213,3 @@ class StreamState:
             base + torch.maximum(time - self.shift(slots), torch.full_like(time, max(height, width) - 1)) + 1
         )
         return frame_positions(base, time, height, width) + self.origin[slots][:, None]
-
-
-class SlotMemory:
-    """The memory of some slots during one call that adds n tokens to each, in place (see `model.cache.Memory`).
-
-    With `counts` (int64 [batch]) only the first `counts[b]` tokens of row b are real; the rest is padding on the right.
-    """
-
-    def __init__(self, state: StreamState, slots: Tensor, positions: Tensor, counts: Tensor | None = None) -> None:
-        config, policy = state.config, state.config.policy
-        n, device = positions.shape[-1], slots.device
-        ring, sinks = policy.ring_size(config.step_tokens), policy.sinks
-        self.state, self.slots, self.counts = state, slots, counts
-        steps = torch.arange(n, device=device)
-        start = state.length[slots]
-        index = start[:, None] + steps
-        self.taken = torch.full_like(start, n) if counts is None else counts
-        self.valid = None if counts is None else steps < counts[:, None]
-        rows = torch.where(index < sinks, index, sinks + index % ring)
-        if self.valid is not None:
-            rows = torch.where(self.valid, rows, sinks + ring)
-        self.rows = rows
-        last = (start + self.taken - 1)[:, None]
-        in_ring = last - (last - torch.arange(ring, device=device)) % ring
-        in_sinks = torch.arange(sinks, device=device).expand(len(slots), -1)
-        in_sinks = torch.where(in_sinks <= last, in_sinks, -1)
-        kept = torch.cat((in_sinks, torch.where(in_ring < sinks, -1, in_ring)), 1)
-        self.visible = visible(index, kept, policy)
-        self.visible[..., 0] |= ~self.visible.any(-1)
-        self.layer_row = {
-            layer: i
-            for kind in (config.decoder.attention_layers, config.decoder.delta_layers)
-            for i, layer in enumerate(kind)
-        }
-        if sinks:
-            is_sink = index < sinks if self.valid is None else (index < sinks) & self.valid
-            place = torch.where(is_sink, index, sinks)
-            padded = torch.cat((state.sink_positions[slots], positions.new_zeros(len(slots), 3, 1)), -1)
-            padded.scatter_(
-                2, place[:, None].expand(-1, 3, -1), (positions - state.origin[slots][:, None]).movedim(0, 1)
-            )
-            state.sink_positions[slots] = padded[..., :-1]
-            placed = padded[..., :-1] + state.origin[slots][:, None, None]
-            placed[:, 0] += state.shift(slots)[:, None]
-            decoder = config.decoder
-            self.sink_rotation = rotation(
-                placed.movedim(1, 0), decoder.head_dim, decoder.rope_theta, decoder.mrope_section
-            )
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
-        """See `Memory.attend`."""
-        row, at, sinks = self.layer_row[layer], self.slots[:, None], self.state.config.policy.sinks
-        keys, values = self.state.keys[row], self.state.values[row]
-        keys[at, self.rows] = torch.where((self.rows < sinks)[..., None, None], k, k_rotated)
-        values[at, self.rows] = v
-        seen, held = keys[self.slots, :-1], values[self.slots, :-1]
-        if sinks:
-            seen = torch.cat((rotate(seen[:, :sinks], self.sink_rotation), seen[:, sinks:]), 1)
-        return masked_attention(q, seen, held, self.visible)
-
-    def recurrence(self, layer: int, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Memory.recurrence`."""
-        row = self.layer_row[layer]
-        whole = torch.cat((self.state.inputs[row][self.slots], mixed), 1)
-        if self.counts is None:
-            kept = whole[:, mixed.shape[1] :]
-        else:
-            width = self.state.inputs.shape[2]
-            wanted = self.counts[:, None] + torch.arange(width, device=mixed.device)
-            kept = whole.gather(1, wanted[..., None].expand(-1, -1, whole.shape[-1]))
-        self.state.inputs[row][self.slots] = kept
-        return whole, self.state.delta[row][self.slots]
-
-    def gates(self, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Memory.gates`: padding neither writes nor forgets."""
-        if self.valid is None:
-            return beta, decay
-        return beta * self.valid[..., None], decay * self.valid[..., None]
-
-    def remember(self, layer: int, state: Tensor) -> None:
-        """See `Memory.remember`."""
-        self.state.delta[self.layer_row[layer]][self.slots] = state
-
-    def commit(self) -> None:
-        """Counts the tokens that every layer has now taken."""
-        self.state.length[self.slots] += self.taken

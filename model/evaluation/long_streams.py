@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.cache import SequenceMemory
+from model.cache import SequenceCache
 from model.evaluation.score import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask_each, cleared, compose
 from model.families.infinitevl import InfiniteVL
 from model.ops.rope import rotate, rotation
@@ -53,7 +53,7 @@ def parts(first: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 @torch.no_grad()
-def turn_back(network: InfiniteVL, memory: SequenceMemory, seconds: int) -> None:
+def turn_back(network: InfiniteVL, memory: SequenceCache, seconds: int) -> None:
     """Makes all that is in the attention window `seconds` older, for good."""
     config = network.config.decoder
     back = torch.tensor([[-seconds * network.config.tokens_per_second], [0], [0]])
@@ -63,7 +63,7 @@ def turn_back(network: InfiniteVL, memory: SequenceMemory, seconds: int) -> None
 
 
 @torch.no_grad()
-def follow(network: InfiniteVL, x: Tensor, first: int, memory: SequenceMemory | None) -> SequenceMemory:
+def follow(network: InfiniteVL, x: Tensor, first: int, memory: SequenceCache | None) -> SequenceCache:
     """Takes steps from the `first` of a stream on, `x` [streams, steps, tokens, hidden] from the vision tower, at 25 frames a second."""
     for start, stop in parts(first, x.shape[1]):
         passed = second(start) - max(second(start - 1), int(HORIZON))
@@ -121,7 +121,7 @@ def long_streams(exam: Exam, streams: int, questions: int, seed: int) -> None:
     """Asks what there is now in the first and in the last minute of streams of 20,000 frames."""
     chances = [np.random.default_rng((seed, 2, i)) for i in range(streams)]
     paper = Paper("minute", SEGMENT, streams, questions, NOW, Profile())
-    memory: SequenceMemory | None = None
+    memory: SequenceCache | None = None
     for start in range(0, LONG, SEGMENT):
         if exam.over:
             return

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.cache import SequenceMemory
+from model.cache import SequenceCache
 from model.families.infinitevl import InfiniteVL
 from model.tokenizer import Tokenizer
 from model.training.dataset import LENGTH, Round, fits, write
@@ -174,9 +174,7 @@ class Exam:
         patches, _ = self.painter.patches(layout(scenes), seed, dtype)
         return patches.view(len(scenes), -1, *patches.shape[1:])
 
-    def mark(
-        self, paper: str, candidates: dict[str, SequenceMemory], last: Tensor, asked: list[list[Question]]
-    ) -> None:
+    def mark(self, paper: str, candidates: dict[str, SequenceCache], last: Tensor, asked: list[list[Question]]) -> None:
         """Asks each candidate's memory the questions [streams][each]; `last` float64 [streams] is the last frame's time."""
         if not any(asked):
             return
@@ -234,8 +232,8 @@ def compose(
 
 @torch.no_grad()
 def watch(
-    network: InfiniteVL, patches: Tensor, seconds: Tensor, memory: SequenceMemory | None, part: int = 128
-) -> SequenceMemory:
+    network: InfiniteVL, patches: Tensor, seconds: Tensor, memory: SequenceCache | None, part: int = 128
+) -> SequenceCache:
     """`network.watch` over [streams, steps, …] in parts of `part` steps."""
     for start in range(0, seconds.shape[1], part):
         memory = network.watch(patches[:, start : start + part], GRID, seconds[:, start : start + part], memory)
@@ -257,7 +255,7 @@ def by_stream(right: list[bool], questions: list[list[Question]]) -> list[list[b
 
 @torch.no_grad()
 def likeliest(
-    network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
+    network: InfiniteVL, memory: SequenceCache, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
 ) -> tuple[Round, Integers]:
     """The padded questions with their answers, and the token that would come after each of these tokens."""
     asked = write(padded(questions), tokenizer, 1)
@@ -266,7 +264,7 @@ def likeliest(
 
 
 def correct(
-    network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
+    network: InfiniteVL, memory: SequenceCache, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
 ) -> list[list[bool]]:
     """Which questions [streams][each] would be answered exactly right by greedy decoding."""
     asked, best = likeliest(network, memory, last, questions, tokenizer)
@@ -283,7 +281,7 @@ def may_become(said: list[int], answer: str, tokenizer: Tokenizer) -> bool:
 
 @torch.no_grad()
 def alike(
-    network: InfiniteVL, memory: SequenceMemory, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
+    network: InfiniteVL, memory: SequenceCache, last: Tensor, questions: list[list[Question]], tokenizer: Tokenizer
 ) -> list[list[bool]]:
     """Which questions [streams][each], all of which fit, greedy decoding answers rightly but for what `normalise` leaves out.
 
@@ -321,10 +319,10 @@ def alike(
     return by_stream(right, questions)
 
 
-def cleared(memory: SequenceMemory) -> SequenceMemory:
+def cleared(memory: SequenceCache) -> SequenceCache:
     """The same memory with its recurrent state zeroed."""
     blank = memory.branch(1)
-    blank.states = {layer: torch.zeros_like(state) for layer, state in blank.states.items()}
+    blank.parts |= {(layer, name): torch.zeros_like(x) for (layer, name), x in blank.parts.items() if name == "delta"}
     return blank
 
 

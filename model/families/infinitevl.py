@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import SequenceMemory
+from model.cache import SequenceCache, SlotCache
 from model.config import InfiniteVLConfig
-from model.layers.attention import Attention
 from model.layers.decoder import Decoder
-from model.layers.delta_net import GatedDeltaNet
+from model.layers.mixer import Mixer
 from model.layers.vision import MLP, VisionTower
 from model.ops.rope import frame_positions
-from model.state import SlotMemory, StreamState
+from model.state import StreamState
 
 
 class InfiniteVL(nn.Module):
@@ -30,7 +29,7 @@ class InfiniteVL(nn.Module):
     def fuse(self) -> None:
         """Joins projections for inference; call it last, after the weights are where they stay."""
         for module in self.modules():
-            if isinstance(module, MLP | Attention | GatedDeltaNet):
+            if isinstance(module, MLP | Mixer):
                 module.fuse()
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -51,9 +50,9 @@ class InfiniteVL(nn.Module):
 
         n is at most `config.step_tokens`; longer inputs go in pieces. Returns the last hidden states, or None without `outputs`.
         """
-        memory = SlotMemory(state, slots, positions, counts)
-        hidden: Tensor | None = self.model(x, positions, memory, outputs)
-        memory.commit()
+        cache = SlotCache(state, slots, positions, counts)
+        hidden: Tensor | None = self.model(x, positions, cache, outputs)
+        cache.commit()
         return hidden
 
     def open(self, state: StreamState, slots: Tensor) -> None:
@@ -100,18 +99,18 @@ class InfiniteVL(nn.Module):
         return self.logits(last)
 
     def watch(
-        self, patches: Tensor, grid: tuple[int, int], seconds: Tensor, memory: SequenceMemory | None = None
-    ) -> SequenceMemory:
+        self, patches: Tensor, grid: tuple[int, int], seconds: Tensor, cache: SequenceCache | None = None
+    ) -> SequenceCache:
         """Whole streams at once, differentiable: `patches` [batch, steps, grid patches, patch_dim] at `seconds` float64 [batch, steps].
 
-        Continues `memory` where one is given. Times must stay within the position horizon.
+        Continues `cache` where one is given. Times must stay within the position horizon.
         """
         x = self.visual(patches.flatten(0, 1), *grid).unflatten(0, patches.shape[:2])
-        return self.follow(x, grid, seconds, memory)
+        return self.follow(x, grid, seconds, cache)
 
     def follow(
-        self, x: Tensor, grid: tuple[int, int], seconds: Tensor, memory: SequenceMemory | None = None
-    ) -> SequenceMemory:
+        self, x: Tensor, grid: tuple[int, int], seconds: Tensor, cache: SequenceCache | None = None
+    ) -> SequenceCache:
         """`watch` from what the vision tower made of the patches, [batch, steps, tokens, hidden]."""
         batch, steps = x.shape[:2]
         merge = self.config.vision.spatial_merge_size
@@ -120,24 +119,24 @@ class InfiniteVL(nn.Module):
         base = torch.ones(batch * steps, dtype=torch.int64, device=x.device)
         positions = frame_positions(base, time.flatten(), height, width).view(3, batch, -1)
         x = x.flatten(1, 2)
-        if memory is None:
-            memory = SequenceMemory(self.config.decoder, self.config.policy, batch, x.device, x.dtype)
+        if cache is None:
+            cache = SequenceCache(self.config.decoder, self.config.policy, batch, x.device, x.dtype)
             start = torch.full((batch, 1), self.config.vision_start_token_id, device=x.device)
             x = torch.cat((self.model.embed_tokens(start).to(x.dtype), x), 1)
             positions = torch.cat((positions.new_zeros(3, batch, 1), positions), -1)
-        self.model(x, positions, memory, False)
-        memory.advance(x.shape[1])
-        return memory
+        self.model(x, positions, cache, False)
+        cache.advance(x.shape[1])
+        return cache
 
     def answer(
         self,
         tokens: Tensor,
         last: Tensor,
         grid: tuple[int, int],
-        memory: SequenceMemory,
+        cache: SequenceCache,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Logits of questions that branch from `memory`: `tokens` int64 [batch, questions, n] to float32 [batch, questions, n, vocabulary].
+        """Logits of questions that branch from `cache`: `tokens` int64 [batch, questions, n] to float32 [batch, questions, n, vocabulary].
 
         `last` float64 [batch] is the stream time of the last frame. Padding on the right does no harm. With `rows` (int64,
         into the flattened tokens) only their logits, [rows, vocabulary].
@@ -148,7 +147,7 @@ class InfiniteVL(nn.Module):
         begin = 1 + torch.clamp(time, min=max(grid) // merge - 1) + 1
         flat = begin.repeat_interleave(questions)[:, None] + torch.arange(n, device=tokens.device)
         hidden = self.model(
-            self.model.embed_tokens(tokens.flatten(0, 1)), flat.expand(3, -1, -1), memory.branch(questions)
+            self.model.embed_tokens(tokens.flatten(0, 1)), flat.expand(3, -1, -1), cache.branch(questions)
         )
         chosen: Tensor = hidden.unflatten(0, (batch, questions)) if rows is None else hidden.flatten(0, 1)[rows]
         return self.logits(chosen)

@@ -1,25 +1,24 @@
-"""The hybrid decoder: attention and Gated DeltaNet layers over one residual stream."""
+"""The hybrid decoder: layers of several kinds over one residual stream."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.cache import Memory
+from model.cache import Cache
 from model.config import DecoderConfig
-from model.layers.attention import Attention
-from model.layers.delta_net import GatedDeltaNet
+from model.layers import attention, delta_net  # noqa: F401  # the kinds there are
+from model.layers.mixer import Mixer
 from model.layers.vision import MLP, RMSNorm
 from model.ops.rope import rotation
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm mixer (attention or Gated DeltaNet) and SwiGLU."""
+    """Pre-norm mixer (of the kind that `layer_types` names) and SwiGLU."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        attention = config.layer_types[layer] == "attention"
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer) if attention else GatedDeltaNet(config, layer)
+        self.self_attn: Mixer = Mixer.kinds[config.layer_types[layer]](config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=False)
 
@@ -34,8 +33,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, positions: Tensor, memory: Memory, outputs: bool = True) -> Tensor | None:
-        """`x` [batch, n, hidden] at `positions` int64 [3, batch, n]; extends `memory`. In training the residual stream is float32.
+    def forward(self, x: Tensor, positions: Tensor, cache: Cache, outputs: bool = True) -> Tensor | None:
+        """`x` [batch, n, hidden] at `positions` int64 [3, batch, n]; extends `cache`. In training the residual stream is float32.
 
         Returns the normed last hidden states [batch, n, hidden]; without `outputs` None: what only they need is left out.
         """
@@ -47,12 +46,7 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             inner = layer.input_layernorm(x)
-            mixer = layer.self_attn
-            mixed = (
-                mixer(inner, turn, memory)
-                if isinstance(mixer, Attention)
-                else mixer(inner, memory, outputs or i < final)
-            )
+            mixed = layer.self_attn(inner, turn, cache, outputs or i < final)
             if i == final and not outputs:
                 return None
             x = x + mixed

@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import Memory
-from model.config import DecoderConfig
+from model.cache import Cache
+from model.config import AttentionPolicy, DecoderConfig
+from model.layers.mixer import Mixer
 from model.ops.convolution import short_convolution
 from model.ops.dispatch import delta_rule
 from model.ops.linear import JointLinear, laid_out
+from model.ops.rope import Rotation
+from model.state import Part
 
 
 class GatedNorm(nn.Module):
@@ -25,14 +28,13 @@ class GatedNorm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) * F.silu(gate)
 
 
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(Mixer, kind="delta_net"):
     """One Gated DeltaNet layer."""
 
     filters: Tensor | None
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(config, layer)
         self.heads = config.num_linear_heads
         self.key, self.value = config.linear_head_dim, config.linear_value_dim
         width, keys, values = config.hidden_size, self.heads * self.key, self.heads * self.value
@@ -52,6 +54,15 @@ class GatedDeltaNet(nn.Module):
         self.inward = JointLinear(self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.b_proj, self.a_proj)
         self.register_buffer("filters", None, persistent=False)
 
+    @staticmethod
+    def declare(config: DecoderConfig, policy: AttentionPolicy, step: int) -> tuple[Part, ...]:
+        """S [heads, key, value] in float32, and the convolution's last inputs [width - 1, channels of q, k and v]."""
+        heads, key, value = config.num_linear_heads, config.linear_head_dim, config.linear_value_dim
+        return (
+            Part("delta", (heads, key, value), torch.float32),
+            Part("inputs", (config.conv_size - 1, heads * (2 * key + value))),
+        )
+
     @torch.no_grad()
     def fuse(self) -> None:
         """Joins the input projections and the filters for inference."""
@@ -64,17 +75,17 @@ class GatedDeltaNet(nn.Module):
         filters = (self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight)
         return torch.cat([weight[:, 0] for weight in filters])
 
-    def forward(self, x: Tensor, memory: Memory, outputs: bool = True) -> Tensor | None:
-        """`x` [batch, n, hidden]; extends `memory`. Without `outputs` only the state advances and None is returned."""
+    def forward(self, x: Tensor, rotation: Rotation | None, cache: Cache, outputs: bool = True) -> Tensor | None:
+        """See `Mixer.forward`; no position is needed."""
         q, k, v, gate, b, a = self.inward(x)
-        mixed, state = memory.recurrence(self.layer, torch.cat((q, k, v), -1))
+        mixed = cache.extend(self.layer, "inputs", torch.cat((q, k, v), -1))
         filters = self.joint_filters() if self.filters is None else self.filters
         q, k, v = short_convolution(mixed, filters).split((q.shape[-1], k.shape[-1], v.shape[-1]), -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
         decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
-        beta, decay = memory.gates(b.sigmoid(), decay)
-        output, state = delta_rule(q, k, v, decay, beta, state)
-        memory.remember(self.layer, state)
+        beta, decay = cache.mask(b.sigmoid()), cache.mask(decay)
+        output, state = delta_rule(q, k, v, decay, beta, cache.load(self.layer, "delta"))
+        cache.store(self.layer, "delta", state)
         if not outputs:
             return None
         output = self.o_norm(output, gate.unflatten(-1, (self.heads, -1)))

@@ -71,12 +71,12 @@ class Graphs:
             patch = self.config.vision.patch_size
             shape = (batch, self.config.frames_per_step, 3, grid[0] * patch, grid[1] * patch)
             pixels = self.pixels[key] = torch.zeros(shape, dtype=torch.uint8, device="cuda")
-            dtype = self.state.keys.dtype
+            dtype = self.state.dtype
 
             def call(words: Tensor) -> tuple[Tensor, ...]:
                 slots, seconds = words[0], words[1].view(torch.float64)
                 self.model.see(arrange(self.config, pixels, dtype), grid, seconds, self.state, slots)
-                return (self.state.delta[-1][slots].flatten(1).sum(1).isfinite(),)
+                return (self.state.finite(slots),)
 
             words = torch.zeros(2, batch, dtype=torch.int64)
             words[0] = self.spare

@@ -130,7 +130,7 @@ def commit_kernel(
 def text_span(tokens: Tensor, table: Tensor, state: StreamState, slots: Tensor, counts: Tensor) -> tuple[Span, Tensor]:
     """Takes text `tokens` int64 [batch, n] as the next of `slots`, of which the first `counts` are real (both int64 [batch]).
 
-    Moves the slots' cursors and keeps the positions of new sinks, as `StreamState.text_positions` and a `SlotMemory` do.
+    Moves the slots' cursors and keeps the positions of new sinks, as `StreamState.text_positions` and a `SlotCache` do.
     Returns the span and the tokens' rows of `table` [vocabulary, hidden], as [batch * n, hidden]. A slot may be named
     several times where its counts are 0.
     """

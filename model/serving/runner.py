@@ -181,7 +181,7 @@ class Runner:
         """`see` for streams of one grid whose pictures have been looked at."""
         times, index = torch.tensor(seconds, dtype=torch.float64, device=self.device), self.index(slots)
         self.steps.take(x, grid, times, self.state, index)
-        finite: list[bool] = self.state.delta[-1][index].flatten(1).sum(1).isfinite().tolist()
+        finite: list[bool] = self.state.finite(index).tolist()
         return finite
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

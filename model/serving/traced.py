@@ -63,7 +63,7 @@ class TracedInfiniteVL:
             return
 
         def take(x: Tensor, seconds: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
-            self.model.take(x, grid, seconds, StreamState(self.config, *kept), slots)
+            self.model.take(x, grid, seconds, StreamState(self.config, kept), slots)
             return slots
 
         self.run(take, grid, (x, seconds, slots), state)
@@ -74,14 +74,14 @@ class TracedInfiniteVL:
         if n == 1 and batch <= DECODE_BATCH:
 
             def decode(tokens: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
-                return self.model.read(tokens, StreamState(self.config, *kept), slots)
+                return self.model.read(tokens, StreamState(self.config, kept), slots)
 
             return self.run(decode, None, (tokens, slots), state)
         if batch > 1:
             return self.model.read(tokens, state, slots)
 
         def read(tokens: Tensor, counts: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
-            return self.model.read(tokens, StreamState(self.config, *kept), slots, counts)
+            return self.model.read(tokens, StreamState(self.config, kept), slots, counts)
 
         most = min(max(QUESTION_LENGTHS), self.config.step_tokens)
         for part in tokens.split(most, 1):
@@ -111,7 +111,7 @@ class TracedInfiniteVL:
         """
         if state is not None:
             *others, slots = given
-            state = StreamState.allocate(self.config, len(slots), dtype=state.keys.dtype)
+            state = StreamState.allocate(self.config, len(slots), dtype=state.dtype)
             given = *others, torch.arange(len(slots)), *tensors(state)
         borrowed = [call]
 
@@ -126,5 +126,5 @@ class TracedInfiniteVL:
 
 
 def tensors(state: StreamState | None) -> tuple[Tensor, ...]:
-    """A state's tensors in the order of its fields; none where there is no state."""
+    """A state's tensors in the order of its layout; none where there is no state."""
     return () if state is None else tuple(tensor for _, tensor, _ in state.tensors())

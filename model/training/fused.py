@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import Memory
+from model.cache import Cache
 from model.families.infinitevl import InfiniteVL
 from model.layers.attention import Attention
 from model.layers.decoder import Decoder, DecoderLayer
@@ -82,26 +82,26 @@ def see(tower: VisionTower, patches: Tensor, height: int, width: int) -> Tensor:
     return tokens
 
 
-def attend(layer: Attention, x: Tensor, by: Rotation, memory: Memory) -> Tensor:
+def attend(layer: Attention, x: Tensor, by: Rotation, cache: Cache) -> Tensor:
     """`Attention.forward`."""
     sizes = [part.out_features for part in layer.inward.parts]
     q, k, v = (part.unflatten(-1, (-1, layer.head_dim)) for part in joint(x, *layer.inward.parts).split(sizes, -1))
-    output = memory.attend(layer.layer, Rotate.apply(q, *by), k, Rotate.apply(k, *by), v)
+    output = cache.attend(layer.layer, Rotate.apply(q, *by), k, Rotate.apply(k, *by), v)
     result: Tensor = layer.o_proj(output.flatten(-2))
     return result
 
 
-def remember(layer: GatedDeltaNet, x: Tensor, memory: Memory, outputs: bool) -> Tensor | None:
+def remember(layer: GatedDeltaNet, x: Tensor, cache: Cache, outputs: bool) -> Tensor | None:
     """`GatedDeltaNet.forward`."""
     keys, values, heads = layer.heads * layer.key, layer.heads * layer.value, layer.heads
     mixed, gate, b, a = joint(x, *layer.inward.parts).split((2 * keys + values, values, heads, heads), -1)
-    mixed, state = memory.recurrence(layer.layer, mixed)
+    mixed = cache.extend(layer.layer, "inputs", mixed)
     mixed = ShortConvolution.apply(mixed, layer.joint_filters())
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in mixed.split((keys, keys, values), -1))
     decay = -layer.A_log.float().exp() * F.softplus(a.float() + layer.dt_bias.float())
-    beta, decay = memory.gates(b.sigmoid(), decay)
-    output, state = delta_rule(q, k, v, decay, beta, state)
-    memory.remember(layer.layer, state)
+    beta, decay = cache.mask(b.sigmoid()), cache.mask(decay)
+    output, state = delta_rule(q, k, v, decay, beta, cache.load(layer.layer, "delta"))
+    cache.store(layer.layer, "delta", state)
     if not outputs:
         return None
     output = GatedNorm.apply(output, gate.unflatten(-1, (heads, -1)), layer.o_norm.weight, layer.o_norm.eps)
@@ -109,7 +109,7 @@ def remember(layer: GatedDeltaNet, x: Tensor, memory: Memory, outputs: bool) -> 
     return result
 
 
-def follow(decoder: Decoder, x: Tensor, positions: Tensor, memory: Memory, outputs: bool = True) -> Tensor | None:
+def follow(decoder: Decoder, x: Tensor, positions: Tensor, cache: Cache, outputs: bool = True) -> Tensor | None:
     """`Decoder.forward`."""
     config = decoder.config
     by = rotation(positions, config.head_dim, config.rope_theta, config.mrope_section)
@@ -119,9 +119,10 @@ def follow(decoder: Decoder, x: Tensor, positions: Tensor, memory: Memory, outpu
         assert isinstance(layer, DecoderLayer)
         inner = stream.normed(layer.input_layernorm)
         if isinstance(layer.self_attn, Attention):
-            stream.branch = attend(layer.self_attn, inner, by, memory)
+            stream.branch = attend(layer.self_attn, inner, by, cache)
         else:
-            stream.branch = remember(layer.self_attn, inner, memory, outputs or i < final)
+            assert isinstance(layer.self_attn, GatedDeltaNet)
+            stream.branch = remember(layer.self_attn, inner, cache, outputs or i < final)
         if i == final and not outputs:
             return None
         stream.branch = feed(layer.mlp, stream.normed(layer.post_attention_layernorm))
@@ -135,9 +136,9 @@ def quicken(model: InfiniteVL) -> None:
     def visual(self: VisionTower, patches: Tensor, height: int, width: int) -> Tensor:
         return see(self, patches, height, width) if torch.is_grad_enabled() else plain[0](patches, height, width)
 
-    def decoder(self: Decoder, x: Tensor, positions: Tensor, memory: Memory, outputs: bool = True) -> Tensor | None:
+    def decoder(self: Decoder, x: Tensor, positions: Tensor, cache: Cache, outputs: bool = True) -> Tensor | None:
         run = follow if torch.is_grad_enabled() else None
-        return run(self, x, positions, memory, outputs) if run else plain[1](x, positions, memory, outputs)
+        return run(self, x, positions, cache, outputs) if run else plain[1](x, positions, cache, outputs)
 
     model.visual.forward = MethodType(visual, model.visual)  # type: ignore[method-assign]
     model.model.forward = MethodType(decoder, model.model)  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     torch_recurrent_gated_delta_rule,
 )
 
-from model.cache import SequenceMemory
+from model.cache import SequenceCache
 from model.layers.delta_net import GatedDeltaNet
 from model.ops.convolution import short_convolution
 from model.ops.delta_rule import chunked, recurrent
@@ -87,9 +87,9 @@ def test_state_stays_float32_whatever_the_inputs() -> None:
 
 def run(layer: GatedDeltaNet, x: Tensor, pieces: list[int]) -> tuple[Tensor, Tensor]:
     """The layer over `x` in pieces of these lengths: its outputs and final state."""
-    memory = SequenceMemory(DECODER, small().policy, len(x), x.device, x.dtype)
-    outputs = [layer(part, memory) for part in x.split(pieces, 1)]
-    return torch.cat(outputs, 1), memory.states[1]
+    memory = SequenceCache(DECODER, small().policy, len(x), x.device, x.dtype)
+    outputs = [layer(part, None, memory) for part in x.split(pieces, 1)]
+    return torch.cat(outputs, 1), memory.load(1, "delta")
 
 
 def qwen3_next(layer: GatedDeltaNet, x: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.cache import SequenceMemory, visible
+from model.cache import SequenceCache
 from model.config import FULL, AttentionPolicy, ConfigError, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
+from model.ops.attention import visible
 from model.state import StreamState
 
 from .small import DECODER, build, error, small
@@ -155,7 +156,7 @@ def test_whole_sequences_are_frames_one_by_one(config: InfiniteVLConfig) -> None
         watch(model, stream, state, i)
         one_by_one.append(torch.stack([ask(model, state, i, question, 2) for question in questions.tolist()]))
     for segments in ([12], [5, 1, 6]):
-        memory: SequenceMemory | None = None
+        memory: SequenceCache | None = None
         for part, clock in zip(frames.split(segments, 1), seconds.split(segments, 1), strict=True):
             memory = model.watch(part, GRID, clock, memory)
         assert memory is not None

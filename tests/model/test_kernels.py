@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 
+from model.cache import SlotCache
 from model.config import AttentionPolicy, InfiniteVLConfig
 from model.ops.rope import rotation
-from model.state import SlotMemory, StreamState
+from model.state import StreamState
 
 from .small import small
 
@@ -186,7 +187,7 @@ def check_span(found: Span, state: StreamState, reference: StreamState, position
     """A span and the cursors that it moved, against the reference's memory of the same call."""
     config, decoder = state.config, state.config.decoder
     assert torch.equal(found.starts, reference.length[found.slots])
-    memory = SlotMemory(reference, found.slots, positions, found.counts)
+    memory = SlotCache(reference, found.slots, positions, found.counts)
     real, taken = found.counts > 0, reference.length.clone()
     taken[found.slots[real]] += found.counts[real]
     reference.length.copy_(taken)

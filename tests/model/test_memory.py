@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.cache import SequenceMemory
+from model.cache import SequenceCache, SlotCache
 from model.config import FULL, AttentionPolicy, InfiniteVLConfig
 from model.ops.rope import rotate, rotation
-from model.state import SlotMemory, Snapshot, StreamState
+from model.state import Snapshot, StreamState
 
 from .small import DECODER, build, error, patches, small
 
@@ -51,7 +51,7 @@ def attended(drawn: Brute, config: InfiniteVLConfig, pieces: list[int], slots: l
     outputs = []
     for q, k, v, positions in zip(*(x.split(pieces, 1) for x in drawn[:3]), drawn[3].split(pieces, 2), strict=True):
         turn = rotation(positions, 16, ATTENTION.rope_theta, ATTENTION.mrope_section)
-        memory = SlotMemory(state, at, positions)
+        memory = SlotCache(state, at, positions)
         outputs.append(memory.attend(0, rotate(q, turn), k, rotate(k, turn), v))
         memory.commit()
     return torch.cat(outputs, 1)
@@ -85,7 +85,7 @@ def test_ring_shows_what_eq_8_shows(sinks: int, window: int, sizes: list[int], s
 def test_sequence_shows_what_eq_8_shows(sinks: int, window: int, sizes: list[int]) -> None:
     policy = AttentionPolicy(sinks, window)
     drawn, parts, outputs = draw(2, 300), pieces_of(300, sizes), []
-    memory = SequenceMemory(ATTENTION, policy, 2, torch.device("cpu"), torch.float32)
+    memory = SequenceCache(ATTENTION, policy, 2, torch.device("cpu"), torch.float32)
     for q, k, v, positions in zip(*(x.split(parts, 1) for x in drawn[:3]), drawn[3].split(parts, 2), strict=True):
         turn = rotation(positions, 16, ATTENTION.rope_theta, ATTENTION.mrope_section)
         outputs.append(memory.attend(0, rotate(q, turn), k, rotate(k, turn), v))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.cache import SequenceMemory
+from model.cache import SequenceCache
 from model.config import FULL, InfiniteVLConfig
 from model.state import StreamState
 
@@ -70,5 +70,5 @@ def test_pictures_between_text() -> None:
     x[0, kinds[0] == 1] = torch.cat(
         [model.visual(picture, *grid)[0] for picture, grid in zip(pictures, grids, strict=True)]
     )
-    memory = SequenceMemory(config.decoder, config.policy, 1, x.device, x.dtype)
+    memory = SequenceCache(config.decoder, config.policy, 1, x.device, x.dtype)
     assert error(model.logits(model.model(x, positions, memory))[0], oracle) <= 1e-4
