@@ -79,6 +79,12 @@ class Mailbox:
             return taken
 
     @property
+    def taken(self) -> int:
+        """Frames handed out so far: of those received, the ones that neither wait nor were dropped."""
+        with self.room:
+            return self.received - self.dropped - len(self.waiting)
+
+    @property
     def newest(self) -> Frame | None:
         """The newest frame waiting, left where it is."""
         with self.room:

@@ -1,17 +1,29 @@
 """What all tests share: a skip that is not for want of a GPU fails the run where STREAMER_NO_SKIPS is set."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from tests.adding_up import FOUND, watch_engines
 from tests.beside import pytest_pyfunc_call
 from tests.wire import watch_sessions
 
 __all__ = ["pytest_pyfunc_call"]
 
 watch_sessions()
+watch_engines(FOUND.extend)
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def adding_up() -> Iterator[None]:
+    """Whatever engine ran in this process meanwhile, its slots, frames and answers added up whenever it was idle."""
+    yield
+    found = FOUND.copy()
+    FOUND.clear()
+    assert not found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ from model import Runner
 from model.serving.runner import Looked
 from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill
 from streamer.engine.executor import Batch, Executor, Question, line, pictures
+from streamer.engine.integrity import faults
 from streamer.engine.scheduler import Pace, Scheduler
 from streamer.engine.stream import Stream
 from streamer.engine.warmup import warm_up
@@ -29,6 +30,8 @@ log = logging.getLogger("streamer")
 T = TypeVar("T")
 RESTART_SECONDS = 60.0
 """An engine that fails twice within this time is beyond help."""
+CHECK_SECONDS = 1.0
+"""Seconds between two looks of an idle engine at whether all adds up."""
 
 
 @dataclass
@@ -83,7 +86,9 @@ class Engine:
         self._began: float | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
-        self._restarted = float("-inf")
+        self._restarted = self._checked = float("-inf")
+        self.integrity_faults: Counter[str] = Counter()
+        """By kind, how often something did not add up."""
         self.restarting = False
         self.failure: str | None = None
 
@@ -219,6 +224,7 @@ class Engine:
         if isinstance(decision, Idle):
             if looking is not None:
                 return self._take(looking)
+            self._check(now)
             return None if decision.until is None else max(decision.until - now, 0.0)
         if isinstance(decision, FrameStep):
             ahead = self._ahead(decision)
@@ -229,6 +235,16 @@ class Engine:
                 self.scheduler.begun(decision)
                 return 0.0
         return self._timed(decision)
+
+    def _check(self, now: float) -> None:
+        """Counts what does not add up, and warns once of each kind."""
+        if now < self._checked + CHECK_SECONDS:
+            return
+        self._checked = now
+        for kind, fault in faults(self.executor, []).items():
+            if not self.integrity_faults[kind]:
+                log.warning("the engine's %s do not add up, which is a fault of its own: %s", kind, fault)
+            self.integrity_faults[kind] += 1
 
     def _timed(self, decision: Decision[Frame]) -> float:
         self._began = began = time.monotonic()
@@ -291,7 +307,7 @@ class Engine:
             self.failure = f"the engine failed ({reason}) and could not begin again: {line(error)}"
             return
         for stream in streams:
-            stream.opened = False
+            stream.begin_again()
             self.executor.add(stream)
             self.executor.reset(stream.name, f"the engine failed and began again: {reason}")
         self.restarting = False

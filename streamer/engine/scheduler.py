@@ -162,6 +162,10 @@ class Scheduler(Generic[F]):
     def waiting(self, name: str) -> int:
         return len(self._streams[name].waiting)
 
+    def answers(self) -> dict[str, bool]:
+        """Every answer that is open or waits, and whether its question has begun to be read, for which it has a slot."""
+        return {name: answer.opened for name, answer in self._answers.items()}
+
     def share(self, name: str) -> float:
         """The part of the stream's frame rate that it may use now, 1 unless the device is short."""
         return self._streams[name].share

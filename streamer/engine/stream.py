@@ -67,7 +67,7 @@ class Stream:
         self.slot = -1
         self.opened = False
         self.generation = 0
-        self.frames_seen = 0
+        self.taken = self.frames_seen = 0
         self.share = 1.0
         self.drops: Counter[str] = Counter()
         self.newest: Frame | None = None
@@ -99,7 +99,20 @@ class Stream:
             self.drops["overload"] += missed - self._missed
             self._missed = missed
         waiting = len(self.mailbox)
-        return self.mailbox.take(min(waiting, room) if self.terms.every else waiting) if waiting else []
+        taken = self.mailbox.take(min(waiting, room) if self.terms.every else waiting) if waiting else []
+        self.taken += len(taken)
+        return taken
+
+    @property
+    def held(self) -> int:
+        """Frames taken that are neither in the state nor dropped: they wait for a step, or are in one."""
+        return self.taken - self.frames_seen - (self.drops.total() - self._missed)
+
+    def begin_again(self) -> None:
+        """The model that held this stream's memory is gone, and with it the frames that waited for a step."""
+        self.opened = False
+        if lost := self.held:
+            self.drops["failed"] += lost
 
     def saw(self, frames: tuple[Frame, ...], now: float) -> None:
         """These frames are in the state now."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from streamer.assistant import Assistant, Usage
 from streamer.engine.engine import Engine
+from streamer.engine.integrity import KINDS
 
 STEP_BUCKETS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 5.0)
 """Seconds, around the 40 ms that a frame has at 25 frames a second."""
@@ -83,6 +84,8 @@ class Metrics:
         _gauge(out, "streamer_connections", "Open websockets.", [({}, self.connections)])
         outcomes = [({"outcome": outcome}, count) for outcome, count in sorted(self.questions.items())]
         _counter(out, "streamer_questions_total", "Questions by outcome.", outcomes)
+        faults = [({"kind": kind}, assistant.engine.integrity_faults[kind]) for kind in KINDS]
+        _counter(out, "streamer_integrity_faults_total", "Looks at which the engine's sums did not come out.", faults)
         _streams(out, assistant)
         return "\n".join(out) + "\n"
 

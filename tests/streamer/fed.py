@@ -13,6 +13,7 @@ from model import Sampling, load_runner
 from streamer.config import StreamConfig
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Question
+from streamer.engine.integrity import faults
 from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream
 from tests.tiny import TINY
@@ -93,6 +94,12 @@ class Bench:
                 self.sources[name].feed(picture(1000 * seed + 10 * i + ord(name[0])))
         while any(self.streams[n].frames_seen + self.streams[n].drops["failed"] == seen for n, seen in wanted.items()):
             self.engine.turn()
+        self.check()
+
+    def check(self) -> None:
+        """Slots, frames and answers add up."""
+        looking = self.engine._looking
+        assert not faults(self.engine.executor, [] if looking is None else looking.batch)
 
     def ask(self, id: str, stream: str, *, length: int = 8, words: str = "What is happening?", seed: int = 0) -> Ear:
         ear = Ear()
@@ -103,7 +110,7 @@ class Bench:
     def until(self, done: Callable[[], bool], turns: int = 2000) -> None:
         for _ in range(turns):
             if done():
-                return
+                return self.check()
             wait = self.engine.turn()
             if wait is None or wait > 0:
                 time.sleep(min(wait or 0.001, 0.001))

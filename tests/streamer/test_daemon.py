@@ -34,6 +34,8 @@ import json, sys
 import tests.tiny
 from streamer.config import parse_config
 from streamer.daemon import run
+from tests.adding_up import give_up, watch_engines
+watch_engines(give_up)
 config = parse_config(json.loads(sys.argv[1]))
 sys.exit(run(config, lambda url: print(url, flush=True), lambda: parse_config({"streams": [], "limits": {"streams": 0}})))
 """

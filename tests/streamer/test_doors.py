@@ -169,6 +169,9 @@ def test_metrics_are_prometheus(http: httpx.Client, daemon: Daemon) -> None:
     assert values['streamer_step_seconds_count{kind="decode"}'] > 0
     assert values["streamer_first_token_seconds_count"] >= 1
     assert values["streamer_oldest_question_seconds"] == 0
+    assert all(
+        values[f'streamer_integrity_faults_total{{kind="{kind}"}}'] == 0 for kind in ("slots", "frames", "answers")
+    )
     assert sum(value for name, value in values.items() if name.startswith("streamer_questions_total")) >= 1
     steps = [value for name, value in values.items() if name.startswith('streamer_step_seconds_bucket{kind="frames"')]
     assert steps == sorted(steps)

@@ -12,7 +12,9 @@ import torch
 
 from model import Sampling
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
+from streamer.engine.scheduler import _Answer
 from streamer.engine.warmup import cost
+from tests.adding_up import FOUND
 
 from .fed import Bench, picture
 
@@ -358,6 +360,9 @@ def test_a_dead_context_restarts_the_engine_and_says_so(where: str, monkeypatch:
         else:
             bench.until(lambda: False)
     engine._restart("RuntimeError: CUDA error")
+    bench.check()
+    lost = 2 if where == "frames" else 0
+    assert all(stream.drops["failed"] == lost for stream in bench.streams.values()), "what waited is counted"
     assert engine.runner is not before and engine.failure is None and not engine.restarting
     assert ear.reason == "failed" and ear.error is not None and "CUDA error" in ear.error
     told = [name for name, reason in bench.resets if "began again: RuntimeError: CUDA error" in reason]
@@ -367,3 +372,22 @@ def test_a_dead_context_restarts_the_engine_and_says_so(where: str, monkeypatch:
     assert all(stream.frames_seen > seen[name] for name, stream in bench.streams.items())
     engine._restart("RuntimeError: CUDA error")
     assert engine.failure == "the engine failed: RuntimeError: CUDA error", "twice within a minute is the end"
+
+
+@pytest.mark.parametrize("kind", ["slots", "frames", "answers"])
+def test_what_does_not_add_up_is_counted_and_warned_of_once(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    stream = bench.add("left")
+    bench.show(0, "left")
+    engine = bench.engine
+    assert engine.turn() is None and not engine.integrity_faults
+    if kind == "slots":
+        engine.executor.free_answers.append(2)
+    elif kind == "frames":
+        stream.frames_seen -= 1
+    else:
+        engine.scheduler._answers["ghost"] = _Answer(0, 0.0, float("inf"), opened=True)
+    engine.turn(), engine.turn()
+    assert engine.integrity_faults == {kind: 2} and len(FOUND) == 2
+    FOUND.clear()
+    assert len([line for line in caplog.messages if f"the engine's {kind} do not add up" in line]) == 1
