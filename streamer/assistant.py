@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from capture import Frame, PushSource, Source, SourceError, SourceStatus
-from model import AttentionPolicy, RoomError, Runner, Sampling, load_runner
+from model import AttentionPolicy, CapacityError, Runner, Sampling, load_runner
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
@@ -355,7 +355,7 @@ class Assistant:
         name, limits = self.config.model.name, self.config.limits
         try:
             await asyncio.wrap_future(self.engine.start())
-        except RoomError as error:
+        except CapacityError as error:
             mend = (
                 "Free some of it, or choose a smaller model or attention window."
                 if error.fit < 2

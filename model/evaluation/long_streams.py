@@ -70,7 +70,7 @@ def follow(network: InfiniteVL, x: Tensor, first: int, memory: SequenceCache | N
         if memory is not None and passed > 0:
             turn_back(network, memory, passed)
         seconds = torch.arange(start, stop, dtype=torch.float64, device=x.device).add(0.5).div(RATE).clamp(max=HORIZON)
-        memory = network.follow(x[:, start - first : stop - first], GRID, seconds.expand(len(x), -1), memory)
+        memory = network.forward(x[:, start - first : stop - first], GRID, seconds.expand(len(x), -1), memory)
     assert memory is not None
     return memory
 
@@ -112,7 +112,7 @@ def by_clock(exam: Exam, streams: int, questions: int, ages: dict[str, int], see
             done += count
             exam.bar.update(count * streams)
         last = now(exam, done, streams)
-        glimpse = network.follow(empty[:, :GLIMPSE], GRID, last[:, None].expand(-1, GLIMPSE))
+        glimpse = network.forward(empty[:, :GLIMPSE], GRID, last[:, None].expand(-1, GLIMPSE))
         candidates = {"model": memory, "cleared": cleared(memory), "glimpse": glimpse}
         exam.mark(f"clock {name}", candidates, last, asked)
 

@@ -66,13 +66,13 @@ class InfiniteVL(nn.Module):
 
         `grid` is (height, width) in patches. Source of the convention: see `StreamState.frame_positions`.
         """
-        self.take(self.look(patches, grid), grid, seconds, state, slots)
+        self.ingest(self.encode(patches, grid), grid, seconds, state, slots)
 
-    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """What the vision tower makes of `patches` [batch, grid patches, patch_dim]: [batch, tokens, hidden]."""
         return self.visual(patches, *grid)  # type: ignore[no-any-return]
 
-    def take(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
+    def ingest(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
         """`see` from what the vision tower made of the patches, [batch, tokens, hidden]."""
         merge = self.config.vision.spatial_merge_size
         positions = state.frame_positions(slots, seconds, grid[0] // merge, grid[1] // merge)
@@ -106,9 +106,9 @@ class InfiniteVL(nn.Module):
         Continues `cache` where one is given. Times must stay within the position horizon.
         """
         x = self.visual(patches.flatten(0, 1), *grid).unflatten(0, patches.shape[:2])
-        return self.follow(x, grid, seconds, cache)
+        return self.forward(x, grid, seconds, cache)
 
-    def follow(
+    def forward(
         self, x: Tensor, grid: tuple[int, int], seconds: Tensor, cache: SequenceCache | None = None
     ) -> SequenceCache:
         """`watch` from what the vision tower made of the patches, [batch, steps, tokens, hidden]."""

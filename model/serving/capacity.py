@@ -13,7 +13,7 @@ WORKING_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """Memory for slots of `each` bytes, where `free` bytes are free and steps need `working` of them."""
 
     free: int
@@ -26,29 +26,29 @@ class Room:
         return max(0, self.free - self.working) // self.each
 
     def check(self, slots: int) -> None:
-        """Raises RoomError where `slots` slots do not fit."""
+        """Raises CapacityError where `slots` slots do not fit."""
         if slots > self.slots:
-            raise RoomError(slots, self)
+            raise CapacityError(slots, self)
 
 
-class RoomError(Exception):
-    """More slots than memory has room for; `fit` would. One line: which resource, how much of it is missing."""
+class CapacityError(Exception):
+    """More slots than memory holds; `fit` would. One line: which resource, how much of it is missing."""
 
-    def __init__(self, slots: int, room: Room) -> None:
-        self.fit = room.slots
-        needed, usable = slots * room.each, max(0, room.free - room.working)
+    def __init__(self, slots: int, capacity: Capacity) -> None:
+        self.fit = capacity.slots
+        needed, usable = slots * capacity.each, max(0, capacity.free - capacity.working)
         super().__init__(
-            f"{slots} slots of {room.each / 1e6:.1f} MB need {needed / 1e9:.2f} GB of memory beside the model, "
+            f"{slots} slots of {capacity.each / 1e6:.1f} MB need {needed / 1e9:.2f} GB of memory beside the model, "
             f"{usable / 1e9:.2f} GB are free for them and {(needed - usable) / 1e9:.2f} GB are missing; {self.fit} of them fit"
         )
 
 
-def room(device: torch.device, each: int) -> Room | None:
-    """Room for slots of `each` bytes on `device` now; None where the system does not tell what is free."""
+def capacity(device: torch.device, each: int) -> Capacity | None:
+    """Memory for slots of `each` bytes on `device` now; None where the system does not tell what is free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return Room(free, each, round(WORKING_SHARE * total) + each)  # one more slot takes what padding writes
+        return Capacity(free, each, round(WORKING_SHARE * total) + each)  # one more slot takes what padding writes
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return Room(next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), each)
+        return Capacity(next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), each)
     return None

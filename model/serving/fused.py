@@ -141,7 +141,7 @@ class FastInfiniteVL:
     def see(self, patches: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
         """As `InfiniteVL.see`."""
         merge = self.config.vision.spatial_merge_size
-        x = self.look(patches, grid)
+        x = self.encode(patches, grid)
         positions = state.frame_positions(slots, seconds, grid[0] // merge, grid[1] // merge)
         counts = torch.full_like(slots, x.shape[1])
         self.advance(x.flatten(0, 1), frame_span(positions, state, slots, counts), state, outputs=False)
@@ -156,7 +156,7 @@ class FastInfiniteVL:
             hidden = hidden[torch.arange(batch, device=slots.device) * n + (counts - 1).clamp(min=0)]
         return self.head(hidden).float()
 
-    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """`patches` [batch, patches, patch_dim] through the vision tower to [batch, tokens, hidden]."""
         tower = self.model.visual
         config = tower.config

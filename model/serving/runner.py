@@ -15,7 +15,7 @@ from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.config import PRESETS, AttentionPolicy, ConfigError
 from model.families.infinitevl import InfiniteVL
 from model.preprocess import choose_grid, patchify
-from model.serving.capacity import room
+from model.serving.capacity import capacity
 from model.serving.random_weights import random_config, random_model, random_vocabulary
 from model.serving.sampling import Sampling, draw
 from model.serving.traced import DECODE_BATCH, TRACEABLE, TracedInfiniteVL
@@ -29,7 +29,7 @@ NANO = Path(__file__).parent.parent / "nano"
 """The embedded default: a checkpoint folder like any other."""
 
 
-Looked = dict[tuple[int, int], Tensor]
+Encoded = dict[tuple[int, int], Tensor]
 """By grid, what the vision tower made of a step's pictures, [streams, tokens, hidden]."""
 
 
@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
 class Runner:
     """A model with its pool of slots. A slot holds one stream, or the fork of one in which a question is answered.
 
-    `trained` is False where the weights are random; `state_bytes` is what one slot keeps, for ever. Raises RoomError where the
+    `trained` is False where the weights are random; `state_bytes` is what one slot keeps, for ever. Raises CapacityError where the
     device's free memory does not hold the slots.
     """
 
@@ -72,7 +72,7 @@ class Runner:
 
             fast = FastInfiniteVL(model, "fp8" if fp8 else "model")
             torch.cuda.empty_cache()
-        if (found := room(self.device, self.state_bytes)) is not None:
+        if (found := capacity(self.device, self.state_bytes)) is not None:
             found.check(slots)
         self.state = StreamState.allocate(model.config, slots + served, self.device, self.dtype)
         self.graphs: Graphs | None = Graphs(fast, self.state) if fast is not None else None
@@ -97,7 +97,7 @@ class Runner:
     @property
     def more_slots(self) -> int | None:
         """Slots that the device's free memory would hold beyond these; None where that is not known."""
-        more = room(self.device, self.state_bytes)
+        more = capacity(self.device, self.state_bytes)
         return None if more is None else more.slots
 
     def release(self) -> None:
@@ -116,8 +116,8 @@ class Runner:
             self.state.begin(self.index([slot]))
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether `look` leaves anything for `see` to do: on a GPU both are one graph."""
+    def encodes_ahead(self) -> bool:
+        """Whether `encode` leaves anything for `see` to do: on a GPU both are one graph."""
         return self.graphs is None
 
     def sizes(self, streams: int, answers: int) -> Sizes:
@@ -140,10 +140,10 @@ class Runner:
         return batches
 
     @torch.inference_mode()
-    def look(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]]) -> Looked:
+    def encode(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]]) -> Encoded:
         """What the vision tower makes of the pictures of `see`. It touches no state, so that any thread may call it."""
         return {
-            grid: self.steps.look(
+            grid: self.steps.encode(
                 torch.stack([patchify(self.config, frames[i], grid) for i in rows]).to(self.device, self.dtype), grid
             )
             for grid, rows in self.by_grid(slots).items()
@@ -155,32 +155,32 @@ class Runner:
         slots: Sequence[int],
         frames: Sequence[Sequence[np.ndarray]],
         seconds: Sequence[float],
-        looked: Looked | None = None,
+        encoded: Encoded | None = None,
     ) -> list[bool]:
         """One step of a batch of streams: `frames[i]` holds 1 to `frames_per_step` uint8 H×W×3 pictures of `slots[i]`.
 
-        A lone picture is repeated. `seconds[i]` is the stream time of the newest. `looked` is what `look` made of the same
+        A lone picture is repeated. `seconds[i]` is the stream time of the newest. `encoded` is what `encode` made of the same
         slots and frames, where it has been called. Returns, for each stream, whether its state is still finite: where it is
         not, the slot must be opened again.
         """
         finite = [True] * len(slots)
-        if self.graphs is None and looked is None:
-            looked = self.look(slots, frames)
+        if self.graphs is None and encoded is None:
+            encoded = self.encode(slots, frames)
         for grid, rows in self.by_grid(slots).items():
             chosen, times = [slots[i] for i in rows], [seconds[i] for i in rows]
             if self.graphs is not None:
                 told = self.graphs.see(chosen, [frames[i] for i in rows], times, grid)
             else:
-                assert looked is not None
-                told = self.take(chosen, looked[grid], times, grid)
+                assert encoded is not None
+                told = self.ingest(chosen, encoded[grid], times, grid)
             for i, fine in zip(rows, told, strict=True):
                 finite[i] = fine
         return finite
 
-    def take(self, slots: Sequence[int], x: Tensor, seconds: Sequence[float], grid: tuple[int, int]) -> list[bool]:
-        """`see` for streams of one grid whose pictures have been looked at."""
+    def ingest(self, slots: Sequence[int], x: Tensor, seconds: Sequence[float], grid: tuple[int, int]) -> list[bool]:
+        """`see` for streams of one grid whose pictures have been encoded."""
         times, index = torch.tensor(seconds, dtype=torch.float64, device=self.device), self.index(slots)
-        self.steps.take(x, grid, times, self.state, index)
+        self.steps.ingest(x, grid, times, self.state, index)
         finite: list[bool] = self.state.finite(index).tolist()
         return finite
 
@@ -258,7 +258,7 @@ def load_runner(
 
     A checkpoint runs with the attention it was trained with unless `policy` says otherwise. `random_weights` (seeded) is
     for measurements; the nano falls back to it while no trained weights are packaged. Raises CheckpointError, ConfigError,
-    RoomError where the device's free memory does not hold the slots.
+    CapacityError where the device's free memory does not hold the slots.
     """
     choices: dict[str, Any] = {
         "policy": policy,

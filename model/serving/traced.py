@@ -46,27 +46,27 @@ class TracedInfiniteVL:
         make = self.config, *((name, x.dtype) for name, x in self.weights.items())
         self.traces = TRACES.setdefault(make, {})
 
-    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """As `InfiniteVL.look`."""
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """As `InfiniteVL.encode`."""
         if len(patches) > 1:
-            return self.model.look(patches, grid)
+            return self.model.encode(patches, grid)
 
-        def look(patches: Tensor) -> Tensor:
-            return self.model.look(patches, grid)
+        def encode(patches: Tensor) -> Tensor:
+            return self.model.encode(patches, grid)
 
-        return self.run(look, grid, (patches,))
+        return self.run(encode, grid, (patches,))
 
-    def take(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
-        """As `InfiniteVL.take`."""
+    def ingest(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
+        """As `InfiniteVL.ingest`."""
         if len(slots) > 1:
-            self.model.take(x, grid, seconds, state, slots)
+            self.model.ingest(x, grid, seconds, state, slots)
             return
 
-        def take(x: Tensor, seconds: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
-            self.model.take(x, grid, seconds, StreamState(self.config, kept), slots)
+        def ingest(x: Tensor, seconds: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
+            self.model.ingest(x, grid, seconds, StreamState(self.config, kept), slots)
             return slots
 
-        self.run(take, grid, (x, seconds, slots), state)
+        self.run(ingest, grid, (x, seconds, slots), state)
 
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor) -> Tensor:
         """As `InfiniteVL.read`."""

@@ -109,7 +109,7 @@ def remember(layer: GatedDeltaNet, x: Tensor, cache: Cache, outputs: bool) -> Te
     return result
 
 
-def follow(decoder: Decoder, x: Tensor, positions: Tensor, cache: Cache, outputs: bool = True) -> Tensor | None:
+def forward(decoder: Decoder, x: Tensor, positions: Tensor, cache: Cache, outputs: bool = True) -> Tensor | None:
     """`Decoder.forward`."""
     config = decoder.config
     by = rotation(positions, config.head_dim, config.rope_theta, config.mrope_section)
@@ -129,7 +129,7 @@ def follow(decoder: Decoder, x: Tensor, positions: Tensor, cache: Cache, outputs
     return stream.normed(decoder.norm)
 
 
-def quicken(model: InfiniteVL) -> None:
+def patch_fused(model: InfiniteVL) -> None:
     """Makes `model` compute by these functions while it trains."""
     plain = model.visual.forward, model.model.forward
 
@@ -137,7 +137,7 @@ def quicken(model: InfiniteVL) -> None:
         return see(self, patches, height, width) if torch.is_grad_enabled() else plain[0](patches, height, width)
 
     def decoder(self: Decoder, x: Tensor, positions: Tensor, cache: Cache, outputs: bool = True) -> Tensor | None:
-        run = follow if torch.is_grad_enabled() else None
+        run = forward if torch.is_grad_enabled() else None
         return run(self, x, positions, cache, outputs) if run else plain[1](x, positions, cache, outputs)
 
     model.visual.forward = MethodType(visual, model.visual)  # type: ignore[method-assign]

@@ -60,10 +60,10 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[
         torch.cuda.synchronize()
         return (time.perf_counter() - start) / repeats * 1e3
 
-    from model.training.fused import quicken
+    from model.training.fused import patch_fused
 
     trust_fla()
-    quicken(learner.model)
+    patch_fused(learner.model)
     for steps in lengths:
         start = time.perf_counter()
         eager = timed(steps, 2)

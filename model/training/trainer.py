@@ -131,7 +131,7 @@ class Learner:
         memory, start, losses = None, 0, []
         for i, steps in enumerate(cuts):
             part = slice(start, steps)
-            memory = self.model.follow(x[:, part], GRID, seconds[:, part], memory)
+            memory = self.model.forward(x[:, part], GRID, seconds[:, part], memory)
             losses.append(self.answers(i, steps, given, memory))
             start = steps
         loss = torch.stack(losses).mean()

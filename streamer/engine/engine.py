@@ -18,7 +18,7 @@ import torch
 
 from capture import Frame
 from model import Runner
-from model.serving.runner import Looked
+from model.serving.runner import Encoded
 from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill
 from streamer.engine.executor import Batch, Executor, Question, line, pictures
 from streamer.engine.integrity import faults
@@ -44,7 +44,7 @@ class _Looking:
     step: FrameStep[Frame]
     batch: Batch
     began: float
-    looked: Future[tuple[Looked, float]]
+    looked: Future[tuple[Encoded, float]]
 
 
 class Engine:
@@ -195,7 +195,7 @@ class Engine:
             answer_slots=answers,
             pace=self.pace,
         )
-        if self._looker is None and self.runner.looks_ahead and len(os.sched_getaffinity(0)) > 1:
+        if self._looker is None and self.runner.encodes_ahead and len(os.sched_getaffinity(0)) > 1:
             self._looker = ThreadPoolExecutor(1, "look", lambda: torch.set_num_threads(self.threads))
         self.executor.begin(self.runner, self.scheduler)
         ahead = self._looker is not None
@@ -321,9 +321,9 @@ class Engine:
         batch = self.executor.batch(step)
         slots, shown = [stream.slot for stream, _ in batch], pictures(batch)
 
-        def look() -> tuple[Looked, float]:
+        def look() -> tuple[Encoded, float]:
             began = time.monotonic()
-            return self.runner.look(slots, shown), time.monotonic() - began
+            return self.runner.encode(slots, shown), time.monotonic() - began
 
         return _Looking(step, batch, time.monotonic() - self._answering, self._looker.submit(look))
 

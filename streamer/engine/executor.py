@@ -14,7 +14,7 @@ import numpy as np
 
 from capture import Frame
 from model import Runner, Sampling
-from model.serving.runner import Looked
+from model.serving.runner import Encoded
 from model.tokenizer import Detokenizer
 from streamer.engine.answer import FinishReason
 from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
@@ -138,7 +138,7 @@ class Executor:
                 self.lose(stream, frames, line(error))
         self.enter(batch)
 
-    def enter(self, batch: Batch, looked: Future[tuple[Looked, float]] | None = None) -> None:
+    def enter(self, batch: Batch, looked: Future[tuple[Encoded, float]] | None = None) -> None:
         """Takes a step into the state; a stream that is not open, or was reset since its pictures were looked at, begins."""
         if not all(stream.opened for stream, _ in batch):
             batch, looked = [(stream, frames) for stream, frames in batch if self.open(stream, frames)], None
@@ -167,7 +167,7 @@ class Executor:
         stream.generation += 1
         return True
 
-    def step(self, batch: Batch, looked: Looked | None = None) -> list[bool]:
+    def step(self, batch: Batch, looked: Encoded | None = None) -> list[bool]:
         """One call of the model; whether each stream's state is still finite."""
         slots, times = [stream.slot for stream, _ in batch], [frames[-1].time for _, frames in batch]
         return self.runner.see(slots, pictures(batch), times, looked)

@@ -10,7 +10,7 @@ import numpy as np
 
 from capture import Frame
 from model import Runner, Sampling
-from model.serving.runner import Looked
+from model.serving.runner import Encoded
 from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
 from streamer.engine.scheduler import Scheduler
 
@@ -56,7 +56,7 @@ def trials(runner: Runner, stream_slots: int, answer_slots: int, ahead: bool) ->
         seen: FrameStep[Frame] = FrameStep((("", ()),) * size)
         shown = [[black] * runner.frames_per_step] * size
         see = partial(runner.see, range(size), shown, [0.0] * size)
-        steps.append((seen, partial(cost, see, partial(runner.look, range(size), shown) if ahead else None)))
+        steps.append((seen, partial(cost, see, partial(runner.encode, range(size), shown) if ahead else None)))
     for tokens in sizes.question:
         prefill = partial(runner.prefill, forks[0], [stop] * tokens, Sampling())
         steps.append((Prefill("", tokens), partial(cost, prefill)))
@@ -66,7 +66,7 @@ def trials(runner: Runner, stream_slots: int, answer_slots: int, ahead: bool) ->
     return steps
 
 
-def cost(do: Callable[..., object], look: Callable[[], Looked] | None = None) -> tuple[float, float]:
+def cost(do: Callable[..., object], look: Callable[[], Encoded] | None = None) -> tuple[float, float]:
     """Seconds that a step costs and takes; one that is looked at on another thread costs what the slower of the two takes."""
     began = time.monotonic()
     looked = [] if look is None else [look()]

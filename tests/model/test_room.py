@@ -7,21 +7,21 @@ import pytest
 import torch
 
 import model.serving.runner
-from model.serving.capacity import Room, RoomError, room
+from model.serving.capacity import Capacity, CapacityError, capacity
 
 GB = 10**9
 
 
 def test_what_fits_is_counted_beside_what_steps_need() -> None:
-    assert Room(free=10 * GB, each=GB).slots == 10
-    assert Room(free=10 * GB, each=GB, working=2 * GB + 1).slots == 7
-    assert Room(free=GB, each=GB, working=2 * GB).slots == 0
+    assert Capacity(free=10 * GB, each=GB).slots == 10
+    assert Capacity(free=10 * GB, each=GB, working=2 * GB + 1).slots == 7
+    assert Capacity(free=GB, each=GB, working=2 * GB).slots == 0
 
 
 def test_too_many_are_refused_by_name_and_number() -> None:
-    small = Room(free=10 * GB, each=GB, working=3 * GB)
+    small = Capacity(free=10 * GB, each=GB, working=3 * GB)
     small.check(7)
-    with pytest.raises(RoomError) as error:
+    with pytest.raises(CapacityError) as error:
         small.check(9)
     assert error.value.fit == 7
     for part in ("9 slots of 1000.0 MB need 9.00 GB", "7.00 GB are free", "2.00 GB are missing", "7 of them fit"):
@@ -39,15 +39,15 @@ def test_a_runner_is_refused_before_its_slots_are_taken(monkeypatch: pytest.Monk
         return allocate(config, slots, device, dtype)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model.serving.runner.StreamState, "allocate", counted)
-    monkeypatch.setattr(model.serving.runner, "room", lambda device, each: Room(3 * each + 1, each))
-    with pytest.raises(RoomError, match="4 slots of 2"):
+    monkeypatch.setattr(model.serving.runner, "capacity", lambda device, each: Capacity(3 * each + 1, each))
+    with pytest.raises(CapacityError, match="4 slots of 2"):
         model.serving.runner.load_runner(random_weights=True, slots=4)
     assert allocated == []
     assert model.serving.runner.load_runner(random_weights=True, slots=3).slots == 3
 
 
 def test_this_machine_tells_what_is_free() -> None:
-    found = room(torch.device("cpu"), 1000)
+    found = capacity(torch.device("cpu"), 1000)
     assert found is not None and 1000 < found.slots < 10**10
 
 

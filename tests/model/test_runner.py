@@ -130,7 +130,7 @@ def test_questions_leave_streams_bit_identical() -> None:
         assert same(asked.snapshot(slot), quiet.snapshot(slot))
 
 
-def test_pictures_may_be_looked_at_beforehand() -> None:
+def test_pictures_may_be_encoded_beforehand() -> None:
     """On another thread, streams of two grids in one step: the same to the bit."""
     alone, beside = pool(), pool()
     shown = [[picture(90, 160, 1)], [picture(160, 90, 2)], [picture(90, 160, 3)]]
@@ -138,9 +138,9 @@ def test_pictures_may_be_looked_at_beforehand() -> None:
         for slot, (first, *_) in enumerate(shown):
             runner.open(slot, *first.shape[:2])
     with ThreadPoolExecutor(1) as thread:
-        looked = thread.submit(beside.look, [0, 1, 2], shown).result()
-    assert len(looked) == 2 and beside.looks_ahead
-    assert alone.see([0, 1, 2], shown, [0.0] * 3) == beside.see([0, 1, 2], shown, [0.0] * 3, looked) == [True] * 3
+        encoded = thread.submit(beside.encode, [0, 1, 2], shown).result()
+    assert len(encoded) == 2 and beside.encodes_ahead
+    assert alone.see([0, 1, 2], shown, [0.0] * 3) == beside.see([0, 1, 2], shown, [0.0] * 3, encoded) == [True] * 3
     for slot in range(3):
         assert same(alone.snapshot(slot), beside.snapshot(slot))
 

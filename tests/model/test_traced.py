@@ -58,7 +58,7 @@ def test_traces_of_a_streams_first_steps_serve_its_whole_age() -> None:
     for step, second in enumerate(seconds):
         for slot, stream in enumerate(streams):
             patches = stream.frames[step : step + 1]
-            traced.take(traced.look(patches, stream.grid), stream.grid, times(second), state, index(slot))
+            traced.ingest(traced.encode(patches, stream.grid), stream.grid, times(second), state, index(slot))
             model.see(patches, stream.grid, times(second), oracle, index(slot))
         for each in (state, oracle):
             each.fork(step % 2, 2)
@@ -94,7 +94,7 @@ def test_several_streams_of_one_step() -> None:
     frames = torch.stack([Stream(CONFIG, GRIDS[0], [0.0], seed=i).frames[0] for i in range(2)])
     for each in (state, oracle):
         model.open(each, index(0, 1))
-    traced.take(traced.look(frames, GRIDS[0]), GRIDS[0], times(1.0, 2.0), state, index(1, 0))
+    traced.ingest(traced.encode(frames, GRIDS[0]), GRIDS[0], times(1.0, 2.0), state, index(1, 0))
     model.see(frames, GRIDS[0], times(1.0, 2.0), oracle, index(1, 0))
     assert_the_same(state, oracle)
 
@@ -110,7 +110,7 @@ def test_models_of_one_make_share_traces_that_keep_none_of_them() -> None:
         traced = TracedInfiniteVL(model)
         for each in (state, oracle):
             model.open(each, index(0))
-        traced.take(traced.look(frames, GRIDS[0]), GRIDS[0], times(1.0), state, index(0))
+        traced.ingest(traced.encode(frames, GRIDS[0]), GRIDS[0], times(1.0), state, index(0))
         model.see(frames, GRIDS[0], times(1.0), oracle, index(0))
         for length in (9, 1):
             said.append(traced.read(TOKENS[:, :length], state, index(0)))
@@ -152,10 +152,10 @@ def test_a_trace_that_fails_is_made_the_next_time(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "look", fail)
+        patch.setattr(model, "encode", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
-            traced.look(frames, GRIDS[0])
-    assert error(traced.look(frames, GRIDS[0]), model.look(frames, GRIDS[0])) <= 1e-5
+            traced.encode(frames, GRIDS[0])
+    assert error(traced.encode(frames, GRIDS[0]), model.encode(frames, GRIDS[0])) <= 1e-5
     assert len(traced.traces) == 1
 
 
@@ -168,7 +168,7 @@ def test_grids_beyond_the_most_traces_are_served_without(monkeypatch: pytest.Mon
         patches = Stream(CONFIG, grid, [0.0], seed=slot).frames
         for each in (state, oracle):
             model.open(each, index(slot))
-        traced.take(traced.look(patches, grid), grid, times(1.0), state, index(slot))
+        traced.ingest(traced.encode(patches, grid), grid, times(1.0), state, index(slot))
         model.see(patches, grid, times(1.0), oracle, index(slot))
     assert_the_same(state, oracle)
     assert len(traced.traces) == 3

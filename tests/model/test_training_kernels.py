@@ -18,7 +18,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs CUDA or triton's interpreter", allow_module_level=True)
 
 from model.preprocess import STD
-from model.training.fused import quicken
+from model.training.fused import patch_fused
 from model.world.render import Assets, Painter, brush
 from model.world.scene import draw_scene, layout
 
@@ -26,7 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 
-def test_quickened_network_and_its_gradients_are_the_plain_ones():
+def test_patched_network_and_its_gradients_are_the_plain_ones():
     torch.backends.cuda.matmul.allow_tf32 = False
     whole = nano()
     config = replace(
@@ -59,7 +59,7 @@ def test_quickened_network_and_its_gradients_are_the_plain_ones():
 
     model.train()
     wanted, gradients = run()
-    quicken(model)
+    patch_fused(model)
     found, quick = run()
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
     for (name, _), a, b in zip(model.named_parameters(), quick, gradients, strict=True):

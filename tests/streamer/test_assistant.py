@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import model.serving.runner
-from model.serving.capacity import Room
+from model.serving.capacity import Capacity
 from streamer import Assistant, AssistantError, StreamEvent
 from streamer.config import parse_config
 from streamer.engine.stream import Stream
@@ -54,16 +54,16 @@ def test_memory_too_small_for_the_slots_is_told_at_start(monkeypatch: pytest.Mon
         return error
 
     free = 3
-    monkeypatch.setattr(model.serving.runner, "room", lambda device, each: Room(free * each, each))
+    monkeypatch.setattr(model.serving.runner, "capacity", lambda device, each: Capacity(free * each, each))
     mend = "Lower limits.streams (2) and limits.answers (2) to 3 together"
     refused(asyncio.run(start()), "no_memory", "Model tiny: 4 slots of", "are missing; 3 of them fit", mend)
     free = 1
     refused(asyncio.run(start()), "no_memory", "1 of them fit", "choose a smaller model")
 
-    def exhausted(device: object, each: int) -> Room:
+    def exhausted(device: object, each: int) -> Capacity:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
 
-    monkeypatch.setattr(model.serving.runner, "room", exhausted)
+    monkeypatch.setattr(model.serving.runner, "capacity", exhausted)
     refused(asyncio.run(start()), "no_memory", "Tried to allocate 2 GiB", "lower limits.streams")
 
 
@@ -71,7 +71,7 @@ def test_a_stream_beyond_memory_is_refused_with_what_would_make_room(monkeypatch
     async def test() -> None:
         limits = {"streams": 1, "answers": 1}
         async with Assistant(config(limits=limits)) as assistant:
-            monkeypatch.setattr(model.serving.runner, "room", lambda device, each: Room(0, each))
+            monkeypatch.setattr(model.serving.runner, "capacity", lambda device, each: Capacity(0, each))
             with pytest.raises(AssistantError) as error:
                 await assistant.attach("second", "demo:")
             each = f"1 of {assistant.model.state_bytes / 1e6:.1f} MB is missing"

@@ -107,13 +107,13 @@ def test_what_is_served_was_traced_in_the_warm_up(monkeypatch: pytest.MonkeyPatc
         bench.until(lambda ears=ears: all(ear.reason for ear in ears))  # type: ignore[misc]
         bench.show(1, "left")
     assert made == set(steps.traces)
-    assert {"look", "take", "decode", "read"} <= {key[0] for key in made}
+    assert {"encode", "ingest", "decode", "read"} <= {key[0] for key in made}
 
 
 def held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """From now on pictures are looked at once the event is set."""
-    look, go = bench.engine.runner.look, threading.Event()
-    monkeypatch.setattr(bench.engine.runner, "look", lambda *pictures: (go.wait(20), look(*pictures))[1])
+    encode, go = bench.engine.runner.encode, threading.Event()
+    monkeypatch.setattr(bench.engine.runner, "encode", lambda *pictures: (go.wait(20), encode(*pictures))[1])
     return go
 
 
@@ -175,14 +175,14 @@ def test_a_step_that_could_not_be_looked_at_is_tried_stream_by_stream(
     bench = Bench()
     bench.add("left"), bench.add("right")
     bench.show(0, "left", "right")
-    look, bad = bench.engine.runner.look, bench.streams["left"].slot
+    encode, bad = bench.engine.runner.encode, bench.streams["left"].slot
 
     def failing(slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]]) -> object:
         if bad in slots:
             raise RuntimeError("out of memory")
-        return look(slots, frames)
+        return encode(slots, frames)
 
-    monkeypatch.setattr(bench.engine.runner, "look", failing)
+    monkeypatch.setattr(bench.engine.runner, "encode", failing)
     bench.show(1, "left", "right")
     assert bench.resets == [("left", "RuntimeError: out of memory")]
     assert bench.streams["right"].frames_seen == 4 and bench.streams["left"].drops["failed"] == 2
