@@ -1,7 +1,7 @@
 """Tests that mostly wait, run beside one another: those of a module that are marked `beside`, and that are to run, begin together.
 
 Each stays a test of its own, with a verdict of its own: where its turn comes, it waits for what became of it. One that needs
-a fixture of a single test's (monkeypatch, caplog …) runs alone, after the others; so does one that is tried again.
+a fixture of a single test's (monkeypatch, caplog …) runs alone, after the others.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def render(
     return path
 
 
-def wait_for(true: Callable[[], bool], seconds: float = 15.0, what: Callable[[], object] = str) -> float:
+def wait_for(true: Callable[[], bool], seconds: float = 60.0, what: Callable[[], object] = str) -> float:
     """Waits until something is true; the seconds that took. Fails the test after `seconds`."""
     began = time.monotonic()
     while not true():
@@ -119,10 +119,20 @@ class Watcher:
         self.seen += self.mailbox.take(len(self.mailbox))
         return self.seen
 
-    def until(self, state: State, seconds: float = 15.0) -> float:
-        return wait_for(lambda: self.state is state, seconds, lambda: f"{state}, not {self.source.status}")
+    def until(self, state: State, seconds: float = 60.0) -> float:
+        """Waits until the source is in a state, or has been in it meanwhile."""
+        had = len(self.told)
+        return wait_for(
+            lambda: self.state is state or state in self.states[had:],
+            seconds,
+            lambda: f"{state}, not {self.source.status}",
+        )
 
-    def more(self, frames: int = 5, seconds: float = 15.0) -> float:
+    def reason(self, state: State) -> str:
+        """Why it was last in a state."""
+        return next(status.reason for status in reversed(self.told) if status.state is state)
+
+    def more(self, frames: int = 5, seconds: float = 60.0) -> float:
         """Waits for so many new frames."""
         had = self.source.status.frames
         return wait_for(

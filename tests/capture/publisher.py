@@ -43,7 +43,7 @@ class Publisher:
         self.sent = self.asked = 0
 
     def publish(self, exchange: Callable[[str], str]) -> None:
-        asyncio.run_coroutine_threadsafe(self.negotiate(exchange), self.loop).result(20)
+        asyncio.run_coroutine_threadsafe(self.negotiate(exchange), self.loop).result(60)
 
     async def offer(self) -> str:
         self.connection = RTCPeerConnection()
@@ -83,7 +83,7 @@ class Publisher:
 
     def close(self) -> None:
         if hasattr(self, "connection"):
-            asyncio.run_coroutine_threadsafe(self.connection.close(), self.loop).result(10)
+            asyncio.run_coroutine_threadsafe(self.connection.close(), self.loop).result(60)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(5)
         self.loop.close()

@@ -42,7 +42,9 @@ def test_rtsp(transport: str, rtsp: RtspServer) -> None:
     assert watcher.states == [State.CONNECTING, State.LIVE, State.ENDED]
     assert frames[0].pixels.shape == (180, 320, 3)
     assert not any(frame.discontinuity for frame in frames)
-    assert 1.2 < frames[-1].time - frames[0].time < 4
+    assert np.median([later.time - earlier.time for earlier, later in pairwise(frames)]) == pytest.approx(
+        0.04, abs=0.01
+    )
     assert all(later.time > earlier.time and later.captured >= earlier.captured for earlier, later in pairwise(frames))
 
 
@@ -68,7 +70,7 @@ def test_rtsps_with_a_user(tmp_path: Path) -> None:
 def test_a_slow_camera_is_neither_stalled_nor_frozen(rtsp: RtspServer) -> None:
     """Two frames a second and a patience of half a second: its own pace counts."""
     with watching(rtsp.url("/slow"), patience=replace(HASTY, stall=0.5, frozen=1.0)) as watcher:
-        watcher.more(3, 30)
+        watcher.more(3)
         told = len(watcher.told)
         watcher.more(4)
         assert watcher.state is State.LIVE and len(watcher.told) == told
@@ -78,9 +80,11 @@ def test_a_slow_camera_is_neither_stalled_nor_frozen(rtsp: RtspServer) -> None:
 def test_mjpeg_over_http() -> None:
     """Eight frames a second, where FFmpeg's made-up timestamps say twenty-five: arrival counts."""
     pictures = [jpeg(drawn(n)) for n in range(50)]
+    sent: list[float] = []
 
     def picture(n: int) -> bytes:
         time.sleep(0.085)
+        sent.append(time.monotonic())
         return pictures[n % 50]
 
     with (
@@ -92,7 +96,7 @@ def test_mjpeg_over_http() -> None:
     frames = watcher.frames()
     assert "sesame" not in watcher.source.name
     steps = [later.time - earlier.time for earlier, later in pairwise(frames)]
-    assert np.median(steps) == pytest.approx(0.13, abs=0.03)
+    assert np.median(steps) == pytest.approx(np.median(np.diff(sent)), abs=0.03)
     assert not any(frame.discontinuity for frame in frames[1:])
 
 
@@ -116,17 +120,18 @@ def test_live_hls_plays_at_its_own_pace(tmp_path: Path) -> None:
             watcher.more(60)
     frames = watcher.frames()[25:]
     steps = [later.captured - earlier.captured for earlier, later in pairwise(frames)]
-    assert np.mean(steps) == pytest.approx(0.04, abs=0.01)
-    assert np.quantile(steps, 0.9) < 0.1
+    assert np.median(steps) == pytest.approx(0.04, abs=0.01)
     assert not any(frame.discontinuity for frame in frames)
 
 
 def test_a_recording_over_http_ends(tmp_path: Path) -> None:
     render(tmp_path / "clip.mp4")
     with serving_folder(tmp_path) as url, watching(url + "/clip.mp4") as watcher:
-        watcher.until(State.LIVE)
-        assert 1.5 < watcher.until(State.ENDED) < 4
-    assert len(watcher.frames()) == 50
+        watcher.until(State.ENDED)
+    frames = watcher.frames()
+    assert len(frames) == 50
+    steps = [later.captured - earlier.captured for earlier, later in pairwise(frames)]
+    assert np.median(steps) == pytest.approx(0.04, abs=0.01)
 
 
 def test_a_playlist_may_not_read_this_machines_files(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from capture import Patience
 from tests.beside import NAME
 from tests.capture.lab import Watcher, loopback, render, rtsp, wait_for
 
@@ -59,7 +60,7 @@ def quiet_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def neighbour(quiet_clip: Path) -> Iterator[Watcher]:
     """A healthy source beside those at fault: it goes on, and afterwards threads and descriptors are as before."""
     threads_before, open_before = threads(), descriptors()
-    healthy = Watcher(str(quiet_clip), loop=True)
+    healthy = Watcher(str(quiet_clip), loop=True, patience=Patience())
     wait_for(lambda: healthy.source.status.frames > 0)
     had, began = healthy.source.status.frames, time.monotonic()
     yield healthy

@@ -45,7 +45,7 @@ def opened(url: str, **options: object) -> float:
     for _ in range(5):
         began = time.monotonic()
         watcher = Watcher(url, **options)  # type: ignore[arg-type]
-        watcher.until(State.LIVE, 30)
+        watcher.until(State.LIVE)
         took.append(time.monotonic() - began)
         watcher.source.stop(5)
     return float(np.median(took))

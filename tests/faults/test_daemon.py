@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from capture import Patience
 from protocols.whip import SDP
 from streamer import Assistant
 from streamer.client import AsyncClient
@@ -39,6 +40,8 @@ from tests.capture.lab import (
 from tests.capture.publisher import Publisher
 from tests.tiny import TINY
 
+PROMISED = 5.0 + Patience().backoff_most * (1 + Patience().jitter)
+"""Seconds within which a source must be live again after it is healthy, however long it flapped on a busy machine."""
 LIMITS = {"streams": 12, "answers": 12, "visitor_answers": 12}
 
 
@@ -56,7 +59,7 @@ def daemon(
         finally:
             await whole.stop()
 
-    asyncio.run(asyncio.wait_for(run(), 100))
+    asyncio.run(asyncio.wait_for(run(), 200))
 
 
 @contextlib.contextmanager
@@ -126,7 +129,7 @@ def test_every_kind_of_camera_is_watched_and_asked_about(tmp_path: Path, rtsp: R
 
         async def work(assistant: Assistant, client: AsyncClient) -> None:
             def publish(offer: str) -> str:
-                answer = httpx.post(f"{client.url}/whip/whip", content=offer, headers={"Content-Type": SDP}, timeout=20)
+                answer = httpx.post(f"{client.url}/whip/whip", content=offer, headers={"Content-Type": SDP}, timeout=60)
                 assert answer.status_code == 201, answer.text
                 return answer.text
 
@@ -238,7 +241,7 @@ def test_forty_streams_of_which_ten_flap_in_one_daemon() -> None:
                 assert answer.finish_reason in ("length", "stop")
                 assert all_live("calm") and threading.active_count() < 40 + 10 + 60
                 steady.set()
-                await until(lambda: all_live("flap"), 10)
+                await until(lambda: all_live("flap"), PROMISED)
                 assert all(each.generation == 1 for each in assistant.streams())
 
-        asyncio.run(asyncio.wait_for(run(), 110))
+        asyncio.run(asyncio.wait_for(run(), 200))

@@ -68,7 +68,8 @@ def test_silent_after_accept(rtsp: RtspServer, recovery: Record) -> None:
         between.mute = True
         with watching(f"rtsp://127.0.0.1:{between.port}/live", patience=replace(HASTY, open=1.0)) as watcher:
             watcher.until(State.WAITING)
-            assert "no picture within 1 s" in watcher.source.status.reason or "silent" in watcher.source.status.reason
+            reason = watcher.reason(State.WAITING)
+            assert "no picture within 1 s" in reason or "silent" in reason
             between.mute = False
             back(watcher, recovery)
 
@@ -153,7 +154,7 @@ def test_half_open_connection(rtsp: RtspServer, recovery: Record) -> None:
             watcher.more(10)
             between.hushed = True
             watcher.until(State.STALLED)
-            assert "no frame for" in watcher.source.status.reason
+            assert "no frame for" in watcher.reason(State.STALLED)
             watcher.until(State.WAITING)
             between.hushed = False
             back(watcher, recovery)
@@ -174,17 +175,19 @@ def test_stalls_and_goes_on(rtsp: RtspServer, recovery: Record) -> None:
 
 
 def test_frozen_picture(recovery: Record) -> None:
-    """The camera's picture stands still for two seconds while it goes on sending."""
+    """The camera's picture stands still while it goes on sending."""
     pictures = [jpeg(drawn(n)) for n in range(50)]
-    began = time.monotonic()
+    still = threading.Event()
     with (
-        http_server(Mjpeg, picture=lambda n: pictures[0 if 1 < time.monotonic() - began < 3 else n % 50]) as url,
+        http_server(Mjpeg, picture=lambda n: pictures[0 if still.is_set() else n % 50]) as url,
         watching(url, patience=replace(HASTY, frozen=1.0)) as watcher,
     ):
+        watcher.more(20)
+        still.set()
         wait_for(lambda: watcher.source.status.frozen)
         assert watcher.state is State.LIVE
-        wait_for(lambda: not watcher.source.status.frozen)
-        recovery(max(0.0, time.monotonic() - began - 3))
+        still.clear()
+        recovery(wait_for(lambda: not watcher.source.status.frozen))
     assert [(status.state, status.frozen) for status in watcher.told] == [
         (State.CONNECTING, False),
         (State.LIVE, False),
@@ -267,7 +270,7 @@ class Transport(BaseHTTPRequestHandler):
 def test_timestamps_jump(parts: list[Part], marked: bool) -> None:
     """A wrap of the 33-bit clock is undone by the demuxer, which leaves nothing to mark."""
     with http_server(Transport, parts=[*parts]) as url, watching(url + "/live.ts") as watcher:
-        watcher.more(60, 30)
+        watcher.more(60)
         assert watcher.state is State.LIVE and watcher.source.status.reconnects == 0
     sound_axis(watcher)
     assert any(frame.discontinuity for frame in watcher.frames()) == marked
@@ -324,15 +327,26 @@ class Raw(BaseHTTPRequestHandler):
 
 def test_timestamps_missing() -> None:
     with http_server(Raw) as url, watching(url + "/raw.h264", patience=Patience()) as watcher:
-        watcher.more(1, 30)
+        watcher.more(1)
         watcher.more(30)
     sound_axis(watcher, gaps=0)
 
 
 def smeared(pixels: np.ndarray) -> float:
-    """The share of a picture of a white ball on black that is neither: below 0.0007 where it is whole, 0.003 and more where it is not."""
+    """The share of a picture of a white ball on black that is neither: at most 0.00071 of 1,000 whole ones, 0.003 and more of others."""
     brightest = pixels.max(axis=2)
     return float(((brightest > 40) & (brightest < 200)).mean())
+
+
+def whole_again(watcher: Watcher, key: int = 25) -> None:
+    """Waits for a whole picture from one key frame to the next: what was under way when the damage ended may still come before."""
+    begin = len(watcher.frames())
+
+    def whole() -> bool:
+        last = watcher.frames()[max(begin, len(watcher.seen) - key) :]
+        return len(last) == key and all(smeared(frame.pixels) < 0.001 for frame in last)
+
+    wait_for(whole, what=lambda: [round(smeared(frame.pixels), 5) for frame in watcher.frames()[begin:]])
 
 
 @pytest.fixture(scope="module")
@@ -388,14 +402,13 @@ def test_damage(
             watcher.more(5)
             between.damage = damage
             until = between.packets + 120
-            watcher.more(40, 30)
+            watcher.more(40)
             wait_for(lambda: between.packets > until)
             assert watcher.state is State.LIVE
             between.damage = None
             back(watcher, recovery)
-            watcher.more(40)
+            whole_again(watcher)
             assert watcher.source.status.reconnects == 0
-            assert smeared(watcher.frames()[-1].pixels) < 0.001
         sound_axis(watcher)
     assert (between.dropped > 0) == loses
 
@@ -466,18 +479,19 @@ def test_device_unplugged(recovery: Record) -> None:
 
 @needs_rtsp
 def test_slow_model(rtsp: RtspServer) -> None:
-    """Who takes one frame every 300 ms gets a fresh one each time; the others are counted."""
-    ages = []
+    """Who takes one frame of eight gets the newest each time; the others are counted."""
+    behind = []
     with watching(rtsp.url("/live"), capacity=1) as watcher:
         watcher.until(State.LIVE)
         for _ in range(10):
-            time.sleep(0.3)
-            ages += [time.monotonic() - frame.captured for frame in watcher.mailbox.take(1)]
+            watcher.more(8)
+            newest = watcher.source.status.frames - 1
+            behind += [newest - frame.sequence for frame in watcher.mailbox.take(1)]
         mailbox = watcher.mailbox
         assert mailbox.dropped > 40
-        assert mailbox.received == mailbox.dropped + len(ages) + len(mailbox)
-    assert len(ages) == 10
-    assert np.quantile(ages, 0.9) < 0.25
+        assert mailbox.received == mailbox.dropped + len(behind) + len(mailbox)
+    assert len(behind) == 10
+    assert max(behind) <= 1, "one that is counted may not have been put yet"
 
 
 class Flapping(Mjpeg):
@@ -506,12 +520,13 @@ def test_forty_streams_of_which_ten_flap(recovery: Record) -> None:
         return picture
 
     with http_server(Mjpeg, picture=calm) as url, http_server(Flapping, still=picture, steady=steady) as other:
-        healthy = [Watcher(f"{url}/{n}", capacity=1) for n in range(30)]
+        calmly = replace(HASTY, stall=10.0)  # forty on a busy machine are late by more than a second now and then
+        healthy = [Watcher(f"{url}/{n}", capacity=1, patience=calmly) for n in range(30)]
         flapping = [Watcher(f"{other}/{n}", capacity=1) for n in range(10)]
         try:
             for watcher in healthy:
-                watcher.until(State.LIVE, 30)
-            wait_for(lambda: all(watcher.source.status.reconnects >= 2 for watcher in flapping), 30)
+                watcher.until(State.LIVE)
+            wait_for(lambda: all(watcher.source.status.reconnects >= 2 for watcher in flapping))
             names = {watcher.source.name for watcher in healthy + flapping}
             threads = [each for each in threading.enumerate() if each.name.removeprefix("source ") in names]
             assert 40 <= len(threads) <= 40 + 10 + 1
@@ -533,7 +548,7 @@ def publish(watcher: Watcher, publisher: Publisher, ended: threading.Event | Non
     source = watcher.source
     assert isinstance(source, WhipSource)
     over = threading.Event() if ended is None else ended
-    publisher.publish(lambda offer: source.publish(offer, over.set).result(20))
+    publisher.publish(lambda offer: source.publish(offer, over.set).result(60))
     return publisher
 
 
@@ -546,7 +561,7 @@ def test_publisher_vanishes_without_delete(recovery: Record) -> None:
         first.vanish()
         watcher.until(State.STALLED)
         watcher.until(State.WAITING)
-        assert gone.wait(5), "the session's owner is told"
+        assert gone.wait(60), "the session's owner is told"
         wait_for(lambda: watcher.source.status.reason == "waits for a publisher")
         began = time.monotonic()
         second = publish(watcher, Publisher())
@@ -567,7 +582,7 @@ def test_publisher_replaced_by_another(recovery: Record) -> None:
         began = time.monotonic()
         second = publish(watcher, Publisher("H264"))
         back(watcher, recovery, began)
-        assert gone.wait(5)
+        assert gone.wait(60)
         watcher.more(20)
         first.close()
         watcher.more(20)

@@ -40,7 +40,7 @@ def seen_and_asked(folder: Path, source: str, *keys: str, **environment: str) ->
                 break
         assert answer, log.read_text()
         status = [sys.executable, "-m", "streamer.cli.main", "status", "--url", url]
-        told = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
+        told = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True).stdout
         return told + log.read_text()
     finally:
         running.terminate()

@@ -113,7 +113,7 @@ async def send(client: ClientConnection, kind: str, **fields: Any) -> None:
 
 
 async def receive(client: ClientConnection) -> dict[str, Any]:
-    event: dict[str, Any] = json.loads(await asyncio.wait_for(client.recv(), 20))
+    event: dict[str, Any] = json.loads(await asyncio.wait_for(client.recv(), 60))
     return event
 
 
@@ -131,14 +131,14 @@ async def ask(client: ClientConnection, question: str = "What is there?", **resp
     await send(client, "response.create", response=response)
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Returns once `condition()` holds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """`eventually`, for plain code."""
     end = time.monotonic() + seconds
     while not condition():

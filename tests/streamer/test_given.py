@@ -152,14 +152,18 @@ def test_frames_are_pushed_as_text_and_binary(server: Served, daemon: Daemon) ->
                 (status,) = [each for each in daemon.do(daemon.assistant.streams) if each.name == "robot"]
                 return status.frames_seen
 
-            for number in range(4):
-                if number % 2:
-                    await client.send(picture("JPEG"))
-                else:
-                    video = uri(picture(width=64 + number))
-                    await send(client, "input_video_buffer.append", video=video, timestamp=number / 2)
-                await asyncio.sleep(0.02)
-            await eventually(lambda: seen() >= 2)
+            async def push() -> None:
+                for number in range(1000):
+                    if number % 2:
+                        await client.send(picture("JPEG"))
+                    else:
+                        video = uri(picture(width=64 + number % 4))
+                        await send(client, "input_video_buffer.append", video=video, timestamp=number / 2)
+                    await asyncio.sleep(0.02)
+
+            pushing = asyncio.create_task(push())
+            await eventually(lambda: seen() >= 4)
+            pushing.cancel()
             await send(client, "response.create", response={"instructions": "What?", "max_output_tokens": 1})
             assert (await until(client, "response.done"))[-1]["response"]["output"]
             await send(client, "input_video_buffer.append", video=uri(picture()[:60]), event_id="broken")

@@ -15,7 +15,7 @@ def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
 
 

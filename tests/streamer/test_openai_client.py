@@ -20,9 +20,9 @@ def python() -> Path:
     """The interpreter of an environment with the client in it; made once and kept."""
     executable, mark = HOME / "bin" / "python", HOME / "installed"
     if not mark.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True, timeout=200)
         install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(install, capture_output=True, text=True, timeout=200)
         if done.returncode:
             pytest.skip(f"{PACKAGE} can't be installed: {done.stderr.strip().splitlines()[-1]}")
         mark.touch()
@@ -32,7 +32,7 @@ def python() -> Path:
 @pytest.fixture(scope="module")
 def saw(python: Path, server: Served) -> dict[str, Any]:
     program = Path(__file__).with_name("openai_program.py")
-    done = subprocess.run([python, program, server.url], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([python, program, server.url], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen

@@ -193,7 +193,7 @@ def test_shutdown_mid_answer_is_told_and_closes_with_1001(daemon: Daemon) -> Non
         with pytest.raises(ConnectionClosed):
             await until(client, "never")
         assert client.close_code == 1001
-        await asyncio.wait_for(asyncio.wrap_future(closing), 2)
+        await asyncio.wait_for(asyncio.wrap_future(closing), 60)
         await eventually(lambda: daemon.open_answers == 0)
 
     with daemon.served() as server:

@@ -84,7 +84,7 @@ def test_the_websockets_own_client_is_local(server: Served) -> None:
                 if message["type"] in ("stream.attached", "error"):
                     return str(message["type"])
 
-    assert asyncio.run(asyncio.wait_for(run(), 20)) == "stream.attached"
+    assert asyncio.run(asyncio.wait_for(run(), 200)) == "stream.attached"
 
 
 def test_turn_servers_are_configured() -> None:

@@ -27,7 +27,7 @@ class Encoder:
         self.peer.publish(self.exchange)
 
     def exchange(self, offer: str) -> str:
-        self.response = httpx.post(self.url, content=offer, headers={"Content-Type": SDP}, timeout=20)
+        self.response = httpx.post(self.url, content=offer, headers={"Content-Type": SDP}, timeout=60)
         assert self.response.status_code == 201, self.response.text
         return self.response.text
 
@@ -48,7 +48,7 @@ def test_published_stream_is_seen_and_ends_with_its_session(server: Served, daem
         assert encoder.response.headers["etag"]
         wait_for(lambda: seen(daemon, "webcam") > 5)
         body = {"model": "nano/webcam", "max_tokens": 2, "messages": [{"role": "user", "content": "What?"}]}
-        assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30).status_code == 200
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
         headers = {"Content-Type": FRAGMENT}
         assert httpx.patch(encoder.session, content="a=end-of-candidates\r\n", headers=headers).status_code == 204
         assert httpx.get(encoder.session).status_code == 405
@@ -72,7 +72,7 @@ def test_publisher_that_vanishes_leaves_a_stream_that_waits_a_while(
 
 def test_what_can_not_be_published(server: Served, daemon: Daemon) -> None:
     def post(name: str, body: str, kind: str = SDP) -> tuple[int, str]:
-        response = httpx.post(f"{server.url}/whip/{name}", content=body, headers={"Content-Type": kind}, timeout=20)
+        response = httpx.post(f"{server.url}/whip/{name}", content=body, headers={"Content-Type": kind}, timeout=60)
         return response.status_code, response.json()["error"]["code"]
 
     options = httpx.options(f"{server.url}/whip/webcam")
@@ -80,7 +80,7 @@ def test_what_can_not_be_published(server: Served, daemon: Daemon) -> None:
     assert post("webcam", "{}", "application/json") == (415, "unsupported_media_type")
     assert post("webcam", "hello") == (400, "invalid_sdp")
     peer = Publisher()
-    offer = asyncio.run_coroutine_threadsafe(peer.offer(), peer.loop).result(20)
+    offer = asyncio.run_coroutine_threadsafe(peer.offer(), peer.loop).result(60)
     peer.close()
     assert post("demo", offer) == (409, "stream_exists")
     assert post("webcam", offer.replace("VP8", "VP9")) == (406, "unsupported_codec")
