@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamer.assistant import Answer, Assistant, AssistantError, StreamEvent, StreamStatus, Subscription, Usage
+    from streamer.assistant import Answer, Assistant, StreamEvent, StreamStatus, Subscription, Usage
     from streamer.blocking import BlockingAnswer, BlockingAssistant
     from streamer.config import Config, ConfigError, load_config, parse_config
+    from streamer.errors import AssistantError
 
 _HOME = Path(__file__).resolve().parent.parent
-_ASSISTANT = ("Answer", "Assistant", "AssistantError", "StreamEvent", "StreamStatus", "Subscription", "Usage")
+_ASSISTANT = ("Answer", "Assistant", "StreamEvent", "StreamStatus", "Subscription", "Usage")
 _PUBLIC = {
     "streamer.assistant": _ASSISTANT,
     "streamer.blocking": ("BlockingAnswer", "BlockingAssistant"),
+    "streamer.errors": ("AssistantError",),
     "streamer.config": ("Config", "ConfigError", "load_config", "parse_config"),
 }
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}

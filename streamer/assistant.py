@@ -24,9 +24,10 @@ from streamer.engine.engine import Engine
 from streamer.engine.executor import Question
 from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream, StreamStatus, configured_source
+from streamer.errors import AssistantError
 from streamer.events import StreamEvent, Subscription
 
-__all__ = ["Answer", "Assistant", "AssistantError", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
+__all__ = ["Answer", "Assistant", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
 
 log = logging.getLogger("streamer")
 LOADING = "The model is being loaded: try again in a moment."
@@ -36,14 +37,6 @@ CHARACTERS_A_TOKEN = 16
 """A text that is longer than its tokens at this rate is refused unread: to tokenise a megabyte takes seconds."""
 STUCK_SECONDS = 10.0
 """A step that runs longer than this makes the daemon unready."""
-
-
-class AssistantError(Exception):
-    """What was asked for can't be done. `code` is for programs, the message is one line with the mend."""
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code, self.message = code, message
-        super().__init__(message)
 
 
 class Assistant:

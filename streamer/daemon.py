@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from model import ConfigError as ModelConfigError
 from model.checkpoint import CheckpointError
-from streamer.assistant import Assistant, AssistantError
+from streamer.assistant import Assistant
 from streamer.config import Config, ConfigError, ServerConfig
+from streamer.errors import AssistantError
 from streamer.logs import set_up_logs
 from streamer.server.app import close_connections, create_app, server_options
 from streamer.systemd import notify, watchdog_seconds

@@ -10,7 +10,8 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from protocols.realtime.session import Decision, RealtimeSession, Send
+from protocols.realtime.decisions import Decision, Send
+from protocols.realtime.session import RealtimeSession
 
 DOCUMENT = yaml.safe_load((Path(__file__).parents[1] / "protocols" / "asyncapi.yaml").read_text())
 REGISTRY: Registry[Any] = Registry().with_resource("urn:wire", Resource.from_contents(DOCUMENT, DRAFT202012))

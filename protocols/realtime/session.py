@@ -8,75 +8,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from protocols.conversation import Conversation, Item, Turn, read_turn
 from protocols.fields import ProtocolError, picture_bytes, picture_file, read_object
 from protocols.realtime import client_events as events
+from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
 
 INSTRUCTIONS = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send this event to the client."""
-
-    event: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Start an answer; tell `accepted`, then `delta`… and `finished`, or `refused`."""
-
-    response: str
-    question: str
-    stream: str | None
-    instructions: str = ""
-    history: tuple[tuple[str, str], ...] = ()
-    images: tuple[bytes, ...] = ()
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """End this answer; `finished` with "cancelled" is still to be told."""
-
-    response: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """From now on tell `news` of this stream (None: of none)."""
-
-    stream: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A `stream.*` request; tell `performed` or `failed`."""
-
-    verb: Literal["list", "attach", "detach", "status", "frame"]
-    event_id: str | None = None
-    stream: str | None = None
-    source: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """a picture's file for a stream whose source is `push:`; tell `failed` where it can't be taken."""
-
-    stream: str | None
-    picture: bytes
-    timestamp: float | None = None
-    event_id: str | None = None
-
-
-Decision = Send | Ask | Cancel | Listen | Command | Push
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +61,6 @@ class _Response:
     stream: str | None
     max_output_tokens: int | Literal["inf"]
     metadata: dict[str, str] | None
-    accepted: bool = False
     item: Item | None = None
 
 
@@ -367,7 +306,6 @@ class RealtimeSession:
         response = self._responses.get(response_id)
         if response is None:
             return []
-        response.accepted = True
         out: list[Decision] = [self._send("response.created", response=self._facts(response, "in_progress"))]
         if rate_limits:
             out.append(self._send("rate_limits.updated", rate_limits=[dict(limit) for limit in rate_limits]))

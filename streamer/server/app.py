@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
+import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,24 +16,27 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope as ASGIScope
 from starlette.websockets import WebSocket
 
 from capture.image import encode_jpeg
-from protocols.chat import chosen_stream, error_body, error_status, model_body, model_ids, models_body, read_chat
+from protocols.chat import chosen_stream, model_body, model_ids, models_body, read_chat
 from protocols.fields import ProtocolError, read_object
 from protocols.realtime.session import RealtimeSession
-from streamer.assistant import Assistant, AssistantError
+from streamer.assistant import Assistant
 from streamer.config import Config
-from streamer.server.auth import SUBPROTOCOL, DoorError, Gate, Scope, Signed, Token, Visitor, is_loopback
+from streamer.errors import AssistantError
+from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor, is_loopback
 from streamer.server.chat import complete
+from streamer.server.errors import RequestError, error_response, refuse, refuse_address, refuse_unforeseen
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
-from streamer.server.page import page_routes
-from streamer.server.questions import Desk
+from streamer.server.questions import Questions
 from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
 from streamer.server.tokens import known_tokens, signed_tokens
-from streamer.server.views import health_facts, stream_facts
+from streamer.server.views import health_view, stream_view
 from streamer.server.whip import Publishing
 
 log = logging.getLogger("streamer.http")
@@ -42,33 +46,41 @@ PICTURES_PER_SECOND = 10.0
 WHIP_METHODS = ["OPTIONS", "POST", "PATCH", "DELETE", "GET", "HEAD", "PUT"]
 BODY_BYTES = 32 * 2**20
 """The largest body of a request: pictures and short videos come in it."""
+WEB = Path(__file__).parent.parent / "web"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
 
 
 def create_app(assistant: Assistant, config: Config) -> Starlette:
-    """The daemon's doors. Serve it with `server_options(config)`; call `close_connections(app)` before stopping.
+    """The daemon's routes. Serve it with `server_options(config)`; call `close_connections(app)` before stopping.
 
     Raises ConfigError where tokens can't be read, or where others could reach the daemon without them.
     """
-    doors = Doors(assistant, config, known_tokens(config), signed_tokens(config))
+    routes = Routes(assistant, config, known_tokens(config), signed_tokens(config))
     app = Starlette(
         routes=[
-            WebSocketRoute("/v1/realtime", doors.realtime),
-            WebSocketRoute("/{path:path}", doors.nowhere),
-            Route("/v1/chat/completions", doors.chat, methods=["POST"]),
-            Route("/v1/models", doors.models),
-            Route("/v1/models/{model:path}", doors.model),
-            Route("/v1/streams", doors.streams, methods=["GET"]),
-            Route("/v1/streams", doors.attach, methods=["POST"]),
-            Route("/v1/streams/{stream}", doors.stream, methods=["GET"]),
-            Route("/v1/streams/{stream}", doors.detach, methods=["DELETE"]),
-            Route("/v1/streams/{stream}/frame.jpg", doors.frame),
-            Route("/v1/streams/{stream}/video.mjpeg", doors.video),
-            Route("/whip/{stream}", doors.whip, methods=WHIP_METHODS),
-            Route("/whip/{stream}/{session}", doors.whip, methods=WHIP_METHODS),
-            Route("/healthz", doors.health),
-            Route("/readyz", doors.ready),
-            Route("/metrics", doors.metrics),
-            *page_routes(),
+            WebSocketRoute("/v1/realtime", routes.realtime),
+            WebSocketRoute("/{path:path}", routes.nowhere),
+            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/models", routes.models),
+            Route("/v1/models/{model:path}", routes.model),
+            Route("/v1/streams", routes.streams, methods=["GET"]),
+            Route("/v1/streams", routes.attach, methods=["POST"]),
+            Route("/v1/streams/{stream}", routes.stream, methods=["GET"]),
+            Route("/v1/streams/{stream}", routes.detach, methods=["DELETE"]),
+            Route("/v1/streams/{stream}/frame.jpg", routes.frame),
+            Route("/v1/streams/{stream}/video.mjpeg", routes.video),
+            Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
+            Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
+            Route("/healthz", routes.health),
+            Route("/readyz", routes.ready),
+            Route("/metrics", routes.metrics),
+            # Takes every path that no other route took.
+            Mount("/", Page(directory=WEB, html=True), name="page"),
         ],
         middleware=[
             Middleware(
@@ -80,14 +92,14 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             )
         ],
         exception_handlers={
-            DoorError: _refuse,
-            AssistantError: _refuse,
-            ProtocolError: _refuse,
-            HTTPException: _refuse_address,
-            Exception: _refuse_unforeseen,
+            RequestError: refuse,
+            AssistantError: refuse,
+            ProtocolError: refuse,
+            HTTPException: refuse_address,
+            Exception: refuse_unforeseen,
         },
     )
-    app.state.doors = doors
+    app.state.routes = routes
     return app
 
 
@@ -108,10 +120,10 @@ def server_options(config: Config) -> dict[str, Any]:
 
 async def close_connections(app: Starlette) -> None:
     """Ends every answer (`response.done` cancelled) and closes every websocket with 1001, within about a second."""
-    await app.state.doors.close()
+    await app.state.routes.close()
 
 
-class Doors:
+class Routes:
     """The endpoints, and the connections that are open."""
 
     def __init__(self, assistant: Assistant, config: Config, tokens: list[Token], signed: Signed | None) -> None:
@@ -120,7 +132,9 @@ class Doors:
         limits = config.limits
         self._limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._metrics = Metrics()
-        self._desk = Desk(assistant, self._limits, self._metrics, private_sources=config.server.private_sources)
+        self._questions = Questions(
+            assistant, self._limits, self._metrics, private_sources=config.server.private_sources
+        )
         self._publishing = Publishing(assistant)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
@@ -134,19 +148,19 @@ class Doors:
         """Any scope comes in; what a client may do is asked event by event."""
         try:
             visitor = self._admit(websocket, "view", "ask", "publish")
-        except DoorError as error:
+        except RequestError as error:
             address = websocket.client.host if websocket.client else "unknown"
             log.info("refused a websocket to %s: %s", address, error.code)
-            await websocket.send_denial_response(_error_response(error))
+            await websocket.send_denial_response(error_response(error))
             return
         offered = websocket.scope["subprotocols"]
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
             self._limits.connect(visitor.name)
-        except DoorError as error:
+        except RequestError as error:
             await websocket.close(TRY_AGAIN_LATER, error.message)
             return
-        connection = RealtimeConnection(websocket, self._assistant, self._session(websocket), visitor, self._desk)
+        connection = RealtimeConnection(websocket, self._assistant, self._session(websocket), visitor, self._questions)
         self._connections.add(connection)
         self._metrics.connections += 1
         try:
@@ -159,7 +173,7 @@ class Doors:
     async def nowhere(self, websocket: WebSocket) -> None:
         path = websocket.url.path
         await websocket.send_denial_response(
-            _error_response(DoorError("not_found", f"There is no websocket at {path}: use /v1/realtime."))
+            error_response(RequestError("not_found", f"There is no websocket at {path}: use /v1/realtime."))
         )
 
     def _session(self, websocket: WebSocket) -> RealtimeSession:
@@ -168,38 +182,38 @@ class Doors:
         stream = websocket.query_params.get("stream")
         if stream is None:
             try:
-                stream = chosen_stream(model, self._config.model.name, self._desk.names())
+                stream = chosen_stream(model, self._config.model.name, self._questions.names())
             except ProtocolError:
                 stream = None
         return RealtimeSession(model, stream=stream or None)
 
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
-        asked = read_chat(await _body(request), self._config.model.name, self._desk.names())
-        return await complete(request, asked, visitor, self._desk, self._config.server.media_domains)
+        asked = read_chat(await _body(request), self._config.model.name, self._questions.names())
+        return await complete(request, asked, visitor, self._questions, self._config.server.media_domains)
 
     async def models(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
-        return JSONResponse(models_body(self._config.model.name, self._desk.names(), self._began))
+        return JSONResponse(models_body(self._config.model.name, self._questions.names(), self._began))
 
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
-        if wanted not in model_ids(self._config.model.name, self._desk.names()):
-            raise DoorError("model_not_found", f"The model {wanted!r} does not exist.")
+        if wanted not in model_ids(self._config.model.name, self._questions.names()):
+            raise RequestError("model_not_found", f"The model {wanted!r} does not exist.")
         return JSONResponse(model_body(wanted, self._began))
 
     async def streams(self, request: Request) -> Response:
         self._admit(request, "view")
-        return JSONResponse({"streams": [stream_facts(status) for status in self._desk.streams()]})
+        return JSONResponse({"streams": [stream_view(status) for status in self._questions.streams()]})
 
     async def stream(self, request: Request) -> Response:
         self._admit(request, "view")
         name = request.path_params["stream"]
-        for status in self._desk.streams():
+        for status in self._questions.streams():
             if status.name == name:
-                return JSONResponse(stream_facts(status))
-        raise DoorError("unknown_stream", f"There is no stream {name!r}.")
+                return JSONResponse(stream_view(status))
+        raise RequestError("unknown_stream", f"There is no stream {name!r}.")
 
     async def attach(self, request: Request) -> Response:
         visitor = self._admit(request, "admin")
@@ -207,7 +221,7 @@ class Doors:
         name, source = fields.pop("name", None), fields.pop("source", None)
         if not isinstance(name, str) or not isinstance(source, str):
             raise ProtocolError("missing_required_parameter", "A stream needs a 'name' and a 'source'.", "name")
-        return JSONResponse(stream_facts(await self._desk.attach(visitor, name, source, fields)), 201)
+        return JSONResponse(stream_view(await self._questions.attach(visitor, name, source, fields)), 201)
 
     async def detach(self, request: Request) -> Response:
         self._admit(request, "admin")
@@ -219,7 +233,7 @@ class Doors:
         self._admit(request, "view")
         frame = self._assistant.newest_frame(request.path_params["stream"])
         if frame is None:
-            raise DoorError("no_frames", "This stream has shown nothing yet.", 1.0)
+            raise RequestError("no_frames", "This stream has shown nothing yet.", 1.0)
         picture = await asyncio.to_thread(encode_jpeg, frame.pixels, PICTURE_SIDE)
         return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
@@ -257,11 +271,11 @@ class Doors:
         return Response(reply.body, reply.status, dict(reply.headers))
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse(health_facts(self._assistant))
+        return JSONResponse(health_view(self._assistant))
 
     async def ready(self, request: Request) -> Response:
         ready = self._assistant.ready and not self._closing.is_set()
-        return JSONResponse(health_facts(self._assistant), 200 if ready else 503)
+        return JSONResponse(health_view(self._assistant), 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         self._admit(request, "view")
@@ -277,42 +291,23 @@ class Doors:
         return visitor
 
 
+class Page(StaticFiles):
+    """Static files with headers that keep a page to its own origin."""
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: ASGIScope, status_code: int = 200
+    ) -> Response:
+        """See `StaticFiles.file_response`."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
 async def _body(request: Request) -> bytes:
-    """A request's whole body. Raises DoorError: payload_too_large."""
+    """A request's whole body. Raises RequestError: payload_too_large."""
     out = bytearray()
     async for chunk in request.stream():
         out += chunk
         if len(out) > BODY_BYTES:
-            raise DoorError("payload_too_large", f"A body may hold {BODY_BYTES // 2**20} MiB at most.")
+            raise RequestError("payload_too_large", f"A body may hold {BODY_BYTES // 2**20} MiB at most.")
     return bytes(out)
-
-
-def _error_response(error: DoorError | AssistantError | ProtocolError) -> Response:
-    status = error_status(error.code)
-    param = error.param if isinstance(error, ProtocolError) else None
-    wait = error.retry_after if isinstance(error, DoorError) else None
-    headers = {}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if status in (429, 503):
-        headers["Retry-After"] = str(math.ceil(wait or 1))
-    return JSONResponse(error_body(error.code, error.message, param), status, headers)
-
-
-async def _refuse(request: Request, error: Any) -> Response:
-    response = _error_response(error)
-    if response.status_code in (401, 403, 429):
-        address = request.client.host if request.client else "unknown"
-        log.info("refused %s %s to %s: %s", request.method, request.url.path, address, error.code)
-    return response
-
-
-async def _refuse_address(request: Request, error: Any) -> Response:
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    body = error_body(code, f"{request.method} {request.url.path}: {error.detail}.")
-    return JSONResponse(body, error.status_code, error.headers)
-
-
-async def _refuse_unforeseen(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse(error_body("server_error", "Something broke inside; the daemon's log says what."), 500)

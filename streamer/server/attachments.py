@@ -19,7 +19,7 @@ from capture.image import PictureError, decode_image
 from protocols.chat import video_file
 from protocols.fields import picture_file
 from streamer.assistant import Assistant
-from streamer.server.auth import DoorError
+from streamer.server.errors import RequestError
 
 PREFIX = "given-"
 MOST_SECONDS = 60.0
@@ -41,11 +41,11 @@ class Given:
 async def fetch(kind: Literal["image", "video"], url: str, domains: Sequence[str]) -> Given:
     """Fetches what a request names by address, from allowed hosts only and without following redirects.
 
-    Raises DoorError: url_not_allowed, url_failed.
+    Raises RequestError: url_not_allowed, url_failed.
     """
     host = urlsplit(url).hostname or ""
     if host not in domains:
-        raise DoorError(
+        raise RequestError(
             "url_not_allowed",
             f"Nothing is fetched from {host[:100]!r}: send a data URI, or allow server.media_domains.",
         )
@@ -56,28 +56,28 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Sequence[str
             client.stream("GET", url) as got,
         ):
             if got.status_code != 200:
-                raise DoorError("url_failed", f"{host} answers {got.status_code}.")
+                raise RequestError("url_failed", f"{host} answers {got.status_code}.")
             async for chunk in got.aiter_bytes():
                 data += chunk
                 if len(data) > FETCH_BYTES:
-                    raise DoorError("url_failed", f"{host} sends more than {FETCH_BYTES // 2**20} MiB.")
+                    raise RequestError("url_failed", f"{host} sends more than {FETCH_BYTES // 2**20} MiB.")
         return Given(kind, picture_file(bytes(data)) if kind == "image" else video_file(bytes(data)))
     except httpx.HTTPError as error:
-        raise DoorError("url_failed", f"{host} can't be fetched from: {type(error).__name__}.") from None
+        raise RequestError("url_failed", f"{host} can't be fetched from: {type(error).__name__}.") from None
     except ValueError as error:
-        raise DoorError("url_failed", f"What {host} sends {error}.") from None
+        raise RequestError("url_failed", f"What {host} sends {error}.") from None
 
 
 @asynccontextmanager
 async def shown(assistant: Assistant, given: Sequence[Given]) -> AsyncIterator[str]:
     """The name of a stream that has shown what is given; it is gone afterwards.
 
-    Pictures are shown in order; a video stands alone. Raises DoorError and AssistantError.
+    Pictures are shown in order; a video stands alone. Raises RequestError and AssistantError.
     """
     name = f"{PREFIX}{secrets.token_hex(6)}"
     videos = [each for each in given if each.kind == "video"]
     if videos and len(given) > 1:
-        raise DoorError("invalid_value", "A question takes one video, or pictures: not both, nor several videos.")
+        raise RequestError("invalid_value", "A question takes one video, or pictures: not both, nor several videos.")
     try:
         if videos:
             async with asyncio.timeout(MOST_SECONDS):
@@ -88,7 +88,7 @@ async def shown(assistant: Assistant, given: Sequence[Given]) -> AsyncIterator[s
                 await _show_pictures(assistant, name, [each.data for each in given])
         yield name
     except TimeoutError:
-        raise DoorError("payload_too_large", f"What is given could not be seen in {MOST_SECONDS:g} s.") from None
+        raise RequestError("payload_too_large", f"What is given could not be seen in {MOST_SECONDS:g} s.") from None
     finally:
         if any(status.name == name for status in assistant.streams()):
             await assistant.detach(name)
@@ -101,7 +101,7 @@ async def _show_pictures(assistant: Assistant, name: str, pictures: Sequence[byt
         try:
             pixels = await asyncio.to_thread(decode_image, data)
         except PictureError as error:
-            raise DoorError("invalid_value", str(error)) from None
+            raise RequestError("invalid_value", str(error)) from None
         for copy in range(copies):
             assistant.push(name, pixels, (number * copies + copy) / VIDEO_FPS)
         await _seen(assistant, name, (number + 1) * copies)
@@ -117,7 +117,7 @@ async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
                 break
             await asyncio.sleep(0.01)
         if status.reason and not status.frames_seen:
-            raise DoorError(
+            raise RequestError(
                 "invalid_value", f"The video can't be decoded: {status.reason.replace(file.name, 'video')}."
             )
         await _seen(assistant, name, 1)

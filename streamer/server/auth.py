@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
+from streamer.server.errors import RequestError
+
 Scope = Literal["view", "ask", "publish", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SHORTEST = 16
@@ -17,19 +19,6 @@ SHORTEST = 16
 SUBPROTOCOL = "realtime"
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """How a browser, which can set no header on a websocket, names its token (the dialect's own way)."""
-
-
-class DoorError(Exception):
-    """A request that is refused at the door.
-
-    Attributes:
-        code: machine-readable reason.
-        retry_after: seconds after which it may be tried again, or None.
-    """
-
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
-        self.code, self.message, self.retry_after = code, message, retry_after
-        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +35,9 @@ class Visitor:
         return "admin" in self.scopes or not self.scopes.isdisjoint(scopes)
 
     def need(self, *scopes: Scope) -> None:
-        """Raises DoorError: forbidden."""
+        """Raises RequestError: forbidden."""
         if not self.may(*scopes):
-            raise DoorError("forbidden", f"This token lacks the scope {' or '.join(map(repr, scopes))}.")
+            raise RequestError("forbidden", f"This token lacks the scope {' or '.join(map(repr, scopes))}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +99,7 @@ class Signed(Protocol):
     """Recognises tokens that somebody else signs."""
 
     def visitor(self, token: str, remote: bool) -> Visitor:
-        """Who bears it. Raises DoorError: unauthorized."""
+        """Who bears it. Raises RequestError: unauthorized."""
         ...
 
 
@@ -142,7 +131,7 @@ class Gate:
     def admit(self, headers: Mapping[str, str], address: str) -> Visitor:
         """Who this is, from a request's headers (names in lower case) and its peer's address.
 
-        Raises DoorError: unauthorized, or forbidden for a page of a foreign origin.
+        Raises RequestError: unauthorized, or forbidden for a page of a foreign origin.
         """
         self._check_origin(headers.get("origin"), headers.get("host", ""))
         remote = not is_loopback(address)
@@ -150,25 +139,25 @@ class Gate:
             return Visitor(address, frozenset(SCOPES), remote)
         presented = _presented(headers)
         if presented is None:
-            raise DoorError("unauthorized", "A bearer token is needed: send 'Authorization: Bearer …'.")
+            raise RequestError("unauthorized", "A bearer token is needed: send 'Authorization: Bearer …'.")
         token = self._tokens.get(token_digest(presented))
         if token is not None:
             return Visitor(token.name, token.scopes, remote)
         if self._signed is not None:
             return self._signed.visitor(presented, remote)
-        raise DoorError("unauthorized", "This token is not known here.")
+        raise RequestError("unauthorized", "This token is not known here.")
 
     def _check_origin(self, origin: str | None, host: str) -> None:
         name = urlsplit(f"//{host}").hostname or ""
         if origin is not None and origin.lower() not in self._origins:
             same = urlsplit(origin).netloc.lower() == host.lower()
             if not same or (self._open and not _is_literal(name)):
-                raise DoorError(
+                raise RequestError(
                     "forbidden", f"Pages from {origin[:200]} may not speak to this daemon: allow server.origins."
                 )
         # A page whose name was pointed at this machine (DNS rebinding) sends no origin when it reads; its name tells.
         if self._loopback and self._open and name not in self._names and not _is_literal(name):
-            raise DoorError("forbidden", f"This daemon is not {name[:200]!r}: reach it as 127.0.0.1 or localhost.")
+            raise RequestError("forbidden", f"This daemon is not {name[:200]!r}: reach it as 127.0.0.1 or localhost.")
 
 
 def is_loopback(host: str) -> bool:

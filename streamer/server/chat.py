@@ -14,14 +14,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from protocols.chat import ChatRequest, ChatWriter, Media, StopSequences
 from streamer.assistant import Answer
 from streamer.server.attachments import Given, fetch
-from streamer.server.auth import DoorError, Visitor
-from streamer.server.questions import Desk, Question
+from streamer.server.auth import Visitor
+from streamer.server.errors import RequestError
+from streamer.server.questions import Question, Questions
 
 
 async def complete(
-    request: Request, asked: ChatRequest, visitor: Visitor, desk: Desk, domains: Sequence[str]
+    request: Request, asked: ChatRequest, visitor: Visitor, questions: Questions, domains: Sequence[str]
 ) -> Response:
-    """Answers; a client that leaves ends its answer. Raises what `Desk.ask` and `fetch` raise.
+    """Answers; a client that leaves ends its answer. Raises what `Questions.ask` and `fetch` raise.
 
     `domains` are the hosts that pictures and videos may be fetched from.
     """
@@ -39,13 +40,13 @@ async def complete(
     )
     stop = StopSequences(asked.stop)
     async with AsyncExitStack() as stack:
-        answer, _ = await stack.enter_async_context(desk.ask(visitor, question))
+        answer, _ = await stack.enter_async_context(questions.ask(visitor, question))
         if asked.streaming:
             # The answer outlives this call: whoever sends the events lets it go.
             return StreamingResponse(_events(writer, answer, stop, stack.pop_all()), media_type="text/event-stream")
         text = await _until_gone(request, answer, stop)
         if answer.finish_reason == "failed":
-            raise DoorError("failed", answer.error or "The answer broke off.")
+            raise RequestError("failed", answer.error or "The answer broke off.")
         usage = answer.usage
         return JSONResponse(writer.whole(text, _reason(answer, stop), usage.prompt_tokens, usage.completion_tokens))
 

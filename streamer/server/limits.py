@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from streamer.server.auth import DoorError
+from streamer.server.errors import RequestError
 
 REQUESTS_PER_SECOND = 200.0
 """Of one visitor, over HTTP."""
@@ -50,9 +50,9 @@ class Limits:
         self._requests: dict[str, Bucket] = {}
 
     def connect(self, visitor: str) -> None:
-        """A websocket is opened. Raises DoorError: too_many_connections."""
+        """A websocket is opened. Raises RequestError: too_many_connections."""
         if self._connected[visitor] >= self.connections:
-            raise DoorError(
+            raise RequestError(
                 "too_many_connections", f"{self.connections} connections are open already: close one first.", 5.0
             )
         self._connected[visitor] += 1
@@ -63,16 +63,18 @@ class Limits:
     def ask(self, visitor: str, now: float) -> dict[str, float | int | str]:
         """A question is asked; returns its rate limit as `rate_limits.updated` shows it.
 
-        Raises DoorError: too_many_answers, or rate_limit_exceeded with the seconds to wait.
+        Raises RequestError: too_many_answers, or rate_limit_exceeded with the seconds to wait.
         """
         if self._answering[visitor] >= self.answers:
-            raise DoorError("too_many_answers", f"{self.answers} answers are open already: wait for one to end.", 1.0)
+            raise RequestError(
+                "too_many_answers", f"{self.answers} answers are open already: wait for one to end.", 1.0
+            )
         most = self.questions_per_minute
         bucket = _bucket(self._questions, visitor, most, most / 60, now)
         bucket.fill(now)
         if bucket.level < 1:
             wait = (1 - bucket.level) / bucket.rate
-            raise DoorError(
+            raise RequestError(
                 "rate_limit_exceeded", f"{most} questions a minute are allowed: wait {math.ceil(wait)} s.", wait
             )
         bucket.level -= 1
@@ -89,11 +91,11 @@ class Limits:
         _less(self._answering, visitor)
 
     def request(self, visitor: str, now: float) -> None:
-        """A request has come over HTTP. Raises DoorError: rate_limit_exceeded."""
+        """A request has come over HTTP. Raises RequestError: rate_limit_exceeded."""
         bucket = _bucket(self._requests, visitor, REQUESTS_AT_ONCE, REQUESTS_PER_SECOND, now)
         bucket.fill(now)
         if bucket.level < 1:
-            raise DoorError("rate_limit_exceeded", "Too many requests at once: slow down.", 1 / bucket.rate)
+            raise RequestError("rate_limit_exceeded", "Too many requests at once: slow down.", 1 / bucket.rate)
         bucket.level -= 1
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from capture import SourceError
 from capture.network.policy import refuse_private
-from streamer.assistant import Answer, Assistant, AssistantError, StreamStatus
+from streamer.assistant import Answer, Assistant, StreamStatus
+from streamer.errors import AssistantError
 from streamer.server.attachments import PREFIX, Given, shown
-from streamer.server.auth import DoorError, Visitor
+from streamer.server.auth import Visitor
+from streamer.server.errors import RequestError
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 
@@ -34,7 +36,7 @@ class Question:
     """Pictures or a video that the question is about, instead of a stream."""
 
 
-class Desk:
+class Questions:
     """Takes questions from visitors within their limits."""
 
     def __init__(self, assistant: Assistant, limits: Limits, metrics: Metrics, *, private_sources: bool) -> None:
@@ -44,7 +46,7 @@ class Desk:
     async def attach(self, visitor: Visitor, name: str, source: str, options: Mapping[str, Any]) -> StreamStatus:
         """Begins to watch a source for a visitor, who from elsewhere may not name what only this machine reaches.
 
-        Raises DoorError (forbidden) and AssistantError (as `Assistant.attach`).
+        Raises RequestError (forbidden) and AssistantError (as `Assistant.attach`).
         """
         visitor.need("admin")
         if name.startswith(PREFIX):
@@ -76,12 +78,12 @@ class Desk:
     async def ask(self, visitor: Visitor, question: Question) -> AsyncIterator[tuple[Answer, Mapping[str, Any]]]:
         """An answer, which is cancelled where it is left early, and the visitor's rate limit.
 
-        Raises DoorError (forbidden, too_many_answers, rate_limit_exceeded) and AssistantError.
+        Raises RequestError (forbidden, too_many_answers, rate_limit_exceeded) and AssistantError.
         """
         visitor.need("ask")
         try:
             limit = self._limits.ask(visitor.name, time.monotonic())
-        except DoorError:
+        except RequestError:
             self._metrics.questions["refused"] += 1
             raise
         self._metrics.open_answers += 1
@@ -102,7 +104,7 @@ class Desk:
                     seed=question.seed,
                 )
                 yield answer, limit
-        except (AssistantError, DoorError):
+        except (AssistantError, RequestError):
             self._metrics.questions["refused"] += answer is None
             raise
         finally:

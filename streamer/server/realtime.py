@@ -5,28 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
 from capture.image import PictureError, decode_image
-from protocols.realtime.session import Ask, Cancel, Command, Decision, Listen, Push, RealtimeSession, Send, Usage
-from streamer.assistant import Answer, Assistant, AssistantError
+from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
+from protocols.realtime.session import RealtimeSession, Usage
+from streamer.assistant import Answer, Assistant
+from streamer.errors import AssistantError
 from streamer.server.attachments import Given
-from streamer.server.auth import DoorError, Visitor
+from streamer.server.auth import Visitor
+from streamer.server.errors import RequestError
 from streamer.server.limits import message_bucket
-from streamer.server.questions import Desk, Question
-from streamer.server.views import event_facts, frame_facts, stream_facts
+from streamer.server.outbox import Outbox
+from streamer.server.questions import Question, Questions
+from streamer.server.views import event_view, frame_view, stream_view
 
 OUTGOING_BYTES = 256 * 1024
 """Words and news that may wait for a client that reads slowly; beyond it the connection is closed with 1013."""
-PAUSE_BYTES = 64 * 1024
-"""What may wait, replies included, before no further message of this client is read."""
 CLOSE_SECONDS = 1.0
 """How long a closing handshake may take before the connection is cut."""
 GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
@@ -61,65 +61,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
 
-class Outbox:
-    """Messages that wait for one client, counted in bytes.
-
-    Replies to the client's own messages are bounded by `room`, since it is not read further meanwhile; what comes unasked
-    (words, news) is counted in `unasked_bytes`, for its owner to bound.
-    """
-
-    def __init__(self) -> None:
-        self.bytes = self.unasked_bytes = 0
-        self._waiting: deque[tuple[str, bool]] = deque()
-        self._closing: tuple[int, str] | None = None
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-
-    def put(self, text: str, unasked: bool) -> None:
-        self._waiting.append((text, unasked))
-        self.bytes += len(text)
-        self.unasked_bytes += len(text) * unasked
-        if self.bytes > PAUSE_BYTES:
-            self._room.clear()
-        self._news.set()
-
-    def close(self, code: int, reason: str) -> None:
-        """Nothing comes after what waits now."""
-        self._closing = self._closing or (code, reason)
-        self._news.set()
-
-    async def room(self) -> None:
-        """Returns once little waits."""
-        await self._room.wait()
-
-    @contextmanager
-    def _last_words(self) -> Iterator[None]:
-        """Whoever waits for room is let go when nothing is sent any more."""
-        try:
-            yield
-        finally:
-            self._room.set()
-
-    async def send_all(self, websocket: WebSocket) -> None:
-        """Sends what waits, as it comes, until `close` or until the client is gone."""
-        with suppress(WebSocketDisconnect), self._last_words():
-            while True:
-                await self._news.wait()
-                self._news.clear()
-                while self._waiting:
-                    text, unasked = self._waiting[0]
-                    await websocket.send_text(text)
-                    self._waiting.popleft()
-                    self.bytes -= len(text)
-                    self.unasked_bytes -= len(text) * unasked
-                    if self.bytes <= PAUSE_BYTES:
-                        self._room.set()
-                if self._closing is not None:
-                    await websocket.close(*self._closing)
-                    return
-
-
 class RealtimeConnection:
     """Carries out what one client's session decides."""
 
@@ -129,14 +70,14 @@ class RealtimeConnection:
         assistant: Assistant,
         session: RealtimeSession,
         visitor: Visitor,
-        desk: Desk,
+        questions: Questions,
     ) -> None:
         self._websocket = websocket
         self._socket = websocket.scope["extensions"]["streamer.socket"]
         self._assistant = assistant
         self._session = session
         self._visitor = visitor
-        self._desk = desk
+        self._questions = questions
         self._outbox = Outbox()
         self._answers: dict[str, Answer | None] = {}
         """Those that are open; None until they are accepted."""
@@ -152,15 +93,17 @@ class RealtimeConnection:
         self._writer = self._spawn(self._outbox.send_all(self._websocket))
         try:
             bucket = message_bucket(time.monotonic())
-            self._do(self._session.open(self._desk.names()))
+            self._do(self._session.open(self._questions.names()))
             while True:
                 message = await self._websocket.receive()
                 if message["type"] == "websocket.disconnect":
                     break
                 text, data = message.get("text"), message.get("bytes")
-                for decision in self._session.receive(text if text is not None else data or b"", self._desk.names()):
+                for decision in self._session.receive(
+                    text if text is not None else data or b"", self._questions.names()
+                ):
                     if isinstance(decision, Send) and decision.event.get("error", {}).get("code") == "too_many_answers":
-                        self._desk.turned_away()
+                        self._questions.turned_away()
                     await self._carry_out(decision)
                 await self._outbox.room()
                 # Whoever sends faster than is fair is read more slowly; even the fastest leaves room for others between.
@@ -186,24 +129,24 @@ class RealtimeConnection:
         if isinstance(decision, Command):
             try:
                 self._do(self._session.performed(decision, **await self._perform(decision)))
-            except (AssistantError, DoorError) as error:
+            except (AssistantError, RequestError) as error:
                 self._do(self._session.failed(decision, error.code, error.message))
         elif isinstance(decision, Push):
             try:
                 await self._push(decision)
             except PictureError as error:
                 self._do(self._session.failed(decision, "invalid_value", str(error), "video"))
-            except (AssistantError, DoorError) as error:
+            except (AssistantError, RequestError) as error:
                 self._do(self._session.failed(decision, error.code, error.message))
         else:
             self._do([decision])
 
     async def _push(self, push: Push) -> None:
         self._visitor.need("publish")
-        names = self._desk.names()
+        names = self._questions.names()
         stream = push.stream or (names[0] if len(names) == 1 else None)
         if stream is None:
-            raise DoorError("unknown_stream", f"Name a stream; there are: {', '.join(names) or 'none'}.")
+            raise RequestError("unknown_stream", f"Name a stream; there are: {', '.join(names) or 'none'}.")
         pixels = await asyncio.to_thread(decode_image, push.picture)
         self._assistant.push(stream, pixels, push.timestamp)
 
@@ -253,14 +196,14 @@ class RealtimeConnection:
             [Given("image", picture) for picture in ask.images],
         )
         try:
-            async with self._desk.ask(self._visitor, question) as (answer, limit):
+            async with self._questions.ask(self._visitor, question) as (answer, limit):
                 self._answers[ask.response] = answer
                 if ask.response in self._cancelled:
                     answer.cancel()
                 self._do(self._session.accepted(ask.response, [limit]))
                 async for words in answer:
                     self._do(self._session.delta(ask.response, words), unasked=True)
-        except (AssistantError, DoorError) as error:
+        except (AssistantError, RequestError) as error:
             self._do(self._session.refused(ask.response, error.code, error.message))
             return
         finally:
@@ -276,7 +219,7 @@ class RealtimeConnection:
         subscription = self._assistant.subscribe(stream)
         try:
             async for event in subscription:
-                self._do(self._session.news(event_facts(event)), unasked=True)
+                self._do(self._session.news(event_view(event)), unasked=True)
         finally:
             subscription.close()
 
@@ -284,10 +227,12 @@ class RealtimeConnection:
         self._visitor.need("admin" if command.verb in ("attach", "detach") else "view")
         match command.verb:
             case "list":
-                return {"streams": [stream_facts(status) for status in self._desk.streams()]}
+                return {"streams": [stream_view(status) for status in self._questions.streams()]}
             case "attach":
-                status = await self._desk.attach(self._visitor, command.stream or "", command.source, command.options)
-                return {"stream": status.name, **stream_facts(status)}
+                status = await self._questions.attach(
+                    self._visitor, command.stream or "", command.source, command.options
+                )
+                return {"stream": status.name, **stream_view(status)}
             case "detach":
                 await self._assistant.detach(command.stream or "")
                 return {"stream": command.stream}
@@ -295,10 +240,10 @@ class RealtimeConnection:
                 frame = self._assistant.newest_frame(command.stream or "")
                 if frame is None:
                     raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
-                return {"stream": command.stream, **await asyncio.to_thread(frame_facts, frame)}
+                return {"stream": command.stream, **await asyncio.to_thread(frame_view, frame)}
             case "status":
-                status = next(each for each in self._desk.streams() if each.name == command.stream)
-                return {"stream": status.name, **stream_facts(status)}
+                status = next(each for each in self._questions.streams() if each.name == command.stream)
+                return {"stream": status.name, **stream_view(status)}
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)

@@ -1,4 +1,4 @@
-"""The tokens that a configuration accepts, from wherever it says they are."""
+"""The tokens that a configuration accepts, from wherever it says they are, and those that somebody else signs (RFC 7519)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import os
 import ssl
 from pathlib import Path
 
-from streamer.config import Config, ConfigError
-from streamer.server.auth import Signed, Token, is_loopback, read_tokens
+from streamer.config import Config, ConfigError, JwtConfig
+from streamer.server.auth import SCOPES, Signed, Token, Visitor, is_loopback, read_tokens
+from streamer.server.errors import RequestError
+
+SHORTEST_SECRET = 32
+"""Bytes of a shared secret (RFC 7518, section 3.2: no fewer than its hash has)."""
+LEEWAY = 30.0
+"""Seconds that clocks may differ."""
 
 
 def known_tokens(config: Config) -> list[Token]:
@@ -56,10 +62,63 @@ def signed_tokens(config: Config) -> Signed | None:
     accepted = config.server.jwt
     if accepted is None:
         return None
-    from streamer.server.signed import SignedTokens
-
     try:
         return SignedTokens.load(accepted)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError([f"server.jwt.key_file: {accepted.key_file} can't be used ({why})"]) from None
+
+
+class SignedTokens:
+    """Recognises tokens by their signature, audience, issuer and time.
+
+    Args:
+        config: what a token must be like.
+        key: the public key as PEM, or the shared secret of HS256.
+
+    Raises:
+        ValueError: the key is none for that algorithm.
+    """
+
+    def __init__(self, config: JwtConfig, key: bytes) -> None:
+        self._config, self._key = config, key
+        if config.algorithm == "HS256":
+            if len(key) < SHORTEST_SECRET:
+                raise ValueError(f"the secret has {len(key)} bytes, it must have {SHORTEST_SECRET}")
+            return
+        import jwt  # here, as it takes long to import and few daemons accept such tokens
+
+        try:
+            jwt.get_algorithm_by_name(config.algorithm).prepare_key(key)
+        except (jwt.InvalidKeyError, ValueError, TypeError):
+            raise ValueError(f"it holds no public key for {config.algorithm} in PEM") from None
+
+    @classmethod
+    def load(cls, config: JwtConfig) -> SignedTokens:
+        """With the key from its file. Raises OSError, ValueError."""
+        return cls(config, Path(config.key_file).read_bytes().strip())
+
+    def visitor(self, token: str, remote: bool) -> Visitor:
+        """Who a token says its bearer is: its subject, with those of its scopes that are known here.
+
+        Raises RequestError: unauthorized.
+        """
+        import jwt
+
+        try:
+            claims = jwt.decode(
+                token,
+                self._key,
+                algorithms=[self._config.algorithm],
+                audience=self._config.audience,
+                issuer=self._config.issuer,
+                leeway=LEEWAY,
+                options={"require": ["exp", "aud", "sub"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise RequestError("unauthorized", "This token has expired: get a new one.") from None
+        except jwt.PyJWTError:
+            raise RequestError("unauthorized", "This token is not known here.") from None
+        granted = claims.get(self._config.scope_claim, "")
+        words = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
+        return Visitor(str(claims["sub"])[:128], frozenset(scope for scope in SCOPES if scope in words), remote)

@@ -11,17 +11,17 @@ from capture.image import encode_jpeg
 from streamer.assistant import Assistant, StreamEvent, StreamStatus
 
 
-def stream_facts(status: StreamStatus) -> dict[str, Any]:
+def stream_view(status: StreamStatus) -> dict[str, Any]:
     """One stream's figures; units are in the names."""
     return asdict(status)
 
 
-def event_facts(event: StreamEvent) -> dict[str, Any]:
+def event_view(event: StreamEvent) -> dict[str, Any]:
     """A `stream.*` event: type, stream, and what it tells."""
     return {"type": event.type, "stream": event.stream, **event.facts}
 
 
-def frame_facts(frame: Frame, side: int = 640) -> dict[str, Any]:
+def frame_view(frame: Frame, side: int = 640) -> dict[str, Any]:
     """What the model last saw: a JPEG data URI, at most `side` pixels wide or high, and the frame's place in time."""
     picture = base64.b64encode(encode_jpeg(frame.pixels, side)).decode()
     return {
@@ -32,7 +32,7 @@ def frame_facts(frame: Frame, side: int = 640) -> dict[str, Any]:
     }
 
 
-def health_facts(assistant: Assistant) -> dict[str, Any]:
+def health_view(assistant: Assistant) -> dict[str, Any]:
     """What runs here: the model, whether its weights are trained, and how many streams are attached."""
     if not assistant.ready:
         return {"status": "unready", "reason": assistant.trouble}

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from protocols.whip import Decision, End, Publish, Reply, Trickle, WhipEndpoint
-from streamer.assistant import Assistant, AssistantError
-from streamer.server.auth import DoorError
+from streamer.assistant import Assistant
+from streamer.errors import AssistantError
+from streamer.server.errors import RequestError
 
 if TYPE_CHECKING:
     from capture.sources.webrtc import WhipSource
@@ -40,7 +41,7 @@ class Publishing:
     async def request(
         self, method: str, stream: str, session: str | None, headers: Mapping[str, str], body: bytes
     ) -> Reply:
-        """One request. Raises ProtocolError, AssistantError and DoorError."""
+        """One request. Raises ProtocolError, AssistantError and RequestError."""
         return await self._carry_out(self._endpoint.request(method, stream, session, headers, body))
 
     async def _carry_out(self, decision: Decision) -> Reply:
@@ -78,10 +79,10 @@ class Publishing:
             answer = await asyncio.wait_for(asyncio.wrap_future(work), ANSWER_SECONDS)
         except SourceError as error:
             await self._remove(name)
-            raise DoorError("invalid_sdp", f"{str(error)[0].upper()}{str(error)[1:]}.") from None
+            raise RequestError("invalid_sdp", f"{str(error)[0].upper()}{str(error)[1:]}.") from None
         except TimeoutError:
             await self._remove(name)
-            raise DoorError("not_ready", f"The peer could not be answered in {ANSWER_SECONDS:g} s.", 5.0) from None
+            raise RequestError("not_ready", f"The peer could not be answered in {ANSWER_SECONDS:g} s.", 5.0) from None
         session, reply = self._endpoint.published(publish, answer)
         task = asyncio.create_task(self._watch(name, session, over))
         self._watching.add(task)

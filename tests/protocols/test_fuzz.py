@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from protocols.chat import read_chat
 from protocols.fields import ProtocolError
-from protocols.realtime.session import Ask, Cancel, Command, Limits, Listen, Push, RealtimeSession, Send
+from protocols.realtime.decisions import Ask, Cancel, Command, Listen, Push, Send
+from protocols.realtime.session import Limits, RealtimeSession
 
 MESSAGES = int(os.environ.get("STREAMER_FUZZ_MESSAGES", "5000"))
 AT_ONCE = 10

@@ -7,18 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocols.realtime.session import (
-    Ask,
-    Cancel,
-    Command,
-    Decision,
-    Limits,
-    Listen,
-    Push,
-    RealtimeSession,
-    Send,
-    Usage,
-)
+from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
+from protocols.realtime.session import Limits, RealtimeSession, Usage
 
 JPEG = b"\xff\xd8\xff\xe0 not much of a picture"
 JPEG_URI = "data:image/jpeg;base64," + base64.b64encode(JPEG).decode()

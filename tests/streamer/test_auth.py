@@ -2,7 +2,8 @@
 
 import pytest
 
-from streamer.server.auth import SCOPES, DoorError, Gate, Visitor, is_loopback, new_token, read_tokens, token_digest
+from streamer.server.auth import SCOPES, Gate, Visitor, is_loopback, new_token, read_tokens, token_digest
+from streamer.server.errors import RequestError
 from streamer.server.limits import Limits, message_bucket
 
 SECRET = new_token()
@@ -13,7 +14,7 @@ TOKENS = read_tokens(
 HOST = {"host": "127.0.0.1:8765"}
 
 
-def code(error: pytest.ExceptionInfo[DoorError]) -> str:
+def code(error: pytest.ExceptionInfo[RequestError]) -> str:
     return error.value.code
 
 
@@ -39,7 +40,7 @@ def test_token_is_recognised(headers: dict[str, str], name: str) -> None:
     [{}, {"authorization": "Bearer"}, {"authorization": f"Basic {SECRET}"}, {"authorization": f"Bearer {SECRET}x"}],
 )
 def test_without_a_known_token_nobody_comes_in(headers: dict[str, str]) -> None:
-    with pytest.raises(DoorError) as error:
+    with pytest.raises(RequestError) as error:
         Gate(TOKENS).admit({**HOST, **headers}, "10.0.0.1")
     assert code(error) == "unauthorized"
     assert SECRET not in error.value.message
@@ -56,7 +57,7 @@ def test_scopes() -> None:
     )
     assert phone.may("ask") and phone.may("publish", "view") and not phone.may("publish")
     assert all(boss.may(scope) for scope in SCOPES)
-    with pytest.raises(DoorError, match="'admin'") as error:
+    with pytest.raises(RequestError, match="'admin'") as error:
         phone.need("admin")
     assert code(error) == "forbidden"
 
@@ -99,7 +100,7 @@ def test_browsers_come_in_from_known_pages_only(headers: dict[str, str], comes_i
     if comes_in:
         gate.admit(headers, "127.0.0.1")
     else:
-        with pytest.raises(DoorError) as error:
+        with pytest.raises(RequestError) as error:
             gate.admit(headers, "127.0.0.1")
         assert code(error) == "forbidden"
 
@@ -107,14 +108,14 @@ def test_browsers_come_in_from_known_pages_only(headers: dict[str, str], comes_i
 def test_with_a_token_the_own_page_may_have_any_name() -> None:
     headers = {"host": "box.lan:8765", "origin": "http://box.lan:8765", "authorization": f"Bearer {SECRET}"}
     assert Gate(TOKENS, loopback=False).admit(headers, "10.0.0.1").name == "phone"
-    with pytest.raises(DoorError):
+    with pytest.raises(RequestError):
         Gate(TOKENS, loopback=False).admit({**headers, "origin": "http://evil.example"}, "10.0.0.1")
 
 
 def test_open_daemon_without_tokens_takes_no_page_of_a_mere_name() -> None:
     gate = Gate([], loopback=False)
     gate.admit({"host": "10.0.0.5:8765", "origin": "http://10.0.0.5:8765"}, "10.0.0.9")
-    with pytest.raises(DoorError, match=r"server\.origins"):
+    with pytest.raises(RequestError, match=r"server\.origins"):
         gate.admit({"host": "evil.example:8765", "origin": "http://evil.example:8765"}, "10.0.0.9")
 
 
@@ -128,13 +129,13 @@ def test_connections_and_answers_are_counted_for_each_visitor() -> None:
     limits.connect("a")
     limits.connect("a")
     limits.connect("b")
-    with pytest.raises(DoorError) as error:
+    with pytest.raises(RequestError) as error:
         limits.connect("a")
     assert code(error) == "too_many_connections" and error.value.retry_after
     limits.disconnect("a")
     limits.connect("a")
     limits.ask("a", 0.0)
-    with pytest.raises(DoorError) as error:
+    with pytest.raises(RequestError) as error:
         limits.ask("a", 0.0)
     assert code(error) == "too_many_answers"
     limits.ask("b", 0.0)
@@ -146,10 +147,10 @@ def test_questions_are_limited_by_the_minute() -> None:
     limits = Limits(connections=1, answers=1_000, questions_per_minute=6)
     told = [limits.ask("a", 0.0)["remaining"] for _ in range(6)]
     assert told == [5, 4, 3, 2, 1, 0]
-    with pytest.raises(DoorError) as error:
+    with pytest.raises(RequestError) as error:
         limits.ask("a", 0.0)
     assert code(error) == "rate_limit_exceeded" and error.value.retry_after == pytest.approx(10)
-    with pytest.raises(DoorError):
+    with pytest.raises(RequestError):
         limits.ask("a", 9.9)
     assert limits.ask("a", 10.1)["remaining"] == 0
     assert limits.ask("b", 10.1)["remaining"] == 5
@@ -168,7 +169,7 @@ def test_requests_are_limited_by_the_second() -> None:
     limits = Limits(connections=1, answers=1, questions_per_minute=1)
     for _ in range(1_000):
         limits.request("a", 0.0)
-    with pytest.raises(DoorError) as error:
+    with pytest.raises(RequestError) as error:
         limits.request("a", 0.0)
     assert code(error) == "rate_limit_exceeded"
     limits.request("b", 0.0)

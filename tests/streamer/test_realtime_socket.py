@@ -172,7 +172,7 @@ def test_client_that_never_reads_is_closed_and_others_live_on(daemon: Daemon, mo
             writer.write(masked({"type": "response.create", "response": response}))
         await eventually(lambda: daemon.open_answers == 3)
         await eventually(lambda: daemon.open_answers == 0, 60)
-        await eventually(lambda: not server.app.state.doors._connections)
+        await eventually(lambda: not server.app.state.routes._connections)
         async with server.connect() as other:
             await ask(other, max_output_tokens=2)
             await until(other, "response.done")

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from streamer.config import ConfigError, JwtConfig, parse_config
-from streamer.server.auth import DoorError, Gate
-from streamer.server.signed import SignedTokens
-from streamer.server.tokens import known_tokens, signed_tokens
+from streamer.server.auth import Gate
+from streamer.server.errors import RequestError
+from streamer.server.tokens import SignedTokens, known_tokens, signed_tokens
 from tests.streamer.serving import Daemon
 
 SIGNER = rsa.generate_private_key(65537, 2048)
@@ -68,7 +68,7 @@ def test_subject_and_scopes_are_the_tokens(scope: Any, granted: set[str]) -> Non
     ],
 )
 def test_others_are_refused_without_a_word_about_why(token: str, said: str) -> None:
-    with pytest.raises(DoorError, match=said) as refused:
+    with pytest.raises(RequestError, match=said) as refused:
         SignedTokens(CONFIG, PUBLIC).visitor(token, False)
     assert refused.value.code == "unauthorized" and token not in refused.value.message
 
@@ -78,7 +78,7 @@ def test_a_public_key_is_no_secret() -> None:
     weak = jwt.api_jws.PyJWS()
     weak._algorithms["HS256"].prepare_key = lambda key: key  # type: ignore[method-assign]
     forged = weak.encode(json.dumps(claims()).encode(), PUBLIC, "HS256")  # type: ignore[arg-type]
-    with pytest.raises(DoorError):
+    with pytest.raises(RequestError):
         SignedTokens(CONFIG, PUBLIC).visitor(forged, False)
 
 
@@ -89,7 +89,7 @@ def test_other_algorithms() -> None:
     assert es.visitor(signed(curve, "ES256"), False).name == "ada"
     hs = SignedTokens(CONFIG.model_copy(update={"algorithm": "HS256"}), secret)
     assert hs.visitor(signed(secret, "HS256"), False).name == "ada"
-    with pytest.raises(DoorError):
+    with pytest.raises(RequestError):
         hs.visitor(signed(), False)
 
 
@@ -126,5 +126,5 @@ def test_keys_that_are_none_are_refused_in_a_line(tmp_path: Path) -> None:
 
 
 def test_a_daemon_that_takes_signed_tokens_is_not_open() -> None:
-    with pytest.raises(DoorError, match="bearer token"):
+    with pytest.raises(RequestError, match="bearer token"):
         Gate([], signed=SignedTokens(CONFIG, PUBLIC)).admit({"host": "127.0.0.1"}, "127.0.0.1")

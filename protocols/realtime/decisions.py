@@ -1,0 +1,67 @@
+"""What a realtime session decides, for its shell to carry out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this event to the client."""
+
+    event: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Start an answer; tell `accepted`, then `delta`… and `finished`, or `refused`."""
+
+    response: str
+    question: str
+    stream: str | None
+    instructions: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    images: tuple[bytes, ...] = ()
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End this answer; `finished` with "cancelled" is still to be told."""
+
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """From now on tell `news` of this stream (None: of none)."""
+
+    stream: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A `stream.*` request; tell `performed` or `failed`."""
+
+    verb: Literal["list", "attach", "detach", "status", "frame"]
+    event_id: str | None = None
+    stream: str | None = None
+    source: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A picture's file for a stream whose source is `push:`; tell `failed` where it can't be taken."""
+
+    stream: str | None
+    picture: bytes
+    timestamp: float | None = None
+    event_id: str | None = None
+
+
+Decision = Send | Ask | Cancel | Listen | Command | Push

@@ -1,0 +1,60 @@
+"""What is refused over HTTP: the error that the routes raise, and every error as the wire shows it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from protocols.chat import error_body, error_status
+from protocols.fields import ProtocolError
+from streamer.errors import AssistantError
+
+log = logging.getLogger("streamer.http")
+
+
+class RequestError(Exception):
+    """A request that is refused at the door.
+
+    Attributes:
+        code: machine-readable reason.
+        retry_after: seconds after which it may be tried again, or None.
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        self.code, self.message, self.retry_after = code, message, retry_after
+        super().__init__(message)
+
+
+def error_response(error: RequestError | AssistantError | ProtocolError) -> Response:
+    status = error_status(error.code)
+    param = error.param if isinstance(error, ProtocolError) else None
+    wait = error.retry_after if isinstance(error, RequestError) else None
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        headers["Retry-After"] = str(math.ceil(wait or 1))
+    return JSONResponse(error_body(error.code, error.message, param), status, headers)
+
+
+async def refuse(request: Request, error: Any) -> Response:
+    response = error_response(error)
+    if response.status_code in (401, 403, 429):
+        address = request.client.host if request.client else "unknown"
+        log.info("refused %s %s to %s: %s", request.method, request.url.path, address, error.code)
+    return response
+
+
+async def refuse_address(request: Request, error: Any) -> Response:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    body = error_body(code, f"{request.method} {request.url.path}: {error.detail}.")
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def refuse_unforeseen(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse(error_body("server_error", "Something broke inside; the daemon's log says what."), 500)
