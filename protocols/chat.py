@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from protocols.conversation import Item, read_turn
+from protocols.conversation import Item, read_question
 from protocols.fields import (
     Metadata,
     Model,
     ProtocolError,
-    Seed,
-    Share,
-    Temperature,
     Text,
     picture_bytes,
     read_object,
@@ -28,6 +25,7 @@ from protocols.fields import (
     uri_bytes,
     whole,
 )
+from protocols.question import Attachment, Question, Sampling
 
 VIDEO_KINDS = ("video/", "image/", "application/octet-stream")
 HISTORY_CHARACTERS = 2_000
@@ -88,16 +86,13 @@ def _sequences(value: Any) -> Any:
 _Sequence = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class _Body(Model):
+class _Body(Sampling):
     model: Text
     messages: Annotated[list[_Message], Field(min_length=1, max_length=256)]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: _Count | None = None
     max_completion_tokens: _Count | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    seed: Seed | None = None
     metadata: Metadata | None = None
     n: Annotated[int, Field(ge=1, le=1), BeforeValidator(whole)] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -110,31 +105,13 @@ class _Body(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
-    """A picture or a video given with a request: its bytes, or an address to fetch them from."""
-
-    kind: Literal["image", "video"]
-    data: bytes | None
-    url: str | None
-    param: str
-
-
-@dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A question as chat completions put it. `stream` names a video stream; `streaming` asks for server-sent events."""
+    """A question as chat completions put it; `streaming` asks for server-sent events."""
 
     model: str
-    stream: str | None
-    question: str
-    instructions: str
-    history: tuple[tuple[str, str], ...]
-    media: tuple[Media, ...]
+    question: Question
     streaming: bool
     include_usage: bool
-    max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    seed: int | None
     stop: tuple[str, ...] = ()
 
 
@@ -194,43 +171,42 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         raise refusal(error, data) from None
     stream = chosen_stream(asked.model, model, streams)
     items: list[Item] = []
-    media: list[Media] = []
+    attachments: list[Attachment] = []
     for index, message in enumerate(asked.messages):
         path = f"messages[{index}].content"
         text, given = _read_content(message.content, path)
         if message.role == "assistant":
             # Pictures that an answer was already given about are not looked at again.
-            media.clear()
+            attachments.clear()
         elif given and message.role != "user":
             raise ProtocolError("invalid_value", "Only a user's message may hold pictures or video.", path)
-        media += given
+        attachments += given
         role: Literal["system", "user", "assistant"] = "system" if message.role == "developer" else message.role
         items.append(Item(str(index), role, text))
-    turn = read_turn(items, HISTORY_CHARACTERS)
-    if not turn.question.strip():
+    question = read_question(items, HISTORY_CHARACTERS)
+    if not question.text.strip():
         raise ProtocolError("empty_question", "There is no question: end the messages with a user's text.", "messages")
+    question = replace(
+        question,
+        stream=stream,
+        attachments=tuple(attachments),
+        sampling=asked.over(Sampling()),
+        max_tokens=asked.max_completion_tokens or asked.max_tokens,
+    )
     return ChatRequest(
         asked.model,
-        stream,
-        turn.question,
-        turn.instructions,
-        turn.history,
-        tuple(media),
+        question,
         bool(asked.stream),
         bool(asked.stream_options and asked.stream_options.include_usage),
-        asked.max_completion_tokens or asked.max_tokens,
-        asked.temperature,
-        asked.top_p,
-        asked.seed,
         tuple(asked.stop or ()),
     )
 
 
-def _read_content(content: Any, path: str) -> tuple[str, list[Media]]:
+def _read_content(content: Any, path: str) -> tuple[str, list[Attachment]]:
     if content is None or isinstance(content, str):
         return content or "", []
     texts: list[str] = []
-    media: list[Media] = []
+    attachments: list[Attachment] = []
     for index, part in enumerate(content):
         if isinstance(part, _TextPart):
             texts.append(part.text)
@@ -239,14 +215,14 @@ def _read_content(content: Any, path: str) -> tuple[str, list[Media]]:
         url = part.image_url.url if isinstance(part, _ImagePart) else part.video_url.url
         param = f"{path}[{index}].{kind}_url.url"
         if url[:5].lower() != "data:":
-            media.append(Media(kind, None, url, param))
+            attachments.append(Attachment(kind, url=url))
             continue
         try:
             data = picture_bytes(url) if kind == "image" else _video_bytes(url)
         except ValueError as error:
             raise ProtocolError("invalid_value", f"Invalid value for '{param}': it {error}.", param) from None
-        media.append(Media(kind, data, None, param))
-    return "\n".join(texts), media
+        attachments.append(Attachment(kind, data))
+    return "\n".join(texts), attachments
 
 
 def _video_bytes(url: str) -> bytes:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from protocols.fields import picture_bytes
+from protocols.question import Attachment, Question
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -41,17 +44,6 @@ class Item:
             "role": self.role,
             "content": parts,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What a question consists of once its conversation is read: the newest user words, and what went before."""
-
-    question: str
-    images: tuple[str, ...]
-    instructions: str
-    history: tuple[tuple[str, str], ...]
-    """(question, answer) pairs, oldest first."""
 
 
 @dataclass(slots=True)
@@ -93,7 +85,7 @@ class Conversation:
         return gone
 
 
-def read_turn(items: list[Item], characters: int) -> Turn:
+def read_question(items: list[Item], characters: int) -> Question:
     """The question that a list of items ends with, and its history, at most `characters` long, newest kept.
 
     A user message whose answer never came is joined to the next user message; system messages become instructions.
@@ -118,4 +110,9 @@ def read_turn(items: list[Item], characters: int) -> Turn:
         if characters < 0:
             break
         kept.append((question, answer))
-    return Turn("\n".join(filter(None, words)), tuple(images), "\n".join(filter(None, system)), tuple(reversed(kept)))
+    return Question(
+        "\n".join(filter(None, words)),
+        instructions="\n".join(filter(None, system)),
+        history=tuple(reversed(kept)),
+        attachments=tuple(Attachment("image", picture_bytes(image)) for image in images),
+    )

@@ -9,19 +9,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from capture import Frame, PushSource, Source, SourceError, SourceStatus
-from model import AttentionPolicy, CapacityError, Runner, Sampling, load_runner
+from model import AttentionPolicy, CapacityError, Runner, load_runner
+from model.tokenizer import Tokenizer
+from protocols.fields import refusal
+from protocols.question import Question, Sampling
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
-from streamer.engine.executor import Question
+from streamer.engine.executor import Request
 from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream, StreamStatus, configured_source
 from streamer.errors import AssistantError
@@ -267,37 +272,29 @@ class Assistant:
         AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling,
         too_many_answers.
         """
-        limits, defaults = self.config.limits, self.config.answers
-        runner = self.model
+        given = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        try:
+            sampling = Sampling.model_validate(given)
+        except ValidationError as error:
+            raise AssistantError("bad_sampling", refusal(error, given).message) from None
+        return self.answer(Question(question, stream, instructions, tuple(history), (), sampling, max_tokens))
+
+    def answer(self, question: Question) -> Answer:
+        """As `ask`, for a question that a wire has brought."""
+        limits, tokenizer = self.config.limits, self.model.tokenizer
         if not self.ready:
             raise AssistantError("not_ready", f"No question can be answered now: {self.trouble}.")
-        if not question.strip():
+        if not question.text.strip():
             raise AssistantError("empty_question", "The question has no text: write one.")
-        watched = self._stream(stream)
+        watched = self._stream(question.stream)
         if not watched.opened:
             state = watched.source.status
             why = f"{state.state}: {state.reason}" if state.reason else str(state.state)
             raise AssistantError(
                 "no_frames", f"Stream {watched.name!r} has shown nothing yet ({why}): ask again later."
             )
-        max_tokens = defaults.max_tokens if max_tokens is None else max_tokens
-        temperature = defaults.temperature if temperature is None else temperature
-        top_p = defaults.top_p if top_p is None else top_p
-        _check_sampling(max_tokens, temperature, top_p)
-        characters = sum(map(len, (question, instructions, *(text for turn in history for text in turn))))
-        if characters > limits.question_tokens * CHARACTERS_A_TOKEN:
-            raise AssistantError(
-                "question_too_long",
-                f"The question has {characters} characters with its history, which is more than the "
-                f"{limits.question_tokens} tokens that are allowed: shorten it or raise limits.question_tokens.",
-            )
-        tokens = runner.tokenizer.encode_question(question, instructions, history)
-        if len(tokens) > limits.question_tokens:
-            raise AssistantError(
-                "question_too_long",
-                f"The question has {len(tokens)} tokens with its history, {limits.question_tokens} are allowed: "
-                "shorten it or raise limits.question_tokens.",
-            )
+        question = self._settled(question, watched.name)
+        tokens = self._tokens(question, tokenizer)
         most = limits.answers + limits.waiting_questions
         if len(self._answers) >= most:
             raise AssistantError(
@@ -307,17 +304,42 @@ class Assistant:
             )
         answer = Answer(f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), self._cancel, self._forget)
         self._answers[answer.id] = answer
-        self.engine.ask(
-            Question(
-                answer.id,
-                watched.name,
-                tokens,
-                Sampling(temperature, top_p, seed),
-                min(max_tokens, limits.answer_tokens),
-                answer,
-            )
-        )
+        self.engine.ask(Request(answer.id, question, tokens, answer))
         return answer
+
+    def _settled(self, question: Question, stream: str) -> Question:
+        """The question with all that it left open as it is configured."""
+        defaults = self.config.answers
+        longest = defaults.max_tokens if question.max_tokens is None else question.max_tokens
+        if longest < 1:
+            raise AssistantError("bad_sampling", f"max_tokens {longest} must be at least 1.")
+        configured = {name: getattr(defaults, name) for name in Sampling.model_fields if hasattr(defaults, name)}
+        return replace(
+            question,
+            stream=stream,
+            sampling=question.sampling.over(Sampling(**configured)),
+            max_tokens=min(longest, self.config.limits.answer_tokens),
+        )
+
+    def _tokens(self, question: Question, tokenizer: Tokenizer) -> list[int]:
+        """The whole prompt's ids. Raises AssistantError: question_too_long."""
+        most = self.config.limits.question_tokens
+        text, instructions, history = question.text, question.instructions, question.history
+        characters = sum(map(len, (text, instructions, *(words for turn in history for words in turn))))
+        if characters > most * CHARACTERS_A_TOKEN:
+            raise AssistantError(
+                "question_too_long",
+                f"The question has {characters} characters with its history, which is more than the "
+                f"{most} tokens that are allowed: shorten it or raise limits.question_tokens.",
+            )
+        tokens = tokenizer.encode_question(text, instructions, history)
+        if len(tokens) > most:
+            raise AssistantError(
+                "question_too_long",
+                f"The question has {len(tokens)} tokens with its history, {most} are allowed: "
+                "shorten it or raise limits.question_tokens.",
+            )
+        return tokens
 
     def subscribe(self, stream: str | None = None) -> Subscription:
         """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""
@@ -483,15 +505,6 @@ def _source_facts(status: SourceStatus) -> dict[str, Any]:
         "frozen": status.frozen,
         "reconnects": status.reconnects,
     }
-
-
-def _check_sampling(max_tokens: int, temperature: float, top_p: float) -> None:
-    if max_tokens < 1:
-        raise AssistantError("bad_sampling", f"max_tokens {max_tokens} must be at least 1.")
-    if not 0 <= temperature <= 2:
-        raise AssistantError("bad_sampling", f"temperature {temperature} must be between 0 and 2.")
-    if not 0 < top_p <= 1:
-        raise AssistantError("bad_sampling", f"top_p {top_p} must be above 0 and at most 1.")
 
 
 def _pace(config: Config) -> Pace:

@@ -12,8 +12,6 @@ from protocols.fields import (
     Modalities,
     Model,
     ProtocolError,
-    Seed,
-    Share,
     StreamName,
     Temperature,
     Text,
@@ -23,6 +21,7 @@ from protocols.fields import (
     refusal,
     whole,
 )
+from protocols.question import Sampling
 
 
 class TextPart(Model):
@@ -64,7 +63,7 @@ class SessionSettings(Model):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class ResponseSettings(Model):
+class ResponseSettings(Sampling):
     conversation: Literal["auto", "none"] = "auto"
     input: (
         Annotated[list[Annotated[MessageItem | ReferenceItem, Field(discriminator="type")]], Field(max_length=64)]
@@ -74,9 +73,6 @@ class ResponseSettings(Model):
     instructions: Text | None = None
     output_modalities: Modalities | None = None
     max_output_tokens: Tokens | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    seed: Seed | None = None
     metadata: Metadata | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
 

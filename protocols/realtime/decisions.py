@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from protocols.question import Question
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
@@ -18,15 +20,7 @@ class Ask:
     """Start an answer; tell `accepted`, then `delta`… and `finished`, or `refused`."""
 
     response: str
-    question: str
-    stream: str | None
-    instructions: str = ""
-    history: tuple[tuple[str, str], ...] = ()
-    images: tuple[bytes, ...] = ()
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
+    question: Question
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from protocols.conversation import Conversation, Item, Turn, read_turn
-from protocols.fields import ProtocolError, picture_bytes, picture_file, read_object
+from protocols.conversation import Conversation, Item, read_question
+from protocols.fields import ProtocolError, picture_file, read_object
+from protocols.question import Question, Sampling
 from protocols.realtime import client_events as events
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
 
@@ -242,29 +243,22 @@ class RealtimeSession:
             raise _unknown_stream(
                 stream, streams, "response.stream" if asked.stream else "session.stream", event.event_id
             )
-        turn, instructions = self._turn(asked, event.event_id)
+        question = self._question(asked, event.event_id)
         tokens = asked.max_output_tokens or self._settings["max_output_tokens"]
         response = _Response(
             self._new_id("resp"), event.event_id, in_conversation, stream, tokens, asked.metadata or None
         )
         self._responses[response.id] = response
-        return [
-            Ask(
-                response.id,
-                turn.question,
-                stream,
-                instructions,
-                turn.history,
-                tuple(picture_bytes(image) for image in turn.images),
-                None if tokens == "inf" else tokens,
-                self._settings["temperature"] if asked.temperature is None else asked.temperature,
-                asked.top_p,
-                asked.seed,
-            )
-        ]
+        question = replace(
+            question,
+            stream=stream,
+            sampling=asked.over(Sampling(temperature=self._settings["temperature"])),
+            max_tokens=None if tokens == "inf" else tokens,
+        )
+        return [Ask(response.id, question)]
 
-    def _turn(self, asked: events.ResponseSettings, event_id: str | None) -> tuple[Turn, str]:
-        """The question and its instructions: the response's own, else the session's, then the system items'."""
+    def _question(self, asked: events.ResponseSettings, event_id: str | None) -> Question:
+        """The question with its instructions: the response's own, else the session's, then the system items'."""
         items = self._conversation.items
         if asked.input is not None:
             items = []
@@ -274,19 +268,19 @@ class RealtimeSession:
                     items.append(self._item(part.id, event_id, f"{path}.id"))
                 else:
                     items.append(self._read_item(part, path, event_id))
-        turn = read_turn(items, self._limits.history_characters)
+        question = read_question(items, self._limits.history_characters)
         lead = asked.instructions if asked.instructions is not None else self._settings["instructions"]
-        if not turn.question.strip() and asked.instructions:
-            turn = Turn(asked.instructions, turn.images, turn.instructions, turn.history)
+        if not question.text.strip() and asked.instructions:
+            question = replace(question, text=asked.instructions)
             lead = self._settings["instructions"]
-        if not turn.question.strip():
+        if not question.text.strip():
             raise ProtocolError(
                 "empty_question",
                 "There is no question: add a user item with text first, or give the response an 'input'.",
                 "response.input",
                 event_id,
             )
-        return turn, "\n".join(filter(None, (lead, turn.instructions)))
+        return replace(question, instructions="\n".join(filter(None, (lead, question.instructions))))
 
     def _cancel(self, event: events.ResponseCancel) -> list[Decision]:
         if event.response_id is not None:

@@ -20,7 +20,7 @@ from capture import Frame
 from model import Runner
 from model.serving.runner import Encoded
 from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill
-from streamer.engine.executor import Batch, Executor, Question, line, pictures
+from streamer.engine.executor import Batch, Executor, Request, line, pictures
 from streamer.engine.integrity import faults
 from streamer.engine.scheduler import Pace, Scheduler
 from streamer.engine.stream import Stream
@@ -161,8 +161,8 @@ class Engine:
 
         return self.call(do)
 
-    def ask(self, question: Question) -> Future[None]:
-        return self.call(lambda: self.executor.ask(question))
+    def ask(self, request: Request) -> Future[None]:
+        return self.call(lambda: self.executor.ask(request))
 
     def cancel(self, answer: str) -> Future[None]:
         return self.call(lambda: self.executor.finish(answer, "cancelled"))

@@ -16,6 +16,7 @@ from capture import Frame
 from model import Runner, Sampling
 from model.serving.runner import Encoded
 from model.tokenizer import Detokenizer
+from protocols.question import Question
 from streamer.engine.answer import FinishReason
 from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
 from streamer.engine.scheduler import Scheduler
@@ -34,21 +35,20 @@ class Listener(Protocol):
         """With reason "failed", `error` is one line."""
 
 
-@dataclass
-class Question:
-    """A question on its way to becoming an answer: `tokens` are the whole prompt's ids."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question that nothing is left open in, on its way to an answer: `tokens` are the whole prompt's ids."""
 
     id: str
-    stream: str
+    question: Question
     tokens: list[int]
-    sampling: Sampling
-    max_tokens: int
     listener: Listener
 
 
 @dataclass
 class _Answer:
-    question: Question
+    request: Request
+    sampling: Sampling
     detokenizer: Detokenizer
     slot: int | None = None
     read: int = 0
@@ -93,16 +93,17 @@ class Executor:
         stream.opened = False
         self.free_streams.append(stream.slot)
 
-    def ask(self, question: Question) -> None:
+    def ask(self, request: Request) -> None:
         """Lets a question wait for a slot."""
-        self.answers[question.id] = _Answer(question, self.runner.tokenizer.detokenizer())
-        self.scheduler.ask(question.id, len(question.tokens), time.monotonic())
+        sampling = Sampling(**request.question.sampling.chosen())
+        self.answers[request.id] = _Answer(request, sampling, self.runner.tokenizer.detokenizer())
+        self.scheduler.ask(request.id, len(request.tokens), time.monotonic())
 
     def end_answers(self, reason: FinishReason, error: str | None) -> None:
         """Tells every listener that its answer is over; the slots are left as they are, as the model may be dead."""
         answers, self.answers = list(self.answers.values()), {}
         for answer in answers:
-            answer.question.listener.finished(reason, error)
+            answer.request.listener.finished(reason, error)
 
     def carry_out(self, decision: Decision[Frame]) -> None:
         """Does what was decided."""
@@ -191,19 +192,19 @@ class Executor:
     def prefill(self, step: Prefill) -> None:
         """Reads the next part of a question into its fork, which the first part makes; the last brings the first token."""
         answer = self.answers[step.answer]
-        question = answer.question
+        request, name = answer.request, answer.request.question.stream or ""
         try:
             if answer.slot is None:
-                stream = self.streams.get(question.stream)
+                stream = self.streams.get(name)
                 if stream is None or not stream.opened:
                     gone = "was removed" if stream is None else "has been reset and has seen nothing since"
-                    return self.finish(step.answer, "failed", f"stream {question.stream!r} {gone}")
+                    return self.finish(step.answer, "failed", f"stream {name!r} {gone}")
                 answer.slot = self.free_answers.pop()
                 self.runner.fork(stream.slot, answer.slot)
             end = answer.read + step.tokens
-            token = self.runner.prefill(answer.slot, question.tokens[answer.read : end], question.sampling)
+            token = self.runner.prefill(answer.slot, request.tokens[answer.read : end], answer.sampling)
             answer.read = end
-            if end == len(question.tokens):
+            if end == len(request.tokens):
                 self.speak(step.answer, token)
         except Exception as error:
             self.finish(step.answer, "failed", line(error))
@@ -215,7 +216,7 @@ class Executor:
             tokens = self.runner.decode(
                 [answer.slot for answer in answers if answer.slot is not None],
                 [answer.token for answer in answers],
-                [answer.question.sampling for answer in answers],
+                [answer.sampling for answer in answers],
             )
         except Exception as error:
             for name in step.answers:
@@ -232,8 +233,8 @@ class Executor:
             return self.finish(name, "stop")
         answer.spoken += 1
         self.tokens += 1
-        answer.question.listener.spoke(answer.detokenizer.push(token), 1)
-        if answer.spoken >= answer.question.max_tokens:
+        answer.request.listener.spoke(answer.detokenizer.push(token), 1)
+        if answer.spoken >= (answer.request.question.max_tokens or 0):
             self.finish(name, "length")
 
     def finish(self, name: str, reason: FinishReason, error: str | None = None) -> None:
@@ -243,10 +244,10 @@ class Executor:
             return
         self.scheduler.end_answer(name)
         if rest := answer.detokenizer.flush():
-            answer.question.listener.spoke(rest, 0)
+            answer.request.listener.spoke(rest, 0)
         if answer.slot is not None:
             self.free_answers.append(answer.slot)  # first: whoever is told may count on it
-        answer.question.listener.finished(reason, error)
+        answer.request.listener.finished(reason, error)
         if answer.slot is not None:
             self.runner.reset(answer.slot)  # last: on a dead device it raises, and whoever listens must be told
 

@@ -133,7 +133,11 @@ class Routes:
         self._limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._metrics = Metrics()
         self._questions = Questions(
-            assistant, self._limits, self._metrics, private_sources=config.server.private_sources
+            assistant,
+            self._limits,
+            self._metrics,
+            private_sources=config.server.private_sources,
+            media_domains=config.server.media_domains,
         )
         self._publishing = Publishing(assistant)
         self._connections: set[RealtimeConnection] = set()
@@ -190,7 +194,7 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
         asked = read_chat(await _body(request), self._config.model.name, self._questions.names())
-        return await complete(request, asked, visitor, self._questions, self._config.server.media_domains)
+        return await complete(request, asked, visitor, self._questions)
 
     async def models(self, request: Request) -> Response:
         self._admit(request, "view", "ask")

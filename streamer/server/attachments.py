@@ -6,9 +6,9 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -18,27 +18,31 @@ import httpx
 from capture.image import PictureError, decode_image
 from protocols.chat import video_file
 from protocols.fields import picture_file
+from protocols.question import Attachment, Question
 from streamer.assistant import Assistant
 from streamer.server.errors import RequestError
 
 PREFIX = "given-"
 MOST_SECONDS = 60.0
-"""What is given must have been seen within this time."""
+"""Attachments must have been seen within this time."""
 FETCH_SECONDS = 10.0
 FETCH_BYTES = 32 * 2**20
 VIDEO_FPS = 2.0
-"""Frames a second that are seen of a given video."""
+"""Frames a second that are seen of an attached video."""
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A picture (of a kind that `decode_image` takes) or a video (MP4, WebM, Matroska, AVI) as a file's bytes."""
+async def fetched(question: Question, domains: Collection[str]) -> Question:
+    """The question with the bytes of all that it brings along. Raises what `fetch` raises."""
+    if all(each.data is not None for each in question.attachments):
+        return question
+    attachments = [
+        each if each.data is not None else await fetch(each.kind, each.url or "", domains)
+        for each in question.attachments
+    ]
+    return replace(question, attachments=tuple(attachments))
 
-    kind: Literal["image", "video"]
-    data: bytes
 
-
-async def fetch(kind: Literal["image", "video"], url: str, domains: Sequence[str]) -> Given:
+async def fetch(kind: Literal["image", "video"], url: str, domains: Collection[str]) -> Attachment:
     """Fetches what a request names by address, from allowed hosts only and without following redirects.
 
     Raises RequestError: url_not_allowed, url_failed.
@@ -61,7 +65,7 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Sequence[str
                 data += chunk
                 if len(data) > FETCH_BYTES:
                     raise RequestError("url_failed", f"{host} sends more than {FETCH_BYTES // 2**20} MiB.")
-        return Given(kind, picture_file(bytes(data)) if kind == "image" else video_file(bytes(data)))
+        return Attachment(kind, picture_file(bytes(data)) if kind == "image" else video_file(bytes(data)))
     except httpx.HTTPError as error:
         raise RequestError("url_failed", f"{host} can't be fetched from: {type(error).__name__}.") from None
     except ValueError as error:
@@ -69,23 +73,23 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Sequence[str
 
 
 @asynccontextmanager
-async def shown(assistant: Assistant, given: Sequence[Given]) -> AsyncIterator[str]:
-    """The name of a stream that has shown what is given; it is gone afterwards.
+async def shown(assistant: Assistant, attachments: Sequence[Attachment]) -> AsyncIterator[str]:
+    """The name of a stream that has shown the attachments; it is gone afterwards.
 
     Pictures are shown in order; a video stands alone. Raises RequestError and AssistantError.
     """
     name = f"{PREFIX}{secrets.token_hex(6)}"
-    videos = [each for each in given if each.kind == "video"]
-    if videos and len(given) > 1:
+    videos = [each for each in attachments if each.kind == "video"]
+    if videos and len(attachments) > 1:
         raise RequestError("invalid_value", "A question takes one video, or pictures: not both, nor several videos.")
     try:
         if videos:
             async with asyncio.timeout(MOST_SECONDS):
-                await _show_video(assistant, name, videos[0].data)
+                await _show_video(assistant, name, videos[0].data or b"")
         else:
             await assistant.attach(name, "push://given")
             async with asyncio.timeout(MOST_SECONDS):
-                await _show_pictures(assistant, name, [each.data for each in given])
+                await _show_pictures(assistant, name, [each.data or b"" for each in attachments])
         yield name
     except TimeoutError:
         raise RequestError("payload_too_large", f"What is given could not be seen in {MOST_SECONDS:g} s.") from None

@@ -5,42 +5,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from protocols.chat import ChatRequest, ChatWriter, Media, StopSequences
+from protocols.chat import ChatRequest, ChatWriter, StopSequences
 from streamer.assistant import Answer
-from streamer.server.attachments import Given, fetch
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
-from streamer.server.questions import Question, Questions
+from streamer.server.questions import Questions
 
 
-async def complete(
-    request: Request, asked: ChatRequest, visitor: Visitor, questions: Questions, domains: Sequence[str]
-) -> Response:
-    """Answers; a client that leaves ends its answer. Raises what `Questions.ask` and `fetch` raise.
-
-    `domains` are the hosts that pictures and videos may be fetched from.
-    """
+async def complete(request: Request, asked: ChatRequest, visitor: Visitor, questions: Questions) -> Response:
+    """Answers; a client that leaves ends its answer. Raises what `Questions.ask` raises."""
     writer = ChatWriter(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), asked.model, asked.include_usage)
-    question = Question(
-        asked.question,
-        asked.stream,
-        asked.instructions,
-        asked.history,
-        asked.max_tokens,
-        asked.temperature,
-        asked.top_p,
-        asked.seed,
-        [await _given(media, domains) for media in asked.media],
-    )
     stop = StopSequences(asked.stop)
     async with AsyncExitStack() as stack:
-        answer, _ = await stack.enter_async_context(questions.ask(visitor, question))
+        answer, _ = await stack.enter_async_context(questions.ask(visitor, asked.question))
         if asked.streaming:
             # The answer outlives this call: whoever sends the events lets it go.
             return StreamingResponse(_events(writer, answer, stop, stack.pop_all()), media_type="text/event-stream")
@@ -49,12 +32,6 @@ async def complete(
             raise RequestError("failed", answer.error or "The answer broke off.")
         usage = answer.usage
         return JSONResponse(writer.whole(text, _reason(answer, stop), usage.prompt_tokens, usage.completion_tokens))
-
-
-async def _given(media: Media, domains: Sequence[str]) -> Given:
-    if media.data is not None:
-        return Given(media.kind, media.data)
-    return await fetch(media.kind, media.url or "", domains)
 
 
 async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[str]:

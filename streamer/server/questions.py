@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from capture import SourceError
 from capture.network.policy import refuse_private
+from protocols.question import Question
 from streamer.assistant import Answer, Assistant, StreamStatus
 from streamer.errors import AssistantError
-from streamer.server.attachments import PREFIX, Given, shown
+from streamer.server.attachments import PREFIX, fetched, shown
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question as a door received it; None leaves a choice to the configuration."""
-
-    text: str
-    stream: str | None = None
-    instructions: str = ""
-    history: Sequence[tuple[str, str]] = ()
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    given: Sequence[Given] = ()
-    """Pictures or a video that the question is about, instead of a stream."""
-
-
 class Questions:
-    """Takes questions from visitors within their limits."""
+    """Takes questions from visitors within their limits.
 
-    def __init__(self, assistant: Assistant, limits: Limits, metrics: Metrics, *, private_sources: bool) -> None:
+    Args:
+        private_sources: visitors on other machines may attach what only this machine reaches.
+        media_domains: hosts that pictures and videos may be fetched from.
+    """
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        private_sources: bool = False,
+        media_domains: Collection[str] = (),
+    ) -> None:
         self._assistant, self._limits, self._metrics = assistant, limits, metrics
-        self._private_sources = private_sources
+        self._private_sources, self._domains = private_sources, media_domains
 
     async def attach(self, visitor: Visitor, name: str, source: str, options: Mapping[str, Any]) -> StreamStatus:
         """Begins to watch a source for a visitor, who from elsewhere may not name what only this machine reaches.
@@ -90,19 +88,11 @@ class Questions:
         answer: Answer | None = None
         try:
             async with AsyncExitStack() as stack:
+                question = await fetched(question, self._domains)
                 stream = question.stream or self._only_stream()
-                if question.given:
-                    stream = await stack.enter_async_context(shown(self._assistant, question.given))
-                answer = self._assistant.ask(
-                    question.text,
-                    stream=stream,
-                    instructions=question.instructions,
-                    history=question.history,
-                    max_tokens=question.max_tokens,
-                    temperature=question.temperature,
-                    top_p=question.top_p,
-                    seed=question.seed,
-                )
+                if question.attachments:
+                    stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
+                answer = self._assistant.answer(replace(question, stream=stream))
                 yield answer, limit
         except (AssistantError, RequestError):
             self._metrics.questions["refused"] += answer is None

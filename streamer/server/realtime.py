@@ -17,12 +17,11 @@ from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen,
 from protocols.realtime.session import RealtimeSession, Usage
 from streamer.assistant import Answer, Assistant
 from streamer.errors import AssistantError
-from streamer.server.attachments import Given
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 from streamer.server.limits import message_bucket
 from streamer.server.outbox import Outbox
-from streamer.server.questions import Question, Questions
+from streamer.server.questions import Questions
 from streamer.server.views import event_view, frame_view, stream_view
 
 OUTGOING_BYTES = 256 * 1024
@@ -184,19 +183,8 @@ class RealtimeConnection:
 
     async def _answer(self, ask: Ask) -> None:
         """One answer from its question to its end."""
-        question = Question(
-            ask.question,
-            ask.stream,
-            ask.instructions,
-            ask.history,
-            ask.max_tokens,
-            ask.temperature,
-            ask.top_p,
-            ask.seed,
-            [Given("image", picture) for picture in ask.images],
-        )
         try:
-            async with self._questions.ask(self._visitor, question) as (answer, limit):
+            async with self._questions.ask(self._visitor, ask.question) as (answer, limit):
                 self._answers[ask.response] = answer
                 if ask.response in self._cancelled:
                     answer.cancel()
@@ -211,7 +199,7 @@ class RealtimeConnection:
             self._cancelled.discard(ask.response)
         reason = answer.finish_reason or "failed"
         trouble = ("failed", answer.error or "The answer broke off.") if reason == "failed" else None
-        shown = len(ask.images) * self._assistant.model.tokens_per_step
+        shown = len(ask.question.attachments) * self._assistant.model.tokens_per_step
         usage = Usage(answer.usage.prompt_tokens + shown, answer.usage.completion_tokens, shown)
         self._do(self._session.finished(ask.response, reason, usage, trouble), unasked=True)
 

@@ -49,13 +49,18 @@ def test_conversation_becomes_question_history_and_instructions() -> None:
         stream_options={"include_usage": True},
         user="somebody",
     )
-    assert (asked.stream, asked.question, asked.instructions) == ("door", "And\nnow?", "Be brief.")
-    assert asked.history == (("Who is there?", "A man."),)
-    assert (asked.temperature, asked.max_tokens, asked.streaming, asked.include_usage) == (0.5, 7, True, True)
+    assert (asked.question.stream, asked.question.text, asked.question.instructions) == (
+        "door",
+        "And\nnow?",
+        "Be brief.",
+    )
+    assert asked.question.history == (("Who is there?", "A man."),)
+    assert (asked.question.sampling.temperature, asked.question.max_tokens) == (0.5, 7)
+    assert (asked.streaming, asked.include_usage) == (True, True)
 
 
 def test_model_alone_leaves_the_stream_open() -> None:
-    assert read().stream is None
+    assert read().question.stream is None
     error = refused(model="gpt-9")
     assert (error.code, error.param) == ("model_not_found", "model") and "nano/door" in error.message
     assert refused(model="nano/cellar").code == "model_not_found"
@@ -67,13 +72,13 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
     far = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     text = {"type": "text", "text": "What?"}
     asked = read([{"role": "user", "content": [picture, video, far, text]}])
-    assert [(each.kind, each.data, each.url) for each in asked.media] == [
+    assert [(each.kind, each.data, each.url) for each in asked.question.attachments] == [
         ("image", PNG, None),
         ("video", FILM, None),
         ("image", None, "https://example.com/a.png"),
     ]
     earlier = [{"role": "user", "content": [picture, text]}, {"role": "assistant", "content": "A cat."}]
-    assert read([*earlier, {"role": "user", "content": "Sure?"}]).media == ()
+    assert read([*earlier, {"role": "user", "content": "Sure?"}]).question.attachments == ()
 
 
 @pytest.mark.parametrize(

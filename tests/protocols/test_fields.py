@@ -34,7 +34,7 @@ def test_a_picture_is_read_however_its_base64_is_spelled(text: str) -> None:
     if text[:5].lower() == "data:":
         parts = [{"type": "image_url", "image_url": {"url": text}}, {"type": "text", "text": "What?"}]
         asked = read([{"role": "user", "content": parts}])
-        assert asked.media[0].data == JPEG
+        assert asked.question.attachments[0].data == JPEG
     assert Talk(stream="door").say("input_video_buffer.append", video=text) == [Push("door", JPEG)]
 
 

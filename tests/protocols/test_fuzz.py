@@ -127,7 +127,7 @@ def tell(session: RealtimeSession, message: str) -> None:
                 assert error["code"] and "\n" not in error["message"].strip()
                 assert error["param"] or error["code"] in ("invalid_json", "invalid_event", "too_many_answers")
         elif isinstance(decision, Ask):
-            assert decision.question.strip()
+            assert decision.question.text.strip()
             session.accepted(decision.response)
             session.delta(decision.response, "word")
             session.finished(decision.response, "stop")
@@ -177,4 +177,4 @@ def test_chat_survives_every_body(seed: int, noise: bytes) -> None:
             assert error.code and error.message
             error.message.encode()
         else:
-            assert asked.question.strip()
+            assert asked.question.text.strip()

@@ -100,7 +100,7 @@ def test_whole_answer_in_exact_order_with_exact_fields() -> None:
     assert (added["type"], done["type"]) == ("conversation.item.added", "conversation.item.done")
     assert added["previous_item_id"] is None and added["item"]["content"][0]["text"] == "What is there?"
     (ask,) = talk.say("response.create")
-    assert isinstance(ask, Ask) and (ask.question, ask.stream) == ("What is there?", "door")
+    assert isinstance(ask, Ask) and (ask.question.text, ask.question.stream) == ("What is there?", "door")
     events = sent(talk.session.accepted(ask.response))
     for word in ("A ", "red ", "ball"):
         events += sent(talk.session.delta(ask.response, word))
@@ -208,9 +208,9 @@ def test_conversation_remembers_turns_and_instructions() -> None:
     talk.answer("A ", "man.")
     talk.user("And now?")
     ask = talk.ask()
-    assert ask.question == "And now?"
-    assert ask.history == (("Who is there?", "A man."),)
-    assert ask.instructions == "Be brief.\nSpeak like a guard."
+    assert ask.question.text == "And now?"
+    assert ask.question.history == (("Who is there?", "A man."),)
+    assert ask.question.instructions == "Be brief.\nSpeak like a guard."
 
 
 def test_history_is_bounded_newest_kept() -> None:
@@ -219,7 +219,7 @@ def test_history_is_bounded_newest_kept() -> None:
         talk.user(question)
         talk.answer(answer)
     talk.user("now?")
-    assert talk.ask().history == (("cccc", "dddd"),)
+    assert talk.ask().question.history == (("cccc", "dddd"),)
 
 
 def test_transcript_is_bounded_and_the_client_is_told() -> None:
@@ -286,27 +286,31 @@ def test_response_overrides_the_session() -> None:
         },
     )
     assert isinstance(ask, Ask)
-    assert (ask.stream, ask.max_tokens, ask.temperature, ask.top_p, ask.seed) == ("yard", 7, 0, 0.9, 3)
-    assert ask.instructions == ""
+    question, sampling = ask.question, ask.question.sampling
+    assert (question.stream, question.max_tokens) == ("yard", 7)
+    assert (sampling.temperature, sampling.top_p, sampling.seed) == (0, 0.9, 3)
+    assert ask.question.instructions == ""
     talk.session.refused(ask.response, "not_ready", "The model is still loading.")
-    assert talk.ask().max_tokens == 50
+    assert talk.ask().question.max_tokens == 50
     talk2 = Talk()
     talk2.user("Hm?")
-    assert talk2.ask(max_output_tokens="inf").max_tokens is None
+    assert talk2.ask(max_output_tokens="inf").question.max_tokens is None
 
 
 def test_response_from_its_own_input_and_references() -> None:
     talk = Talk()
     talk.say("conversation.item.create", item=message("Old?", id="old"))
     ask = talk.ask(conversation="none", input=[{"type": "item_reference", "id": "old"}, message("New?")])
-    assert ask.question == "Old?\nNew?"
+    assert ask.question.text == "Old?\nNew?"
     trouble = error(talk.say("response.create", response={"input": [{"type": "item_reference", "id": "no"}]}))
     assert trouble["param"] == "response.input[0].id"
-    assert talk.ask(conversation="none", input=[{"role": "user", "content": message("x")["content"]}]).question == "x"
+    assert (
+        talk.ask(conversation="none", input=[{"role": "user", "content": message("x")["content"]}]).question.text == "x"
+    )
 
 
 def test_response_instructions_alone_are_a_question() -> None:
-    assert Talk().ask(instructions="Describe the scene.").question == "Describe the scene."
+    assert Talk().ask(instructions="Describe the scene.").question.text == "Describe the scene."
 
 
 def test_pictures_in_items_go_along_with_the_question() -> None:
@@ -315,7 +319,7 @@ def test_pictures_in_items_go_along_with_the_question() -> None:
     (added, _) = sent(talk.say("conversation.item.create", item={"type": "message", "role": "user", "content": parts}))
     assert added["item"]["content"] == parts
     ask = talk.ask()
-    assert ask.images == (JPEG,) and ask.question == "What is this?"
+    assert [each.data for each in ask.question.attachments] == [JPEG] and ask.question.text == "What is this?"
     usage = Usage(10, 2, image_tokens=8).facts()
     assert usage["input_token_details"] == {"text_tokens": 2, "image_tokens": 8, "audio_tokens": 0, "cached_tokens": 0}
 
@@ -326,7 +330,7 @@ def test_choosing_a_stream_moves_the_ear() -> None:
     assert isinstance(out[0], Send) and out[0].event["session"]["stream"] == "yard" and out[1] == Listen("yard")
     assert talk.say("session.update", session={"stream": "yard"})[1:] == []
     talk.user("Hm?")
-    assert talk.ask().stream == "yard"
+    assert talk.ask().question.stream == "yard"
     assert talk.say("session.update", session={"stream": None})[1:] == [Listen(None)]
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from capture import Frame, Mailbox, SourceStatus, State
-from model import Sampling, load_runner
+from model import load_runner
+from protocols.question import Question, Sampling
 from streamer.config import StreamConfig
 from streamer.engine.engine import Engine
-from streamer.engine.executor import Question
+from streamer.engine.executor import Request
 from streamer.engine.integrity import faults
 from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream
@@ -104,7 +105,9 @@ class Bench:
     def ask(self, id: str, stream: str, *, length: int = 8, words: str = "What is happening?", seed: int = 0) -> Ear:
         ear = Ear()
         tokens = self.engine.runner.tokenizer.encode_question(words)
-        self.engine.ask(Question(id, stream, tokens, Sampling(1.0, 0.9, seed), length, ear))
+        sampling = Sampling(temperature=1.0, top_p=0.9, seed=seed)
+        question = Question(words, stream, sampling=sampling, max_tokens=length)
+        self.engine.ask(Request(id, question, tokens, ear))
         return ear
 
     def until(self, done: Callable[[], bool], turns: int = 2000) -> None:
