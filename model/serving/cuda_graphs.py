@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.preprocess import arrange, fit
+from model.serving.backends import Encoding, Grid, Pictures
 from model.serving.fused import FastInfiniteVL
 from model.state import StreamState
 
@@ -44,7 +44,10 @@ class Step:
 
 
 class Graphs:
-    """The model's calls as graphs, captured when first needed or by `capture`. The state's last slot takes what padding writes."""
+    """The model's calls as graphs, captured when first needed: a `Backend`. The state's last slot takes what padding writes."""
+
+    encodes = False
+    frame_sizes: Sequence[int] = range(1, FRAME_BATCHES + 1)
 
     def __init__(self, model: FastInfiniteVL, state: StreamState) -> None:
         self.model, self.state, self.config = model, state, model.config
@@ -53,18 +56,7 @@ class Graphs:
         self.steps: dict[tuple[int, ...], Step] = {}
         self.pixels: dict[tuple[int, ...], Tensor] = {}
 
-    def capture(self, grids: Sequence[tuple[int, int]] = ()) -> None:
-        """Captures every bucket of decoding and questions, and frame steps of each grid."""
-        for batch in DECODE_BATCHES:
-            self.read_step(batch, 1)
-        for length in QUESTION_LENGTHS:
-            if length <= self.config.step_tokens:
-                self.read_step(1, length)
-        for grid in grids:
-            for batch in range(1, FRAME_BATCHES + 1):
-                self.frame_step(batch, grid)
-
-    def frame_step(self, batch: int, grid: tuple[int, int]) -> Step:
+    def frame_step(self, batch: int, grid: Grid) -> Step:
         """The step of `batch` streams whose frames lie in `self.pixels` at the same key, uint8 [batch, frames, 3, H, W]."""
         key = (batch, *grid)
         if key not in self.steps:
@@ -97,21 +89,25 @@ class Graphs:
             self.steps[key] = Step(call, words, self.pool)
         return self.steps[key]
 
-    def see(
-        self,
-        slots: Sequence[int],
-        frames: Sequence[Sequence[np.ndarray]],
-        seconds: Sequence[float],
-        grid: tuple[int, int],
-    ) -> list[bool]:
-        """One step of streams of one grid (see `Runner.see`); more than `FRAME_BATCHES` go in several."""
+    def open(self, slot: int) -> None:
+        """See `Backend.open`."""
+        self.read([slot], [[self.config.vision_start_token_id]])
+        self.state.begin(torch.tensor([slot], device="cuda"))
+
+    def encode(self, pictures: Pictures, grid: Grid) -> Pictures:
+        """See `Backend.encode`: the pictures as they are, since the vision tower is in the graph of the step."""
+        return pictures
+
+    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> list[bool]:
+        """See `Backend.ingest`; more than `FRAME_BATCHES` streams go in several steps."""
+        assert not isinstance(encoding, Tensor)
         finite: list[bool] = []
         for first in range(0, len(slots), FRAME_BATCHES):
             part = slice(first, first + FRAME_BATCHES)
             batch = len(slots[part])
             step = self.frame_step(batch, grid)
             pixels = self.pixels[(batch, *grid)]
-            for row, pictures in zip(pixels, frames[part], strict=True):
+            for row, pictures in zip(pixels, encoding[part], strict=True):
                 for i in range(len(row)):
                     row[i] = fit(self.config, pictures[min(i, len(pictures) - 1)], grid, "cuda")
             times = torch.tensor(seconds[part], dtype=torch.float64).view(torch.int64)
@@ -119,10 +115,7 @@ class Graphs:
         return finite
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Reads a list of tokens into each slot.
-
-        Returns the likeliest next tokens int64 [batch] and the logits float32 [batch, vocabulary]. Both are overwritten by the next call.
-        """
+        """See `Backend.read`; one slot may be given more tokens than a step holds."""
         longest = max(len(part) for part in tokens)
         room = self.config.step_tokens
         if longest > room:

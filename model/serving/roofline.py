@@ -249,7 +249,7 @@ class Bench:
             chosen = list(range(first, min(first + 8, slots)))
             frames = frames_like(len(chosen), self.config)
             for i in range(wrap):
-                fine = self.graphs.see(chosen, frames, [0.04 * i] * len(chosen), (SIDE, SIDE))
+                fine = self.graphs.ingest(chosen, frames, [0.04 * i] * len(chosen), (SIDE, SIDE))
             assert all(fine), "a state is not finite"
 
     def frame(self, batch: int, table: Table, name: str = "") -> float:
@@ -267,10 +267,10 @@ class Bench:
         """A step as the runner calls it: upload, resize, replay, result."""
         frames = frames_like(batch, self.config, side)
         chosen = list(range(batch))
-        self.graphs.see(chosen, frames, [10.0] * batch, (SIDE, SIDE))
+        self.graphs.ingest(chosen, frames, [10.0] * batch, (SIDE, SIDE))
         began = time.perf_counter()
         for _ in range(10):
-            self.graphs.see(chosen, frames, [10.0] * batch, (SIDE, SIDE))
+            self.graphs.ingest(chosen, frames, [10.0] * batch, (SIDE, SIDE))
         ms = (time.perf_counter() - began) * 100
         table.add(
             f"see() from the host, {side}², {self.tag} batch {batch}", ms, note=f"{batch / ms * 1e3:.0f} frames/s"

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.config import PRESETS, AttentionPolicy, ConfigError
 from model.families.infinitevl import InfiniteVL
-from model.preprocess import choose_grid, patchify
+from model.preprocess import choose_grid
+from model.serving.backends import POWERS, Backend, Eager, Encoding, Grid, Pictures, Traced
 from model.serving.capacity import capacity
 from model.serving.random_weights import random_config, random_model, random_vocabulary
 from model.serving.sampling import Sampling, draw
-from model.serving.traced import DECODE_BATCH, TRACEABLE, TracedInfiniteVL
+from model.serving.traced import TRACEABLE
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from model.serving.cuda_graphs import Graphs
 
 NANO = Path(__file__).parent.parent / "nano"
 """The embedded default: a checkpoint folder like any other."""
 
 
-Encoded = dict[tuple[int, int], Tensor]
-"""By grid, what the vision tower made of a step's pictures, [streams, tokens, hidden]."""
-
-
-POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+Encoded = dict[Grid, Encoding]
+"""A step's pictures by their streams' grid, as `encode` leaves them to `see`."""
+DECODE_SIZES = (3, *POWERS)
+"""Answers that speak at once whose step is worth a try: between 4 and 8 costs hardly differ."""
 
 
 class Sizes(NamedTuple):
@@ -65,19 +62,12 @@ class Runner:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
         self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot
-        fast, served = None, self.device.type == "cuda"
-        if served:
-            from model.serving.cuda_graphs import Graphs
-            from model.serving.fused import FastInfiniteVL
-
-            fast = FastInfiniteVL(model, "fp8" if fp8 else "model")
-            torch.cuda.empty_cache()
+        serve, spare = prepare(model, fp8)
         if (found := capacity(self.device, self.state_bytes)) is not None:
             found.check(slots)
-        self.state = StreamState.allocate(model.config, slots + served, self.device, self.dtype)
-        self.graphs: Graphs | None = Graphs(fast, self.state) if fast is not None else None
-        self.steps = TracedInfiniteVL(model) if TRACEABLE and not served else model
-        self.grids: dict[int, tuple[int, int]] = {}
+        self.state = StreamState.allocate(model.config, slots + spare, self.device, self.dtype)
+        self.backend = serve(self.state)
+        self.grids: dict[int, Grid] = {}
         self.generators: dict[int, torch.Generator | None] = {}
 
     @property
@@ -102,60 +92,45 @@ class Runner:
 
     def release(self) -> None:
         """Gives the memory back; what stays are the facts about the model."""
-        del self.model, self.state, self.graphs, self.steps
+        del self.model, self.state, self.backend
 
     @torch.inference_mode()
     def open(self, slot: int, height: int, width: int) -> None:
         """Begins a stream in `slot`, whose frames' grid is chosen from a picture of `height` × `width` pixels and stays."""
         self.state.reset(slot)
         self.grids[slot] = choose_grid(self.config, height, width)
-        if self.graphs is None:
-            self.model.open(self.state, self.index([slot]))
-        else:
-            self.graphs.read([slot], [[self.config.vision_start_token_id]])
-            self.state.begin(self.index([slot]))
+        self.backend.open(slot)
 
     @property
     def encodes_ahead(self) -> bool:
-        """Whether `encode` leaves anything for `see` to do: on a GPU both are one graph."""
-        return self.graphs is None
+        """Whether `encode` does any of `see`'s work, so that it is worth a thread: on a GPU both are one graph."""
+        return self.backend.encodes
 
     def sizes(self, streams: int, answers: int) -> Sizes:
-        """What sizes of step are worth a try before the first frame, with so many slots for streams and answers.
-
-        A graph serves one size; without one the sizes between are as those beside them.
-        """
-        frames = range(min(streams, self.largest_batch), 0, -1)
+        """What sizes of step are worth a try before the first frame, with so many slots for streams and answers."""
         return Sizes(
-            frames=tuple(n for n in frames if self.graphs is not None or n in POWERS),
+            frames=tuple(n for n in range(min(streams, self.largest_batch), 0, -1) if n in self.backend.frame_sizes),
             question=(256, 128, 64, 32, 16),
-            decode=tuple(n for n in range(answers, 0, -1) if n < DECODE_BATCH or n in POWERS),
+            decode=tuple(n for n in range(answers, 0, -1) if n in DECODE_SIZES),
         )
 
-    def by_grid(self, slots: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    def by_grid(self, slots: Sequence[int]) -> dict[Grid, list[int]]:
         """Which of `slots`, by their places in it, hold streams of one grid."""
-        batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+        batches: dict[Grid, list[int]] = defaultdict(list)
         for i, slot in enumerate(slots):
             batches[self.grids[slot]].append(i)
         return batches
 
     @torch.inference_mode()
-    def encode(self, slots: Sequence[int], frames: Sequence[Sequence[np.ndarray]]) -> Encoded:
-        """What the vision tower makes of the pictures of `see`. It touches no state, so that any thread may call it."""
+    def encode(self, slots: Sequence[int], frames: Pictures) -> Encoded:
+        """What of `see` needs no state: the vision tower's part. It touches no slot, so that any thread may call it."""
         return {
-            grid: self.steps.encode(
-                torch.stack([patchify(self.config, frames[i], grid) for i in rows]).to(self.device, self.dtype), grid
-            )
-            for grid, rows in self.by_grid(slots).items()
+            grid: self.backend.encode([frames[i] for i in rows], grid) for grid, rows in self.by_grid(slots).items()
         }
 
     @torch.inference_mode()
     def see(
-        self,
-        slots: Sequence[int],
-        frames: Sequence[Sequence[np.ndarray]],
-        seconds: Sequence[float],
-        encoded: Encoded | None = None,
+        self, slots: Sequence[int], frames: Pictures, seconds: Sequence[float], encoded: Encoded | None = None
     ) -> list[bool]:
         """One step of a batch of streams: `frames[i]` holds 1 to `frames_per_step` uint8 H×W×3 pictures of `slots[i]`.
 
@@ -164,32 +139,17 @@ class Runner:
         not, the slot must be opened again.
         """
         finite = [True] * len(slots)
-        if self.graphs is None and encoded is None:
+        if encoded is None:
             encoded = self.encode(slots, frames)
         for grid, rows in self.by_grid(slots).items():
-            chosen, times = [slots[i] for i in rows], [seconds[i] for i in rows]
-            if self.graphs is not None:
-                told = self.graphs.see(chosen, [frames[i] for i in rows], times, grid)
-            else:
-                assert encoded is not None
-                told = self.ingest(chosen, encoded[grid], times, grid)
+            told = self.backend.ingest([slots[i] for i in rows], encoded[grid], [seconds[i] for i in rows], grid)
             for i, fine in zip(rows, told, strict=True):
                 finite[i] = fine
         return finite
 
-    def ingest(self, slots: Sequence[int], x: Tensor, seconds: Sequence[float], grid: tuple[int, int]) -> list[bool]:
-        """`see` for streams of one grid whose pictures have been encoded."""
-        times, index = torch.tensor(seconds, dtype=torch.float64, device=self.device), self.index(slots)
-        self.steps.ingest(x, grid, times, self.state, index)
-        finite: list[bool] = self.state.finite(index).tolist()
-        return finite
-
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Reads equally many tokens into each slot; returns the likeliest next ones int64 [batch], and all logits."""
-        if self.graphs is not None:
-            return self.graphs.read(slots, tokens)
-        logits = self.steps.read(torch.tensor(tokens, device=self.device), self.state, self.index(slots))
-        return logits.argmax(-1), logits
+        return self.backend.read(slots, tokens)
 
     @torch.inference_mode()
     def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling = Sampling()) -> int:  # noqa: B008
@@ -236,9 +196,20 @@ class Runner:
         height, width = snapshot["grid"].tolist()
         self.grids[slot] = height, width
 
-    def index(self, slots: Sequence[int]) -> Tensor:
-        """Slots as an int64 tensor on the device."""
-        return torch.tensor(slots, device=self.device)
+
+def prepare(model: InfiniteVL, fp8: bool = False) -> tuple[Callable[[StreamState], Backend], int]:
+    """Puts the weights into the form in which their device serves them fastest.
+
+    Returns what makes the backend over a pool, and the slots that the pool must have beyond those in use.
+    """
+    if model.model.embed_tokens.weight.device.type != "cuda":
+        return partial(Traced if TRACEABLE else Eager, model), 0
+    from model.serving.cuda_graphs import Graphs
+    from model.serving.fused import FastInfiniteVL
+
+    fast = FastInfiniteVL(model, "fp8" if fp8 else "model")
+    torch.cuda.empty_cache()
+    return partial(Graphs, fast), 1
 
 
 def load_runner(

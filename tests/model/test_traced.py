@@ -180,7 +180,7 @@ def test_a_runner_without_traces_says_the_same(monkeypatch: pytest.MonkeyPatch) 
     traced = Runner("small", build(CONFIG), tokenizer, 2, trained=False)
     monkeypatch.setattr("model.serving.runner.TRACEABLE", False)
     plain = Runner("small", build(CONFIG), tokenizer, 2, trained=False)
-    assert isinstance(traced.steps, TracedInfiniteVL) and plain.steps is plain.model
+    assert isinstance(traced.backend.steps, TracedInfiniteVL) and plain.backend.steps is plain.model
     said = []
     for runner in (traced, plain):
         runner.open(0, 90, 160)

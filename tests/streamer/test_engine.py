@@ -97,7 +97,7 @@ def test_what_is_served_was_traced_in_the_warm_up(monkeypatch: pytest.MonkeyPatc
     """A trace made between two frames would hold these up for a fifth of a second."""
     monkeypatch.setattr("model.serving.traced.TRACES", {})
     bench = Bench()
-    steps = bench.engine.runner.steps
+    steps = bench.engine.runner.backend.steps
     assert isinstance(steps, TracedInfiniteVL)
     made = set(steps.traces)
     bench.add("left")

@@ -1,0 +1,100 @@
+"""What takes a runner's steps, behind one protocol: the model itself, its traces, or (`cuda_graphs`) a graph a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.families.infinitevl import InfiniteVL
+from model.preprocess import patchify
+from model.serving.traced import TracedInfiniteVL
+from model.state import StreamState
+
+Grid = tuple[int, int]
+"""Height and width in patches."""
+Pictures = Sequence[Sequence[np.ndarray]]
+"""By stream, the pictures of one step: 1 to `frames_per_step`, uint8 [height, width, 3]."""
+Encoding = Tensor | Pictures
+"""Pictures of one grid as `encode` leaves them to `ingest`."""
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Backend(Protocol):
+    """The steps of one model over one pool of slots. `slots` are distinct, of the pool, and opened before.
+
+    `encodes` says whether `encode` does any of a step's work; `frame_sizes` are the numbers of streams whose step has a
+    cost of its own, the sizes between are as those beside them.
+    """
+
+    encodes: bool
+    frame_sizes: Sequence[int]
+
+    def open(self, slot: int) -> None:
+        """Begins a stream in an empty slot."""
+        ...
+
+    def encode(self, pictures: Pictures, grid: Grid) -> Encoding:
+        """What needs no state of a step of streams of one grid; any thread may call it."""
+        ...
+
+    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> list[bool]:
+        """Takes encoded pictures into `slots` at `seconds` of stream time; tells of each whether its state is finite."""
+        ...
+
+    def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Reads equally many tokens into each slot.
+
+        Returns the likeliest next tokens int64 [batch] and the logits float32 [batch, vocabulary]; the next call may
+        overwrite both.
+        """
+        ...
+
+
+class Eager:
+    """The model, operation by operation."""
+
+    encodes = True
+    frame_sizes: Sequence[int] = POWERS
+
+    def __init__(self, model: InfiniteVL, state: StreamState) -> None:
+        self.model, self.state, self.config = model, state, model.config
+        self.steps: InfiniteVL | TracedInfiniteVL = model
+
+    def index(self, slots: Sequence[int]) -> Tensor:
+        return torch.tensor(slots, device=self.state.length.device)
+
+    def open(self, slot: int) -> None:
+        """See `Backend.open`."""
+        self.model.open(self.state, self.index([slot]))
+
+    def encode(self, pictures: Pictures, grid: Grid) -> Tensor:
+        """See `Backend.encode`: through the vision tower, to [streams, tokens, hidden]."""
+        patches = torch.stack([patchify(self.config, each, grid) for each in pictures])
+        return self.steps.encode(patches.to(self.state.length.device, self.state.dtype), grid)
+
+    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> list[bool]:
+        """See `Backend.ingest`."""
+        assert isinstance(encoding, Tensor)
+        index = self.index(slots)
+        times = torch.tensor(seconds, dtype=torch.float64, device=index.device)
+        self.steps.ingest(encoding, grid, times, self.state, index)
+        finite: list[bool] = self.state.finite(index).tolist()
+        return finite
+
+    def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """See `Backend.read`."""
+        index = self.index(slots)
+        logits = self.steps.read(torch.tensor(tokens, device=index.device), self.state, index)
+        return logits.argmax(-1), logits
+
+
+class Traced(Eager):
+    """The model through traces: see `model.serving.traced`."""
+
+    def __init__(self, model: InfiniteVL, state: StreamState) -> None:
+        super().__init__(model, state)
+        self.steps = TracedInfiniteVL(model)
