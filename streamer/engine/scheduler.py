@@ -20,7 +20,11 @@ from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Pref
 MOST_WAITING = 8
 """Frames of one stream that may ever wait here."""
 LONE_PERIODS = 1.5
-"""Frame periods after which a frame whose partner does not come is seen alone."""
+"""Periods of a stream's rhythm after which a frame whose partner does not come is seen alone, where its deadline leaves so long."""
+RHYTHM = 5
+"""Frames whose distances' median is a stream's rhythm: what is usual now, whatever pauses lie between."""
+SILENCE = 2.5
+"""Periods of its rhythm without a frame after which the next is news, and seen at once."""
 FULL = 0.97
 """The share of the device's time that frame rates are planned to fill."""
 REPLAN = 0.25
@@ -60,10 +64,17 @@ class _Stream(Generic[F]):
     terms: Terms
     period: float
     waiting: deque[F] = field(default_factory=deque)
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=RHYTHM))
+    sudden: bool = False
     captured: float | None = None
     arrived: float = float("-inf")
     share: float = 1.0
     due: float = float("-inf")
+
+    @property
+    def rhythm(self) -> float:
+        """Seconds from one frame to the next, as is usual now."""
+        return sorted(self.gaps)[len(self.gaps) // 2] if self.gaps else self.period
 
 
 @dataclass
@@ -86,7 +97,7 @@ class Scheduler(Generic[F]):
         self._answers: dict[str, _Answer] = {}
         self._drops: Counter[tuple[str, str]] = Counter()
         self._planned = float("-inf")
-        self._short = False
+        self._short = self._crowded = False
         self._slack = SLACK
         self._begun = float("inf")
         self._answered_last = False
@@ -115,8 +126,11 @@ class Scheduler(Generic[F]):
     def offer(self, name: str, frame: F, now: float) -> None:
         """A frame has come. A live stream that is full loses its oldest one."""
         stream = self._streams[name]
-        if stream.captured is not None and 0 < (apart := frame.captured - stream.captured) < LONGEST_PERIOD:
-            stream.period += 0.1 * (apart - stream.period)
+        if stream.captured is not None and (apart := frame.captured - stream.captured) > 0:
+            stream.sudden = apart > SILENCE * stream.rhythm
+            stream.gaps.append(apart)
+            if apart < LONGEST_PERIOD:
+                stream.period += 0.1 * (apart - stream.period)
         stream.captured, stream.arrived = frame.captured, now
         stream.waiting.append(frame)
         if not stream.terms.every and len(stream.waiting) > self._most(stream):
@@ -208,8 +222,31 @@ class Scheduler(Generic[F]):
         if not stream.waiting:
             return float("inf")
         due = stream.due if stream.share < 1 else float("-inf")
-        complete = len(stream.waiting) >= self.frames_per_step
-        return due if complete else max(due, stream.arrived + LONE_PERIODS * stream.period)
+        complete = len(stream.waiting) >= self.frames_per_step or len(stream.waiting) >= self._usual(stream)
+        return due if complete else max(due, self._hopes(stream))
+
+    def _hopes(self, stream: _Stream[F]) -> float:
+        """Until when what waits of a stream waits for another frame to share its step.
+
+        Not at all where what waits is news: it came after a silence, such as the first that a change gate lets through. Never
+        longer than the deadline leaves.
+        """
+        alone = LONE_PERIODS * stream.rhythm
+        if stream.terms.every:
+            return stream.arrived + min(alone, stream.terms.deadline)
+        if stream.sudden:
+            return float("-inf")
+        takes = self._reserve(1) + self._beyond(1)
+        return min(stream.arrived + alone, stream.waiting[0].captured + stream.terms.deadline - takes)
+
+    def _usual(self, stream: _Stream[F]) -> int:
+        """Frames that a step usually takes of a stream: one where they come too far apart for two to be in time together.
+
+        Unless the device has no time for that: then two share a step that is late for the older of them.
+        """
+        takes = MARGIN * self.frame_costs.estimate(1) + self._beyond(1)
+        apart = not stream.terms.every and stream.rhythm > stream.terms.deadline - takes
+        return 1 if apart and not self._crowded else self.frames_per_step
 
     def _see(self, live: list[str], ready: list[str], batch: int, now: float) -> FrameStep[F]:
         def latest(name: str) -> float:
@@ -243,7 +280,7 @@ class Scheduler(Generic[F]):
         """Seconds within which the frame that a stream of lowered rate shows next must be in its state."""
         if stream.terms.every:
             return float("inf")
-        shown = stream.waiting[-min(len(stream.waiting), self.frames_per_step)]
+        shown = stream.waiting[-min(len(stream.waiting), self._usual(stream))]
         return shown.captured + stream.terms.deadline - self._beyond(1) - now
 
     def _take(self, name: str, now: float, end: float) -> tuple[F, ...]:
@@ -253,15 +290,15 @@ class Scheduler(Generic[F]):
         shrink by what others take.
         """
         stream, n = self._streams[name], self.frames_per_step
-        lowered = stream.share < 1
-        while len(stream.waiting) > n and not stream.terms.every:
+        lowered, usual = stream.share < 1, self._usual(stream)
+        while len(stream.waiting) > usual and not stream.terms.every:
             if not lowered and end <= stream.waiting[0].captured + stream.terms.deadline:
                 break
             stream.waiting.popleft()
             self._drops[name, "rate" if lowered else "stale"] += 1
         taken = tuple(stream.waiting.popleft() for _ in range(min(n, len(stream.waiting))))
         if lowered:
-            stream.due = max(stream.due + n * stream.period / stream.share, now)
+            stream.due = max(stream.due + usual * stream.period / stream.share, now)
         return taken
 
     def _speaking(self) -> dict[str, _Answer]:
@@ -326,11 +363,15 @@ class Scheduler(Generic[F]):
         """Seconds that a step takes beyond its cost."""
         return self.whole_costs.estimate(batch) - self.frame_costs.estimate(batch)
 
+    def _reserve(self, batch: int) -> float:
+        """Seconds of cost that are left to a step, where it must end in time."""
+        return max(MARGIN * self.frame_costs.estimate(batch), self.frame_costs.worst(batch))
+
     def _spare(self, now: float) -> float:
         """Seconds until the device must turn to frames for them to be in time."""
         live = self._live(now)
         batch = min(len(live), self.largest_batch)
-        cost = max(MARGIN * self.frame_costs.estimate(batch), self.frame_costs.worst(batch))
+        cost = self._reserve(batch)
         spare = self._begun - cost - now
         cost += self._beyond(batch)
         for stream in live:
@@ -359,7 +400,7 @@ class Scheduler(Generic[F]):
         """
         if now < self._planned + REPLAN:
             return
-        self._planned, self._short, self._slack = now, False, SLACK
+        self._planned, self._short, self._crowded, self._slack = now, False, False, SLACK
         for stream in self._streams.values():
             stream.share = 1.0
         live = self._live(now)
@@ -370,6 +411,8 @@ class Scheduler(Generic[F]):
         token = self.decode_costs.estimate(speaking) if speaking else 0.0
         self._slack = min(SLACK, max(1.0, (FULL - token * self.pace.ceiling) / load)) if load else SLACK
         room = FULL - token * self.pace.floor
+        steps = (1 / self._usual(stream) / max(stream.period, stream.rhythm) for stream in live)
+        self._crowded = each * self.frames_per_step * sum(steps) > room
         if load <= room:
             return
         self._short = True

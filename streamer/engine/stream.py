@@ -24,10 +24,10 @@ class StreamStatus:
     `state` is the source's: connecting, live, stalled, waiting, ended; `frozen` if its picture does not change. `frames_in`
     counts what was decoded, all of which was seen, waits, or is counted here: `drops` are frames that the model never saw,
     by reason; apart from them, `frames_thinned` are those that `fps` left out and `frames_unchanged` those that showed
-    nothing new. `frames_damaged` counts what could not be decoded. `lag_s` is the age of the newest frame when it came into
-    the state. `share` is the part of its frame rate that the device has room for.
-    `generation` counts how often the stream's memory was begun, `reconnects` how often its source was opened again, and
-    `gap_s` is the source's last interruption.
+    nothing new. `frames_damaged` counts what could not be decoded. `lag_s` is what the newest step took from the capture of
+    its oldest frame to the state; `newest_frame_age_s` is how old the newest frame in the state is now. `share` is the part
+    of its frame rate that the device has room for. `generation` counts how often the stream's memory was begun, `reconnects`
+    how often its source was opened again, and `gap_s` is the source's last interruption.
     """
 
     name: str
@@ -71,7 +71,10 @@ class Stream:
         self.share = 1.0
         self.drops: Counter[str] = Counter()
         self.newest: Frame | None = None
+        self.lag: float | None = None
+        """Seconds that the oldest frame of the newest step took from capture to state."""
         self.ages: deque[float] = deque(maxlen=4096)
+        """The same of every frame."""
         self._began = time.monotonic()
         self._steps: deque[tuple[float, int]] = deque(maxlen=1024)
         self._missed = 0
@@ -117,7 +120,7 @@ class Stream:
     def saw(self, frames: tuple[Frame, ...], now: float) -> None:
         """These frames are in the state now."""
         self.frames_seen += len(frames)
-        self.newest = frames[-1]
+        self.newest, self.lag = frames[-1], now - min(frame.captured for frame in frames)
         self.ages.extend(now - frame.captured for frame in frames)
         self._steps.append((now, len(frames)))
 
@@ -138,7 +141,7 @@ class Stream:
             frames_unchanged=source.unchanged,
             frames_damaged=source.damaged,
             drops=dict(self.drops),
-            lag_s=self.ages[-1] if self.ages else None,
+            lag_s=self.lag,
             newest_frame_age_s=None if newest is None else now - newest.captured,
             uptime_s=now - self._began,
             width=source.width,

@@ -115,7 +115,7 @@ def _streams(out: list[str], assistant: Assistant) -> None:
     _gauge(out, "streamer_fps_in", "Frames a second that arrive.", [(n, s.fps_in) for n, s in streams])
     _gauge(out, "streamer_fps_seen", "Frames a second that are seen.", [(n, s.fps_seen) for n, s in streams])
     lags = [(n, s.lag_s) for n, s in streams if s.lag_s is not None]
-    _gauge(out, "streamer_frame_lag_seconds", "From capture to state, newest frame.", lags)
+    _gauge(out, "streamer_frame_lag_seconds", "From capture to state, oldest frame of the newest step.", lags)
     ages = [(n, s.newest_frame_age_s) for n, s in streams if s.newest_frame_age_s is not None]
     _gauge(out, "streamer_newest_frame_age_seconds", "Age of the newest frame in the state.", ages)
     states = [({**n, "state": state}, str(s.state) == state) for n, s in streams for state in SOURCE_STATES]

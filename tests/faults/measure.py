@@ -107,7 +107,7 @@ def decoding(folder: Path, seconds: float) -> None:
 
 
 async def aged(url: str, seconds: float, **options: object) -> None:
-    """How old the newest frame was each time when it came into the nano's state."""
+    """How old the oldest frame of a step was each time when it came into the nano's state."""
     configured = {"streams": [{"name": "door", "source": url, **options}], "model": {"threads": 1}}
     async with Assistant(parse_config(configured)) as assistant:
         ages = []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from capture import Frame
 from model import Sampling
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
 from streamer.engine.scheduler import _Answer
@@ -232,6 +233,15 @@ def test_a_stream_that_is_reset_while_its_pictures_are_looked_at_begins_with_the
     bench.until(lambda: bench.streams["left"].frames_seen == 4)
     assert bench.streams["left"].generation == 2 and len(bench.resets) == 1
     assert all(torch.isfinite(value).all() for value in state(bench, "left").values() if value.is_floating_point())
+
+
+def test_the_lag_is_that_of_the_oldest_frame_of_a_step() -> None:
+    stream = Bench().add("left")
+    stream.saw((Frame(picture(0), 10.0, 0.0, 0, "fed:"), Frame(picture(1), 15.0, 5.0, 1, "fed:")), 15.2)
+    status = stream.status(16.0)
+    assert status.lag_s == pytest.approx(5.2) and status.newest_frame_age_s == pytest.approx(1.0)
+    assert list(stream.ages) == pytest.approx([5.2, 0.2])
+    stream.taken = 2
 
 
 def test_slots_come_back() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamer.engine.costs import Costs
 from streamer.engine.decisions import Decode, FrameStep, Idle, Prefill
-from streamer.engine.scheduler import MOST_WAITING, Pace, Scheduler, Terms
+from streamer.engine.scheduler import MARGIN, MOST_WAITING, Pace, Scheduler, Terms
 
 from .world import Picture, World
 
@@ -99,7 +99,7 @@ def test_the_period_is_learnt_from_the_frames() -> None:
     world = World(frames_per_step=2)
     world.camera("slow", 2, 60)
     world.scheduler.remove_stream("slow")
-    world.scheduler.add_stream("slow", Terms(), frames_per_second=25)
+    world.scheduler.add_stream("slow", Terms(deadline=1), frames_per_second=25)
     world.run(61)
     sizes = [
         len(frames)
@@ -108,6 +108,83 @@ def test_the_period_is_learnt_from_the_frames() -> None:
         for _, frames in step.frames
     ]
     assert set(sizes) == {2}
+
+
+@pytest.mark.parametrize(
+    ("rate", "deadline"),
+    [
+        *(
+            (rate, 0.08) for rate in (0.01, 0.2, 1, 5, 10, 15)
+        ),  # faster, alone as this asks for, is more than the device holds
+        *((rate, 0.2) for rate in (0.01, 0.05, 0.2, 0.5, 1, 2, 4, 5, 6, 7, 8, 10, 12.5, 15, 20, 25, 30, 35)),
+        *((rate, 1.0) for rate in (0.01, 0.2, 1, 2, 5, 15, 25, 35)),
+    ],
+)
+@pytest.mark.parametrize("jitter", [0.0, 0.02])
+def test_at_any_rate_an_idle_device_sees_frames_within_their_deadline(
+    rate: float, jitter: float, deadline: float
+) -> None:
+    """Whether they are seen alone or with a partner, the first ones included; with a partner wherever there is time for it."""
+    world, until = World(frames=nano, frames_per_step=2), max(20, 12 / rate)
+    world.camera("door", rate, until, deadline=deadline, jitter=min(jitter, 0.5 / rate))
+    world.scheduler.remove_stream("door")
+    world.scheduler.add_stream("door", Terms(deadline), frames_per_second=25)
+    world.run(until + 1)
+    world.check_accounts()
+    lags = sorted(end - frame.captured for end, frame in world.seen["door"])
+    assert lags[int(0.99 * len(lags))] <= deadline
+    assert not world.drops and max(lags) <= deadline
+    steps = [
+        frames for when, step in world.steps if when > 5 and isinstance(step, FrameStep) for _, frames in step.frames
+    ]
+    if not jitter:
+        assert {len(frames) for frames in steps[:-1]} == {1 + (1 / rate < deadline - MARGIN * nano(1))}
+
+
+@pytest.mark.parametrize("burst", [1, 2, 3, 4])
+@pytest.mark.parametrize("pause", [0.3, 1, 3, 15, 120])
+@pytest.mark.parametrize("rate", [5, 12, 25])
+def test_what_comes_in_bursts_is_seen_within_its_deadline(burst: int, pause: float, rate: int) -> None:
+    """So comes what a change gate lets through. The first after a pause is news, and waits for nobody."""
+    world, chance = World(frames=nano, frames_per_step=2), Random(burst)
+    world.scheduler.add_stream("gate", Terms(), frames_per_second=25)
+    when, firsts, number = 0.0, [], 0
+    for _ in range(40):
+        when += pause * (0.8 + 0.4 * chance.random())
+        firsts.append(number)
+        for _ in range(burst):
+            world.at(when, lambda number=number: world.offer("gate", number))  # type: ignore[misc]
+            when, number = when + 1 / rate, number + 1
+    world.run(when + 1)
+    world.check_accounts()
+    assert not world.drops and max(world.lags("gate")) <= 0.2
+    ages = {frame.sequence: end - frame.captured for end, frame in world.seen["gate"]}
+    if pause > 3 / rate and burst < 3:
+        assert max(ages[first] for first in firsts[3:]) <= nano(1) + 1e-9
+
+
+def test_a_burst_that_goes_on_is_seen_in_pairs() -> None:
+    """After eight seconds without a change, motion: one step for the first frame, and half a step each for the rest."""
+    world = World(frames=nano, frames_per_step=2)
+    world.scheduler.add_stream("gate", Terms(), frames_per_second=25)
+    for i in range(20):
+        world.at(8.0 * i, lambda i=i: world.offer("gate", i))  # type: ignore[misc]
+    for i in range(100):
+        world.at(160 + 0.04 * i, lambda i=i: world.offer("gate", 20 + i))  # type: ignore[misc]
+    world.run(170)
+    sizes = [len(step.frames[0][1]) for when, step in world.steps if when >= 160 and isinstance(step, FrameStep)]
+    assert sizes[0] == 1 and sizes.count(1) <= 6
+    assert not world.drops and max(world.lags("gate")) <= 0.2
+
+
+def test_where_slow_cameras_alone_are_too_many_they_come_to_share_steps() -> None:
+    """Ten at 2.5 frames a second take 1.3 times what the device has if each frame has a step; none is lost, and none waits for long."""
+    world = World(frames=nano, frames_per_step=2)
+    for i in range(10):
+        world.camera(f"cam{i}", 2.5, 60, start=0.037 * i)
+    world.run(61)
+    assert not world.drops
+    assert max(lag for i in range(10) for lag in world.lags(f"cam{i}")) <= 0.6
 
 
 def test_answers_fill_what_is_left_and_cost_no_frame() -> None:
