@@ -75,14 +75,6 @@ class DecoderConfig:
     def linear_value_dim(self) -> int:
         return int(self.linear_head_dim * self.expand_v)
 
-    @property
-    def attention_layers(self) -> tuple[int, ...]:
-        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "attention")
-
-    @property
-    def delta_layers(self) -> tuple[int, ...]:
-        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "delta_net")
-
 
 @dataclass(frozen=True)
 class AttentionPolicy:

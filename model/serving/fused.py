@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +17,7 @@ from model.families.infinitevl import InfiniteVL
 from model.layers.attention import Attention
 from model.layers.decoder import DecoderLayer
 from model.layers.delta_net import GatedDeltaNet
+from model.layers.mixer import Mixer
 from model.layers.vision import MLP, VisionBlock, plan_grid
 from model.ops.kernels.activation import Activation
 from model.ops.kernels.attention import attend
@@ -50,14 +54,28 @@ class FastMLP:
         return self.outward(swiglu(self.inward(x), self.outward.fp8))
 
 
+class FastMixer(Protocol):
+    """A `Mixer` as kernels, which take the state where it stands."""
+
+    inward: Matrix
+    outward: Matrix
+
+    def __call__(self, x: Activation, span: Span, state: StreamState, outputs: bool) -> Tensor | None:
+        """Takes `x` [batch * n, hidden], the tokens of `span`, as `inward` wants it; without `outputs` it may return None."""
+        ...
+
+
 class FastAttention:
+    """`Attention`."""
+
     def __init__(self, layer: Attention, config: InfiniteVLConfig, precision: Precision) -> None:
         assert layer.inward.weight is not None
-        self.config = config
+        self.layer, self.config = layer.layer, config
         self.inward = Matrix(layer.inward.weight, layer.inward.bias, precision)
         self.outward = Matrix(layer.o_proj.weight, None, precision)
 
-    def __call__(self, x: Activation, span: Span, keys: Tensor, values: Tensor) -> Tensor:
+    def __call__(self, x: Activation, span: Span, state: StreamState, outputs: bool) -> Tensor:
+        """See `FastMixer`."""
         batch = len(span.slots)
         joint = self.inward(x).unflatten(0, (batch, -1))
         heads = self.config.decoder.num_attention_heads
@@ -68,8 +86,8 @@ class FastAttention:
             span.slots,
             span.starts,
             span.counts,
-            keys,
-            values,
+            state.of(self.layer, "keys"),
+            state.of(self.layer, "values"),
             heads,
             self.config.policy,
         )
@@ -77,22 +95,26 @@ class FastAttention:
 
 
 class FastDeltaNet:
-    def __init__(self, layer: GatedDeltaNet, precision: Precision) -> None:
+    """`GatedDeltaNet`."""
+
+    def __init__(self, layer: GatedDeltaNet, config: InfiniteVLConfig, precision: Precision) -> None:
         assert layer.inward.weight is not None and layer.filters is not None
+        self.layer = layer.layer
         self.heads, self.key, self.value = layer.heads, layer.key, layer.value
         self.filters, self.a_log, self.dt_bias = layer.filters, layer.A_log, layer.dt_bias
         self.norm, self.eps = layer.o_norm.weight, layer.o_norm.eps
         self.inward = Matrix(layer.inward.weight, None, precision)
         self.outward = Matrix(layer.o_proj.weight, None, precision)
 
-    def __call__(self, x: Activation, span: Span, inputs: Tensor, state: Tensor, outputs: bool) -> Tensor | None:
+    def __call__(self, x: Activation, span: Span, state: StreamState, outputs: bool) -> Tensor | None:
+        """See `FastMixer`."""
         batch, values = len(span.slots), self.heads * self.value
         joint = self.inward(x)
         mixed, decay, beta = mix(
-            joint.unflatten(0, (batch, -1)), inputs, self.filters, self.a_log, self.dt_bias, span.slots, span.counts,
-            self.key, values,
+            joint.unflatten(0, (batch, -1)), state.of(self.layer, "inputs"), self.filters, self.a_log, self.dt_bias,
+            span.slots, span.counts, self.key, values,
         )  # fmt: skip
-        out = delta_rule(mixed, decay, beta, span.slots, state, self.heads, self.value)
+        out = delta_rule(mixed, decay, beta, span.slots, state.of(self.layer, "delta"), self.heads, self.value)
         if not outputs:
             return None
         channels = self.filters.shape[0]
@@ -100,16 +122,16 @@ class FastDeltaNet:
         return self.outward(gated_norm(out.flatten(0, 1), gate, self.norm, self.eps, self.outward.fp8))
 
 
+FAST: dict[type[Mixer], Callable[..., FastMixer]] = {Attention: FastAttention, GatedDeltaNet: FastDeltaNet}
+"""What serves each kind of layer on a GPU."""
+
+
 class FastLayer:
+    """`DecoderLayer`."""
+
     def __init__(self, layer: DecoderLayer, config: InfiniteVLConfig, precision: Precision) -> None:
-        mixer = layer.self_attn
         self.norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.mixer: FastAttention | FastDeltaNet
-        if isinstance(mixer, Attention):
-            self.mixer = FastAttention(mixer, config, precision)
-        else:
-            assert isinstance(mixer, GatedDeltaNet)
-            self.mixer = FastDeltaNet(mixer, precision)
+        self.mixer: FastMixer = FAST[type(layer.self_attn)](layer.self_attn, config, precision)
         self.mlp = FastMLP(layer.mlp, precision)
 
 
@@ -133,10 +155,6 @@ class FastInfiniteVL:
         self.blocks = [FastVisionBlock(block, precision) for block in blocks]
         tied = model.config.decoder.tie_word_embeddings
         self.head = Matrix(model.model.embed_tokens.weight if tied else model.lm_head.weight, None, precision)
-        config = model.config.decoder
-        self.rows = {
-            layer: i for kind in (config.attention_layers, config.delta_layers) for i, layer in enumerate(kind)
-        }
 
     def see(self, patches: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
         """As `InfiniteVL.see`."""
@@ -195,12 +213,8 @@ class FastInfiniteVL:
         eps, final = self.config.decoder.rms_norm_eps, len(self.layers) - 1
         mixed: Tensor | None = None
         for i, layer in enumerate(self.layers):
-            row, mixer = self.rows[i], layer.mixer
-            normed = add_norm(mixed, residual, layer.norms[0], eps, mixer.inward.fp8)
-            if isinstance(mixer, FastAttention):
-                mixed = mixer(normed, span, state.keys[row], state.values[row])
-            else:
-                mixed = mixer(normed, span, state.inputs[row], state.delta[row], outputs or i < final)
+            normed = add_norm(mixed, residual, layer.norms[0], eps, layer.mixer.inward.fp8)
+            mixed = layer.mixer(normed, span, state, outputs or i < final)
             if i == final and not outputs:
                 break
             mixed = layer.mlp(add_norm(mixed, residual, layer.norms[1], eps, layer.mlp.inward.fp8))

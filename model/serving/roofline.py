@@ -150,7 +150,7 @@ class Floor:
         return [Matrix(layer.weight, layer.bias, "model") for layer in layers]
 
     def rules(self, batch: int, n: int) -> Callable[[], None]:
-        config, count = self.config.decoder, len(self.config.decoder.delta_layers)
+        config = self.config.decoder
         heads, value = config.num_linear_heads, config.linear_value_dim
         mixed = F.normalize(torch.randn(batch, n, heads * (2 * config.linear_head_dim + value), device="cuda"), dim=-1)
         mixed = mixed.bfloat16()
@@ -158,8 +158,8 @@ class Floor:
         slots = torch.arange(batch, device="cuda")
 
         def call() -> None:
-            for row in range(count):
-                delta_rule(mixed, decay, beta, slots, self.state.delta[row], heads, value)
+            for state in self.state.delta:
+                delta_rule(mixed, decay, beta, slots, state, heads, value)
 
         return call
 
