@@ -1,0 +1,167 @@
+"""What no step can go below with these kernels: the same matrix products, delta rule and attention alone, in a graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.ops.kernels.activation import Activation
+from model.ops.kernels.attention import attend
+from model.ops.kernels.delta_rule import delta_rule
+from model.ops.kernels.norm import quantize
+from model.serving.fused import FastInfiniteVL
+from model.serving.quantize import Matrix
+from model.state import StreamState
+
+SIDE = 32
+"""Patches a side of a 448×448 frame."""
+
+
+def replayed(call: Callable[[], object], seconds: float = 0.4) -> float:
+    """Milliseconds of one replay of `call` captured as a graph: the median of groups timed by events."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return timed(graph.replay, seconds)
+
+
+def timed(call: Callable[[], object], seconds: float = 0.4) -> float:
+    """Milliseconds of device time of one `call`, median over groups of five."""
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    call()
+    torch.cuda.synchronize()
+    spans: list[float] = []
+    until = time.monotonic() + seconds
+    while len(spans) < 3 or time.monotonic() < until:
+        start.record()
+        for _ in range(5):
+            call()
+        stop.record()
+        stop.synchronize()
+        spans.append(start.elapsed_time(stop) / 5)
+    return float(np.median(spans))
+
+
+def rows_of(matrix: Matrix, rows: int) -> Activation:
+    """Random input for a product, in the form it takes."""
+    weight = matrix.weight if isinstance(matrix.weight, Tensor) else matrix.weight.data
+    x = torch.randn(rows, weight.shape[1], device="cuda", dtype=torch.bfloat16)
+    return quantize(x) if matrix.fp8 else x
+
+
+class Floor:
+    """Products, delta rule and attention alone, each on its own weights."""
+
+    def __init__(self, fast: FastInfiniteVL, state: StreamState) -> None:
+        self.fast, self.state, self.config = fast, state, fast.config
+
+    def products(self, matrices: list[Matrix], rows: int) -> Callable[[], None]:
+        inputs: dict[tuple[int, bool], Activation] = {}
+        for matrix in matrices:
+            weight = matrix.weight if isinstance(matrix.weight, Tensor) else matrix.weight.data
+            key = (weight.shape[1], matrix.fp8)
+            if key not in inputs:
+                inputs[key] = rows_of(matrix, rows)
+
+        def call() -> None:
+            for matrix in matrices:
+                weight = matrix.weight if isinstance(matrix.weight, Tensor) else matrix.weight.data
+                matrix(inputs[(weight.shape[1], matrix.fp8)])
+
+        return call
+
+    def decoder(self, last: bool) -> list[Matrix]:
+        """The decoder's products; a frame step needs nothing of its `last` layer but what reaches the state."""
+        found: list[Matrix] = []
+        for i, layer in enumerate(self.fast.layers):
+            found.append(layer.mixer.inward)
+            if last or i + 1 < len(self.fast.layers):
+                found += [layer.mixer.outward, layer.mlp.inward, layer.mlp.outward]
+        return found
+
+    def vision(self) -> list[Matrix]:
+        return [m for b in self.fast.blocks for m in (b.qkv, b.proj, b.mlp.inward, b.mlp.outward)]
+
+    def merger(self) -> list[Matrix]:
+        layers = [layer for layer in self.fast.model.visual.merger.mlp if isinstance(layer, torch.nn.Linear)]
+        return [Matrix(layer.weight, layer.bias, "model") for layer in layers]
+
+    def rules(self, batch: int, n: int) -> Callable[[], None]:
+        config = self.config.decoder
+        heads, value = config.num_linear_heads, config.linear_value_dim
+        mixed = F.normalize(torch.randn(batch, n, heads * (2 * config.linear_head_dim + value), device="cuda"), dim=-1)
+        mixed = mixed.bfloat16()
+        decay, beta = -torch.rand(batch, n, heads, device="cuda"), torch.rand(batch, n, heads, device="cuda")
+        slots = torch.arange(batch, device="cuda")
+
+        def call() -> None:
+            for state in self.state.delta:
+                delta_rule(mixed, decay, beta, slots, state, heads, value)
+
+        return call
+
+    def attention(self, batch: int, n: int) -> Callable[[], None]:
+        config, policy = self.config.decoder, self.config.policy
+        width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+        joint = torch.randn(batch, n, width, device="cuda", dtype=torch.bfloat16)
+        turn = (torch.randn(batch, n, config.head_dim // 2, device="cuda"),) * 2
+        sink_turn = (torch.randn(batch, max(1, policy.sinks), config.head_dim // 2, device="cuda"),) * 2
+        slots = torch.arange(batch, device="cuda")
+        starts, counts = torch.full_like(slots, 100_000), torch.full_like(slots, n)
+
+        def call() -> None:
+            for keys, values in zip(self.state.keys, self.state.values, strict=True):
+                attend(joint, turn, sink_turn, slots, starts, counts, keys, values, config.num_attention_heads, policy)
+
+        return call
+
+    def tower(self, batch: int) -> Callable[[], None]:
+        config = self.config.vision
+        head, patches = config.hidden_size // config.num_heads, SIDE * SIDE
+        qkv = torch.randn(3, batch, config.num_heads, patches, head, device="cuda", dtype=torch.bfloat16)
+        window = (config.window_size // config.patch_size) ** 2
+        near = qkv.view(3, batch, config.num_heads, -1, window, head).transpose(2, 3).flatten(1, 2).contiguous()
+
+        def call() -> None:
+            for i in range(config.depth):
+                F.scaled_dot_product_attention(*(qkv if i in config.fullatt_block_indexes else near))
+
+        return call
+
+    def frame(self, batch: int) -> float:
+        """Milliseconds of a frame step's floor."""
+        tokens = SIDE * SIDE // self.config.vision.spatial_merge_size**2
+        calls = [
+            self.products(self.vision(), batch * SIDE * SIDE),
+            self.products(self.merger(), batch * tokens),
+            self.products(self.decoder(False), batch * tokens),
+            self.rules(batch, tokens),
+            self.attention(batch, tokens),
+            self.tower(batch),
+        ]
+        parts = [replayed(call, 0.15) for call in calls]
+        print(f"  floor of {batch}: " + " ".join(
+            f"{name} {ms:.3f}" for name, ms in zip(("vision", "merger", "decoder", "delta", "attention", "tower"), parts, strict=True)
+        ))  # fmt: skip
+        return sum(parts)
+
+    def token(self, batch: int) -> float:
+        """Milliseconds of a decoding step's floor."""
+        calls = [
+            self.products([*self.decoder(True), self.fast.head], batch),
+            self.rules(batch, 1),
+            self.attention(batch, 1),
+        ]
+        parts = [replayed(call, 0.15) for call in calls]
+        print(f"  floor of {batch} tokens: " + " ".join(f"{ms:.3f}" for ms in parts))
+        return sum(parts)
