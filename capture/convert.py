@@ -1,17 +1,23 @@
-"""From a decoded FFmpeg frame, of whatever shape and format, to RGB pixels that stand upright."""
+"""From a decoded FFmpeg frame, of whatever shape, format and colours, to RGB pixels that stand upright."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 from av.filter import Graph
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from capture.colour import BT2020, HLG, PQ, WIDE, Mapping
+
 HD = 720
 """From this height on, pictures that do not name their colours are taken to use BT.709, smaller ones BT.601."""
-BT709, BT601, BT2020 = 1, 5, 9
+SPACES = frozenset({1, 5, 6, 7, BT2020})
+"""Matrices from YUV (ITU-T H.273, table 4) that are named: BT.709, BT.601 twice, SMPTE 240M, BT.2020."""
+BT709, BT601 = 1, 5
 
 
 class Pictures:
@@ -24,25 +30,42 @@ class Pictures:
         self.largest_side = largest_side
         self.reformatter = VideoReformatter()
         self.fields: tuple[tuple[int, int, str], Graph] | None = None
+        self.mapping: Mapping | None = None
 
-    def make(self, frame: VideoFrame, aspect: Fraction | None = None) -> np.ndarray:
+    def make(self, frame: VideoFrame, aspect: Fraction | None = None, *, interlaced: bool = False) -> np.ndarray:
         """uint8 [H, W, 3] RGB, contiguous, of square pixels and turned as the frame's display matrix asks.
 
-        `aspect` is the sample aspect ratio, None for square. Of an interlaced frame only the first field is kept, so that
-        moving things have no combs.
+        `aspect` is the sample aspect ratio, None for square. Of an interlaced frame (one that says so, or all of them) only
+        the first field is kept, so that moving things have no combs. HDR and wide colours become sRGB's, and what is clear
+        is black.
         """
         width, height = self.size(frame.width, frame.height, aspect)
         space = frame.colorspace
-        if space not in (BT709, BT601, BT2020, 6):
+        if space not in SPACES:
             space = BT709 if frame.height >= HD else BT601
-        turned = frame.rotation
-        if frame.interlaced_frame and frame.height > 2:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        transfer, primaries = frame.color_trc, frame.color_primaries
+        if (interlaced or frame.interlaced_frame) and frame.height > 2:
             frame = self.field(frame)
-        pixels = self.reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", src_colorspace=space, interpolation="AREA", threads=1
+        clear, mapped = has_alpha(frame.format.name), transfer in (PQ, HLG) or primaries in WIDE
+        pixels: np.ndarray = self.reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format=("rgba64le" if mapped else "rgba") if clear else ("rgb48le" if mapped else "rgb24"),
+            src_colorspace=space,
+            interpolation="AREA",
+            threads=1,
         ).to_ndarray()
-        quarters = round(turned / 90) % 4
-        return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
+        if clear:
+            opacity, pixels = pixels[..., 3:] / np.float32(np.iinfo(pixels.dtype).max), pixels[..., :3]
+        if mapped:
+            if self.mapping is None or (self.mapping.transfer, self.mapping.primaries) != (transfer, primaries):
+                self.mapping = Mapping(transfer, primaries)
+            pixels = self.mapping.apply(pixels)
+        if clear:
+            pixels = (pixels * opacity + np.float32(0.5)).astype(np.uint8)
+        return pixels if matrix is None else turned(pixels, bytes(matrix))  # type: ignore[call-overload]
 
     def size(self, width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
         """The size of the picture that a frame becomes."""
@@ -70,3 +93,22 @@ class Pictures:
         frame.pts, frame.time_base = 0, Fraction(1, 1000)
         graph.vpush(frame)
         return graph.vpull()
+
+
+def turned(pixels: np.ndarray, matrix: bytes) -> np.ndarray:
+    """A picture as its display matrix asks (ISO 14496-12, 6.2.2): flipped, turned by the nearest quarters, or both."""
+    # A pixel of column x and row y is shown in column a·x + c·y and row b·x + d·y.
+    a, b, _, c, d = np.frombuffer(matrix, "=i4")[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    if a < 0:
+        pixels = pixels[:, ::-1]
+    if d < 0:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+@cache
+def has_alpha(name: str) -> bool:
+    """Whether pixels of an FFmpeg format may be clear."""
+    return any(component.is_alpha for component in VideoFormat(name).components)

@@ -11,6 +11,7 @@ from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions,
 from capture.sources.camera import CameraSource
 from capture.sources.container import ContainerSource
 from capture.sources.demo import demo_source
+from capture.sources.picture import file_source
 from capture.sources.push import PushSource
 
 
@@ -60,4 +61,4 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
         raise SourceError(f"source {url} is a folder: name a video file")
     if not there:
         raise SourceError(f"source {redact(url)}: there is no such file")
-    return ContainerSource(str(path), options, live=False)
+    return file_source(path, options)

@@ -7,7 +7,13 @@ from typing import NamedTuple
 TOLERANCE = 1.0
 """Seconds by which a live source's timestamps may run ahead of their arrival from one frame to the next."""
 LONGEST_STEP = 10.0
-"""The longest step, in seconds, of a recording's timestamps, and the longest that a live frame may come late, without a jump."""
+"""The longest step of timestamps, in seconds, and the longest that a live frame may come late, without a jump."""
+LONGEST_STILL, LONGEST_BREAK = 600.0, 60.0
+"""The longest step of a recording, whose slides may stand for minutes; and of one whose format lets timestamps jump."""
+LATE = 0.5
+"""Seconds by which a file's playing may fall behind its pace before the pace begins anew (the machine slept, say)."""
+RECOVERED = 10.0
+"""Seconds after which a recording that fell behind its pace, and did not again, keeps it."""
 MOST_AHEAD = 0.5
 """Seconds by which a live source's axis may run ahead of this host's clock, as it would by what each connection first pours out."""
 CLOCK_DRIFT = 1e-3
@@ -34,6 +40,7 @@ class Timeline:
 
     def __init__(self, *, live: bool) -> None:
         self.live = live
+        self.longest_step = LONGEST_STEP
         self.time = self.origin = 0.0
         self.period = 0.04
         self.last: tuple[int, float | None, float, float] | None = None
@@ -53,7 +60,7 @@ class Timeline:
         step = None
         if not jumped and timestamp is not None and stamped is not None:
             step = timestamp - stamped
-            longest = waited + TOLERANCE if self.live else LONGEST_STEP
+            longest = waited + TOLERANCE if self.live else self.longest_step
             jumped = not 0 < step <= longest or (self.live and waited - step > LONGEST_STEP)
         if jumped:
             self.delay = None
@@ -79,3 +86,33 @@ class Timeline:
         delay = arrival - timestamp
         self.delay = delay if self.delay is None else min(self.delay + CLOCK_DRIFT * waited, delay)
         return timestamp + self.delay
+
+
+class Pace:
+    """When each frame of a recording is due, in seconds of this host's monotonic clock.
+
+    `share` is the part of its own rate at which it has been shown of late; None while it keeps its pace.
+    """
+
+    def __init__(self, longest_step: float = LONGEST_STEP) -> None:
+        self.longest_step = longest_step
+        self.began: tuple[float, float] | None = None
+        self.fell: float | None = None
+        self.share: float | None = None
+
+    def moment(self, timestamp: float, now: float) -> float:
+        """When the frame of `timestamp` is due; the pace begins anew after a jump, and where playing fell too far behind."""
+        if self.began is not None:
+            at, first = self.began
+            due = at + timestamp - first
+            recovered = self.fell is None or now - self.fell > RECOVERED
+            if recovered:
+                self.share = None
+            if now - LATE <= due <= now + self.longest_step:
+                return due
+            if due < now and timestamp > first:
+                # A machine that slept falls behind once; one that is too slow does so again and again.
+                self.share = None if recovered else (timestamp - first) / (now - at)
+                self.fell = now
+        self.began = (now, timestamp)
+        return now

@@ -7,12 +7,17 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
+from math import inf
+from typing import Any
 
 import av
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
+from av.format import Flags
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -21,12 +26,11 @@ from capture.network.proxy import Relay, relay_lack
 from capture.redaction import redact
 from capture.source import NETWORK, SourceError, SourceOptions
 from capture.sources.base import SourceShell
-from capture.timeline import LONGEST_STEP
+from capture.sources.tracks import best_video, decoder, discard_others, interlaced
+from capture.timeline import LONGEST_BREAK, LONGEST_STILL, Pace
 
 log = logging.getLogger(__name__)
 
-LATE = 0.5
-"""Seconds by which a file's playing may fall behind its pace before the pace begins anew (the machine slept, say)."""
 SAID = (
     (av.error.ConnectionRefusedError, "the connection was refused: is the server running, and on this port?"),
     (
@@ -55,6 +59,9 @@ SEGMENTED = frozenset({"hls", "dash"})
 """Formats that arrive a segment at a time and are played at their own pace."""
 MOST_FAILED, MOST_DARK = 12, 100
 """Packets in a row that can't be decoded, or that bring no picture, after there were some: damage alone does not explain that."""
+TS_DISCONT: int = Flags.ts_discont.value  # type: ignore[assignment]
+"""Marks formats whose timestamps may jump, as a broadcast's do."""
+SLOW = "it can't be shown at its own rate here"
 BROKEN_OFF = 1.0
 """Seconds before its stated end at which a file may run out of pictures and still count as whole."""
 
@@ -65,6 +72,8 @@ class ContainerSource(SourceShell):
     def __init__(self, url: str, options: SourceOptions, *, live: bool) -> None:
         super().__init__(url, options, endless=live, live=live)
         self.scheme = url.partition("://")[0] if live else "file"
+        if live and self.scheme not in ("http", "https") and (lack := live_lack(options)):
+            raise SourceError(f"source {self.name}: {lack}")
         self.complained = False
         self.relayed = options.public_only and self.scheme in NETWORK
         self.relay: Relay | None = None
@@ -93,7 +102,7 @@ class ContainerSource(SourceShell):
     def connect(self, generation: int) -> None:
         """See `SourceShell.connect`."""
         first, at = True, 0
-        while first or at or (self.options.loop and self.scheme == "file" and self.wanted(generation)):
+        while first or at or (self.options.loop and not self.lifecycle.endless and self.wanted(generation)):
             try:
                 with Relay(self.url) if self.relayed else nullcontext() as self.relay, self.opened(at) as container:
                     self.play(container, generation, first)
@@ -129,61 +138,105 @@ class ContainerSource(SourceShell):
 
     def play(self, container: InputContainer, generation: int, first: bool) -> None:
         """Hands over one pass through the container."""
-        if not container.streams.video:
-            raise SourceError("it holds no video, only sound: name another")
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        stream.thread_type, context.thread_count = "AUTO", self.options.threads
-        formats = set(container.format.name.split(","))
+        stream = best_video(container, self.options.largest_side)
+        combed, formats = interlaced(stream), set(container.format.name.split(","))
+        if formats & SEGMENTED:
+            discard_others(container, stream)
         file = self.scheme == "file"
         if self.scheme in ("http", "https"):
             self.lifecycle.endless = not container.duration
+            if self.lifecycle.endless and (lack := live_lack(self.options)):
+                self.retries = False
+                raise SourceError(lack)
         paced = self.options.realtime if file else bool(formats & SEGMENTED) or not self.lifecycle.endless
+        if not self.lifecycle.endless:
+            jumps = container.format.flags & TS_DISCONT
+            self.timeline.longest_step = LONGEST_BREAK if jumps else LONGEST_STILL
         beginning = (container.start_time or 0) / av.time_base
-        start = beginning + self.options.start if first and file else beginning
+        start = beginning + self.options.start if first and not self.lifecycle.endless else beginning
         if start > beginning:
             container.seek(int(start * av.time_base))
         pictures = Pictures(self.options.largest_side)
-        pace = Pace()
+        pace, reach = Pace(self.timeline.longest_step), Reach()
         reached = None
         period = 1 / float(stream.average_rate or USUAL_RATE)
-        for count, frame in enumerate(self.decoded(container, stream, generation)):
+        aspect = stream.codec_context.sample_aspect_ratio
+        for count, frame in enumerate(self.decoded(container, stream, generation, reach)):
             now = time.monotonic()
             timestamp = None if formats & UNTIMED or frame.pts is None else frame.time
             if file and formats & UNTIMED:
                 timestamp = beginning + count * period
             if timestamp is not None and timestamp < start and start > beginning:
                 continue
-            captured = pace.moment(timestamp, now) if paced and timestamp is not None else now
-            if captured > now:
-                with self.held(generation):
-                    if self.ended.wait(captured - now):
-                        return
+            captured = now
+            if paced and timestamp is not None:
+                captured = pace.moment(timestamp, now)
+                self.tell_pace(pace.share)
+            if not self.due(generation, captured - now):
+                return
+            if timestamp is not None and reached is not None:
+                reach.step = max(reach.step, timestamp - reached)
             reached = timestamp if timestamp is not None else reached or beginning
             wall = wall_clock(container, timestamp)
-            picture = partial(pictures.make, frame, context.sample_aspect_ratio)
+            picture = partial(pictures.make, frame, aspect, interlaced=combed)
             if not self.deliver(generation, picture, timestamp, captured, wall):
                 return
+        whole = (container.duration or 0) / av.time_base
+        if reached is None and start > beginning:
+            raise SourceError(f"start {self.options.start:g} is not within its {whole:.1f} s: begin earlier")
         if reached is None:
             raise SourceError("it holds no picture that can be decoded")
-        whole = (container.duration or 0) / av.time_base
-        if file and not self.options.loop and reached - beginning < whole - BROKEN_OFF:
+        until = max(reach.shown, reached + period)
+        if reach.untold and not container.streams.audio:
+            until = max(until, beginning + whole)
+        if (
+            file
+            and not self.options.loop
+            and reach.end - beginning < whole - max(BROKEN_OFF, reach.step * reach.untold)
+        ):
             raise SourceError(f"it breaks off after {reached - beginning:.1f} of {whole:.1f} s: the file is truncated")
+        if paced and not self.lifecycle.endless:
+            # The last picture lasts as any other.
+            now = time.monotonic()
+            self.due(generation, pace.moment(until, now) - now)
 
-    def decoded(self, container: InputContainer, stream: VideoStream, generation: int) -> Iterator[VideoFrame]:
+    def due(self, generation: int, seconds: float) -> bool:
+        """Waits for a picture's time; False where the source is ended meanwhile."""
+        if seconds <= 0:
+            return True
+        with self.held(generation):
+            return not self.ended.wait(seconds)
+
+    def tell_pace(self, share: float | None) -> None:
+        """Says in the status that a recording can't be shown at its own rate, while that is so."""
+        slow = "" if share is None else f"{SLOW}: at about {round(share * 10) * 10} % of it"
+        with self.lock:
+            if slow == self.lifecycle.reason or not (slow or self.lifecycle.reason.startswith(SLOW)):
+                return
+            self.lifecycle.reason = slow
+        self.tell()
+
+    def decoded(
+        self, container: InputContainer, stream: VideoStream, generation: int, reach: Reach
+    ) -> Iterator[VideoFrame]:
         """The stream's frames; a packet that can't be decoded is counted and passed over, as damage must not end a watch.
 
         Raises UndecodableError where it seems to be more than damage.
         """
         good: int | None = None
         dark = failed = 0
-        for packet in container.demux(stream):
+        context = decoder(stream, self.options.threads)
+        # How far a file goes, its other streams tell as well.
+        for packet in container.demux() if self.scheme == "file" else container.demux(stream):
             self.lifecycle.heard(generation, time.monotonic())
             if not self.wanted(generation):
                 return
+            reach.take(packet, shown=packet.stream_index == stream.index)
+            if packet.stream_index != stream.index:
+                continue
             frames: list[VideoFrame] = []
             try:
-                frames = packet.decode()
+                frames = context.decode(packet)
             except (av.error.InvalidDataError, av.error.PatchWelcomeError):
                 self.damaged += 1
                 failed += 1
@@ -195,6 +248,30 @@ class ContainerSource(SourceShell):
             yield from frames
 
 
+@dataclass(slots=True)
+class Reach:
+    """How far the packets of a container have come, in seconds of its time."""
+
+    end: float = -inf
+    """Of whichever stream."""
+    shown: float = -inf
+    """The end of the last picture, by what its packet says."""
+    untold: bool = False
+    """The last picture's packet does not say how long it is shown."""
+    step: float = 0.0
+    """The longest time from one picture to the next."""
+
+    def take(self, packet: Packet[Any], *, shown: bool) -> None:
+        """Goes as far as a packet, which is of the video that is `shown` or of another stream."""
+        begins = packet.pts if packet.pts is not None else packet.dts
+        if begins is None or packet.time_base is None:
+            return
+        end = float((begins + (packet.duration or 0)) * packet.time_base)
+        self.end = max(self.end, end)
+        if shown and end >= self.shown:
+            self.shown, self.untold = end, not packet.duration
+
+
 class UndecodableError(SourceError):
     """From byte `at` on nothing can be decoded: FFmpeg keeps the decoder that it began with, and the codec has changed."""
 
@@ -203,20 +280,11 @@ class UndecodableError(SourceError):
         self.at = at
 
 
-class Pace:
-    """When each frame of a recording is due, in seconds of this host's monotonic clock."""
-
-    def __init__(self) -> None:
-        self.began: tuple[float, float] | None = None
-
-    def moment(self, timestamp: float, now: float) -> float:
-        """When the frame of `timestamp` is due; the pace begins anew after a jump, and where playing fell too far behind."""
-        if self.began is not None:
-            due = self.began[0] + timestamp - self.began[1]
-            if now - LATE <= due <= now + LONGEST_STEP:
-                return due
-        self.began = (now, timestamp)
-        return now
+def live_lack(options: SourceOptions) -> str:
+    """Why a live stream can't be shown as it is asked for; empty where it can."""
+    if options.loop or options.start:
+        return "it is live, which can't be looped or begun later: leave out loop and start"
+    return ""
 
 
 def choices(scheme: str, options: SourceOptions) -> dict[str, str]:

@@ -1,0 +1,89 @@
+"""Which of a container's videos is watched, and how it is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from av.codec.context import CodecContext
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from capture.source import SourceError
+
+NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+MOST_PIXELS = 8192 * 4608
+"""A video of more is refused: each of some twenty pictures that a decoder holds would take 100 MB and more."""
+ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that know of the second picture in which WebM keeps what is clear; FFmpeg's own do not."""
+MARKED = frozenset(
+    {
+        "h264",
+        "hevc",
+        "vvc",
+        "av1",
+        "vp8",
+        "vp9",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "vc1",
+        "dvvideo",
+        "prores",
+        "dnxhd",
+    }
+)
+"""Codecs whose pictures say themselves whether they are interlaced; of others the container does."""
+INTERLACED = frozenset({2, 3, 4, 5})
+"""FFmpeg's field orders other than unknown and progressive."""
+
+
+def best_video(container: InputContainer, largest_side: int) -> VideoStream:
+    """The video to watch: no cover art, marked as the default if one is, and of the size nearest to what is needed.
+
+    That is the smallest one whose longer side has `largest_side` pixels or more, else the largest. Raises SourceError.
+    """
+    videos = [stream for stream in container.streams.video if not stream.disposition & NO_VIDEO]
+    if not videos:
+        cover = " and pictures that go with it" if container.streams.video else ""
+        raise SourceError(f"it holds no video, only sound{cover}: name another")
+    best = nearest([video for video in videos if video.disposition & Disposition.default] or videos, largest_side)
+    if best.codec_context.width * best.codec_context.height > MOST_PIXELS:
+        size = f"{best.codec_context.width}×{best.codec_context.height}"
+        raise SourceError(f"its pictures have {size} pixels: scale it down to {MOST_PIXELS} in all")
+    return best
+
+
+def nearest(videos: Sequence[VideoStream], largest_side: int) -> VideoStream:
+    def side(video: VideoStream) -> int:
+        return max(video.codec_context.width, video.codec_context.height)
+
+    enough = [video for video in videos if side(video) >= largest_side]
+    return min(enough, key=side) if enough else max(videos, key=side)
+
+
+def discard_others(container: InputContainer, chosen: VideoStream) -> None:
+    """Lets a container that arrives in segments fetch none of the other streams."""
+    for stream in container.streams:
+        if stream is not chosen:
+            stream.discard = Discard.all
+
+
+def decoder(stream: VideoStream, threads: int) -> VideoCodecContext:
+    """What decodes a stream: its own context, or one that knows what is clear in it."""
+    own = stream.codec_context
+    stream.thread_type, own.thread_count = "AUTO", threads
+    own.options = {**own.options, "max_pixels": str(MOST_PIXELS)}
+    if own.name not in ALPHA or stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) != "1":
+        return own
+    other = CodecContext.create(ALPHA[own.name], "r")
+    assert isinstance(other, VideoCodecContext)
+    other.thread_count, other.extradata = threads, own.extradata
+    return other
+
+
+def interlaced(stream: VideoStream) -> bool:
+    """Whether the container alone says that the stream's pictures are interlaced."""
+    context = stream.codec_context
+    return context.name not in MARKED and int(context.field_order or 0) in INTERLACED
