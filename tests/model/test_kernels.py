@@ -91,21 +91,48 @@ def test_attention_sees_exactly_what_the_policy_shows(
                 assert ratio(found[i, : counts[i]], wanted) < (1e-5 if dtype == torch.float32 else 2e-2), (call, slot)
 
 
-@pytest.mark.parametrize("key, value, n", [(64, 128, 64), (64, 128, 20), (64, 128, 150), (128, 64, 40), (32, 64, 1)])
+@pytest.mark.parametrize(
+    "key, value, n, heads, group",
+    [
+        (64, 128, 64, 2, 1),
+        (64, 128, 20, 2, 1),
+        (64, 128, 150, 2, 1),
+        (128, 64, 40, 2, 1),
+        (32, 64, 1, 2, 1),
+        (128, 256, 256, 2, 1),
+        (128, 128, 208, 4, 2),
+        (128, 128, 100, 6, 3),
+        (128, 128, 1, 6, 3),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_delta_rule_is_the_recurrence(key: int, value: int, n: int, dtype: torch.dtype) -> None:
-    """In place at the chosen slots and nowhere else, in one chunk and in several, keys of a nano's size among them."""
+@pytest.mark.parametrize("alike", [False, True])
+def test_delta_rule_is_the_recurrence(
+    key: int, value: int, n: int, heads: int, group: int, dtype: torch.dtype, alike: bool
+) -> None:
+    """In place at the chosen slots and nowhere else, in one chunk and in several; keys of a nano's size, keys that `group`
+    heads of values share, and keys that hardly differ, whose system is the worst to solve."""
     torch.manual_seed(0)
-    heads, batch, pool = 2, 2, 4
-    q, k = (torch.nn.functional.normalize(torch.randn(batch, n, heads, key, device=DEVICE), dim=-1) for _ in range(2))
+    batch, pool = 2, 4
+    q, k = (torch.randn(batch, n, heads // group, key, device=DEVICE) for _ in range(2))
+    if alike:
+        k = 0.1 * k + torch.randn(key, device=DEVICE)
+    q, k = (torch.nn.functional.normalize(part, dim=-1) for part in (q, k))
     v = torch.randn(batch, n, heads, value, device=DEVICE)
     mixed = torch.cat([part.flatten(-2) for part in (q, k, v)], -1).to(dtype)
     decay, beta = -0.2 * torch.rand(batch, n, heads, device=DEVICE), torch.rand(batch, n, heads, device=DEVICE)
+    if alike:
+        decay, beta = 0.01 * decay, 0.9 + 0.1 * beta
     state = 0.3 * torch.randn(pool, heads, key, value, device=DEVICE)
     before, slots = state.clone(), torch.tensor([3, 1], device=DEVICE)
     found = delta_rule(mixed, decay, beta, slots, state, heads, value)
-    parts = mixed.float().split((heads * key, heads * key, heads * value), -1)
-    wanted, last = recurrent(*(part.unflatten(-1, (heads, -1)) for part in parts), decay, beta, before[slots])
+    keys = heads // group * key
+    q, k, v = (
+        part.unflatten(-1, (-1, size)).float()
+        for part, size in zip(mixed.split((keys, keys, heads * value), -1), (key, key, value), strict=True)
+    )
+    q, k = (part.repeat_interleave(group, 2) for part in (q, k))
+    wanted, last = recurrent(q, k, v, decay, beta, before[slots])
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     assert ratio(found, wanted) < bound
     assert ratio(state[slots], last) < bound
