@@ -79,7 +79,11 @@ class SlotCache:
             placed[:, 0] += state.shift(slots)[:, None]
             decoder = config.decoder
             self.sink_rotation = rotation(
-                placed.movedim(1, 0), decoder.head_dim, decoder.rope_theta, decoder.mrope_section
+                placed.movedim(1, 0),
+                decoder.rotary_dim,
+                decoder.rope_theta,
+                decoder.mrope_section,
+                decoder.mrope_interleaved,
             )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:

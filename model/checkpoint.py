@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.config import ConfigError, InfiniteVLConfig, parse_config
+from model.config import ConfigError, DecoderConfig, InfiniteVLConfig
+from model.families.family import FAMILIES, parse
 from model.families.infinitevl import InfiniteVL
 from model.tokenizer import Tokenizer
 
@@ -26,6 +27,8 @@ SHARD = "model-{:05}-of-{:05}.safetensors"
 SHARD_BYTES = 4 * 10**9
 KEPT_FLOAT32 = ("A_log", "dt_bias")
 """Parameters whose precision the decay needs, whatever the model's dtype."""
+NORMS = "norm.weight"
+"""How the decoder's norms end, which some families keep in float32 too."""
 NAMED = 3
 """How many offending tensors an error names; the rest it counts."""
 
@@ -92,7 +95,7 @@ def read_config(folder: Path) -> InfiniteVLConfig:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise CheckpointError(f"{path} is not a JSON object: is it a model's config.json?")
-        return parse_config(found)
+        return parse(found)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from None
     except (UnicodeDecodeError, OSError) as error:
@@ -121,25 +124,13 @@ def shards(folder: Path) -> list[Path]:
     return found
 
 
-def canonical(name: str) -> str:
-    """A tensor's name as this project's modules have it, from either prefix layout."""
-    for prefix, ours in (
-        ("model.language_model.", "model."),
-        ("model.visual.", "visual."),
-        ("language_model.model.", "model."),
-    ):
-        if name.startswith(prefix):
-            return ours + name[len(prefix) :]
-    return name
-
-
-def tensors(paths: list[Path]) -> Iterator[tuple[str, Path, Any]]:
-    """Every tensor's canonical name, its file and a function that reads it. Raises CheckpointError for a damaged file."""
+def tensors(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor by its name in the checkpoint. Raises CheckpointError for a damaged file."""
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield canonical(name), path, lambda file=file, name=name: file.get_tensor(name)
+                    yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or cut short ({error}): download it again") from None
 
@@ -152,25 +143,37 @@ def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dty
     unexpected: list[str] = []
     misshapen: list[str] = []
     bar = tqdm(total=len(expected), desc="loading weights", unit="tensor", leave=False, disable=None)
-    for name, _, read in tensors(shards(folder)):
+    config = model.config.decoder
+    convert = FAMILIES[model.config.family].convert
+    for theirs, stored in tensors(shards(folder)):
         bar.update()
-        if name not in expected:
-            if not (tied and name == "lm_head.weight"):
-                unexpected.append(name)
+        try:
+            ours = list(convert(theirs, stored, config))
+        except ValueError as error:
+            misshapen.append(f"{theirs} {tuple(stored.shape)}: {error}")
             continue
-        found.add(name)
-        tensor: Tensor = read()
-        if tuple(tensor.shape) != expected[name]:
-            misshapen.append(f"{name} {tuple(tensor.shape)} instead of {expected[name]}")
-            continue
-        kind = torch.float32 if name.endswith(KEPT_FLOAT32) else dtype
-        place(model, name, tensor.to(device, kind, copy=True))
+        for name, tensor in ours:
+            if name not in expected:
+                if not (tied and name == "lm_head.weight"):
+                    unexpected.append(name)
+                continue
+            found.add(name)
+            if tuple(tensor.shape) != expected[name]:
+                misshapen.append(f"{name} {tuple(tensor.shape)} instead of {expected[name]}")
+                continue
+            place(model, name, tensor.to(device, kept_dtype(config, name, dtype), copy=True))
     bar.close()
     missing = sorted(set(expected) - found)
     faults = [("missing", missing), ("unexpected", unexpected), ("wrong-shaped", misshapen)]
     said = [f"{len(names)} {what} ({listed(names)})" for what, names in faults if names]
     if said:
         raise CheckpointError(f"{folder}'s tensors are not this architecture's: {'; '.join(said)}")
+
+
+def kept_dtype(config: DecoderConfig, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a parameter has in a model of `dtype`."""
+    norm = config.float32_norms and name.endswith(NORMS) and not name.startswith("visual.")
+    return torch.float32 if norm or name.endswith(KEPT_FLOAT32) else dtype
 
 
 def place(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -196,7 +199,7 @@ def save_checkpoint(
     parts: list[list[tuple[str, Tensor, torch.dtype]]] = [[]]
     room = shard_bytes
     for name, parameter in model.named_parameters():
-        kind = torch.float32 if name.endswith(KEPT_FLOAT32) else dtype
+        kind = kept_dtype(model.config.decoder, name, dtype)
         size = parameter.numel() * kind.itemsize
         if size > room and parts[-1]:
             parts.append([])

@@ -28,6 +28,9 @@ class VisionConfig:
     out_hidden_size: int = 2048
     position_table: int = 0
     """Side of a square table of learned positions, interpolated to the grid and added to the patches; 0 is none (Qwen2.5-VL)."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Of a colour in 0…1, by which pixels are normalised; these are CLIP's."""
 
     @property
     def patch_dim(self) -> int:
@@ -36,7 +39,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The hybrid decoder: attention in the layers of `layer_types` that say so, Gated DeltaNet in the others."""
+    """The hybrid decoder: attention in the layers of `layer_types` that say so, Gated DeltaNet in the others.
+
+    Families of models differ in these numbers alone.
+    """
 
     vocab_size: int = 151_936
     hidden_size: int = 2048
@@ -55,6 +61,19 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     layer_types: tuple[str, ...] = ()
+    partial_rotary_dim: int = 0
+    """So many of a head's values, the first, are turned by positions; 0 is all of them."""
+    mrope_interleaved: bool = False
+    """Frequency pairs take turns among the three axes, instead of one section of them after the other."""
+    qkv_bias: bool = True
+    head_norms: bool = False
+    """RMSNorm over each head's queries and keys, before they are turned."""
+    attention_gate: bool = False
+    """Attention's output is multiplied by the sigmoid of a projection of its own."""
+    shared_linear_key_heads: int = 0
+    """Heads of the delta net's queries and keys, each shared by neighbouring heads of values; 0 is `num_linear_heads`, the latter's."""
+    float32_norms: bool = False
+    """Norms keep float32 weights whatever the model's dtype: those of checkpoints that store weights less 1 don't survive rounding."""
 
     def __post_init__(self) -> None:
         if not self.layer_types:
@@ -68,12 +87,44 @@ class DecoderConfig:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads {self.num_key_value_heads}"
             )
-        if 2 * sum(self.mrope_section) != self.head_dim:
-            raise ConfigError(f"mrope_section {self.mrope_section} must sum to half of head_dim {self.head_dim}")
+        if self.num_linear_heads % self.num_linear_key_heads:
+            raise ConfigError(
+                f"num_linear_heads {self.num_linear_heads} must be a multiple of num_linear_key_heads {self.num_linear_key_heads}"
+            )
+        if 2 * sum(self.mrope_section) != self.rotary_dim:
+            what = "head_dim" if self.rotary_dim == self.head_dim else "rotary_dim"
+            raise ConfigError(f"mrope_section {self.mrope_section} must sum to half of {what} {self.rotary_dim}")
+        if self.rotary_dim > self.head_dim:
+            raise ConfigError(f"rotary_dim {self.rotary_dim} exceeds head_dim {self.head_dim}")
+        sections = self.mrope_section
+        if self.mrope_interleaved and sections != tuple((sum(sections) + 2 - axis) // 3 for axis in range(3)):
+            raise ConfigError(
+                f"mrope_section {sections} cannot be interleaved: sections must be equal, the first ones one longer"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of a head's values are turned by positions."""
+        return self.partial_rotary_dim or self.head_dim
+
+    @property
+    def num_linear_key_heads(self) -> int:
+        """Heads of the delta net's queries and keys."""
+        return self.shared_linear_key_heads or self.num_linear_heads
 
     @property
     def linear_value_dim(self) -> int:
         return int(self.linear_head_dim * self.expand_v)
+
+    @property
+    def linear_key_width(self) -> int:
+        """Channels of the delta net's queries, and of its keys."""
+        return self.num_linear_key_heads * self.linear_head_dim
+
+    @property
+    def linear_value_width(self) -> int:
+        """Channels of the delta net's values."""
+        return self.num_linear_heads * self.linear_value_dim
 
 
 @dataclass(frozen=True)
@@ -102,6 +153,16 @@ FULL = AttentionPolicy(sinks=0, window=None)
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How answers are drawn: temperature 0 takes the likeliest token, `top_k` 0 draws from all, a `presence_penalty` of 0 is none."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    presence_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
 class InfiniteVLConfig:
     """A whole model. Ids are token ids of its tokenizer."""
 
@@ -126,6 +187,25 @@ class InfiniteVLConfig:
     """The greatest age, in seconds, that a stream shows on the rotary axes; None is unlimited."""
     system: str = "You are a helpful assistant."
     """System text of the chat format when a question brings no instructions; empty leaves the turn out."""
+    family: str = "infinitevl"
+    """Which of `model.families` it belongs to."""
+    positions: Literal["clock", "counter"] = "clock"
+    """Whether the time axis follows the clock and the grid stays, or tokens and grids are counted on all axes."""
+    position_cap: int | None = None
+    """The greatest distance, in positions, at which sinks stand before the present where positions are counted; None is unlimited."""
+    step_text: int = 0
+    """Tokens of text around the grid of a step, at most."""
+    clock_cap: float | None = None
+    """Seconds after which the time that a step's text tells begins again; None never."""
+    frames_per_second: float | None = None
+    """The rate of frames that the model was trained with, which streams have unless they ask for another; None is any."""
+    think_start_token_id: int | None = None
+    think_end_token_id: int | None = None
+    """Around what the model thinks before it answers; None where it does not."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How answers are drawn unless a question says otherwise."""
+    thinking_sampling: SamplingConfig = SamplingConfig()
+    """The same where it thinks first."""
 
     def __post_init__(self) -> None:
         if self.vision.out_hidden_size != self.decoder.hidden_size:
@@ -135,6 +215,11 @@ class InfiniteVLConfig:
         if self.frames_per_step > self.vision.temporal_patch_size:
             raise ConfigError(
                 f"frames_per_step {self.frames_per_step} exceeds temporal_patch_size {self.vision.temporal_patch_size}"
+            )
+        if self.position_cap is not None and self.position_cap < (self.policy.window or 0) + self.step_tokens:
+            raise ConfigError(
+                f"position_cap {self.position_cap} is shorter than the attention window of {self.policy.window} tokens and a"
+                f" step of {self.step_tokens}: raise it, or shorten the window"
             )
         if self.position_horizon is not None and self.position_horizon < self.window_span:
             raise ConfigError(
@@ -155,14 +240,14 @@ class InfiniteVLConfig:
     @property
     def step_tokens(self) -> int:
         """The most tokens that one call may add to a stream."""
-        return self.tokens_per_frame
+        return self.tokens_per_frame + self.step_text
 
     def with_policy(self, policy: AttentionPolicy) -> InfiniteVLConfig:
         return replace(self, policy=policy)
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` form, with Qwen2.5-VL's key names and ours for sinks, window and steps (see `from_dict`)."""
-        decoder = asdict(self.decoder)
+        decoder = {key: value for key, value in asdict(self.decoder).items() if key not in OTHERS}
         mrope = decoder.pop("mrope_section")
         linear = {
             "num_linear_heads": decoder.pop("num_linear_heads"),
@@ -238,6 +323,13 @@ def nano() -> InfiniteVLConfig:
     )
 
 
+OTHERS = (
+    "partial_rotary_dim", "mrope_interleaved", "qkv_bias", "head_norms", "attention_gate", "shared_linear_key_heads",
+    "float32_norms", "family", "step_text",
+)  # fmt: skip
+"""What InfiniteVL's config.json does not tell, since it never varies there."""
+
+
 def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
     """An InfiniteVLConfig from a `config.json`'s contents: v1's keys and the ones that `InfiniteVLConfig.to_dict` writes.
 
@@ -257,8 +349,9 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
     try:
         scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
         text = {"rope_theta": scaling.get("rope_theta"), **text}
+        known = {key: value for key, value in text.items() if key not in OTHERS}
         sections = tuple(scaling.get("mrope_section", defaults.decoder.mrope_section))
-        sizes = checked(DecoderConfig, text, least=1)
+        sizes = checked(DecoderConfig, known, least=1)
         decoder = DecoderConfig(
             **{"head_dim": text["hidden_size"] // text["num_attention_heads"], **sizes},
             mrope_section=(sections[0], sections[1], sections[2]),
@@ -281,7 +374,7 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
             window=int(text.get("sliding_window") or 8192) if sliding else None,
             context=min(int(text.get("max_position_embeddings") or AttentionPolicy.context), AttentionPolicy.context),
         )
-        rest = checked(InfiniteVLConfig, text, least=0)
+        rest = checked(InfiniteVLConfig, known, least=0)
         if "tokens_per_second" not in rest and "tokens_per_second" in vision:
             rest["tokens_per_second"] = vision["tokens_per_second"]
         return InfiniteVLConfig(tower, decoder, policy, **rest)

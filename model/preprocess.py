@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import InfiniteVLConfig
+from model.config import InfiniteVLConfig, VisionConfig
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = VisionConfig.mean, VisionConfig.std
 GREY = 114
 """What letterboxing pads with, about the mean of the normalisation."""
 
@@ -58,15 +57,17 @@ def arrange(config: InfiniteVLConfig, pixels: Tensor, dtype: torch.dtype) -> Ten
     rows, columns = height // merge // patch, width // merge // patch
     blocks = pixels.reshape(batch, depth, 3, rows, merge, patch, columns, merge, patch)
     flat = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(batch, height * width // patch**2, -1)
-    scale, shift = normalisation(depth * patch * patch, pixels.device)
+    scale, shift = normalisation(vision.mean, vision.std, depth * patch * patch, pixels.device)
     return torch.addcmul(shift, flat.float(), scale).to(dtype)
 
 
 @lru_cache(maxsize=4)
-def normalisation(values: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift of one patch's values, float32 [3 * values] each, from uint8 to CLIP's mean and deviation."""
-    mean, std = (torch.tensor(x, dtype=torch.float64).repeat_interleave(values) for x in (MEAN, STD))
-    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+def normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], values: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of one patch's values, float32 [3 * values] each, from uint8 to colours less `mean`, over `std`."""
+    less, over = (torch.tensor(x, dtype=torch.float64).repeat_interleave(values) for x in (mean, std))
+    return (1 / (255 * over)).float().to(device), (-less / over).float().to(device)
 
 
 def fit(

@@ -1,4 +1,4 @@
-"""Text to token ids and back: a checkpoint's tokenizer.json and the chat format around a question."""
+"""Text to token ids and back: a checkpoint's tokenizer.json, with the words that its family puts around frames and questions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from model.config import ConfigError, InfiniteVLConfig
+from model.families.family import FAMILIES
 
 PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 BYTES = {chr(byte): byte for byte in PRINTABLE}
@@ -17,22 +18,30 @@ BYTES |= {chr(256 + i): byte for i, byte in enumerate(x for x in range(256) if x
 
 
 class Tokenizer:
-    """A `tokenizer.json` with the chat format of Qwen2.5. Text never becomes a special token, whatever it spells."""
+    """A `tokenizer.json` and its family's prompt. Text never becomes an added token, whatever it spells."""
 
     def __init__(self, inner: tokenizers.Tokenizer, config: InfiniteVLConfig) -> None:
         if not isinstance(inner.decoder, tokenizers.decoders.ByteLevel):
             raise ConfigError("tokenizer.json has no ByteLevel decoder: only byte-level BPE (Qwen2.5's) is read")
         inner.encode_special_tokens = True
         self.inner = inner
-        self.system = config.system
-        self.vision_end, self.turn_start, self.turn_end = (
-            self.special("<|vision_end|>", config.vision_end_token_id),
-            self.special("<|im_start|>", config.im_start_token_id),
-            self.special("<|im_end|>", config.eos_token_id),
-        )
-        self.stops = frozenset({self.turn_end, config.pad_token_id})
+        named = {
+            "<|vision_end|>": config.vision_end_token_id,
+            "<|vision_start|>": config.vision_start_token_id,
+            "<|im_start|>": config.im_start_token_id,
+            "<|im_end|>": config.eos_token_id,
+            "<think>": config.think_start_token_id,
+            "</think>": config.think_end_token_id,
+        }
+        for name, expected in named.items():
+            if expected is not None:
+                self.special(name, expected)
+        self.turn_end = config.eos_token_id
+        self.stops = frozenset({config.eos_token_id, config.pad_token_id})
         added = inner.get_added_tokens_decoder()
         self.specials = frozenset(token for token, content in added.items() if content.special)
+        guard(inner)
+        self.prompt = FAMILIES[config.family].prompt(self, config)
 
     @classmethod
     def load(cls, path: Path, config: InfiniteVLConfig) -> Tokenizer:
@@ -45,14 +54,13 @@ class Tokenizer:
             raise ConfigError(f"{path} can't be read as a tokenizer: {error}") from None
         return cls(inner, config)
 
-    def special(self, name: str, expected: int) -> int:
-        """The id of a special token, which must be the one that the model's config names."""
+    def special(self, name: str, expected: int) -> None:
+        """Raises ConfigError where a special token's id is not the one that the model's config names."""
         found: int | None = self.inner.token_to_id(name)
         if found != expected:
             raise ConfigError(
                 f"tokenizer.json gives {name} the id {found}, config.json says {expected}: they belong to different models"
             )
-        return expected
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids. Lone surrogates, which JSON may carry and UTF-8 may not, become question marks."""
@@ -60,25 +68,19 @@ class Tokenizer:
         ids: list[int] = self.inner.encode(whole, add_special_tokens=False).ids
         return ids
 
-    def encode_question(self, text: str, instructions: str = "", history: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """The whole prompt of a question: the stream's vision part is closed, then the chat up to where the answer begins.
-
-        `instructions` stand in the system turn (the model's own system text where empty), `history` holds earlier
-        (question, answer) pairs, oldest first.
-        """
-        turns = [("system", instructions or self.system)] if instructions or self.system else []
-        for question, answer in history:
-            turns += [("user", question), ("assistant", answer)]
-        turns.append(("user", text))
-        newline = self.encode("\n")
-        ids = [self.vision_end]
-        for role, content in turns:
-            ids += [self.turn_start, *self.encode(f"{role}\n{content}"), self.turn_end, *newline]
-        return [*ids, self.turn_start, *self.encode("assistant\n")]
+    def encode_question(
+        self,
+        text: str,
+        instructions: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        thinking: bool = False,
+    ) -> list[int]:
+        """The whole prompt of a question, in the family's form: see `model.families.family.Prompt.question`."""
+        return self.prompt.question(text, instructions, history, thinking)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text, special tokens left out."""
-        text: str = self.inner.decode(list(ids), skip_special_tokens=True)
+        text: str = self.inner.decode([token for token in ids if token not in self.specials], skip_special_tokens=False)
         return text
 
     def spelling(self, token: int) -> bytes:
@@ -94,6 +96,12 @@ class Tokenizer:
     def detokenizer(self) -> Detokenizer:
         """A decoder of one answer, token by token."""
         return Detokenizer(self)
+
+
+def guard(inner: tokenizers.Tokenizer) -> None:
+    """Makes every added token special, so that none of them is ever read out of text."""
+    loose = [token for token in inner.get_added_tokens_decoder().values() if not token.special]
+    inner.add_special_tokens([tokenizers.AddedToken(token.content, special=True, normalized=False) for token in loose])
 
 
 class Detokenizer:

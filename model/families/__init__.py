@@ -1,1 +1,3 @@
-"""Model families: a configuration, a tower, a layer recipe, tensor names and a prompt each."""
+"""Families of models: what tells one from another, apart from the numbers of its configuration."""
+
+from model.families import infinitevl, qwen35  # noqa: F401  # each enters itself

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.cache import SequenceCache, SlotCache
-from model.config import InfiniteVLConfig
+from model.config import ConfigError, DecoderConfig, InfiniteVLConfig, parse_config
+from model.families.family import FAMILIES, Family
 from model.layers.decoder import Decoder
 from model.layers.mixer import Mixer
 from model.layers.vision import MLP, VisionTower
 from model.ops.rope import frame_positions
 from model.state import StreamState
+
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
 
 
 class InfiniteVL(nn.Module):
@@ -21,7 +28,7 @@ class InfiniteVL(nn.Module):
     def __init__(self, config: InfiniteVLConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual = VisionTower(config.vision)
+        self.visual: Any = FAMILIES[config.family].tower(config.vision)
         self.model = Decoder(config.decoder)
         if not config.decoder.tie_word_embeddings:
             self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
@@ -151,3 +158,48 @@ class InfiniteVL(nn.Module):
         )
         chosen: Tensor = hidden.unflatten(0, (batch, questions)) if rows is None else hidden.flatten(0, 1)[rows]
         return self.logits(chosen)
+
+
+class ChatPrompt:
+    """Frames stand between `<|vision_start|>` and `<|vision_end|>`, nothing between them; the chat of Qwen2.5 follows."""
+
+    after: Sequence[int] = ()
+
+    def __init__(self, tokenizer: Tokenizer, config: InfiniteVLConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.opening = (config.vision_start_token_id,)
+
+    def before(self, seconds: float) -> list[int]:
+        """Nothing: time is in the positions."""
+        return []
+
+    def question(self, text: str, instructions: str, history: Sequence[tuple[str, str]], thinking: bool) -> list[int]:
+        """See `Prompt.question`; `instructions` stand in the system turn, the model's own system text where empty."""
+        if thinking:
+            raise ConfigError("this model does not think before it answers")
+        encode, config = self.tokenizer.encode, self.config
+        turns = [("system", instructions or config.system)] if instructions or config.system else []
+        for question, answer in history:
+            turns += [("user", question), ("assistant", answer)]
+        turns.append(("user", text))
+        start, end, newline = config.im_start_token_id, config.eos_token_id, encode("\n")
+        ids = [config.vision_end_token_id]
+        for role, content in turns:
+            ids += [start, *encode(f"{role}\n{content}"), end, *newline]
+        return [*ids, start, *encode("assistant\n")]
+
+
+def convert(name: str, value: Tensor, config: DecoderConfig) -> Iterable[tuple[str, Tensor]]:
+    """A checkpoint's tensor under the name that this architecture's modules have for it, from either prefix layout."""
+    for prefix, ours in (
+        ("model.language_model.", "model."),
+        ("model.visual.", "visual."),
+        ("language_model.model.", "model."),
+    ):
+        if name.startswith(prefix):
+            name = ours + name[len(prefix) :]
+            break
+    yield name, value
+
+
+FAMILIES["infinitevl"] = Family(("infinitevl", "infinitevl_qwen2_5_vl"), parse_config, convert, VisionTower, ChatPrompt)

@@ -8,24 +8,33 @@ from torch import Tensor, nn
 from model.cache import Cache
 from model.config import AttentionPolicy, DecoderConfig
 from model.layers.mixer import Mixer
+from model.layers.vision import RMSNorm
 from model.ops.linear import JointLinear, laid_out
 from model.ops.rope import Rotation, rotate
 from model.state import Part
 
 
 class Attention(Mixer, kind="attention"):
-    """One attention layer: bias on q, k and v, none on o, rotary positions on q and k."""
+    """One attention layer: rotary positions on q and k; bias on q, k and v, head norms and output gate as configured; o has no bias."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.head_dim = config.head_dim
         width, queries = config.hidden_size, config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, queries)
-        self.k_proj = nn.Linear(width, keys)
-        self.v_proj = nn.Linear(width, keys)
+        self.q_proj = nn.Linear(width, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, keys, bias=config.qkv_bias)
         self.o_proj = nn.Linear(queries, width, bias=False)
-        self.inward = JointLinear(self.q_proj, self.k_proj, self.v_proj)
+        self.gated, inward = config.attention_gate, [self.q_proj, self.k_proj, self.v_proj]
+        if config.attention_gate:
+            self.g_proj = nn.Linear(width, queries, bias=False)
+            inward.append(self.g_proj)
+        self.normed = config.head_norms
+        if config.head_norms:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.inward = JointLinear(*inward)
 
     @staticmethod
     def declare(config: DecoderConfig, policy: AttentionPolicy, step: int) -> tuple[Part, ...]:
@@ -47,7 +56,12 @@ class Attention(Mixer, kind="attention"):
 
     def forward(self, x: Tensor, rotation: Rotation, cache: Cache, outputs: bool = True) -> Tensor:
         """See `Mixer.forward`."""
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.inward(x))
-        output: Tensor = cache.attend(self.layer, rotate(q, rotation), k, rotate(k, rotation), v)
-        result: Tensor = self.o_proj(output.flatten(-2))
+        q, k, v, *gate = self.inward(x)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        output: Tensor = cache.attend(self.layer, rotate(q, rotation), k, rotate(k, rotation), v).flatten(-2)
+        if self.gated:
+            output = output * gate[0].sigmoid()
+        result: Tensor = self.o_proj(output)
         return result

@@ -39,7 +39,7 @@ class Decoder(nn.Module):
         Returns the normed last hidden states [batch, n, hidden]; without `outputs` None: what only they need is left out.
         """
         config = self.config
-        turn = rotation(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        turn = rotation(positions, config.rotary_dim, config.rope_theta, config.mrope_section, config.mrope_interleaved)
         final = config.num_hidden_layers - 1
         if self.training:
             x = x.float()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from model.cache import Cache
 from model.config import AttentionPolicy, DecoderConfig
 from model.layers.mixer import Mixer
+from model.layers.vision import rms_norm
 from model.ops.convolution import short_convolution
 from model.ops.dispatch import delta_rule
 from model.ops.linear import JointLinear, laid_out
@@ -25,19 +26,19 @@ class GatedNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) * F.silu(gate)
+        return rms_norm(x, self.weight, self.eps) * F.silu(gate)
 
 
 class GatedDeltaNet(Mixer, kind="delta_net"):
-    """One Gated DeltaNet layer."""
+    """One Gated DeltaNet layer; where there are fewer heads of keys than of values, neighbouring heads of values share one."""
 
     filters: Tensor | None
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.heads = config.num_linear_heads
+        self.heads, self.shared = config.num_linear_heads, config.num_linear_heads // config.num_linear_key_heads
         self.key, self.value = config.linear_head_dim, config.linear_value_dim
-        width, keys, values = config.hidden_size, self.heads * self.key, self.heads * self.value
+        width, keys, values = config.hidden_size, config.linear_key_width, config.linear_value_width
         self.q_proj = nn.Linear(width, keys, bias=False)
         self.k_proj = nn.Linear(width, keys, bias=False)
         self.v_proj = nn.Linear(width, values, bias=False)
@@ -60,7 +61,7 @@ class GatedDeltaNet(Mixer, kind="delta_net"):
         heads, key, value = config.num_linear_heads, config.linear_head_dim, config.linear_value_dim
         return (
             Part("delta", (heads, key, value), torch.float32),
-            Part("inputs", (config.conv_size - 1, heads * (2 * key + value))),
+            Part("inputs", (config.conv_size - 1, 2 * config.linear_key_width + config.linear_value_width)),
         )
 
     @torch.no_grad()
@@ -81,7 +82,9 @@ class GatedDeltaNet(Mixer, kind="delta_net"):
         mixed = cache.extend(self.layer, "inputs", torch.cat((q, k, v), -1))
         filters = self.joint_filters() if self.filters is None else self.filters
         q, k, v = short_convolution(mixed, filters).split((q.shape[-1], k.shape[-1], v.shape[-1]), -1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        q, k, v = q.unflatten(-1, (-1, self.key)), k.unflatten(-1, (-1, self.key)), v.unflatten(-1, (self.heads, -1))
+        if self.shared > 1:
+            q, k = q.repeat_interleave(self.shared, -2), k.repeat_interleave(self.shared, -2)
         decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         beta, decay = cache.mask(b.sigmoid()), cache.mask(decay)
         output, state = delta_rule(q, k, v, decay, beta, cache.load(self.layer, "delta"))

@@ -14,8 +14,17 @@ from model.ops.linear import JointLinear, laid_out
 from model.ops.rope import Rotation, rotate, vision_rotation
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x` over the root mean square of its last axis, times `weight`. Computed in the wider of both dtypes, returned in the narrower."""
+    if x.dtype == weight.dtype:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    narrow = min(x.dtype, weight.dtype, key=lambda dtype: dtype.itemsize)
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    return F.rms_norm(x.to(wide), x.shape[-1:], weight.to(wide), eps).to(narrow)
+
+
 class RMSNorm(nn.Module):
-    """Root-mean-square norm; the result has the weight's dtype, the residual stream may be wider."""
+    """Root-mean-square norm. The residual stream may be wider than the weight, and the weight than the stream (see `rms_norm`)."""
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -23,7 +32,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -84,16 +93,15 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, plan: GridPlan, full: bool) -> Tensor:
-        """`x` [frames, patches, hidden] in the plan's order."""
+    def forward(self, x: Tensor, rotation: Rotation, window: int = 0, shown: Tensor | None = None) -> Tensor:
+        """`x` [frames, patches, hidden], within windows of so many patches each (0: the frame), or where `shown` [patches, patches]."""
         frames, patches, _ = x.shape
         mixed = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
-        q, k = rotate(mixed[:, :, : 2 * self.heads], plan.rotation).chunk(2, 2)
+        q, k = rotate(mixed[:, :, : 2 * self.heads], rotation).chunk(2, 2)
         v = mixed[:, :, 2 * self.heads :]
-        windowed = not full and plan.shown is None
-        span = plan.window if windowed else patches
+        span = window or patches
         q, k, v = (part.reshape(frames * patches // span, span, self.heads, -1).transpose(1, 2) for part in (q, k, v))
-        output = F.scaled_dot_product_attention(q, k, v, None if full or windowed else plan.shown)
+        output = F.scaled_dot_product_attention(q, k, v, shown)
         return self.proj(output.transpose(1, 2).reshape(frames, patches, -1))  # type: ignore[no-any-return]
 
 
@@ -128,7 +136,8 @@ class VisionBlock(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=True)
 
     def forward(self, x: Tensor, plan: GridPlan, full: bool) -> Tensor:
-        x = x + self.attn(self.norm1(x), plan, full)
+        window, shown = (0, None) if full else (plan.window if plan.shown is None else 0, plan.shown)
+        x = x + self.attn(self.norm1(x), plan.rotation, window, shown)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 

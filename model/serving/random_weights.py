@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 import torch
 
-from model.checkpoint import KEPT_FLOAT32
+from model.checkpoint import kept_dtype
 from model.config import PRESETS, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
 
@@ -30,6 +30,10 @@ def random_vocabulary(path: Path, config: InfiniteVLConfig) -> tokenizers.Tokeni
     """A tokenizer.json, filled up with made words to the model's vocabulary: every token that random weights give is text."""
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
+    for name, token in (("<think>", config.think_start_token_id), ("</think>", config.think_end_token_id)):
+        if token is not None:
+            vocabulary[name] = token
+            content["added_tokens"].append(content["added_tokens"][0] | {"id": token, "content": name})
     taken = {*vocabulary.values(), *(token["id"] for token in content["added_tokens"])}
     vocabulary |= {f"Ġw{i}": i for i in range(config.decoder.vocab_size) if i not in taken}
     return tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -41,7 +45,6 @@ def random_model(config: InfiniteVLConfig, device: str, dtype: torch.dtype) -> I
     with torch.device(device):
         model = InfiniteVL(config)
     for name, parameter in model.named_parameters():
-        if not name.endswith(KEPT_FLOAT32):
-            parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(kept_dtype(config.decoder, name, dtype))
     model.eval().fuse()
     return model

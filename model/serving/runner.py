@@ -202,6 +202,8 @@ def prepare(model: InfiniteVL, fp8: bool = False) -> tuple[Callable[[StreamState
 
     Returns what makes the backend over a pool, and the slots that the pool must have beyond those in use.
     """
+    if model.config.positions == "counter":
+        raise ConfigError(f"models of the family {model.config.family} are read, but not served yet")
     if model.model.embed_tokens.weight.device.type != "cuda":
         return partial(Traced if TRACEABLE else Eager, model), 0
     from model.serving.cuda_graphs import Graphs

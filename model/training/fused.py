@@ -140,5 +140,5 @@ def patch_fused(model: InfiniteVL) -> None:
         run = forward if torch.is_grad_enabled() else None
         return run(self, x, positions, cache, outputs) if run else plain[1](x, positions, cache, outputs)
 
-    model.visual.forward = MethodType(visual, model.visual)  # type: ignore[method-assign]
+    model.visual.forward = MethodType(visual, model.visual)
     model.model.forward = MethodType(decoder, model.model)  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from .small import of_another_tokenizer, picture
 PATH = NANO / "tokenizer.json"
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", ["nano", "4b", "qwen3.5-0.8b"])
 def test_every_token_that_a_preset_can_give_is_text(name: str) -> None:
     config = random_config(name)
     tokenizer = Tokenizer(random_vocabulary(PATH, config), config)

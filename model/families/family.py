@@ -1,0 +1,79 @@
+"""What a family of models is: how its checkpoints are read, how it looks at pictures, and the words around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from model.config import ConfigError, DecoderConfig, InfiniteVLConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
+
+
+class Prompt(Protocol):
+    """The token ids around frames and questions, made with one tokenizer."""
+
+    @property
+    def opening(self) -> Sequence[int]:
+        """What begins a stream."""
+        ...
+
+    @property
+    def after(self) -> Sequence[int]:
+        """What follows the grid of a step."""
+        ...
+
+    def before(self, seconds: float) -> list[int]:
+        """What precedes the grid of a step whose frames show this stream time."""
+        ...
+
+    def question(self, text: str, instructions: str, history: Sequence[tuple[str, str]], thinking: bool) -> list[int]:
+        """What a fork of a stream reads, up to where the answer begins.
+
+        `history` holds earlier (question, answer) pairs, oldest first. Raises ConfigError for `thinking` where the family can't.
+        """
+        ...
+
+
+class Tower(Protocol):
+    """What makes the vision tower."""
+
+    def __call__(self, config: VisionConfig) -> nn.Module:
+        """Takes patches float32 [frames, patches, patch_dim], rows and columns; gives [frames, tokens, hidden], row by row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family. `parse` reads a config.json's contents and raises ConfigError.
+
+    `convert` takes a tensor of a checkpoint by its name there, with the decoder's sizes, and gives ours: several, or none where
+    it is not needed.
+    """
+
+    model_types: tuple[str, ...]
+    parse: Callable[[dict[str, Any]], InfiniteVLConfig]
+    convert: Callable[[str, Tensor, DecoderConfig], Iterable[tuple[str, Tensor]]]
+    tower: Tower
+    prompt: Callable[[Tokenizer, InfiniteVLConfig], Prompt]
+
+
+FAMILIES: dict[str, Family] = {}
+"""By the first of its `model_types`, which is what a configuration calls its family."""
+
+
+def parse(found: dict[str, Any]) -> InfiniteVLConfig:
+    """The configuration that a config.json's contents describe, whatever the family. Raises ConfigError."""
+    kind = found.get("model_type")
+    if isinstance(kind, str) and kind.endswith("_moe"):
+        raise ConfigError(
+            f"model_type {kind!r} is a mixture of experts, which is not supported: choose a dense size of its family"
+        )
+    for family in FAMILIES.values():
+        if kind in family.model_types:
+            return family.parse(found)
+    return FAMILIES["infinitevl"].parse(found)

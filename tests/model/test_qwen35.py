@@ -1,0 +1,115 @@
+"""Qwen3.5 against transformers: the tower, positions, logits, checkpoints, and the mistakes that a loose test lets pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen3_5ForConditionalGeneration
+
+from model.cache import SequenceCache
+from model.config import FULL, PRESETS
+from model.families.family import FAMILIES
+from model.families.infinitevl import InfiniteVL
+
+from .qwen35 import IDS, converted, of_preset, ours, twin
+from .small import error, patches
+
+PAD, VIDEO, START, END = (IDS[f"{name}_token_id"] for name in ("image", "video", "vision_start", "vision_end"))
+PICTURE, CLIP = (6, 10), (8, 4)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (6, 10), (12, 2)])
+@torch.no_grad()
+def test_the_tower(grid: tuple[int, int]) -> None:
+    """Grids that are not square, three temporal patches at once."""
+    theirs = twin()
+    model = ours(theirs)
+    x = patches(model.config.vision, 3, grid=grid)
+    oracle = theirs.model.visual(x.flatten(0, 1), torch.tensor([[3, *grid]])).pooler_output
+    assert error(model.visual(x, *grid).flatten(0, 1), oracle) <= 1e-5
+
+
+def prompt() -> tuple[list[int], Tensor, Tensor]:
+    """Text, a picture, text, three steps of video with their times, a question; and the pixels of both."""
+    config = ours(twin()).config.vision
+    image = [START, *[PAD] * (PICTURE[0] * PICTURE[1] // 4), END]
+    steps = [[20 + i, 21, 22, START, *[VIDEO] * (CLIP[0] * CLIP[1] // 4), END] for i in range(3)]
+    ids = [7, 8, *image, 9, 10, 11, *[token for step in steps for token in step], *range(40, 52)]
+    return ids, patches(config, 1, grid=PICTURE, seed=1)[0], patches(config, 3, grid=CLIP, seed=2)
+
+
+def asked(theirs: Qwen3_5ForConditionalGeneration) -> dict[str, Tensor]:
+    """The prompt as transformers takes it."""
+    ids, image, video = prompt()
+    return {
+        "input_ids": torch.tensor([ids]),
+        "mm_token_type_ids": torch.tensor([[int(i == PAD) + 2 * int(i == VIDEO) for i in ids]]),
+        "pixel_values": image,
+        "image_grid_thw": torch.tensor([[1, *PICTURE]]),
+        "pixel_values_videos": video.flatten(0, 1),
+        "video_grid_thw": torch.tensor([[3, *CLIP]]),
+    }
+
+
+def positions(ids: list[int]) -> Tensor:
+    """By the sheet's words: text counts on all axes, a grid begins where text would go on, what follows after its longer side."""
+    found, at = [], 0
+    i = 0
+    while i < len(ids):
+        if ids[i] in (PAD, VIDEO):
+            rows, columns = (side // 2 for side in (PICTURE if ids[i] == PAD else CLIP))
+            found += [(at, at + row, at + column) for row in range(rows) for column in range(columns)]
+            at, i = at + max(rows, columns), i + rows * columns
+        else:
+            found.append((at, at, at))
+            at, i = at + 1, i + 1
+    return torch.tensor(found).T
+
+
+def embedded(model: InfiniteVL) -> Tensor:
+    """The prompt's embeddings, pictures in their places, [1, n, hidden]."""
+    ids, image, video = prompt()
+    tokens = torch.tensor(ids)
+    x = model.model.embed_tokens(tokens)
+    x[tokens == PAD] = model.visual(image[None], *PICTURE).flatten(0, 1)
+    x[tokens == VIDEO] = model.visual(video, *CLIP).flatten(0, 1)
+    return x[None]
+
+
+def whole(model: InfiniteVL) -> Tensor:
+    """Every logit of the prompt, [n, vocabulary]."""
+    x = embedded(model)
+    cache = SequenceCache(model.config.decoder, FULL, 1, x.device, x.dtype)
+    return model.logits(model.model(x, positions(prompt()[0])[:, None], cache))[0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_a_prompt_of_picture_video_and_text(tied: bool) -> None:
+    theirs = twin(tied)
+    told = asked(theirs)
+    grids = {key: told[key] for key in ("image_grid_thw", "video_grid_thw")}
+    found, _ = theirs.model.get_rope_index(told["input_ids"], told["mm_token_type_ids"], **grids)
+    assert (found[:, 0] == positions(prompt()[0])).all()
+    assert error(whole(ours(theirs)), theirs(**told).logits[0]) <= 2e-5
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("qwen3.5-")])
+def test_published_sizes(name: str) -> None:
+    """Names, shapes and totals of every module; transformers leaves out the draft head (`mtp.`), and so do we."""
+    with torch.device("meta"):
+        model, theirs = InfiniteVL(PRESETS[name]), Qwen3_5ForConditionalGeneration(of_preset(name))
+    weights = converted(theirs)
+    if PRESETS[name].decoder.tie_word_embeddings:
+        weights.pop("lm_head.weight")
+    assert {key: x.shape for key, x in weights.items()} == {key: x.shape for key, x in model.named_parameters()}
+    decoder = model.config.decoder
+    width, queries, keys = decoder.hidden_size, decoder.num_attention_heads * 256, decoder.num_key_value_heads * 256
+    drafts = 2 * width**2 + width * (3 * queries + 2 * keys + 3 * decoder.intermediate_size + 5) + 2 * 256
+    totals = {
+        "0.8b": 873_438_784, "2b": 2_274_069_824, "4b": 4_659_865_088, "9b": 9_653_104_368, "27b": 27_781_427_952,
+    }  # fmt: skip
+    size = name.removeprefix("qwen3.5-")
+    assert sum(x.numel() for x in model.parameters()) == totals[size] - drafts
+    assert not list(FAMILIES["qwen3_5"].convert("mtp.fc.weight", torch.empty(2, 4), decoder))
