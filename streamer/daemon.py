@@ -23,7 +23,7 @@ from model.checkpoint import CheckpointError
 from streamer.assistant import Assistant
 from streamer.config import Config, ConfigError, ServerConfig
 from streamer.errors import AssistantError
-from streamer.logs import set_up_logs
+from streamer.logs import output_aside
 from streamer.server.app import close_connections, create_app, server_options
 from streamer.systemd import notify, watchdog_seconds
 
@@ -146,12 +146,10 @@ def run(
 
     On SIGHUP, `reload` reads the configuration again, and what can change live does.
     """
-    set_up_logs()
-    code = asyncio.run(_run(config, announce, reload))
+    with output_aside():
+        code = asyncio.run(_run(config, announce, reload))
     if any(thread.name == "engine" for thread in threading.enumerate()):
         # It is inside of a long call of torch's, which aborts the process if the interpreter is taken down around it.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     # All is closed; to look through torch's objects for cycles once more would take longer than the rest of the end.
     gc.freeze()

@@ -11,6 +11,23 @@ from capture.source import NETWORK, SourceError, check_length
 
 HARMLESS = ("demo", "push", "whip")
 """Schemes that reach for nothing."""
+PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            # IANA's special-purpose IPv4 addresses (RFC 6890 and after), with all of what is for protocols and for documents.
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+            *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+            # Of IPv6's global unicast: protocols with Teredo and ORCHID, and documents (RFC 2928, 3849, 9637).
+            *("2001::/23", "2001:db8::/32", "3fff::/20"),
+        ),
+    )
+)
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All that IANA hands out to the world; what lies outside is local, reserved or multicast (RFC 4291 and its registry)."""
+TRANSLATED = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
+"""Prefixes whose last 32 bits are the IPv4 address that is reached: mapped, translated (SIIT), NAT64's well-known one."""
 MEND = "name a public host, or allow private sources (server.private_sources)"
 
 
@@ -20,10 +37,30 @@ def resolve(host: str) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the world at large; an IPv4 address inside an IPv6 one is judged as such."""
+    """Whether an IP address belongs to the world at large; an IPv4 address inside an IPv6 one is judged as such.
+
+    What `PRIVATE` names is refused whatever Python's own table, which changes with its version, says of it. Raises ValueError
+    for what is no address.
+    """
     outer = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(outer, "ipv4_mapped", None) or getattr(outer, "sixtofour", None) or outer
-    return bool(inner.is_global and not inner.is_multicast and outer.is_global)
+    if isinstance(outer, ipaddress.IPv4Address):
+        return outer.is_global and not outer.is_multicast and not any(outer in net for net in PRIVATE)
+    inner = inner_address(outer)
+    if inner is not None:
+        return is_public(str(inner))
+    return outer in GLOBAL_UNICAST and outer.is_global and not any(outer in net for net in PRIVATE)
+
+
+def inner_address(outer: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 one stands for, where packets to it end up (RFC 4291, 3056, 6052, 5214), or None."""
+    number = int(outer)
+    if any(outer in net for net in TRANSLATED):
+        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    if outer.sixtofour is not None:
+        return outer.sixtofour
+    if number >> 32 & 0xFFFF == 0x5EFE:
+        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    return None
 
 
 def public_addresses(host: str) -> list[str]:

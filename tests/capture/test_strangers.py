@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -151,6 +153,66 @@ def test_a_remote_client_reaches_nothing_private(
     monkeypatch.setattr(guard, "resolve", lambda host: addresses)
     with pytest.raises(SourceError, match=r"private|may not name"):
         refuse_private(url)
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        ("0.0.0.0/8", "this host"),
+        ("10.0.0.0/8", "RFC 1918"),
+        ("100.64.0.0/10", "behind a carrier's NAT"),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local, metadata"),
+        ("172.16.0.0/12", "RFC 1918"),
+        ("192.0.0.0/24", "IETF protocols, DS-Lite"),
+        ("192.0.2.0/24", "documents"),
+        ("192.88.99.0/24", "6to4 relays"),
+        ("192.168.0.0/16", "RFC 1918"),
+        ("198.18.0.0/15", "benchmarks"),
+        ("198.51.100.0/24", "documents"),
+        ("203.0.113.0/24", "documents"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved, broadcast"),
+        ("::/96", "IPv4-compatible, loopback, unspecified"),
+        ("::ffff:10.0.0.0/104", "a private address, mapped"),
+        ("::ffff:0:10.0.0.0/104", "a private address, translated"),
+        ("64:ff9b::10.0.0.0/104", "a private address through NAT64"),
+        ("64:ff9b::169.254.0.0/112", "metadata through NAT64"),
+        ("64:ff9b:1::/48", "NAT64 of a network's own"),
+        ("100::/64", "discarded"),
+        ("2001::/23", "protocols, Teredo"),
+        ("2001:db8::/32", "documents"),
+        ("2002:c0a8::/32", "192.168.0.0/16 by 6to4"),
+        ("2002:7f00::/24", "127.0.0.0/8 by 6to4"),
+        ("2606:2800:220:1:0:5efe:a00:0/104", "10.0.0.0/8 by ISATAP"),
+        ("3fff::/20", "documents"),
+        ("4000::/2", "not handed out"),
+        ("5f00::/16", "segment routing"),
+        ("fc00::/7", "unique local"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+    ],
+)
+@given(place=st.integers(0, 2**128 - 1))
+@example(place=0)
+@example(place=2**128 - 1)
+@example(place=1)
+def test_no_address_of_a_private_network_is_public(network: str, why: str, place: int) -> None:
+    """Judged offline, by networks and not by examples: any address of each."""
+    within = ipaddress.ip_network(network)
+    assert not guard.is_public(str(within[place % within.num_addresses])), why
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("93.184.216.34", "1.1.1.1", "192.0.1.1", "192.1.0.1", "100.63.255.255", "172.32.0.1", "198.20.0.1"),
+        *("2606:2800:220:1::1", "2001:200::1", "2a00:1450::1", "64:ff9b::8.8.8.8", "::ffff:8.8.8.8", "2002:808:808::1"),
+    ],
+)
+def test_public_addresses_are_public(address: str) -> None:
+    assert guard.is_public(address)
 
 
 def test_a_remote_client_may_name_what_is_public(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,153 @@
+"""Output that can't be written, or that is written to somebody's terminal: it holds nobody up, ends nothing, steers nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import unicodedata
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer import logs
+from streamer.logs import JsonFormatter, LineFormatter, Output
+from tests.capture.lab import wait_for
+from tests.streamer.test_daemon import ROOT, command
+
+
+def record(text: str, error: BaseException | None = None) -> logging.LogRecord:
+    told = (type(error), error, None) if error is not None else None
+    return logging.LogRecord("streamer", logging.INFO, __file__, 1, "%s", (text,), told)
+
+
+def steers(text: str) -> list[str]:
+    """Controls, separators and directions in what was printed."""
+    return [
+        each for each in text if unicodedata.category(each) in ("Cc", "Zl", "Zp") or each in "\u200e\u200f\u202e\u2066"
+    ]
+
+
+@given(st.text())
+def test_nothing_that_is_logged_steers_a_terminal_or_begins_a_line(text: str) -> None:
+    attack = f"{text}\x1b[2J\r\n12:00:00 admin logged in\u202e\x9b31m\u2028"
+    for told in (record(attack), record("x", ValueError(attack))):
+        first, *others = LineFormatter().format(told).split("\n")
+        assert not steers(first) and not any(steers(line) for line in others)
+        assert all(line.startswith("    ") for line in others), "what follows is seen to belong to it"
+        line = JsonFormatter().format(told)
+        assert not steers(line)
+        json.loads(line)
+
+
+def pipe() -> tuple[int, TextIOWrapper]:
+    """A pipe: the end that reads, and a text stream that writes."""
+    reads, writes = os.pipe()
+    return reads, os.fdopen(writes, "w", encoding="utf-8")
+
+
+def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_is_dropped_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reads, beneath = pipe()
+    output = Output(beneath, "stderr")
+    lines = 4 * logs.MOST_BYTES // 100
+    with caplog.at_level(logging.WARNING, "streamer.logs"):
+        for n in range(lines):
+            print(f"{n:99d}", file=output, flush=True)  # a text, and its end, each taken along or not
+        assert 0 < output.dropped < 2 * lines
+        read = bytearray()
+        while not read.endswith(b" \n") and not caplog.records:
+            read += os.read(reads, 65_536)
+        dropped = output.dropped
+        assert f"{dropped} lines for stderr were dropped: nobody reads it" in caplog.text
+        output.write("again\n")
+        while not read.endswith(b"again\n"):
+            read += os.read(reads, 65_536)
+    assert len(read) <= logs.MOST_BYTES + 2 * 65_536 + 4096
+    output.finish()
+    beneath.close()
+    os.close(reads)
+
+
+@pytest.mark.parametrize("why", ["full", "gone"])
+def test_what_can_not_be_written_is_dropped_and_counted(why: str) -> None:
+    if why == "full":
+        beneath = Path("/dev/full").open("w")
+    else:
+        reads, beneath = pipe()
+        os.close(reads)
+    output = Output(beneath, "stdout")
+    for n in range(10):
+        print(n, file=output, end=" and no more\n")
+    output.finish()
+    assert output.dropped == 10 or output.dropped == 20
+    with suppress(OSError):
+        beneath.close()
+
+
+def test_the_end_waits_for_the_last_words_but_not_for_ever() -> None:
+    reads, beneath = pipe()
+    output = Output(beneath, "stdout")
+    output.write("x" * 1000)
+    output.finish()
+    assert os.read(reads, 2000) == b"x" * 1000
+    stuck = Output(beneath, "stdout")
+    stuck.write("x" * 500_000)
+    stuck.finish(0.05)
+    os.close(reads)
+    beneath.close()
+
+
+def test_a_daemon_whose_output_goes_nowhere_serves_and_ends() -> None:
+    """stdout on a full disk, stderr a pipe that is full already."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writes, b"x" * 4096)
+    os.set_blocking(writes, True)
+    reader, announced = os.pipe()
+    program = command(
+        server={"port": 0, "tokens": [{"name": "ada", "scopes": ["view"], "digest": "sha256:" + "0" * 64}]}
+    )
+    program[2] = program[2].replace("print(url, flush=True)", f"__import__('os').write({announced}, url.encode())")
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(program, cwd=ROOT, stdout=full, stderr=writes, pass_fds=[announced])
+    os.close(writes)
+    os.close(announced)
+    try:
+        url = os.read(reader, 200).decode()
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for _ in range(1500):  # each refusal is logged: more than the pipe, and more than what may wait
+                client.get("/v1/streams", headers={"Authorization": "Bearer " + "x" * 40})
+            assert client.get("/healthz").json()["status"] == "ok"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reads)
+        os.close(reader)
+
+
+def test_a_reader_that_goes_away_ends_nothing() -> None:
+    """As `streamer run | head -1` does."""
+    process = subprocess.Popen(command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        process.stdout.close()
+        wait_for(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
