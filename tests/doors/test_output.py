@@ -80,7 +80,7 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_is_dropped_is_counted
 @pytest.mark.parametrize("why", ["full", "gone"])
 def test_what_can_not_be_written_is_dropped_and_counted(why: str) -> None:
     if why == "full":
-        beneath = Path("/dev/full").open("w")
+        beneath = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
     else:
         reads, beneath = pipe()
         os.close(reads)
