@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -360,19 +360,17 @@ def _problem(error: ErrorDetails) -> str:
     return f"{path}: {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "server": ServerConfig,
-    "tokens": TokenConfig,
-    "jwt": JwtConfig,
-    "model": ModelConfig,
-    "attention": AttentionConfig,
-    "streams": StreamConfig,
-    "answers": AnswersConfig,
-    "limits": LimitsConfig,
-}
-
-
 def _keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys known at a place in the configuration."""
-    sections = [part for part in location if isinstance(part, str)]
-    return list((_SECTIONS[sections[-1]] if sections else Config).model_fields)
+    section: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, str):
+            section = _section(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, in a list or alone, or may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)

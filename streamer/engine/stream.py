@@ -155,20 +155,14 @@ class Stream:
 
 def configured_source(config: StreamConfig, webrtc: WebRtcConfig) -> Source:
     """Where a configured stream's frames will come from. Raises SourceError for what can never work."""
-    options = SourceOptions(
-        loop=config.loop,
-        start=config.start,
-        realtime=config.realtime,
-        transport=config.transport,
-        fps=config.fps,
-        change=config.change,
-        change_floor=config.change_floor,
-        hwaccel=config.hwaccel,
-        public_only=config.public_only,
-        camera_size=config.camera_size,
-        camera_rate=config.camera_rate,
-        pixel_format=config.pixel_format,
-        ice_servers=tuple(IceServer(each.urls, each.username, each.credential) for each in webrtc.ice_servers),
+    return open_source(config.source, source_options(config, webrtc))
+
+
+def source_options(config: StreamConfig, webrtc: WebRtcConfig) -> SourceOptions:
+    """What a stream's configuration says of its source: every option under its own name, the patience under two."""
+    names = SourceOptions.__dataclass_fields__.keys() & StreamConfig.model_fields.keys()
+    return SourceOptions(
+        **{name: getattr(config, name) for name in names},
+        ice_servers=tuple(IceServer(**each.model_dump()) for each in webrtc.ice_servers),
         patience=Patience(open=config.open_timeout, stall=config.stall_after),
     )
-    return open_source(config.source, options)

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from capture import IceServer
 from streamer.config import Config, ConfigError, load_config, parse_config
+from streamer.engine.stream import source_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -40,6 +42,11 @@ def test_shipped_files_are_accepted(path: Path) -> None:
         ({"sever": {}}, ["sever: unknown key", "did you mean 'server'?"]),
         ({"server": {"prot": 80}}, ["server.prot: unknown key (value 80)", "did you mean 'port'?"]),
         ({"server": {"zzz": 1}}, ["server.zzz", "known here: host, port"]),
+        ({"webrtc": {"ice_server": []}}, ["webrtc.ice_server: unknown key", "did you mean 'ice_servers'?"]),
+        (
+            {"webrtc": {"ice_servers": [{"urls": ["stun:a:1"], "user": "x"}]}},
+            ["webrtc.ice_servers[0].user: unknown key", "did you mean 'username'?"],
+        ),
         (stream(deadlin=1), ["streams[0].deadlin: unknown key", "did you mean 'deadline'?"]),
         (stream(fps="25fps"), ["streams[0].fps: '25fps' is not a plain number: write 25"]),
         (stream(fps=0), ["streams[0].fps: 0 is out of range; it must be more than 0"]),
@@ -163,3 +170,17 @@ def test_whatever_is_written_is_accepted_or_refused_in_lines(data: dict[str, Any
     except ConfigError as error:
         assert error.problems and not any("\n" in problem for problem in error.problems)
         assert all(len(problem) < 600 for problem in error.problems)
+
+
+def test_a_source_is_opened_as_its_stream_is_configured() -> None:
+    chosen = {"fps": 5.0, "loop": True, "start": 2.0, "change": 3.0, "transport": "udp", "camera_size": (640, 480)}
+    config = parse_config(
+        {
+            "streams": [{"name": "door", "source": "demo:", "open_timeout": 3, "stall_after": 4, **chosen}],
+            "webrtc": {"ice_servers": [{"urls": ["turn:a:1"], "username": "u", "credential": "c"}]},
+        }
+    )
+    options = source_options(config.streams[0], config.webrtc)
+    assert {name: getattr(options, name) for name in chosen} == chosen
+    assert (options.patience.open, options.patience.stall) == (3, 4)
+    assert options.ice_servers == (IceServer(("turn:a:1",), "u", "c"),)
