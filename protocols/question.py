@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from protocols.fields import Model, Seed, Share, Temperature
+from protocols.fields import Model, Seed, Share, Temperature, whole
+
+TopK = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(whole)]
+"""An extension of the dialects' own: OpenAI has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Sampling(Model):
 
     temperature: Temperature | None = None
     top_p: Share | None = None
+    top_k: TopK | None = None
     seed: Seed | None = None
 
     def over(self, defaults: Sampling) -> Sampling:

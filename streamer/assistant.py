@@ -263,6 +263,7 @@ class Assistant:
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        top_k: int | None = None,
         seed: int | None = None,
         history: Sequence[tuple[str, str]] = (),
     ) -> Answer:
@@ -272,7 +273,7 @@ class Assistant:
         AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling,
         too_many_answers.
         """
-        given = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
         try:
             sampling = Sampling.model_validate(given)
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits: greedy, or drawn with temperature and nucleus."""
+"""Choosing the next token from logits: greedy, or drawn with temperature, from the likeliest few, from a nucleus."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ COLDEST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an answer's tokens are chosen. Temperature 0 is greedy; `top_p` is the nucleus' mass (arXiv 1904.09751)."""
+    """How an answer's tokens are chosen. Temperature 0 is greedy; `top_p` is the nucleus' mass (arXiv 1904.09751).
+
+    With `top_k`, only so many of the likeliest tokens are drawn from, and `top_p` is a share of their mass.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int | None = None
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """A source of randomness for one answer, None where it is greedy."""
@@ -32,12 +36,16 @@ class Sampling:
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """One token id from `logits` float32 [vocabulary]."""
+    """One token id from `logits` float32 [vocabulary]: temperature, then the `top_k` likeliest, then their nucleus."""
     if generator is None:
         return int(logits.argmax())
-    probabilities = (logits / sampling.temperature).softmax(-1)
+    warm, ids = logits / sampling.temperature, None
+    if sampling.top_k is not None and sampling.top_k < len(logits):
+        warm, ids = warm.topk(sampling.top_k)
+    probabilities = warm.softmax(-1)
     if sampling.top_p < 1:
-        ordered, ids = probabilities.sort(descending=True)
-        ordered[1:][(ordered.cumsum(-1) - ordered)[1:] >= sampling.top_p] = 0
-        return int(ids[torch.multinomial(ordered, 1, generator=generator)])
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+        probabilities, order = probabilities.sort(descending=True)
+        probabilities[1:][(probabilities.cumsum(-1) - probabilities)[1:] >= sampling.top_p] = 0
+        ids = order if ids is None else ids[order]
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return int(drawn if ids is None else ids[drawn])

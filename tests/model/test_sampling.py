@@ -1,9 +1,10 @@
-"""Choosing tokens: greedy, temperature, nucleus and seeds."""
+"""Choosing tokens: greedy, temperature, the likeliest few, nucleus and seeds."""
 
 from collections import Counter
 
 import pytest
 import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from model.serving.sampling import Sampling, draw
 
@@ -39,6 +40,18 @@ def test_nucleus_is_the_fewest_tokens_that_reach_the_mass(top_p: float, tokens: 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
 def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
     assert set(drawn(Sampling(temperature, seed=3), 20)) == {1}
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (3, 1.0), (3, 0.5), (4, 0.9), (5, 0.9), (99, 1.0)])
+def test_the_likeliest_few_come_before_their_nucleus(top_k: int, top_p: float) -> None:
+    """As transformers draws: temperature, then top-k, then top-p of what that leaves."""
+    oracle = LogitsProcessorList([TemperatureLogitsWarper(2.0), TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)])
+    expected = oracle(torch.zeros(1, 1, dtype=torch.long), LOGITS[None]).softmax(-1)[0].tolist()
+    n = 4000
+    counts = Counter(drawn(Sampling(2.0, top_p, 5, top_k), n))
+    assert set(counts) == {token for token, probability in enumerate(expected) if probability > 0}
+    for token, probability in enumerate(expected):
+        assert abs(counts[token] / n - probability) < 4 * (probability * (1 - probability) / n) ** 0.5 + 1e-3
 
 
 def test_a_seed_repeats_an_answer() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from protocols.chat import ChatRequest, ChatWriter, StopSequences, error_body, error_status, models_body, read_chat
 from protocols.fields import ProtocolError
+from protocols.question import Sampling
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 PNG_URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -66,6 +67,10 @@ def test_model_alone_leaves_the_stream_open() -> None:
     assert refused(model="nano/cellar").code == "model_not_found"
 
 
+def test_only_the_likeliest_tokens_may_be_asked_for() -> None:
+    assert read(top_k=40).question.sampling == Sampling(top_k=40)
+
+
 def test_pictures_and_videos_of_the_newest_question() -> None:
     picture = {"type": "image_url", "image_url": {"url": PNG_URI, "detail": "low"}}
     video = {"type": "video_url", "video_url": {"url": VIDEO_URI}}
@@ -115,6 +120,8 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
         ({"tools": [{}]}, "invalid_value", "tools"),
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"temperature": "hot"}, "invalid_value", "temperature"),
+        ({"top_k": 0}, "invalid_value", "top_k"),
+        ({"top_k": 2.5}, "invalid_value", "top_k"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"max_tokens": True}, "invalid_value", "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "invalid_value", "response_format.type"),

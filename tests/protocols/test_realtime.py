@@ -281,6 +281,7 @@ def test_response_overrides_the_session() -> None:
             "max_output_tokens": 7,
             "temperature": 0,
             "top_p": 0.9,
+            "top_k": 40,
             "seed": 3,
             "instructions": "",
         },
@@ -289,6 +290,7 @@ def test_response_overrides_the_session() -> None:
     question, sampling = ask.question, ask.question.sampling
     assert (question.stream, question.max_tokens) == ("yard", 7)
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (0, 0.9, 3)
+    assert sampling.top_k == 40
     assert ask.question.instructions == ""
     talk.session.refused(ask.response, "not_ready", "The model is still loading.")
     assert talk.ask().question.max_tokens == 50

@@ -102,10 +102,12 @@ class Bench:
         looking = self.engine._looking
         assert not faults(self.engine.executor, [] if looking is None else looking.batch)
 
-    def ask(self, id: str, stream: str, *, length: int = 8, words: str = "What is happening?", seed: int = 0) -> Ear:
+    def ask(
+        self, id: str, stream: str, *, length: int = 8, words: str = "What is happening?", seed: int = 0, **how: float
+    ) -> Ear:
         ear = Ear()
         tokens = self.engine.runner.tokenizer.encode_question(words)
-        sampling = Sampling(temperature=1.0, top_p=0.9, seed=seed)
+        sampling = Sampling.model_validate({"temperature": 1.0, "top_p": 0.9, "seed": seed, **how})
         question = Question(words, stream, sampling=sampling, max_tokens=length)
         self.engine.ask(Request(id, question, tokens, ear))
         return ear

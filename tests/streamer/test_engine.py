@@ -74,6 +74,17 @@ def test_the_comparison_would_notice_a_touch() -> None:
     assert not same(before, state(bench, "left"))
 
 
+def test_of_the_likeliest_token_alone_nothing_is_left_to_chance() -> None:
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    ears = [
+        bench.ask(f"q{top_k}", "left", temperature=temperature, top_k=top_k) for temperature, top_k in ((2, 1), (0, 9))
+    ]
+    bench.until(lambda: all(ear.reason for ear in ears))
+    assert ears[0].text and ears[0].text == ears[1].text
+
+
 def test_an_answer_is_what_the_model_says_alone() -> None:
     bench = Bench()
     bench.add("left")
