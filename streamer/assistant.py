@@ -6,10 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -18,9 +16,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from capture import Frame, PushSource, Source, SourceError, SourceStatus
+from capture import Frame, PushSource, Source, SourceError
 from model import AttentionPolicy, CapacityError, Runner, load_runner
-from model.tokenizer import Tokenizer
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
@@ -30,7 +27,9 @@ from streamer.engine.executor import Request
 from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream, StreamStatus, configured_source
 from streamer.errors import AssistantError
-from streamer.events import StreamEvent, Subscription
+from streamer.events import News, StreamEvent, Subscription
+from streamer.prompt import prompt_tokens, settled
+from streamer.reload import Change, plan
 
 __all__ = ["Answer", "Assistant", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
 
@@ -38,8 +37,6 @@ log = logging.getLogger("streamer")
 LOADING = "The model is being loaded: try again in a moment."
 TELL_SECONDS = 1.0
 """Drops are told at most this often for each stream."""
-CHARACTERS_A_TOKEN = 16
-"""A text that is longer than its tokens at this rate is refused unread: to tokenise a megabyte takes seconds."""
 STUCK_SECONDS = 10.0
 """A step that runs longer than this makes the daemon unready."""
 
@@ -51,21 +48,19 @@ class Assistant:
         """`progress` is told, from another thread, how many of all steps have been tried while the model warms up."""
         self.config = config
         limits = config.limits
+        self.news = News()
         self.engine = Engine(
             self._load,
             stream_slots=limits.streams,
             answer_slots=limits.answers,
             pace=_pace(config),
             threads=config.model.threads or _threads(config.model.device),
-            reset=self._was_reset,
+            reset=self.news.reset,
             progress=progress,
         )
         self._loaded = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, Stream] = {}
         self._answers: dict[str, Answer] = {}
-        self._subscriptions: set[Subscription] = set()
-        self._told: dict[str, Counter[str]] = {}
         self._teller: asyncio.Task[None] | None = None
         self._stuck = False
         self._attaching: set[str] = set()
@@ -84,7 +79,7 @@ class Assistant:
 
         Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work.
         """
-        self._loop = asyncio.get_running_loop()
+        self.news.begin()
         try:
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._open(stream) for stream in self.config.streams]
@@ -108,8 +103,7 @@ class Assistant:
         )
         for answer in list(self._answers.values()):
             answer.finished("cancelled", None)
-        for subscription in list(self._subscriptions):
-            subscription.close()
+        self.news.close()
         self._streams.clear()
         await asyncio.sleep(0)
 
@@ -171,8 +165,8 @@ class Assistant:
         """Ends a stream and forgets its memory; its open answers go on. Raises AssistantError: unknown_stream."""
         stream = self._stream(name)
         del self._streams[name]
-        self._tell_drops(stream)
-        self._told.pop(name, None)
+        self.news.dropped(name, stream.drops)
+        self.news.forget(name)
         try:
             await asyncio.wrap_future(self.engine.remove(name))
         finally:
@@ -199,52 +193,40 @@ class Assistant:
         Streams come and go; one whose priority or deadline changed keeps its memory, any other change begins it again.
         The speed and manner of answers, and the limits of questions, change for what is asked from now on.
         """
-        old, lines = self.config, []
-        wanted = {stream.name: stream for stream in config.streams}
-        configured = {stream.name: stream for stream in old.streams}
-        fixed = {name: getattr(old.limits, name) for name in ("streams", "answers")}
-        for section in ("server", "model"):
-            if getattr(config, section) != getattr(old, section):
-                lines.append(f"{section} changed: start the daemon again for it")
-        for name, value in fixed.items():
-            if getattr(config.limits, name) != value:
-                lines.append(f"limits.{name} changed: start the daemon again for it")
-        self.config = config.model_copy(
-            update={"server": old.server, "model": old.model, "limits": config.limits.model_copy(update=fixed)}
-        )
-        if config.answers != old.answers or self.config.limits != old.limits:
-            lines.append("answers and limits of questions are as configured now")
+        asked = plan(self.config, config, {name: stream.config for name, stream in self._streams.items()})
+        self.config = asked.config
         await asyncio.wrap_future(self.engine.set_pace(_pace(config)))
-        for name in [name for name in configured if name not in wanted and name in self._streams]:
-            await self.detach(name)
-            lines.append(f"stream {name} was removed")
-        for name, stream in wanted.items():
-            if name in self._streams and self._streams[name].config == stream:
-                continue
+        lines = asked.lines
+        for change in asked.changes:
             try:
-                lines.append(await self._change(name, stream))
+                lines.append(await self._change(change))
             except AssistantError as error:
                 lines.append(error.message)
         return lines or ["nothing changed"]
 
-    async def _change(self, name: str, config: StreamConfig) -> str:
+    async def _change(self, change: Change) -> str:
         """Makes a stream be as configured; says what was done."""
-        running = self._streams.get(name)
-        if running is None:
-            await self._attach(config)
-            return f"stream {name} was added"
-        terms = {"priority", "deadline"}
-        if running.config.model_dump(exclude=terms) == config.model_dump(exclude=terms):
-            running.config = config
-            await asyncio.wrap_future(self.engine.set_terms(running))
-            return f"stream {name} has priority {config.priority} and deadline {config.deadline:g} s now"
-        try:
-            source = await self._open(config)
-        except AssistantError as error:
-            return f"{error.message}; it goes on as it was"
-        await self.detach(name)
-        await self._attach(config, source)
-        return f"stream {name} was changed and begins again"
+        config, name = change.stream, change.stream.name
+        match change.kind:
+            case "remove":
+                await self.detach(name)
+                return f"stream {name} was removed"
+            case "add":
+                await self._attach(config)
+                return f"stream {name} was added"
+            case "terms":
+                running = self._stream(name)
+                running.config = config
+                await asyncio.wrap_future(self.engine.set_terms(running))
+                return f"stream {name} has priority {config.priority} and deadline {config.deadline:g} s now"
+            case "restart":
+                try:
+                    source = await self._open(config)
+                except AssistantError as error:
+                    return f"{error.message}; it goes on as it was"
+                await self.detach(name)
+                await self._attach(config, source)
+                return f"stream {name} was changed and begins again"
 
     def source(self, name: str) -> Source:
         """Where a stream's frames come from. Raises AssistantError: unknown_stream."""
@@ -294,8 +276,8 @@ class Assistant:
             raise AssistantError(
                 "no_frames", f"Stream {watched.name!r} has shown nothing yet ({why}): ask again later."
             )
-        question = self._settled(question, watched.name)
-        tokens = self._tokens(question, tokenizer)
+        question = settled(question, watched.name, self.config)
+        tokens = prompt_tokens(question, tokenizer, limits.question_tokens)
         most = limits.answers + limits.waiting_questions
         if len(self._answers) >= most:
             raise AssistantError(
@@ -303,52 +285,16 @@ class Assistant:
                 f"{limits.answers} answers are open and {limits.waiting_questions} questions wait, which is all that is "
                 "allowed: ask again when one is complete, or raise limits.waiting_questions.",
             )
-        answer = Answer(f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), self._cancel, self._forget)
+        answer = Answer(
+            f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), lambda each: self.engine.cancel(each.id), self._forget
+        )
         self._answers[answer.id] = answer
         self.engine.ask(Request(answer.id, question, tokens, answer))
         return answer
 
-    def _settled(self, question: Question, stream: str) -> Question:
-        """The question with all that it left open as it is configured."""
-        defaults = self.config.answers
-        longest = defaults.max_tokens if question.max_tokens is None else question.max_tokens
-        if longest < 1:
-            raise AssistantError("bad_sampling", f"max_tokens {longest} must be at least 1.")
-        configured = {name: getattr(defaults, name) for name in Sampling.model_fields if hasattr(defaults, name)}
-        return replace(
-            question,
-            stream=stream,
-            sampling=question.sampling.over(Sampling(**configured)),
-            max_tokens=min(longest, self.config.limits.answer_tokens),
-        )
-
-    def _tokens(self, question: Question, tokenizer: Tokenizer) -> list[int]:
-        """The whole prompt's ids. Raises AssistantError: question_too_long."""
-        most = self.config.limits.question_tokens
-        text, instructions, history = question.text, question.instructions, question.history
-        characters = sum(map(len, (text, instructions, *(words for turn in history for words in turn))))
-        if characters > most * CHARACTERS_A_TOKEN:
-            raise AssistantError(
-                "question_too_long",
-                f"The question has {characters} characters with its history, which is more than the "
-                f"{most} tokens that are allowed: shorten it or raise limits.question_tokens.",
-            )
-        tokens = tokenizer.encode_question(text, instructions, history)
-        if len(tokens) > most:
-            raise AssistantError(
-                "question_too_long",
-                f"The question has {len(tokens)} tokens with its history, {most} are allowed: "
-                "shorten it or raise limits.question_tokens.",
-            )
-        return tokens
-
     def subscribe(self, stream: str | None = None) -> Subscription:
         """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""
-        subscription = Subscription(stream, self._subscriptions.discard)
-        self._subscriptions.add(subscription)
-        for each in self._streams.values():
-            subscription.put(StreamEvent("stream.status", each.name, _source_facts(each.source.status)))
-        return subscription
+        return self.news.subscribe(stream, {name: each.source.status for name, each in self._streams.items()})
 
     def _load(self) -> Runner:
         model, slots = self.config.model, self.config.limits.streams + self.config.limits.answers
@@ -421,8 +367,7 @@ class Assistant:
         finally:
             self._attaching.discard(name)
         self._streams[name] = stream
-        self._told[name] = Counter()
-        stream.start(self._changed)
+        stream.start(lambda stream, status: self.news.changed(stream.name, status))
         return stream.status(time.monotonic())
 
     async def _full(self, most: int) -> str:
@@ -452,60 +397,19 @@ class Assistant:
                 "limits.admission to slots.",
             )
 
-    def _cancel(self, answer: Answer) -> None:
-        self.engine.cancel(answer.id)
-
     def _forget(self, answer: Answer) -> None:
         self._answers.pop(answer.id, None)
-
-    # News
-
-    def _publish(self, event: StreamEvent) -> None:
-        for subscription in self._subscriptions:
-            subscription.put(event)
-
-    def _post(self, event: StreamEvent) -> None:
-        """Publishes from any thread."""
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                self._loop.call_soon_threadsafe(self._publish, event)
-
-    def _changed(self, stream: Stream, status: SourceStatus) -> None:
-        state = "frozen" if status.frozen else str(status.state)
-        reason = f" ({status.reason})" if status.reason else ""
-        log.info("stream %s is %s%s", stream.name, state, reason)
-        self._post(StreamEvent("stream.status", stream.name, _source_facts(status)))
-
-    def _was_reset(self, stream: str, reason: str) -> None:
-        self._post(StreamEvent("stream.reset", stream, {"reason": reason, "resets": 1}))
-
-    def _tell_drops(self, stream: Stream) -> None:
-        drops = Counter(stream.drops)
-        new = drops - self._told[stream.name]
-        if new:
-            self._told[stream.name] = drops
-            facts = {"dropped": dict(new), "dropped_in_all": sum(drops.values())}
-            self._publish(StreamEvent("stream.dropped", stream.name, facts))
 
     async def _tell(self) -> None:
         """Tells of drops, and notices an engine that does not get on."""
         while True:
             await asyncio.sleep(TELL_SECONDS)
             for stream in self._streams.values():
-                self._tell_drops(stream)
+                self.news.dropped(stream.name, stream.drops)
             stuck = self.engine.stuck_for(time.monotonic()) > STUCK_SECONDS
             if stuck and not self._stuck:
                 log.error("the engine's step has run for more than %g s", STUCK_SECONDS)
             self._stuck = stuck
-
-
-def _source_facts(status: SourceStatus) -> dict[str, Any]:
-    return {
-        "state": str(status.state),
-        "reason": status.reason,
-        "frozen": status.frozen,
-        "reconnects": status.reconnects,
-    }
 
 
 def _pace(config: Config) -> Pace:

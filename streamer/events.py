@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from capture import SourceStatus
+
+log = logging.getLogger("streamer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +75,73 @@ def _merged(old: StreamEvent, new: StreamEvent) -> StreamEvent:
     if new.type == "stream.reset":
         facts["resets"] = old.facts["resets"] + new.facts["resets"]
     return StreamEvent(new.type, new.stream, facts)
+
+
+class News:
+    """Tells whoever subscribed what happens to streams. `changed` and `reset` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.subscriptions: set[Subscription] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told: dict[str, Counter[str]] = {}
+
+    def begin(self) -> None:
+        """From now on, what happens is told on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Ends every subscription."""
+        for subscription in list(self.subscriptions):
+            subscription.close()
+
+    def subscribe(self, stream: str | None, now: Mapping[str, SourceStatus]) -> Subscription:
+        """News of one stream, or of all; first each one's status `now`."""
+        subscription = Subscription(stream, self.subscriptions.discard)
+        self.subscriptions.add(subscription)
+        for name, status in now.items():
+            subscription.put(StreamEvent("stream.status", name, _facts(status)))
+        return subscription
+
+    def changed(self, stream: str, status: SourceStatus) -> None:
+        """A stream's source has come into another state."""
+        state = "frozen" if status.frozen else str(status.state)
+        reason = f" ({status.reason})" if status.reason else ""
+        log.info("stream %s is %s%s", stream, state, reason)
+        self._post(StreamEvent("stream.status", stream, _facts(status)))
+
+    def reset(self, stream: str, reason: str) -> None:
+        """A stream lost its memory."""
+        self._post(StreamEvent("stream.reset", stream, {"reason": reason, "resets": 1}))
+
+    def dropped(self, stream: str, drops: Counter[str]) -> None:
+        """So many frames were dropped in all; what is new of it is told."""
+        drops = Counter(drops)
+        new = drops - self._told.get(stream, Counter())
+        if new:
+            self._told[stream] = drops
+            facts = {"dropped": dict(new), "dropped_in_all": sum(drops.values())}
+            self.publish(StreamEvent("stream.dropped", stream, facts))
+
+    def forget(self, stream: str) -> None:
+        """A stream is gone: one of that name begins anew."""
+        self._told.pop(stream, None)
+
+    def publish(self, event: StreamEvent) -> None:
+        """Something has happened; called on the event loop."""
+        for subscription in self.subscriptions:
+            subscription.put(event)
+
+    def _post(self, event: StreamEvent) -> None:
+        """Publishes from any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self.publish, event)
+
+
+def _facts(status: SourceStatus) -> dict[str, Any]:
+    return {
+        "state": str(status.state),
+        "reason": status.reason,
+        "frozen": status.frozen,
+        "reconnects": status.reconnects,
+    }

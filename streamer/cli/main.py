@@ -6,28 +6,23 @@ import argparse
 import json
 import os
 import re
-import ssl
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from streamer.cli.bench import add_arguments as bench_arguments
 from streamer.cli.eval import add_arguments as evaluation_arguments
-from streamer.client import DEFAULT_URL, Client, ClientError
+from streamer.cli.remote import ask, reach, setting, status, stream_add, stream_remove
+from streamer.cli.run import run
+from streamer.client import ClientError
 
 if TYPE_CHECKING:
     from streamer.config import Config
 
 KINDS = ("a video file", "demo:", "rtsp://…", "rtmp://…", "http(s)://… (HLS, MJPEG)", "push://NAME", "whip://NAME")
 """What `--source` takes beside local cameras."""
-FIRST_QUESTION_AFTER = 2.0
-"""Seconds that a stream is watched before `--ask` asks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,38 +55,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"streamer {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="start the daemon")
-    run.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file")
-    run.add_argument(
+    run_parser = commands.add_parser("run", help="start the daemon")
+    run_parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file")
+    run_parser.add_argument(
         "--source", action="append", default=[], help="video to watch: file, rtsp://…, demo:, or a configuration file"
     )
-    run.add_argument("--name", action="append", default=[], help="name of the stream, for each --source in turn")
-    run.add_argument("--loop", action="store_true", help="play files again and again")
-    run.add_argument("--model", help="nano, 4b, a folder or a Hugging Face repository")
-    run.add_argument("--host", help="address to listen at (default 127.0.0.1)")
-    run.add_argument("--port", type=int, help="port to listen at (default 8765, 0 for any)")
-    run.add_argument("--certificate", metavar="FILE", help="TLS certificate with its chain, PEM")
-    run.add_argument("--key", metavar="FILE", help="TLS key, PEM")
-    run.add_argument("--token-file", metavar="FILE", help="tokens that may come in: NAME SCOPES TOKEN a line")
-    run.add_argument(
+    run_parser.add_argument("--name", action="append", default=[], help="name of the stream, for each --source in turn")
+    run_parser.add_argument("--loop", action="store_true", help="play files again and again")
+    run_parser.add_argument("--model", help="nano, 4b, a folder or a Hugging Face repository")
+    run_parser.add_argument("--host", help="address to listen at (default 127.0.0.1)")
+    run_parser.add_argument("--port", type=int, help="port to listen at (default 8765, 0 for any)")
+    run_parser.add_argument("--certificate", metavar="FILE", help="TLS certificate with its chain, PEM")
+    run_parser.add_argument("--key", metavar="FILE", help="TLS key, PEM")
+    run_parser.add_argument("--token-file", metavar="FILE", help="tokens that may come in: NAME SCOPES TOKEN a line")
+    run_parser.add_argument(
         "--insecure", action="count", default=0, help="said twice: listen to others without tokens or without TLS"
     )
-    run.add_argument("--ask", metavar="QUESTION", help="ask this once the first stream is live")
-    run.set_defaults(command=_run)
+    run_parser.add_argument("--ask", metavar="QUESTION", help="ask this once the first stream is live")
+    run_parser.set_defaults(command=run)
 
-    ask = commands.add_parser("ask", help="ask a running daemon; the answer is shown as it is spoken")
-    ask.add_argument("question")
-    ask.add_argument("--stream", help="which stream; needed when there are several")
-    ask.add_argument("--instructions", help="how to answer")
-    ask.add_argument("--max-tokens", type=int, help="longest answer")
-    ask.add_argument("--temperature", type=float, help="0 (the default) always takes the likeliest word")
-    ask.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
-    _reach(ask)
-    ask.set_defaults(command=_ask)
+    ask_parser = commands.add_parser("ask", help="ask a running daemon; the answer is shown as it is spoken")
+    ask_parser.add_argument("question")
+    ask_parser.add_argument("--stream", help="which stream; needed when there are several")
+    ask_parser.add_argument("--instructions", help="how to answer")
+    ask_parser.add_argument("--max-tokens", type=int, help="longest answer")
+    ask_parser.add_argument("--temperature", type=float, help="0 (the default) always takes the likeliest word")
+    ask_parser.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
+    reach(ask_parser)
+    ask_parser.set_defaults(command=ask)
 
-    status = commands.add_parser("status", help="one line a stream")
-    _reach(status)
-    status.set_defaults(command=_status)
+    status_parser = commands.add_parser("status", help="one line a stream")
+    reach(status_parser)
+    status_parser.set_defaults(command=status)
 
     stream = commands.add_parser("stream", help="add, remove and list the streams of a running daemon")
     stream_commands = stream.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -104,19 +99,19 @@ def _parser() -> argparse.ArgumentParser:
         "--set",
         action="append",
         default=[],
-        type=_setting,
+        type=setting,
         metavar="KEY=VALUE",
         help="any other key of a configured stream, such as policy=every, change=4 or transport=udp; may be said again",
     )
-    _reach(add)
-    add.set_defaults(command=_stream_add)
+    reach(add)
+    add.set_defaults(command=stream_add)
     remove = stream_commands.add_parser("remove", help="stop watching, and forget what was seen")
     remove.add_argument("name")
-    _reach(remove)
-    remove.set_defaults(command=_stream_remove)
+    reach(remove)
+    remove.set_defaults(command=stream_remove)
     listed = stream_commands.add_parser("list", help="as 'streamer status'")
-    _reach(listed)
-    listed.set_defaults(command=_status)
+    reach(listed)
+    listed.set_defaults(command=status)
 
     token = commands.add_parser("token", help="make a bearer token")
     token.add_argument("name", help="whose token it is")
@@ -155,96 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _reach(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that talks to a running daemon."""
-    parser.add_argument("--url", help=f"where the daemon is (default $STREAMER_URL or {DEFAULT_URL})")
-    parser.add_argument("--token-file", metavar="FILE", help="file with the bearer token (default: $STREAMER_TOKEN)")
-    parser.add_argument("--ca", metavar="FILE", help="certificate to trust, for a daemon with one of its own")
-    parser.add_argument("--json", action="store_true", help="print facts as JSON")
-
-
-def _client(options: argparse.Namespace) -> Client:
-    token = None
-    try:
-        if options.token_file:
-            token = Path(options.token_file).read_text(encoding="utf-8").strip()
-        tls = ssl.create_default_context(cafile=options.ca) if options.ca else None
-    except OSError as error:
-        raise ClientError("bad_file", f"{error.filename or options.ca}: {error.strerror or error}.") from None
-    return Client(options.url, token=token, tls=tls)
-
-
-def _ask(options: argparse.Namespace) -> int:
-    with _client(options) as client:
-        began = time.monotonic()
-        first: float | None = None
-        words: list[str] = []
-        for word in client.ask(
-            options.question,
-            stream=options.stream,
-            instructions=options.instructions,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            seed=options.seed,
-        ):
-            first = first or time.monotonic() - began
-            words.append(word)
-            if not options.json:
-                print(word, end="", flush=True)
-    if options.json:
-        facts = {
-            "question": options.question,
-            "answer": "".join(words),
-            "first_word_s": None if first is None else round(first, 4),
-            "answer_s": round(time.monotonic() - began, 4),
-        }
-        print(json.dumps(facts, ensure_ascii=False))
-    else:
-        print()
-    return 0
-
-
-def _status(options: argparse.Namespace) -> int:
-    with _client(options) as client:
-        streams = client.streams()
-    if options.json:
-        print(json.dumps({"streams": streams}, ensure_ascii=False))
-    elif not streams:
-        print("no streams")
-    else:
-        for line in status_lines(streams):
-            print(line)
-    return 0
-
-
-def _stream_add(options: argparse.Namespace) -> int:
-    chosen = {"fps": options.fps, "loop": options.loop or None, **dict(options.set)}
-    with _client(options) as client:
-        added = client.attach(
-            options.name, options.source, **{key: value for key, value in chosen.items() if value is not None}
-        )
-    print(json.dumps(added, ensure_ascii=False) if options.json else f"{options.name} is {added['state']}")
-    return 0
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """A key and its value, which is JSON or else the text itself."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE: write such as policy=every")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
-def _stream_remove(options: argparse.Namespace) -> int:
-    with _client(options) as client:
-        client.detach(options.name)
-    print(json.dumps({"removed": options.name}, ensure_ascii=False) if options.json else f"{options.name} is removed")
-    return 0
-
-
 def _token(options: argparse.Namespace) -> int:
     from streamer.config import NAME, NAME_MEND
     from streamer.server.auth import new_token, read_scopes, token_digest
@@ -269,15 +174,15 @@ def _token(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from streamer.cli.bench import run
+    from streamer.cli.bench import run as bench
 
-    return run(options)
+    return bench(options)
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from streamer.cli.eval import run
+    from streamer.cli.eval import run as evaluate
 
-    return run(options)
+    return evaluate(options)
 
 
 def _sources(options: argparse.Namespace) -> int:
@@ -295,9 +200,9 @@ def _sources(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from streamer.cli.doctor import run
+    from streamer.cli.doctor import run as examine
 
-    return run(options)
+    return examine(options)
 
 
 def _completion(options: argparse.Namespace) -> int:
@@ -305,47 +210,6 @@ def _completion(options: argparse.Namespace) -> int:
 
     print(shtab.complete(_parser(), options.shell))
     return 0
-
-
-def status_lines(streams: Sequence[dict[str, Any]]) -> list[str]:
-    """A head and one line a stream, in columns."""
-    head = ("STREAM", "STATE", "FPS IN", "FPS SEEN", "DROPS", "LAG", "NEWEST", "UPTIME", "SOURCE")
-    rows = [head]
-    for stream in streams:
-        drops = stream["drops"]
-        told = ", ".join(f"{reason} {count}" for reason, count in drops.items() if count)
-        state = stream["state"] + (f" ({stream['reason']})" if stream["reason"] else "")
-        rows.append(
-            (
-                stream["name"],
-                state,
-                f"{stream['fps_in']:.1f}",
-                f"{stream['fps_seen']:.1f}",
-                told or "0",
-                _seconds(stream["lag_s"]),
-                _seconds(stream["newest_frame_age_s"]),
-                _duration(stream["uptime_s"]),
-                stream["source"],
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value * 1000:.0f} ms" if value < 1 else _duration(value)
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    days, hours, minutes = whole // 86_400, whole // 3_600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
 def _config_check(options: argparse.Namespace) -> int:
@@ -388,99 +252,6 @@ def _refuse_what_can_not_run(config: Config, origin: str) -> None:
             problems.append(f"streams[{index}].source: {error}")
     if problems:
         raise ConfigError(problems, origin)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from streamer.config import ConfigError
-
-    try:
-        config = run_config(options)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    from streamer.daemon import run
-
-    def announce(url: str) -> None:
-        for stream in config.streams:
-            if stream.source == "demo:":
-                print("\n".join(demo_questions(stream.name, url)), flush=True)
-        if options.ask:
-            threading.Thread(target=_first_question, args=(url, options.ask), daemon=True).start()
-
-    return run(config, announce, lambda: run_config(options))
-
-
-def run_config(options: argparse.Namespace) -> Config:
-    """The configuration that `streamer run` was asked for: a file's, with what the options say on top.
-
-    Raises:
-        ConfigError: a value is wrong.
-    """
-    from streamer.config import ConfigError, load_config, parse_config
-
-    files = [source for source in options.source if source.endswith((".yaml", ".yml"))]
-    files += [options.config] if options.config else []
-    if len(files) > 1:
-        raise ConfigError([f"{len(files)} configuration files: name one"], "streamer run")
-    data = load_config(files[0]).model_dump(mode="json", exclude_unset=True) if files else {}
-    sources = [source for source in options.source if source not in files]
-    if len(options.name) > len(sources):
-        raise ConfigError([f"--name {options.name[-1]}: has no --source beside it"], "streamer run")
-    streams = list(data.get("streams", []))
-    taken = {stream["name"] for stream in streams}
-    for index, source in enumerate(sources):
-        name = options.name[index] if index < len(options.name) else _stream_name(source, taken)
-        taken.add(name)
-        streams.append({"name": name, "source": source, **({"loop": True} if options.loop else {})})
-    if not streams and not files:
-        streams = [{"name": "demo", "source": "demo:"}]
-    data["streams"] = streams
-    if options.model is not None:
-        data.setdefault("model", {})["name"] = options.model
-    for key in ("host", "port", "certificate", "key", "token_file", "insecure"):
-        value = getattr(options, key)
-        if value is not None and (key != "insecure" or value):
-            data.setdefault("server", {})[key] = value
-    return parse_config(data, "streamer run")
-
-
-def demo_questions(stream: str, url: str) -> list[str]:
-    """What to ask of the demo clip, as commands; their right answers change while it plays."""
-    from capture.sources.demo import demo_truth
-
-    truth = demo_truth()
-    there = "" if url == DEFAULT_URL else f" --url {url}"
-    head = f"Stream {stream} plays for {truth['seconds']:.0f} s and begins again; answers change with it. In another terminal:"
-    return [head, *(f'  streamer ask "{each["question"]}"{there}' for each in truth["questions"])]
-
-
-def _stream_name(source: str, taken: set[str]) -> str:
-    """A name for a stream from its source: the file's stem, the camera's host, or the scheme."""
-    parts = urlsplit(source)
-    base = (parts.hostname or Path(parts.path).stem or parts.scheme) if len(parts.scheme) > 1 else Path(source).stem
-    name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in base)
-    name = name.strip("._-")[:48] or "stream"
-    unique, number = name, 1
-    while unique in taken:
-        number += 1
-        unique = f"{name}-{number}"
-    return unique
-
-
-def _first_question(url: str, question: str) -> None:
-    """Waits until the first stream has been watched a little, asks, and shows the answer."""
-    try:
-        with Client(url) as client:
-            while not any(stream["frames_seen"] for stream in client.streams()):
-                time.sleep(0.2)
-            time.sleep(FIRST_QUESTION_AFTER)
-            stream = next(stream["name"] for stream in client.streams() if stream["frames_seen"])
-            print(f"\n{stream}: {question}\n> ", end="", flush=True)
-            for word in client.ask(question, stream=stream):
-                print(word, end="", flush=True)
-            print("\n", flush=True)
-    except ClientError as error:
-        print(f"\nThe first question failed: {error.message}", file=sys.stderr)
 
 
 def _version() -> str:

@@ -17,7 +17,9 @@ import pytest
 from capture.sources.demo import CLIP
 from streamer.assistant import StreamStatus
 from streamer.cli.doctor import cameras
-from streamer.cli.main import _duration, _parser, main, run_config
+from streamer.cli.main import _parser, main
+from streamer.cli.remote import _duration
+from streamer.cli.run import run_config
 from streamer.config import Config, ConfigError
 from streamer.server.auth import read_tokens
 from tests.streamer.serving import Daemon, Served

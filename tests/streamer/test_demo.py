@@ -10,7 +10,7 @@ import pytest
 from capture.sources.demo import demo_truth
 from model.world.make_demo import scene, truth
 from model.world.render import Assets
-from streamer.cli.main import demo_questions
+from streamer.cli.run import demo_questions
 from streamer.client import AsyncClient
 from streamer.config import parse_config
 from streamer.daemon import Daemon

@@ -156,7 +156,7 @@ def test_client_that_vanishes_ends_its_answer(server: Served, daemon: Daemon) ->
         assert daemon.open_answers == 1
         client.transport.abort()
         await eventually(lambda: daemon.open_answers == 0)
-        await eventually(lambda: not daemon.do(lambda: daemon.assistant._subscriptions))
+        await eventually(lambda: not daemon.do(lambda: daemon.assistant.news.subscriptions))
 
     run(story())
 
@@ -209,7 +209,7 @@ def test_listener_is_told_of_its_stream_alone(server: Served, daemon: Daemon) ->
             facts = {"dropped": {"overload": 2}, "dropped_in_all": 2}
             for stream in ("other", "demo"):
                 news = StreamEvent("stream.dropped", stream, facts)
-                daemon.do(lambda news=news: daemon.assistant._publish(news))
+                daemon.do(lambda news=news: daemon.assistant.news.publish(news))
             told = (await until(client, "stream.dropped"))[-1]
             assert (told["stream"], told["dropped"]) == ("demo", {"overload": 2})
             await receive(silent)

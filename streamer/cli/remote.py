@@ -1,0 +1,144 @@
+"""The commands that talk to a running daemon: ask, status and stream."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import ssl
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from streamer.client import DEFAULT_URL, Client, ClientError
+
+
+def reach(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that talks to a running daemon."""
+    parser.add_argument("--url", help=f"where the daemon is (default $STREAMER_URL or {DEFAULT_URL})")
+    parser.add_argument("--token-file", metavar="FILE", help="file with the bearer token (default: $STREAMER_TOKEN)")
+    parser.add_argument("--ca", metavar="FILE", help="certificate to trust, for a daemon with one of its own")
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+
+
+def _client(options: argparse.Namespace) -> Client:
+    token = None
+    try:
+        if options.token_file:
+            token = Path(options.token_file).read_text(encoding="utf-8").strip()
+        tls = ssl.create_default_context(cafile=options.ca) if options.ca else None
+    except OSError as error:
+        raise ClientError("bad_file", f"{error.filename or options.ca}: {error.strerror or error}.") from None
+    return Client(options.url, token=token, tls=tls)
+
+
+def ask(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        began = time.monotonic()
+        first: float | None = None
+        words: list[str] = []
+        for word in client.ask(
+            options.question,
+            stream=options.stream,
+            instructions=options.instructions,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        ):
+            first = first or time.monotonic() - began
+            words.append(word)
+            if not options.json:
+                print(word, end="", flush=True)
+    if options.json:
+        facts = {
+            "question": options.question,
+            "answer": "".join(words),
+            "first_word_s": None if first is None else round(first, 4),
+            "answer_s": round(time.monotonic() - began, 4),
+        }
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        print()
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        streams = client.streams()
+    if options.json:
+        print(json.dumps({"streams": streams}, ensure_ascii=False))
+    elif not streams:
+        print("no streams")
+    else:
+        for line in status_lines(streams):
+            print(line)
+    return 0
+
+
+def stream_add(options: argparse.Namespace) -> int:
+    chosen = {"fps": options.fps, "loop": options.loop or None, **dict(options.set)}
+    with _client(options) as client:
+        added = client.attach(
+            options.name, options.source, **{key: value for key, value in chosen.items() if value is not None}
+        )
+    print(json.dumps(added, ensure_ascii=False) if options.json else f"{options.name} is {added['state']}")
+    return 0
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """A key and its value, which is JSON or else the text itself."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE: write such as policy=every")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def stream_remove(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        client.detach(options.name)
+    print(json.dumps({"removed": options.name}, ensure_ascii=False) if options.json else f"{options.name} is removed")
+    return 0
+
+
+def status_lines(streams: Sequence[dict[str, Any]]) -> list[str]:
+    """A head and one line a stream, in columns."""
+    head = ("STREAM", "STATE", "FPS IN", "FPS SEEN", "DROPS", "LAG", "NEWEST", "UPTIME", "SOURCE")
+    rows = [head]
+    for stream in streams:
+        drops = stream["drops"]
+        told = ", ".join(f"{reason} {count}" for reason, count in drops.items() if count)
+        state = stream["state"] + (f" ({stream['reason']})" if stream["reason"] else "")
+        rows.append(
+            (
+                stream["name"],
+                state,
+                f"{stream['fps_in']:.1f}",
+                f"{stream['fps_seen']:.1f}",
+                told or "0",
+                _seconds(stream["lag_s"]),
+                _seconds(stream["newest_frame_age_s"]),
+                _duration(stream["uptime_s"]),
+                stream["source"],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value * 1000:.0f} ms" if value < 1 else _duration(value)
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    days, hours, minutes = whole // 86_400, whole // 3_600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
