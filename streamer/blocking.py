@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from capture import Frame
 from streamer.assistant import Assistant
@@ -17,14 +18,12 @@ from streamer.config import Config
 from streamer.engine.answer import Answer, FinishReason, Usage
 from streamer.engine.stream import StreamStatus
 
-T = TypeVar("T")
-
 
 class BlockingAnswer:
     """An answer as an iterator of text, or to be looked at now and then with `poll`."""
 
-    def __init__(self, answer: Answer, loop: asyncio.AbstractEventLoop) -> None:
-        self._answer, self._loop = answer, loop
+    def __init__(self, answer: Answer, portal: BlockingPortal) -> None:
+        self._answer, self._portal = answer, portal
         self._words: SimpleQueue[str | None] = SimpleQueue()
         self._ended = False
 
@@ -54,7 +53,7 @@ class BlockingAnswer:
 
     def cancel(self) -> None:
         """Ends the answer at its next token."""
-        self._loop.call_soon_threadsafe(self._answer.cancel)
+        self._portal.start_task_soon(self._answer.cancel)
 
     @property
     def complete(self) -> bool:
@@ -91,24 +90,19 @@ class BlockingAssistant:
 
     def __init__(self, config: Config) -> None:
         self._assistant = Assistant(config)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="assistant", daemon=True)
-        self._following: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Self:
-        self._thread.start()
-        try:
-            self._wait(self._assistant.start())
-        except BaseException:
-            self._end()
-            raise
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal(name="assistant"))
+            stack.enter_context(self._portal.wrap_async_context_manager(self._assistant))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wait(self._assistant.stop())
-        self._end()
+        # Without the error, for which the loop would cut off answers that are still being handed over.
+        self._stack.close()
 
     def streams(self) -> list[StreamStatus]:
         """See `Assistant.streams`."""
@@ -116,11 +110,11 @@ class BlockingAssistant:
 
     def attach(self, name: str, source: str, **options: Any) -> StreamStatus:
         """See `Assistant.attach`."""
-        return self._wait(self._assistant.attach(name, source, **options))
+        return self._portal.call(partial(self._assistant.attach, name, source, **options))
 
     def detach(self, name: str) -> None:
         """See `Assistant.detach`."""
-        self._wait(self._assistant.detach(name))
+        self._portal.call(self._assistant.detach, name)
 
     def push(self, name: str, pixels: np.ndarray, timestamp: float | None = None) -> None:
         """See `Assistant.push`."""
@@ -133,24 +127,6 @@ class BlockingAssistant:
     def ask(self, question: str, **options: Any) -> BlockingAnswer:
         """See `Assistant.ask`."""
 
-        async def begin() -> BlockingAnswer:
-            answer = BlockingAnswer(self._assistant.ask(question, **options), self._loop)
-            task = asyncio.create_task(answer.follow())
-            self._following.add(task)
-            task.add_done_callback(self._following.discard)
-            return answer
-
-        return self._wait(begin())
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def _end(self) -> None:
-        async def last() -> None:
-            await asyncio.gather(*self._following)
-            await self._loop.shutdown_default_executor()
-
-        self._wait(last())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        answer = BlockingAnswer(self._portal.call(partial(self._assistant.ask, question, **options)), self._portal)
+        self._portal.start_task_soon(answer.follow)
+        return answer

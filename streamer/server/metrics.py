@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from streamer.assistant import Assistant, Usage
 from streamer.engine.engine import Engine
@@ -29,13 +33,12 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def lines(self, name: str, labels: Labels) -> Iterable[str]:
-        total = 0
-        for bound, count in zip((*self.bounds, None), self.counts, strict=True):
-            total += count
-            yield _line(f"{name}_bucket", {**labels, "le": "+Inf" if bound is None else f"{bound:g}"}, total)
-        yield _line(f"{name}_sum", labels, self.sum)
-        yield _line(f"{name}_count", labels, total)
+    def samples(self, name: str, labels: Labels) -> Iterator[tuple[str, Labels, float]]:
+        """What Prometheus is told: how many were no larger than each bound, their sum and their number."""
+        for bound, total in zip((*self.bounds, None), accumulate(self.counts), strict=True):
+            yield f"{name}_bucket", {**labels, "le": "+Inf" if bound is None else f"{bound:g}"}, total
+        yield f"{name}_sum", labels, self.sum
+        yield f"{name}_count", labels, sum(self.counts)
 
 
 class Metrics:
@@ -62,7 +65,10 @@ class Metrics:
     def text(self, assistant: Assistant) -> str:
         """Everything, as Prometheus reads it."""
         self._count_steps(assistant.engine)
-        out: list[str] = []
+        return generate_latest(_Collected(self._metrics(assistant))).decode()
+
+    def _metrics(self, assistant: Assistant) -> list[Metric]:
+        out: list[Metric] = []
         ready = assistant.ready
         _gauge(out, "streamer_ready", "Whether questions can be answered.", [({}, ready)])
         if ready:
@@ -87,7 +93,7 @@ class Metrics:
         faults = [({"kind": kind}, assistant.engine.integrity_faults[kind]) for kind in KINDS]
         _counter(out, "streamer_integrity_faults_total", "Looks at which the engine's sums did not come out.", faults)
         _streams(out, assistant)
-        return "\n".join(out) + "\n"
+        return out
 
     def _count_steps(self, engine: Engine) -> None:
         for kind, total in dict(engine.steps).items():
@@ -97,7 +103,7 @@ class Metrics:
                 self._steps[kind].observe(seconds)
 
 
-def _streams(out: list[str], assistant: Assistant) -> None:
+def _streams(out: list[Metric], assistant: Assistant) -> None:
     streams = [({"stream": status.name}, status) for status in assistant.streams()]
     _counter(out, "streamer_frames_seen_total", "Frames in the state.", [(n, s.frames_seen) for n, s in streams])
     dropped = [({**n, "reason": reason}, count) for n, s in streams for reason, count in sorted(s.drops.items())]
@@ -128,32 +134,31 @@ def _streams(out: list[str], assistant: Assistant) -> None:
     _gauge(out, "streamer_source_state", "1 for the state that a source is in.", states)
 
 
-def _gauge(out: list[str], name: str, help: str, samples: Iterable[tuple[Labels, float]]) -> None:
-    _head(out, name, help, "gauge")
-    out.extend(_line(name, labels, value) for labels, value in samples)
+def _gauge(out: list[Metric], name: str, help: str, samples: Iterable[tuple[Labels, float]]) -> None:
+    _add(out, name, help, "gauge", ((name, labels, value) for labels, value in samples))
 
 
-def _counter(out: list[str], name: str, help: str, samples: Iterable[tuple[Labels, float]]) -> None:
-    _head(out, name, help, "counter")
-    out.extend(_line(name, labels, value) for labels, value in samples)
+def _counter(out: list[Metric], name: str, help: str, samples: Iterable[tuple[Labels, float]]) -> None:
+    _add(out, name, help, "counter", ((name, labels, value) for labels, value in samples))
 
 
-def _histogram(out: list[str], name: str, help: str, samples: Iterable[tuple[Labels, Histogram]]) -> None:
-    _head(out, name, help, "histogram")
-    for labels, histogram in samples:
-        out.extend(histogram.lines(name, labels))
+def _histogram(out: list[Metric], name: str, help: str, samples: Iterable[tuple[Labels, Histogram]]) -> None:
+    told = (sample for labels, histogram in samples for sample in histogram.samples(name, labels))
+    _add(out, name, help, "histogram", told)
 
 
-def _head(out: list[str], name: str, help: str, kind: str) -> None:
-    out.append(f"# HELP {name} {help}")
-    out.append(f"# TYPE {name} {kind}")
+def _add(out: list[Metric], name: str, help: str, kind: str, samples: Iterable[tuple[str, Labels, float]]) -> None:
+    metric = Metric(name.removesuffix("_total"), help, kind)
+    for sample, labels, value in samples:
+        metric.add_sample(sample, dict(labels), value)
+    out.append(metric)
 
 
-def _line(name: str, labels: Labels, value: float) -> str:
-    told = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    shown = str(int(value)) if float(value).is_integer() else repr(float(value))  # every digit: counters grow for ever
-    return f"{name}{{{told}}} {shown}" if told else f"{name} {shown}"
+class _Collected(Collector):
+    """Metrics that are gathered already, for the writer, which asks a collector."""
 
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    def collect(self) -> list[Metric]:
+        return self._metrics

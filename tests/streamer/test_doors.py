@@ -161,10 +161,10 @@ def test_metrics_are_prometheus(http: httpx.Client, daemon: Daemon) -> None:
     assert values["streamer_ready"] == 1
     assert values["streamer_state_bytes"] == daemon.assistant.model.state_bytes > 1_000_000  # to the last digit
     assert values['streamer_frames_seen_total{stream="demo"}'] > 0
-    assert values['streamer_source_state{stream="demo",state="live"}'] == 1
+    assert values['streamer_source_state{state="live",stream="demo"}'] == 1
     assert values['streamer_frames_in_total{stream="demo"}'] >= values['streamer_frames_seen_total{stream="demo"}']
-    assert values['streamer_frames_left_out_total{stream="demo",reason="thinned"}'] > 0
-    assert values['streamer_source_changes_total{stream="demo",state="live"}'] == 1
+    assert values['streamer_frames_left_out_total{reason="thinned",stream="demo"}'] > 0
+    assert values['streamer_source_changes_total{state="live",stream="demo"}'] == 1
     assert values['streamer_step_seconds_bucket{kind="frames",le="+Inf"}'] > 0
     assert values['streamer_step_seconds_count{kind="decode"}'] > 0
     assert values["streamer_first_token_seconds_count"] >= 1
