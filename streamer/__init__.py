@@ -48,34 +48,34 @@ def _found(package: str) -> Path | None:
     return Path(places[0]).resolve() if places else None
 
 
-def _only_client() -> bool:
-    """Whether `streamer.client` is being imported: it needs none of the neighbours, so a crowd does not hurt it."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code.co_name == "_find_and_load" and frame.f_locals.get("name") == "streamer.client":
-            return True
-    return False
-
-
-def _check_neighbours() -> None:
+def _shadow() -> str | None:
+    """Which neighbour Python would take from elsewhere, with the mend; None where all three are our own."""
     for package in ("model", "capture", "protocols"):
         found = _found(package)
-        if found == _HOME / package / "__init__.py" or _only_client():
-            continue
         if found is None:
-            raise ImportError(f"streamer's package {package!r} is missing in {_HOME}: install streamer again")
-        raise ImportError(
-            f"{found} shadows streamer's own package {package!r} in {_HOME}: run from another folder, "
-            "rename that file, or import streamer.client, which needs none of them"
-        )
+            return f"streamer's package {package!r} is missing in {_HOME}: install streamer again"
+        if found != _HOME / package / "__init__.py":
+            return (
+                f"{found} shadows streamer's own package {package!r} in {_HOME}: run from another folder, "
+                "rename that file, or import streamer.client, which needs none of them"
+            )
+    return None
 
 
-_check_neighbours()
+class _Refusal:
+    """Stands before Python's finders where a neighbour is shadowed: of this package, the client alone is found."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if _SHADOW is not None and name.startswith(f"{__name__}.") and name != f"{__name__}.client":
+            raise ImportError(_SHADOW)
+
+
+_SHADOW = _shadow()
+if _SHADOW is not None:
+    sys.meta_path.insert(0, _Refusal())
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'streamer' has no attribute {name!r}")
-    _check_neighbours()
     return getattr(import_module(_WHERE[name]), name)

@@ -285,9 +285,7 @@ class Assistant:
                 f"{limits.answers} answers are open and {limits.waiting_questions} questions wait, which is all that is "
                 "allowed: ask again when one is complete, or raise limits.waiting_questions.",
             )
-        answer = Answer(
-            f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), lambda each: self.engine.cancel(each.id), self._forget
-        )
+        answer = Answer(f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), self._cancel, self._forget)
         self._answers[answer.id] = answer
         self.engine.ask(Request(answer.id, question, tokens, answer))
         return answer
@@ -396,6 +394,9 @@ class Assistant:
                 f"bring {stream.expected_rate:.0f}: {missing:.0f} are missing. Detach a stream, set a lower fps, or set "
                 "limits.admission to slots.",
             )
+
+    def _cancel(self, answer: Answer) -> None:
+        self.engine.cancel(answer.id)
 
     def _forget(self, answer: Answer) -> None:
         self._answers.pop(answer.id, None)

@@ -19,7 +19,9 @@ def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("code", ["import streamer", "import streamer.config", "from streamer import Assistant"])
+@pytest.mark.parametrize(
+    "code", ["import streamer; streamer.Assistant", "import streamer.config", "from streamer import Assistant"]
+)
 def test_refuses_a_shadowing_model(tmp_path: Path, code: str) -> None:
     (tmp_path / "model.py").write_text("raise SystemExit('the wrong model was imported')\n")
     refused = run(tmp_path, code)
