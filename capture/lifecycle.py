@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
 
+PLAYED = "it played to its end"
+"""Why a recording ends."""
+
 
 class State(StrEnum):
     """Where a source is in its life."""
@@ -126,16 +129,16 @@ class Lifecycle:
             return None
         return self.wait(now, reason)
 
-    def finished(self, generation: int, now: float) -> Action | None:
-        """The source came to its end: a file is over, a camera hung up."""
+    def finished(self, generation: int, now: float, reason: str = "") -> Action | None:
+        """The source came to its end: a file is over, a camera hung up. A `reason` says that even a camera is over for good."""
         if generation != self.generation or self.state in (State.ENDED, State.WAITING):
             return None
-        if self.endless:
+        if self.endless and not reason:
             return self.wait(now, "the source ended its stream")
-        self.move(State.ENDED, now, "")
+        self.move(State.ENDED, now, reason or PLAYED)
         return Action.LET_GO
 
-    def stop(self, now: float, reason: str = "") -> Action | None:
+    def stop(self, now: float, reason: str = "it is watched no more") -> Action | None:
         """Nobody wants the source any more, or it can never work."""
         if self.state is State.ENDED:
             return None

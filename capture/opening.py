@@ -4,35 +4,34 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from capture.redaction import redact
+from capture.redaction import HIDDEN, redact
 from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions, check_length
 from capture.sources.camera import CameraSource
 from capture.sources.container import ContainerSource
 from capture.sources.demo import demo_source
+from capture.sources.http import HttpSource
 from capture.sources.picture import file_source
 from capture.sources.push import PushSource
+
+PASSWORD_MEND = (
+    "write what is neither letter nor digit in its password percent-encoded:"
+    " # as %23, / as %2F, ? as %3F, @ as %40, % as %25"
+)
 
 
 def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
     """A source for a file's path, `file://`, one of SCHEMES or `demo:`. Raises SourceError for what can never work."""
-    scheme, _, rest = check_length(url).partition(":")
+    scheme, colon, rest = check_length(url).partition(":")
+    scheme = scheme.lower() if rest.startswith("//") else scheme
+    url = f"{scheme}{colon}{rest}"
     rest = rest.removeprefix("//")
     if scheme == "demo" and not rest:
         return demo_source(options)
     if scheme in NETWORK:
-        if any(letter.isspace() for letter in url):
-            # Not shown: where a password ends can't be told.
-            raise SourceError(f"source {scheme}://… has a space in it: write it as %20")
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if not host:
-            raise SourceError(f"source {redact(url)} names no host, or an impossible port: write {scheme}://host/path")
-        return ContainerSource(url, options, live=True)
+        check_address(url, scheme)
+        return HttpSource(url, options) if scheme in ("http", "https") else ContainerSource(url, options, live=True)
     if scheme == "v4l2":
         if not Path(rest).exists():
             raise SourceError(f"source {url}: there is no such device; `ls /dev/video*` shows those there are")
@@ -50,10 +49,10 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
         raise SourceError(
             f"source {redact(url)}: unknown scheme {scheme!r}; use a file's path, {', '.join(f'{s}://' for s in SCHEMES)} or demo:"
         )
-    path = Path(rest if scheme == "file" else url)
-    with suppress(RuntimeError):  # "~name" of nobody known here is a name like any other
-        path = path.expanduser()
     try:
+        path = Path(local_path(rest) if scheme == "file" else url)
+        with suppress(RuntimeError):  # "~name" of nobody known here is a name like any other
+            path = path.expanduser()
         folder, there = path.is_dir(), path.exists()
     except OSError as error:
         raise SourceError(f"source {redact(url)[:80]}… can't be looked for: {error.strerror}") from None
@@ -62,3 +61,31 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
     if not there:
         raise SourceError(f"source {redact(url)}: there is no such file")
     return file_source(path, options)
+
+
+def check_address(url: str, scheme: str) -> None:
+    """Raises SourceError for a URL of `scheme` that names no host, or whose password hides it."""
+    if any(letter.isspace() for letter in url):
+        # Not shown: where a password ends can't be told.
+        raise SourceError(f"source {scheme}://… has a space in it: write it as %20")
+    try:
+        parts = urlsplit(url)
+        host, _, user = parts.hostname, parts.port, parts.username
+    except ValueError:
+        host = user = None
+    if user is None and redact(url).startswith(f"{scheme}://{HIDDEN}@"):
+        raise SourceError(f"source {redact(url)}: {PASSWORD_MEND}")
+    if not host:
+        raise SourceError(f"source {redact(url)} names no host, or an impossible port: write {scheme}://host/path")
+
+
+def local_path(rest: str) -> str:
+    """The path of a `file://` URL without its scheme: of this machine, percent-encoded or as it is. Raises SourceError."""
+    host, slash, path = rest.partition("/")
+    if slash and host.lower() == "localhost":
+        rest = slash + path
+    elif slash and host not in ("", "~", ".", "..") and not Path(rest).exists():
+        raise SourceError(
+            f"source {redact(f'file://{rest}')} names the machine {host!r}: a file of this machine is file:///path"
+        )
+    return rest if Path(rest).exists() else unquote(rest)

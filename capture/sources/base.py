@@ -32,6 +32,10 @@ STILL = 0.5
 """The largest `difference` of pictures that show nothing new; a frozen picture encoded afresh stays below."""
 
 
+class Over(Exception):  # noqa: N818 — it is no error
+    """A source is over for good; its text says why, in one line."""
+
+
 class Watch:
     """One thread that ticks every running source's lifecycle: a blocked decoder can't tell that it is blocked."""
 
@@ -166,6 +170,9 @@ class SourceShell:
         """One connection's thread."""
         try:
             self.connect(generation)
+        except Over as over:
+            with self.lock:
+                action = self.lifecycle.finished(generation, time.monotonic(), str(over))
         except Exception as error:  # whatever a camera or a file can do: told in one line, never a crash
             reason = self.describe(error)
             with self.lock:

@@ -31,22 +31,30 @@ from capture.timeline import LONGEST_BREAK, LONGEST_STILL, Pace
 
 log = logging.getLogger(__name__)
 
+REFUSED = "the connection was refused: is the server running, and on this port?"
+SILENT = "the server fell silent"
+BROKEN = "the server broke the connection"
+NO_HOST = "its host can't be found: check the name"
+STATUS = {
+    401: "the server asks for a user and password (401): put them into the URL (scheme://user:password@host/…)",
+    403: "the server refuses this user (403)",
+    404: "the server knows no such stream (404): check the path of the URL",
+    5: "the server has a fault of its own (5xx): look into its log",
+}
+"""What an HTTP or RTSP status, or all of its hundred, means."""
 SAID = (
-    (av.error.ConnectionRefusedError, "the connection was refused: is the server running, and on this port?"),
-    (
-        av.error.HTTPUnauthorizedError,
-        "the server asks for a user and password (401): put them into the URL (scheme://user:password@host/…)",
-    ),
-    (av.error.HTTPNotFoundError, "the server knows no such stream (404): check the path of the URL"),
-    (av.error.HTTPForbiddenError, "the server refuses this user (403)"),
-    (av.error.TimeoutError, "the server fell silent"),
-    (av.error.ExitError, "the server fell silent"),
-    (av.error.HTTPServerError, "the server has a fault of its own (5xx): look into its log"),
+    (av.error.ConnectionRefusedError, REFUSED),
+    (av.error.HTTPUnauthorizedError, STATUS[401]),
+    (av.error.HTTPNotFoundError, STATUS[404]),
+    (av.error.HTTPForbiddenError, STATUS[403]),
+    (av.error.TimeoutError, SILENT),
+    (av.error.ExitError, SILENT),
+    (av.error.HTTPServerError, STATUS[5]),
     (av.error.InvalidDataError, "it is no video that can be decoded"),
     (av.error.FileNotFoundError, "there is no such file"),
-    (av.error.ConnectionResetError, "the server broke the connection"),
-    (av.error.BrokenPipeError, "the server broke the connection"),
-    (av.error.EOFError, "the server broke the connection"),
+    (av.error.ConnectionResetError, BROKEN),
+    (av.error.BrokenPipeError, BROKEN),
+    (av.error.EOFError, BROKEN),
     (av.error.PermissionError, "it may not be read by this user: change its permissions"),
     (av.error.ProtocolNotFoundError, "this build of FFmpeg does not speak that protocol"),
     (av.error.DecoderNotFoundError, "this build of FFmpeg has no decoder for it"),
@@ -74,6 +82,12 @@ class ContainerSource(SourceShell):
         self.scheme = url.partition("://")[0] if live else "file"
         if live and self.scheme not in ("http", "https") and (lack := live_lack(options)):
             raise SourceError(f"source {self.name}: {lack}")
+        self.target = url
+        """What FFmpeg opens."""
+        self.asked: dict[str, str] = {}
+        """FFmpeg's options for this connection alone."""
+        self.hasty_until = -inf
+        """The timestamp up to which pictures are not held to their pace, in seconds."""
         self.complained = False
         self.relayed = options.public_only and self.scheme in NETWORK
         self.relay: Relay | None = None
@@ -92,7 +106,7 @@ class ContainerSource(SourceShell):
         if self.scheme == "v4l2" and number == errno.EBUSY:
             return f"{self.name}: another program has the camera: close that"
         if self.scheme in NETWORK and number == errno.EIO:
-            return f"{self.name}: the server broke the connection"
+            return f"{self.name}: {BROKEN}"
         for kind, said in SAID:
             if isinstance(error, kind):
                 return f"{self.name}: {said}"
@@ -125,12 +139,13 @@ class ContainerSource(SourceShell):
             hwaccel = HWAccel("cuda", allow_software_fallback=True)
         relay = self.relay
         # Behind "file:" FFmpeg takes no part of a name, such as 12:00.mp4's, for a protocol.
-        address = f"file:{self.url}" if self.scheme == "file" else self.url.removeprefix("v4l2://")
+        address = f"file:{self.target}" if self.scheme == "file" else self.target.removeprefix("v4l2://")
         return av.open(
-            address if relay is None else relay.url,
+            address if relay is None or relay.kind == "http" else relay.url,
             format="v4l2" if self.scheme == "v4l2" else None,
             options=choices(self.scheme, self.options)
             | ({} if relay is None else relay.options)
+            | self.asked
             | ({"skip_initial_bytes": str(at)} if at else {}),
             timeout=None if self.scheme == "file" else (patience.open, patience.stall + patience.give_up),
             hwaccel=hwaccel,
@@ -153,7 +168,7 @@ class ContainerSource(SourceShell):
             jumps = container.format.flags & TS_DISCONT
             self.timeline.longest_step = LONGEST_BREAK if jumps else LONGEST_STILL
         beginning = (container.start_time or 0) / av.time_base
-        start = beginning + self.options.start if first and not self.lifecycle.endless else beginning
+        start = self.beginning(container, first)
         if start > beginning:
             container.seek(int(start * av.time_base))
         pictures = Pictures(self.options.largest_side)
@@ -166,10 +181,13 @@ class ContainerSource(SourceShell):
             timestamp = None if formats & UNTIMED or frame.pts is None else frame.time
             if file and formats & UNTIMED:
                 timestamp = beginning + count * period
+            if not self.news(timestamp):
+                reached = timestamp
+                continue
             if timestamp is not None and timestamp < start and start > beginning:
                 continue
             captured = now
-            if paced and timestamp is not None:
+            if paced and timestamp is not None and timestamp >= self.hasty_until:
                 captured = pace.moment(timestamp, now)
                 self.tell_pace(pace.share)
             if not self.due(generation, captured - now):
@@ -215,6 +233,15 @@ class ContainerSource(SourceShell):
                 return
             self.lifecycle.reason = slow
         self.tell()
+
+    def beginning(self, container: InputContainer, first: bool) -> float:
+        """The timestamp in seconds from which a container is shown; `first` where it is opened for the first time."""
+        begins = (container.start_time or 0) / av.time_base
+        return begins + self.options.start if first and not self.lifecycle.endless else begins
+
+    def news(self, timestamp: float | None) -> bool:
+        """Whether the picture of a timestamp was not handed over by an earlier connection already."""
+        return True
 
     def decoded(
         self, container: InputContainer, stream: VideoStream, generation: int, reach: Reach

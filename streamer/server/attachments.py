@@ -120,7 +120,7 @@ async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
             if str(status.state) == "ended":
                 break
             await asyncio.sleep(0.01)
-        if status.reason and not status.frames_seen:
+        if not status.frames_in:
             raise RequestError(
                 "invalid_value", f"The video can't be decoded: {status.reason.replace(file.name, 'video')}."
             )

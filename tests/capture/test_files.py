@@ -188,7 +188,7 @@ def test_a_change_of_codec_in_mid_file(tmp_path: Path, codecs: tuple[str, ...]) 
     with watching(str(joined), realtime=False) as watcher:
         watcher.until(State.ENDED)
     frames = watcher.frames()
-    assert watcher.source.status.reason == "" and watcher.source.status.reconnects == 0
+    assert watcher.source.status.reason == "it played to its end" and watcher.source.status.reconnects == 0
     assert len(frames) >= 115 * len(codecs)
     assert [frame.time for frame in frames] == sorted(frame.time for frame in frames)
     assert frames[-1].time == pytest.approx(5 * len(codecs), abs=0.3)

@@ -1,0 +1,309 @@
+"""`http://` and `https://`: a still, MJPEG, a playlist or a container, whichever the answer turns out to be."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
+from functools import partial
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import httpx
+from av.container import InputContainer
+
+from capture.gate import Selection
+from capture.image import decode_image, image_format
+from capture.lifecycle import PLAYED
+from capture.network.proxy import Relay, unverified
+from capture.redaction import redact
+from capture.source import SourceError, SourceOptions
+from capture.sources.base import Over
+from capture.sources.container import BROKEN, NO_HOST, REFUSED, SILENT, STATUS, ContainerSource, live_lack
+from capture.sources.hls import EDGE, Broadcast, Playlist, nearest, read_playlist
+from capture.sources.jpegs import JpegStream
+from capture.sources.still import StillPoll
+
+# It would write a line for each still that is asked for, with the credentials of its URL.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+LOOKED_AT = 512
+"""Bytes of an answer by which its kind is told."""
+LONGEST_PLAYLIST = 4 * 2**20
+MOST_REDIRECTS = 5
+BROADCAST_OVER = "the broadcast is over"
+NONE: Mapping[str, str] = {}
+
+
+class Kind(StrEnum):
+    """What an HTTP server sends."""
+
+    STILL = "still"
+    MOTION = "JPEG after JPEG"
+    PLAYLIST = "playlist"
+    PAGE = "page"
+    DASH = "DASH"
+    CONTAINER = "container"
+
+
+def kind_of(content_type: str, head: bytes) -> Kind:
+    """What an answer is by its first bytes, and where they don't tell by its type (the `Content-Type` field)."""
+    content_type = content_type.partition(";")[0].strip().lower()
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if content_type.startswith("multipart/") or (text.startswith(b"--") and b"content-type: image/" in text):
+        return Kind.MOTION
+    if image_format(head) is not None:
+        return Kind.MOTION if content_type.startswith("video/") else Kind.STILL
+    if text.startswith(b"#extm3u"):
+        return Kind.PLAYLIST
+    if content_type == "application/dash+xml" or b"<mpd" in text:
+        return Kind.DASH
+    if text.startswith((b"<!doctype html", b"<html")) or (content_type == "text/html" and text.startswith(b"<")):
+        return Kind.PAGE
+    return Kind.CONTAINER
+
+
+class HttpSource(ContainerSource):
+    """Whatever an HTTP server shows. Cameras' stills are polled; what FFmpeg reads better is left to it."""
+
+    def __init__(self, url: str, options: SourceOptions) -> None:
+        super().__init__(url, options, live=True)
+        self.kind: Kind | None = None
+        self.broadcast = Broadcast()
+        self.live = False
+        """Whether the playlist that is watched had no end when it was joined."""
+        self.seen: float | None = None
+        """The timestamp of the last picture that an earlier connection handed over, until there is a later one."""
+        self.again: float | None = None
+        """The timestamp from which a broadcast that has ended in the meantime is played on."""
+        self.behind = 0.0
+
+    def describe(self, error: Exception) -> str:
+        """See `SourceShell.describe`."""
+        if isinstance(error, httpx.HTTPError | httpx.InvalidURL) and not (self.relay and self.relay.trouble):
+            return f"{self.name}: {said(error)}"
+        return super().describe(error)
+
+    def connect(self, generation: int) -> None:
+        """See `SourceShell.connect`."""
+        self.target, self.asked = self.url, {}
+        if self.kind is not Kind.CONTAINER:
+            self.kind = None
+            with Relay(self.url) if self.relayed else nullcontext() as self.relay, self.client() as client:
+                try:
+                    self.watch(client, generation)
+                except httpx.RemoteProtocolError:
+                    if self.kind is not None:
+                        raise
+                    # Some cameras speak an HTTP of their own, which FFmpeg takes.
+                    self.kind = Kind.CONTAINER
+        if self.kind not in (Kind.CONTAINER, Kind.PLAYLIST) or not self.wanted(generation):
+            return
+        super().connect(generation)
+        if self.kind is Kind.PLAYLIST and self.wanted(generation):
+            self.conclude()
+
+    def watch(self, client: httpx.Client, generation: int) -> None:
+        """Looks at what the server sends, and shows stills and MJPEG for as long as they come."""
+        with answered(client, self.address()) as answer:
+            chunks = answer.iter_bytes()
+            head = b""
+            multipart = answer.headers.get("Content-Type", "").lower().lstrip().startswith("multipart/")
+            while len(head) < LOOKED_AT and not multipart and (chunk := next(chunks, b"")):
+                head += chunk
+            self.kind = kind_of(answer.headers.get("Content-Type", ""), head)
+            chunks = itertools.chain([head], chunks)
+            if self.kind in (Kind.STILL, Kind.MOTION):
+                self.refuse_recordings_options()
+            if self.kind is Kind.STILL:
+                self.selection = Selection(None, self.options.change, self.options.change_floor)
+                poll = StillPoll(self, generation)
+                more = poll.take(answer, chunks)
+            elif self.kind is Kind.MOTION:
+                self.show(chunks, generation)
+            elif self.kind is Kind.PAGE:
+                raise SourceError(
+                    "there is a web page, not a video: name the address of the camera's picture or stream itself"
+                )
+            elif self.kind is Kind.DASH:
+                raise SourceError(
+                    "there is DASH (.mpd), which is not read: name the HLS (.m3u8) or RTSP address of the same video"
+                )
+            elif self.kind is Kind.PLAYLIST:
+                playlist = read_playlist(text_of(chunks), str(answer.url))
+        if self.kind is Kind.STILL:
+            while more and poll.wait():
+                with answered(client, self.address(), poll.conditions) as answer:
+                    more = poll.take(answer, answer.iter_bytes())
+        elif self.kind is Kind.PLAYLIST:
+            self.join(client, playlist)
+
+    def refuse_recordings_options(self) -> None:
+        """Raises SourceError for good where something was asked for that only recordings have."""
+        if lack := live_lack(self.options):
+            self.retries = False
+            raise SourceError(lack)
+
+    def show(self, chunks: Iterator[bytes], generation: int) -> None:
+        """Hands over JPEG after JPEG."""
+        pictures = JpegStream()
+        for chunk in chunks:
+            self.lifecycle.heard(generation, time.monotonic())
+            for data in pictures.feed(chunk):
+                picture = partial(decode_image, data, self.options.largest_side)
+                try:
+                    if not self.deliver(generation, picture, None, time.monotonic()):
+                        return
+                except SourceError:
+                    self.damaged += 1
+            if not self.wanted(generation):
+                return
+
+    def join(self, client: httpx.Client, playlist: Playlist) -> None:
+        """Decides which of a broadcast's sizes FFmpeg opens, and where in it. Raises Over."""
+        if playlist.variants:
+            self.target = self.with_user(nearest(playlist.variants, self.options.largest_side).url)
+            playlist = self.playlist(client)
+        index = self.broadcast.join(playlist)
+        reached = self.broadcast.reached
+        self.seen = reached if self.seen is None or reached is None else self.seen
+        self.again = self.seen if playlist.ended else None
+        if index is None:
+            raise Over(BROADCAST_OVER)
+        self.live = self.live or not playlist.ended
+        if self.live:
+            self.refuse_recordings_options()
+        # Cameras' servers name their segments as they like.
+        self.asked = {"live_start_index": str(index), "extension_picky": "0", "fpsprobesize": "0"}
+        self.behind = 0.0 if playlist.ended else sum(playlist.durations[index : len(playlist.durations) - EDGE])
+
+    def playlist(self, client: httpx.Client) -> Playlist:
+        """What `target`'s playlist says now."""
+        with answered(client, self.address()) as answer:
+            return read_playlist(text_of(answer.iter_bytes()), str(answer.url))
+
+    def conclude(self) -> None:
+        """FFmpeg came to an end of a broadcast, be it the broadcast's or the connection's. Raises Over or SourceError."""
+        with Relay(self.url) if self.relayed else nullcontext() as self.relay, self.client() as client:
+            ended = self.playlist(client).ended
+        if ended:
+            raise Over(BROADCAST_OVER if self.live else PLAYED)
+        raise SourceError("the broadcast broke off")
+
+    def news(self, timestamp: float | None) -> bool:
+        """See `ContainerSource.news`."""
+        if self.kind is not Kind.PLAYLIST or timestamp is None:
+            return True
+        cast = self.broadcast
+        if cast.span is None:
+            self.hasty_until = timestamp + self.behind
+        span = cast.picture(timestamp)
+        if self.seen is not None and timestamp <= self.seen and span < cast.overlap:
+            return False
+        self.seen = None
+        return True
+
+    def beginning(self, container: InputContainer, first: bool) -> float:
+        """See `ContainerSource.beginning`."""
+        again, self.again = self.again, None
+        return super().beginning(container, first) if again is None else again
+
+    def with_user(self, url: str) -> str:
+        """A URL from a playlist with this source's user and password, if it names the same server."""
+        own, other = urlsplit(self.url), urlsplit(url)
+        user, at, host = own.netloc.rpartition("@")
+        return urlunsplit(other._replace(netloc=f"{user}{at}{host}")) if other.netloc == host else url
+
+    def address(self) -> str:
+        """`target` without its user and password."""
+        parts = urlsplit(self.target)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+
+    def client(self) -> httpx.Client:
+        """What speaks to the server, as FFmpeg would: it takes cameras' own certificates."""
+        parts, patience = urlsplit(self.url), self.options.patience
+        relay = self.relay
+        return httpx.Client(
+            auth=CameraAuth(parts.hostname or "", parts.username or "", parts.password or "")
+            if "@" in parts.netloc
+            else None,
+            verify=unverified(),
+            proxy=None if relay is None else f"http://127.0.0.1:{relay.port}",
+            trust_env=relay is None,
+            # The relay takes one request a connection.
+            limits=httpx.Limits(max_keepalive_connections=0 if relay is not None else 1),
+            timeout=httpx.Timeout(patience.stall + patience.give_up, connect=patience.open),
+            follow_redirects=True,
+            max_redirects=MOST_REDIRECTS,
+        )
+
+
+class CameraAuth(httpx.Auth):
+    """Basic or Digest (RFC 7617 and 7616), whichever a server of this host asks for; Digest where it takes both."""
+
+    def __init__(self, host: str, user: str, password: str) -> None:
+        self.host = host
+        user, password = unquote(user), unquote(password)
+        self.basic, self.digest = httpx.BasicAuth(user, password), httpx.DigestAuth(user, password)
+        self.chosen: httpx.Auth | None = None
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """See `httpx.Auth`."""
+        if request.url.host != self.host:
+            yield request
+            return
+        if self.chosen is None:
+            answer = yield request
+            if answer.status_code != httpx.codes.UNAUTHORIZED:
+                return
+            asked = answer.headers.get("WWW-Authenticate", "").lower()
+            self.chosen = self.digest if "digest" in asked else self.basic
+        yield from self.chosen.auth_flow(request)
+
+
+@contextmanager
+def answered(client: httpx.Client, address: str, conditions: Mapping[str, str] = NONE) -> Iterator[httpx.Response]:
+    """An answer whose body is still to be read. Raises httpx.HTTPError, also where the server's status tells of one."""
+    try:
+        answer = client.send(client.build_request("GET", address, headers=conditions), stream=True)
+    except httpx.RemoteProtocolError:
+        # A camera that hung up on a connection just as it was taken again.
+        answer = client.send(client.build_request("GET", address, headers=conditions), stream=True)
+    try:
+        if answer.is_error:
+            answer.raise_for_status()
+        yield answer
+    finally:
+        answer.close()
+
+
+def text_of(chunks: Iterator[bytes]) -> str:
+    """A playlist's text. Raises SourceError."""
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > LONGEST_PLAYLIST:
+            raise SourceError(f"its playlist has more than {LONGEST_PLAYLIST >> 20} MiB")
+    return data.decode("utf-8", "replace")
+
+
+def said(error: Exception) -> str:
+    """An HTTP client's error as one clear line."""
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        return STATUS.get(status) or STATUS.get(status // 100) or f"the server refuses ({status})"
+    if isinstance(error, httpx.TimeoutException):
+        return SILENT
+    if isinstance(error, httpx.ConnectError):
+        known = {
+            "refused": REFUSED,
+            "Name or service": NO_HOST,
+            "No address": NO_HOST,
+            "Temporary failure in name": NO_HOST,
+        }
+        return next((line for part, line in known.items() if part in str(error)), redact(str(error)))
+    if isinstance(error, httpx.TooManyRedirects):
+        return f"the server sends its clients on more than {MOST_REDIRECTS} times"
+    return BROKEN if isinstance(error, httpx.TransportError) else redact(str(error))
