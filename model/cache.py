@@ -75,8 +75,7 @@ class SlotCache:
                 2, place[:, None].expand(-1, 3, -1), (positions - state.origin[slots][:, None]).movedim(0, 1)
             )
             state.sink_positions[slots] = padded[..., :-1]
-            placed = padded[..., :-1] + state.origin[slots][:, None, None]
-            placed[:, 0] += state.shift(slots)[:, None]
+            placed = state.placed(slots, padded[..., :-1])
             decoder = config.decoder
             self.sink_rotation = rotation(
                 placed.movedim(1, 0),

@@ -76,6 +76,7 @@ def load_checkpoint(
     try:
         config = replace(config, **choices)
         tokenizer = Tokenizer.load(folder / "tokenizer.json", config)
+        config = tokenizer.fitted(config)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     with torch.device("meta"):

@@ -177,7 +177,10 @@ class StreamState:
         return self.of(layer, name)[slots].flatten(1).sum(1).isfinite()
 
     def shift(self, slots: Tensor) -> Tensor:
-        """Time steps by which a stream is older than it shows, int64 [batch]."""
+        """Time steps, or positions where they are counted, by which a stream is older than it shows, int64 [batch]."""
+        if self.config.positions == "counter":
+            cap, next_ = self.config.position_cap, self.next[slots]
+            return torch.zeros_like(next_) if cap is None else (next_ - cap).clamp(min=0)
         horizon = self.config.horizon_steps
         time = self.time[slots]
         return torch.zeros_like(time) if horizon is None else (time - horizon).clamp(min=0)
@@ -187,7 +190,35 @@ class StreamState:
         start = self.next[slots]
         self.next[slots] = start + (n if counts is None else counts)
         flat = start[:, None] + torch.arange(n, device=start.device)
+        if self.config.positions == "counter":
+            return (flat + self.origin[slots][:, None]).expand(3, -1, -1)
         return torch.stack((flat + self.shift(slots)[:, None], flat, flat)) + self.origin[slots][:, None]
+
+    def step_positions(self, slots: Tensor, lead: Tensor, counts: Tensor, rows: int, height: int, width: int) -> Tensor:
+        """Positions of a step where they are counted, int64 [3, batch, rows + height * width]; advances `next`.
+
+        `lead` of its `counts` text tokens (int64 [batch], of at most `rows`) stand before the grid, the others after it; what
+        follows is padding. A grid begins where text would go on, and takes as many positions as its longer side.
+        """
+        tokens, side = height * width, max(height, width)
+        start = self.next[slots]
+        self.next[slots] = start + counts + side
+        row = torch.arange(rows + tokens, device=start.device)
+        inside = row - lead[:, None]
+        in_grid = (inside >= 0) & (inside < tokens)
+        flat = start[:, None] + row - (inside >= tokens) * (tokens - side)
+        cell = torch.where(in_grid, inside, 0)
+        corner = (start + lead)[:, None]
+        placed = torch.stack((corner.expand_as(cell), corner + cell // width, corner + cell % width))
+        return torch.where(in_grid, placed, flat) + self.origin[slots][:, None]
+
+    def placed(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Where sinks at `positions` int64 [batch, 3, n] stand for what is read now, no farther back than a stream shows."""
+        shift = self.shift(slots)[:, None]
+        positions = positions + self.origin[slots][:, None, None]
+        if self.config.positions == "counter":
+            return positions + shift[..., None]
+        return torch.cat((positions[:, :1] + shift[..., None], positions[:, 1:]), 1)
 
     def begin(self, slots: Tensor) -> None:
         """Puts the grid of the frames to come at the next text position."""

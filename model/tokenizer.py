@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -61,6 +62,13 @@ class Tokenizer:
             raise ConfigError(
                 f"tokenizer.json gives {name} the id {found}, config.json says {expected}: they belong to different models"
             )
+
+    def fitted(self, config: InfiniteVLConfig) -> InfiniteVLConfig:
+        """`config` with room for the longest text that this tokenizer puts around a step's grid."""
+        if config.clock_cap is None:
+            return config
+        longest = max(len(self.prompt.before(seconds)) for seconds in (0.1, config.clock_cap - 0.1))
+        return replace(config, step_text=longest + len(self.prompt.after))
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids. Lone surrogates, which JSON may carry and UTF-8 may not, become question marks."""

@@ -62,28 +62,60 @@ class InfiniteVL(nn.Module):
         cache.commit()
         return hidden
 
-    def open(self, state: StreamState, slots: Tensor) -> None:
-        """Begins a stream in each of `slots`: reads `<|vision_start|>` and puts the frames' grid after it."""
-        start = torch.full((len(slots), 1), self.config.vision_start_token_id, device=slots.device)
-        self.advance(self.model.embed_tokens(start), state.text_positions(slots, 1), state, slots, outputs=False)
+    def open(self, state: StreamState, slots: Tensor, opening: Sequence[int] | None = None) -> None:
+        """Begins a stream in each of `slots`: reads its opening (`<|vision_start|>`) and puts the frames' grid after it."""
+        tokens = torch.tensor([opening or [self.config.vision_start_token_id]], device=slots.device)
+        x = self.model.embed_tokens(tokens.expand(len(slots), -1))
+        self.advance(x, state.text_positions(slots, x.shape[1]), state, slots, outputs=False)
         state.begin(slots)
 
-    def see(self, patches: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
+    def see(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        seconds: Tensor,
+        state: StreamState,
+        slots: Tensor,
+        text: Tensor | None = None,
+    ) -> None:
         """One frame step: `patches` [batch, grid patches, patch_dim] at `seconds` (float64 [batch]) of stream time.
 
-        `grid` is (height, width) in patches. Source of the convention: see `StreamState.frame_positions`.
+        `grid` is (height, width) in patches. Source of the convention: see `StreamState.frame_positions`. `text`: see `ingest`.
         """
-        self.ingest(self.encode(patches, grid), grid, seconds, state, slots)
+        self.ingest(self.encode(patches, grid), grid, seconds, state, slots, text)
 
     def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """What the vision tower makes of `patches` [batch, grid patches, patch_dim]: [batch, tokens, hidden]."""
         return self.visual(patches, *grid)  # type: ignore[no-any-return]
 
-    def ingest(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
-        """`see` from what the vision tower made of the patches, [batch, tokens, hidden]."""
+    def ingest(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        seconds: Tensor,
+        state: StreamState,
+        slots: Tensor,
+        text: Tensor | None = None,
+    ) -> None:
+        """`see` from what the vision tower made of the patches, [batch, tokens, hidden].
+
+        Where positions are counted, `text` (int64 [batch, 2 + rows]) is what stands around the grid: how many tokens before
+        it, how many in all, then these, padded. A step then has `rows` more tokens than its grid, whatever its text.
+        """
         merge = self.config.vision.spatial_merge_size
-        positions = state.frame_positions(slots, seconds, grid[0] // merge, grid[1] // merge)
-        self.advance(x, positions, state, slots, outputs=False)
+        height, width = grid[0] // merge, grid[1] // merge
+        if text is None:
+            self.advance(x, state.frame_positions(slots, seconds, height, width), state, slots, outputs=False)
+            return
+        lead, counts, words = text[:, 0], text[:, 1], text[:, 2:]
+        rows, tokens = words.shape[1], x.shape[1]
+        inside = torch.arange(rows + tokens, device=x.device) - lead[:, None]
+        place = torch.where(inside < 0, inside + lead[:, None], inside + rows)
+        place = torch.where(inside >= tokens, (inside + lead[:, None] - tokens).clamp(max=rows - 1), place)
+        source = torch.cat((self.model.embed_tokens(words).to(x.dtype), x), 1)
+        whole = source.gather(1, place[..., None].expand(-1, -1, x.shape[-1]))
+        positions = state.step_positions(slots, lead, counts, rows, height, width)
+        self.advance(whole, positions, state, slots, counts + tokens, outputs=False)
 
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor, counts: Tensor | None = None) -> Tensor:
         """Text tokens int64 [batch, n] (with `counts`, padded on the right); returns float32 [batch, vocabulary] after the last."""

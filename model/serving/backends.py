@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.families.family import Prompt
 from model.families.infinitevl import InfiniteVL
 from model.preprocess import patchify
 from model.serving.traced import TracedInfiniteVL
@@ -60,8 +61,8 @@ class Eager:
     encodes = True
     frame_sizes: Sequence[int] = POWERS
 
-    def __init__(self, model: InfiniteVL, state: StreamState) -> None:
-        self.model, self.state, self.config = model, state, model.config
+    def __init__(self, model: InfiniteVL, prompt: Prompt, state: StreamState) -> None:
+        self.model, self.prompt, self.state, self.config = model, prompt, state, model.config
         self.steps: InfiniteVL | TracedInfiniteVL = model
 
     def index(self, slots: Sequence[int]) -> Tensor:
@@ -69,7 +70,7 @@ class Eager:
 
     def open(self, slot: int) -> None:
         """See `Backend.open`."""
-        self.model.open(self.state, self.index([slot]))
+        self.model.open(self.state, self.index([slot]), self.prompt.opening)
 
     def encode(self, pictures: Pictures, grid: Grid) -> Tensor:
         """See `Backend.encode`: through the vision tower, to [streams, tokens, hidden]."""
@@ -81,9 +82,20 @@ class Eager:
         assert isinstance(encoding, Tensor)
         index = self.index(slots)
         times = torch.tensor(seconds, dtype=torch.float64, device=index.device)
-        self.steps.ingest(encoding, grid, times, self.state, index)
+        self.steps.ingest(encoding, grid, times, self.state, index, self.text(seconds))
         finite: list[bool] = self.state.finite(index).tolist()
         return finite
+
+    def text(self, seconds: Sequence[float]) -> Tensor | None:
+        """The words around grids at `seconds`, as `InfiniteVL.ingest` takes them."""
+        if not self.config.step_text:
+            return None
+        text = torch.zeros(len(seconds), 2 + self.config.step_text, dtype=torch.int64)
+        for row, moment in zip(text, seconds, strict=True):
+            before, after = self.prompt.before(moment), self.prompt.after
+            row[0], row[1] = len(before), len(before) + len(after)
+            row[2 : 2 + int(row[1])] = torch.tensor([*before, *after])
+        return text.to(self.state.length.device)
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """See `Backend.read`."""
@@ -95,6 +107,6 @@ class Eager:
 class Traced(Eager):
     """The model through traces: see `model.serving.traced`."""
 
-    def __init__(self, model: InfiniteVL, state: StreamState) -> None:
-        super().__init__(model, state)
+    def __init__(self, model: InfiniteVL, prompt: Prompt, state: StreamState) -> None:
+        super().__init__(model, prompt, state)
         self.steps = TracedInfiniteVL(model)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.config import PRESETS, AttentionPolicy, ConfigError
+from model.families.family import Prompt
 from model.families.infinitevl import InfiniteVL
 from model.preprocess import choose_grid
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Grid, Pictures, Traced
@@ -62,7 +63,7 @@ class Runner:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
         self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot
-        serve, spare = prepare(model, fp8)
+        serve, spare = prepare(model, tokenizer.prompt, fp8)
         if (found := capacity(self.device, self.state_bytes)) is not None:
             found.check(slots)
         self.state = StreamState.allocate(model.config, slots + spare, self.device, self.dtype)
@@ -114,6 +115,10 @@ class Runner:
             decode=tuple(n for n in range(answers, 0, -1) if n in DECODE_SIZES),
         )
 
+    def moment(self, times: Sequence[float]) -> float:
+        """The stream time of a step of frames at `times`, oldest first: the newest's, or their mean where the text tells it."""
+        return times[-1] if self.config.positions == "clock" else sum(times) / len(times)
+
     def by_grid(self, slots: Sequence[int]) -> dict[Grid, list[int]]:
         """Which of `slots`, by their places in it, hold streams of one grid."""
         batches: dict[Grid, list[int]] = defaultdict(list)
@@ -134,7 +139,7 @@ class Runner:
     ) -> list[bool]:
         """One step of a batch of streams: `frames[i]` holds 1 to `frames_per_step` uint8 H×W×3 pictures of `slots[i]`.
 
-        A lone picture is repeated. `seconds[i]` is the stream time of the newest. `encoded` is what `encode` made of the same
+        A lone picture is repeated. `seconds[i]` is the stream time of the step (see `moment`). `encoded` is what `encode` made of the same
         slots and frames, where it has been called. Returns, for each stream, whether its state is still finite: where it is
         not, the slot must be opened again.
         """
@@ -197,15 +202,18 @@ class Runner:
         self.grids[slot] = height, width
 
 
-def prepare(model: InfiniteVL, fp8: bool = False) -> tuple[Callable[[StreamState], Backend], int]:
+def prepare(model: InfiniteVL, prompt: Prompt, fp8: bool = False) -> tuple[Callable[[StreamState], Backend], int]:
     """Puts the weights into the form in which their device serves them fastest.
 
     Returns what makes the backend over a pool, and the slots that the pool must have beyond those in use.
     """
-    if model.config.positions == "counter":
-        raise ConfigError(f"models of the family {model.config.family} are read, but not served yet")
+    counted = model.config.positions == "counter"
+    if counted and fp8:
+        raise ConfigError(f"dtype 'fp8' is not to be had for the family {model.config.family} yet: choose bfloat16")
     if model.model.embed_tokens.weight.device.type != "cuda":
-        return partial(Traced if TRACEABLE else Eager, model), 0
+        return partial(Traced if TRACEABLE else Eager, model, prompt), 0
+    if counted:
+        return partial(Eager, model, prompt), 0
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
 
@@ -247,6 +255,7 @@ def load_runner(
     if name in PRESETS and (random_weights or (name == "nano" and not packaged)):
         config = random_config(name, **choices)
         tokenizer = Tokenizer(random_vocabulary(NANO / "tokenizer.json", config), config)
+        config = tokenizer.fitted(config)
         return Runner(name, random_model(config, device, kind), tokenizer, slots, trained=False, fp8=fp8)
     if name in PRESETS and name != "nano":
         raise CheckpointError(

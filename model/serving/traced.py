@@ -56,17 +56,28 @@ class TracedInfiniteVL:
 
         return self.run(encode, grid, (patches,))
 
-    def ingest(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slots: Tensor) -> None:
+    def ingest(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        seconds: Tensor,
+        state: StreamState,
+        slots: Tensor,
+        text: Tensor | None = None,
+    ) -> None:
         """As `InfiniteVL.ingest`."""
         if len(slots) > 1:
-            self.model.ingest(x, grid, seconds, state, slots)
+            self.model.ingest(x, grid, seconds, state, slots, text)
             return
+        words = () if text is None else (text,)
 
-        def ingest(x: Tensor, seconds: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
-            self.model.ingest(x, grid, seconds, StreamState(self.config, kept), slots)
+        def ingest(x: Tensor, seconds: Tensor, *rest: Tensor) -> Tensor:
+            *words, slots = rest[: len(given) - 2]
+            self.model.ingest(x, grid, seconds, StreamState(self.config, rest[len(given) - 2 :]), slots, *words)
             return slots
 
-        self.run(ingest, grid, (x, seconds, slots), state)
+        given = (x, seconds, *words, slots)
+        self.run(ingest, grid, given, state)
 
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor) -> Tensor:
         """As `InfiniteVL.read`."""

@@ -170,7 +170,8 @@ class Executor:
 
     def step(self, batch: Batch, looked: Encoded | None = None) -> list[bool]:
         """One call of the model; whether each stream's state is still finite."""
-        slots, times = [stream.slot for stream, _ in batch], [frames[-1].time for _, frames in batch]
+        slots = [stream.slot for stream, _ in batch]
+        times = [self.runner.moment([frame.time for frame in frames]) for _, frames in batch]
         return self.runner.see(slots, pictures(batch), times, looked)
 
     def alone(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:

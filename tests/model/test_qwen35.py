@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import Qwen3_5ForConditionalGeneration
 
 from model.cache import SequenceCache
-from model.config import FULL, PRESETS
+from model.config import FULL, PRESETS, AttentionPolicy
 from model.families.family import FAMILIES
 from model.families.infinitevl import InfiniteVL
+from model.state import StreamState
 
-from .qwen35 import IDS, converted, of_preset, ours, twin
+from .qwen35 import IDS, configuration, converted, of_preset, ours, twin
 from .small import error, patches
 
 PAD, VIDEO, START, END = (IDS[f"{name}_token_id"] for name in ("image", "video", "vision_start", "vision_end"))
@@ -113,3 +116,99 @@ def test_published_sizes(name: str) -> None:
     size = name.removeprefix("qwen3.5-")
     assert sum(x.numel() for x in model.parameters()) == totals[size] - drafts
     assert not list(FAMILIES["qwen3_5"].convert("mtp.fc.weight", torch.empty(2, 4), decoder))
+
+
+OPENING, QUESTION = [60, 61, 62], [*range(70, 82)]
+BEFORE = [[20, 21, START], [22, START], [23, 24, 25, START], [26, 21, START], [27, 28, START], [29, 30, 21, START]]
+"""Times of steps, of unlike lengths."""
+WINDOWED = replace(
+    configuration(twin()),
+    policy=AttentionPolicy(sinks=6, window=30),
+    tokens_per_frame=8,
+    step_text=6,
+    position_cap=None,
+)
+
+
+def told(before: list[int]) -> list[int]:
+    """A step's words as `ingest` takes them."""
+    words = [*before, END]
+    return [len(before), len(words), *words, *[0] * (WINDOWED.step_text - len(words))]
+
+
+def stream(model: InfiniteVL, origin: int = 0) -> Tensor:
+    """A stream of a few steps beside another that is a step behind it, and a question, token by token: its logits."""
+    state, slots = StreamState.allocate(model.config, 2), torch.tensor([1, 0])
+    state.origin[:] = origin
+    video, now = patches(model.config.vision, len(BEFORE), grid=CLIP, seed=2), torch.zeros(2, dtype=torch.float64)
+    model.open(state, slots, OPENING)
+    model.see(video[:1], CLIP, now[:1], state, slots[:1], torch.tensor([told(BEFORE[0])]))
+    for i in range(1, len(BEFORE)):
+        text = torch.tensor([told(BEFORE[i]), told(BEFORE[i - 1])])
+        model.see(video[[i, i - 1]], CLIP, now, state, slots, text)
+    return torch.cat([model.read(torch.tensor([[token]]), state, slots[:1]) for token in QUESTION])
+
+
+@torch.no_grad()
+def test_step_by_step_across_the_rings_wrap() -> None:
+    """Against transformers over the whole sequence, under eq. 8's mask written out."""
+    theirs, model, rows, columns = twin(), ours(twin(), WINDOWED), CLIP[0] // 2, CLIP[1] // 2
+    video = model.visual(patches(model.config.vision, len(BEFORE), grid=CLIP, seed=2), *CLIP)
+    embed, at = model.model.embed_tokens, len(OPENING)
+    x, where = [embed(torch.tensor(OPENING))], [(i, i, i) for i in range(at)]
+    for before, seen in zip(BEFORE, video, strict=True):
+        x += [embed(torch.tensor(before)), seen, embed(torch.tensor([END]))]
+        where += [(at + i,) * 3 for i in range(len(before))]
+        at += len(before)
+        where += [(at, at + row, at + column) for row in range(rows) for column in range(columns)]
+        at += max(rows, columns)
+        where.append((at, at, at))
+        at += 1
+    x.append(embed(torch.tensor(QUESTION)))
+    where += [(at + i,) * 3 for i in range(len(QUESTION))]
+    i, j = torch.arange(len(where))[:, None], torch.arange(len(where))
+    shown = (j <= i) & ((j < 6) | (i - j < 30))
+    assert len(where) > 2 * (6 + 30)
+    hidden = theirs.model.language_model(
+        inputs_embeds=torch.cat(x)[None],
+        position_ids=torch.tensor(where).T[:, None],
+        attention_mask={
+            "full_attention": torch.where(shown, 0.0, -torch.inf)[None, None],
+            "linear_attention": None,
+        },
+    ).last_hidden_state
+    oracle = theirs.lm_head(hidden)[0, -len(QUESTION) :]
+    assert error(stream(model), oracle) <= 1e-5
+
+
+@torch.no_grad()
+def test_a_streams_age_changes_nothing() -> None:
+    model = ours(twin(), WINDOWED)
+    assert error(stream(model, origin=10**9), stream(model)) <= 1e-5
+
+
+def test_sinks_stand_no_farther_back_than_the_cap() -> None:
+    """All three axes are moved, so that their distances stay."""
+    state, slots = StreamState.allocate(replace(WINDOWED, position_cap=50), 1), torch.tensor([0])
+    sinks = torch.tensor([[[0, 1, 2], [0, 1, 3], [0, 1, 4]]])
+    state.next[0] = 45
+    assert (state.placed(slots, sinks) == sinks).all()
+    state.next[0] = 1045
+    assert (state.placed(slots, sinks) == sinks + 995).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "window", "megabytes"),
+    [(("0.8b", "2b"), 2_048, 47.8), (("0.8b", "2b"), 7_936, 120.2), (("4b", "9b"), 2_048, 127.0),
+     (("4b", "9b"), 7_936, 319.9), (("27b",), 2_048, 304.9), (("27b",), 7_936, 690.8)],
+)  # fmt: skip
+def test_what_a_stream_keeps(sizes: tuple[str, ...], window: int, megabytes: float) -> None:
+    """As the published sizes give by hand; the ring has a step's rows more, and one for padding."""
+    for size in sizes:
+        config = replace(PRESETS[f"qwen3.5-{size}"], policy=AttentionPolicy(sinks=256, window=window))
+        state = StreamState.allocate(config, 1, "meta", torch.bfloat16)
+        decoder = config.decoder
+        kinds = decoder.layer_types.count("attention")
+        more = (config.step_tokens + 1) * kinds * 2 * decoder.num_key_value_heads * decoder.head_dim * 2
+        cursors = 3 * 256 * 8 + 6 * 8
+        assert (state.bytes_per_slot - more - cursors) / 1e6 == pytest.approx(megabytes, abs=0.051)
