@@ -193,7 +193,10 @@ class AsyncClient:
         await self._request("stream.detach", "stream.detached", stream=stream)
 
     async def push(self, picture: bytes, *, stream: str | None = None, timestamp: float | None = None) -> None:
-        """Shows one JPEG or PNG file to a stream whose source is `push:`; `timestamp` in seconds, on your own axis."""
+        """Shows one picture's file to a stream whose source is `push:`: JPEG, PNG, WebP, GIF, AVIF or TIFF.
+
+        `timestamp` is in seconds, on your own axis.
+        """
         fields: dict[str, Any] = {"video": base64.b64encode(picture).decode(), "stream": stream, "timestamp": timestamp}
         shown = {key: value for key, value in fields.items() if value is not None}
         await self._send("input_video_buffer.append", **shown)

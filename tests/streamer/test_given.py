@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import io
+import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -19,12 +21,31 @@ from PIL import Image
 from capture.image import PictureError, decode_image
 from tests.streamer.serving import CONFIG, Daemon, Served, eventually, receive, send, until
 
+
+def turned() -> bytes:
+    """Clear above and red below, once it is turned by 90° as its EXIF asks."""
+    exif, pixels = Image.Exif(), np.full((48, 64, 4), (230, 10, 10, 255), np.uint8)
+    exif[0x0112] = 6
+    pixels[:, :32, 3] = 0
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", exif=exif)
+    return out.getvalue()
+
+
+TURNED = turned()
 CLIP = Path(__file__).parents[1] / "clips" / "small.mp4"
 
 
 def picture(kind: str = "PNG", width: int = 64, height: int = 48) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(out, kind)
+    return out.getvalue()
+
+
+def moving(kind: str) -> bytes:
+    pictures = [Image.new("RGB", (64, 48), (n * 80, 0, 0)) for n in range(3)]
+    out = io.BytesIO()
+    pictures[0].save(out, kind, save_all=True, append_images=pictures[1:], duration=700)
     return out.getvalue()
 
 
@@ -54,7 +75,15 @@ def completed(server: Served, *parts: dict[str, Any]) -> httpx.Response:
     [
         (image(uri(picture())),),
         (image(uri(picture("JPEG"), "image/jpeg")), image(uri(picture(width=100)))),
+        (
+            image(uri(picture("WEBP"), "IMAGE/WEBP")),
+            image(uri(picture("GIF"), "image/gif")),
+            image(uri(picture("AVIF"))),
+        ),
         (video(uri(CLIP.read_bytes(), "video/mp4")),),
+        (video(uri(moving("GIF"), "image/gif")),),
+        (video(uri(moving("WEBP"), "image/webp")),),
+        (video(uri(moving("AVIF"), "video/avif")),),
     ],
 )
 def test_question_about_what_it_brings(server: Served, daemon: Daemon, parts: Any) -> None:
@@ -80,6 +109,44 @@ def test_bad_media_are_refused(server: Served, daemon: Daemon, parts: Any, code:
     assert (response.status_code, response.json()["error"]["code"]) == (400, code), response.text
     assert "/tmp" not in response.text
     assert [status.name for status in daemon.do(daemon.assistant.streams)] == ["demo"]
+
+
+def test_every_door_shows_what_people_see(server: Served, daemon: Daemon) -> None:
+    """A turned picture with clear parts, as the model saw it: pushed over the websocket and attached as a file."""
+
+    async def story() -> bytes:
+        async with server.connect() as client:
+            await receive(client)
+            await send(client, "stream.attach", stream="eyes", source="push://eyes")
+            await receive(client)
+            await send(client, "session.update", session={"stream": "eyes"})
+            looking = asyncio.create_task(asyncio.to_thread(shot, server, "eyes"))
+            while not looking.done():
+                await client.send(TURNED)
+                await asyncio.sleep(0.2)
+            return looking.result()
+
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        Path(file.name).write_bytes(TURNED)
+        daemon.run(lambda: daemon.assistant.attach("still", file.name))
+        for data in (asyncio.run(story()), shot(server, "still")):
+            with Image.open(io.BytesIO(data)) as seen:
+                assert seen.size == (48, 64)
+                top, below = seen.getpixel((24, 10)), seen.getpixel((24, 54))
+            assert isinstance(top, tuple) and isinstance(below, tuple)
+            assert min(top) > 240 and below[0] > 200 and below[1] < 60
+    for name in ("eyes", "still"):
+        daemon.run(lambda name=name: daemon.assistant.detach(name))  # type: ignore[misc]
+
+
+def shot(server: Served, name: str) -> bytes:
+    """The picture that a stream's model saw last, once there is one."""
+    for _ in range(200):
+        response = httpx.get(f"{server.url}/v1/streams/{name}/frame.jpg")
+        if response.status_code == 200:
+            return response.content
+        time.sleep(0.05)
+    raise AssertionError(response.text)
 
 
 def test_a_picture_that_unpacks_to_gigabytes_is_refused_before_it_is_decoded() -> None:
