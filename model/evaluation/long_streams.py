@@ -17,7 +17,8 @@ from model.cache import SequenceCache
 from model.evaluation.score import GLIMPSE, GRID, MEMORY, NOW, Exam, Paper, ask_each, cleared, compose
 from model.families.infinitevl import InfiniteVL
 from model.ops.rope import rotate, rotation
-from model.world.scene import HORIZON, Profile, draw_scene
+from model.world.generate import draw_scene
+from model.world.scene import HORIZON, Profile
 
 RATE = 12.5
 """Steps a second, at 25 frames a second."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,15 +22,24 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from model.checkpoint import CheckpointError, load_checkpoint, locate
-from model.evaluation.long_streams import CLOCK, LONG, RATE, by_clock, long_streams
-from model.evaluation.report import facts, table
-from model.evaluation.score import HELD_OUT, MEMORY, NOW, YET, Exam, Marks, Paper, sit
+from model.evaluation.distributed import join, limit_autotuning
 from model.families.infinitevl import InfiniteVL
 from model.serving.runner import NANO
 from model.tokenizer import Tokenizer
-from model.training.cuda import join, limit_autotuning
-from model.world.render import Assets, Painter
-from model.world.scene import Profile
+
+try:
+    from model.evaluation.long_streams import CLOCK, LONG, RATE, by_clock, long_streams
+    from model.evaluation.report import facts, table
+    from model.evaluation.score import HELD_OUT, MEMORY, NOW, YET, Exam, Marks, Paper, score
+    from model.world.render import Assets, Painter
+    from model.world.scene import Profile
+except ModuleNotFoundError as error:
+    if error.name != "model.world":
+        raise
+    message = "the made world is in the repository, not in the wheel; run the examination from a checkout"
+    if __name__ == "__main__":
+        sys.exit(message)
+    raise ModuleNotFoundError(message, name=error.name) from None
 
 __all__ = ["evaluate", "examine", "table"]
 
@@ -66,24 +76,24 @@ def papers(quick: bool) -> list[Paper]:
 
 @dataclass(frozen=True)
 class Task:
-    """A part of an examination: how many frame steps it has, and how it is sat."""
+    """A part of an examination: how many frame steps it has, and how it is scored."""
 
     name: str
     steps: int
-    sit: Callable[[Exam], None]
+    score: Callable[[Exam], None]
 
 
 def tasks(seed: int, quick: bool) -> list[Task]:
     """All that is examined of one seed, in order."""
     clock, ages = (2, {"10 s": CLOCK["10 s"]}) if quick else (32, CLOCK)
     found = [
-        Task(paper.name, paper.streams * paper.steps, partial(sit, paper=paper, seed=seed)) for paper in papers(quick)
+        Task(paper.name, paper.streams * paper.steps, partial(score, paper=paper, seed=seed)) for paper in papers(quick)
     ]
-    sat = partial(by_clock, streams=clock, questions=24 if quick else 12, ages=ages, seed=seed)
-    found.append(Task("by the clock", round(clock * max(ages.values()) * RATE), sat))
+    scored = partial(by_clock, streams=clock, questions=24 if quick else 12, ages=ages, seed=seed)
+    found.append(Task("by the clock", round(clock * max(ages.values()) * RATE), scored))
     if not quick:
-        sat = partial(long_streams, streams=8, questions=4, seed=seed)
-        found.append(Task(f"{2 * LONG} frames", 8 * LONG, sat))
+        scored = partial(long_streams, streams=8, questions=4, seed=seed)
+        found.append(Task(f"{2 * LONG} frames", 8 * LONG, scored))
     return found
 
 
@@ -120,7 +130,7 @@ def examine(
         exam = Exam(network, painter, tokenizer, Marks(), bar, deadline)
         for task in mine:
             bar.set_description(task.name)
-            task.sit(exam)
+            task.score(exam)
     network.train(was_training)
     return exam.marks
 
@@ -141,7 +151,7 @@ def evaluate(
 
     What is not asked within `limit` seconds (None: as many as it takes; a quick examination's is `QUICK`) stays empty.
 
-    Returns the marks, and `model.training.report.facts` of them.
+    Returns the marks, and `model.evaluation.report.facts` of them.
 
     `dtype` is float32 on a CPU and bfloat16 on CUDA unless it is said. Raises CheckpointError, and FileNotFoundError
     where the world's pictures are missing.

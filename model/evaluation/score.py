@@ -1,4 +1,4 @@
-"""Sitting an examination: scenes are painted and watched, questions asked of them, and answers marked.
+"""How an examination is scored: scenes are painted and watched, questions asked of them, and answers marked.
 
 An answer counts where greedy decoding gives it but for articles, capitals and punctuation. Since the right answer is at hand
 one pass tells who gives exactly it; only the others are decoded.
@@ -20,11 +20,13 @@ from torch import Tensor
 from model.cache import SequenceCache
 from model.families.infinitevl import InfiniteVL
 from model.tokenizer import Tokenizer
-from model.training.dataset import LENGTH, Round, fits, write
+from model.world.generate import draw_scene
+from model.world.layout import layout
 from model.world.objects import Kind
 from model.world.questions import WEIGHTS, Examiner, Question, normalise
 from model.world.render import Painter
-from model.world.scene import Gallery, Integers, Profile, Scene, Split, draw_scene, layout
+from model.world.scene import Gallery, Integers, Profile, Scene, Split
+from model.world.tokenise import LENGTH, Round, fits, write
 
 GRID = (16, 16)
 NOW = (
@@ -326,7 +328,7 @@ def cleared(memory: SequenceCache) -> SequenceCache:
     return blank
 
 
-def sit(exam: Exam, paper: Paper, seed: int) -> None:
+def score(exam: Exam, paper: Paper, seed: int) -> None:
     """Examines on one paper."""
     group = max(1, min(paper.streams, exam.room // paper.steps))
     network = exam.network

@@ -1,15 +1,12 @@
-"""Makes training quick on a GPU: few kernel candidates to try, and fla's gradients where they are right."""
+"""Training on a GPU: compiled kernels kept from run to run, fla's gradients where they are right, starting weights."""
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.ops import delta_rule, dispatch
@@ -18,41 +15,11 @@ TRUSTED = 0.03
 """Relative error of bf16 gradients that is still rounding."""
 
 
-def join(device: torch.device) -> tuple[torch.device, int]:
-    """Joins the processes that torchrun started, where it did: this one's device, and how many there are.
-
-    Where they are more than the cards they share these: an examination, which mostly waits for the host, is done sooner so.
-    Learning can't: NCCL refuses two of a card.
-    """
-    devices = int(os.environ.get("WORLD_SIZE", 1))
-    if devices > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-            torch.cuda.set_device(device)
-    return device, devices
-
-
 def keep_caches(folder: Path) -> None:
     """Compiled kernels go into `folder`, to be carried to the next run; call before anything is compiled."""
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     os.environ["TRITON_CACHE_AUTOTUNING"] = "1"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-
-
-def limit_autotuning(candidates: int = 2) -> None:
-    """Lets Triton's autotuner try few configurations (a cold start tries hundreds, for a minute and more); call before fla is imported."""
-    from triton.runtime.autotuner import Autotuner
-
-    original: Callable[..., None] = Autotuner.__init__
-
-    @functools.wraps(original)
-    def start(self: Any, fn: Any, names: Any, configs: Iterable[Any], *args: Any, **kwargs: Any) -> None:
-        configs = list(configs)
-        usual = [config for config in configs if config.num_warps == 4 and config.num_stages in (2, 3)]
-        original(self, fn, names, (usual or configs)[:candidates], *args, **kwargs)
-
-    Autotuner.__init__ = start
 
 
 def trust_fla() -> bool:

@@ -26,12 +26,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from model.evaluation.distributed import join, limit_autotuning
 from model.evaluation.run import examine, table
 from model.tokenizer import Tokenizer
-from model.training.cuda import join, keep_caches, limit_autotuning, trust_fla
-from model.training.dataset import SKILLS, TOKENIZER, Curriculum, Lesson, Lessons
+from model.training.cuda import keep_caches, trust_fla
+from model.training.dataset import TOKENIZER, Curriculum, Lesson, Lessons
 from model.training.trainer import POLICIES, Learner, Recipe, record
 from model.world.render import Assets, Painter
+from model.world.tokenise import SKILLS
 
 SAVED_EVERY = 1.0
 """Minutes after which a run that is killed would have lost something."""

@@ -19,9 +19,10 @@ from model.checkpoint import WHOLE
 from model.config import FULL, AttentionPolicy, nano
 from model.families.infinitevl import InfiniteVL
 from model.training.cuda import initialise
-from model.training.dataset import SKILLS, Lesson
+from model.training.dataset import Lesson
 from model.training.optimizer import Optimizer
 from model.world.render import CLASSES
+from model.world.tokenise import SKILLS
 
 GRID = (16, 16)
 POLICIES = {"online": nano().policy, "window": AttentionPolicy(sinks=0, window=576), "base": FULL}

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from model.world.layout import Sheet, extent, layout, see
 from model.world.objects import COLOURS, Thing
 from model.world.phrasings import NEVER_SEEN, NOTHING
 from model.world.render import Assets, Painter
-from model.world.scene import ABSENT, Gallery, Look, Scene, Sheet, Visit, extent, layout, see
+from model.world.scene import ABSENT, Gallery, Look, Scene, Visit
 
 RATE, WIDTH, HEIGHT = 25, 640, 360
 SECONDS = 48.0

@@ -14,11 +14,11 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from model.config import nano
+from model.world.generate import draw_scene
 from model.world.objects import COLOURS, NAMES, SHAPES, Thing
 from model.world.phrasings import PHRASES, PREFIXES
 from model.world.questions import WEIGHTS, Examiner
 from model.world.render import Assets
-from model.world.scene import draw_scene
 
 SPECIAL = (
     "<|endoftext|>",

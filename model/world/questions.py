@@ -8,10 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from model.world.generate import draw_thing
 from model.world.objects import COLOURS, NAMES, SHAPES, Thing
 from model.world.phrasings import ABSENT, HELD_OUT, NEVER_SEEN, NOTHING, PHRASES, PREFIXES, UNKNOWABLE
 from model.world.scene import ABSENT as HARDLY
-from model.world.scene import CLEAR, Profile, Scene, Split, Visit, draw_thing
+from model.world.scene import CLEAR, Profile, Scene, Split, Visit
 
 STRANGERS = Profile(text=0.08)
 """What things are drawn that are asked about though nobody saw them."""

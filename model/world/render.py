@@ -16,8 +16,9 @@ from torch import Tensor
 
 from model.preprocess import MEAN, STD
 from model.world.distractors import films
+from model.world.layout import LINE, Sheet
 from model.world.objects import CHARACTERS, COLOURS, NAMES, SHAPES
-from model.world.scene import HELD_OUT_PROCEDURAL, LETTERS, LINE, PROCEDURAL, SLOTS, Gallery, Sheet
+from model.world.scene import HELD_OUT_PROCEDURAL, LETTERS, PROCEDURAL, SLOTS, Gallery
 
 ASSETS = Path(__file__).parent / "assets.npz"
 SIDE = 64
@@ -36,7 +37,7 @@ CHUNKS = {"cuda": 512, "cpu": 64}
 
 @dataclass(frozen=True)
 class Assets:
-    """Pictures as packed by `model.training.pack`."""
+    """Pictures as packed by `model.world.build_assets`."""
 
     sprites: np.ndarray
     glyphs: np.ndarray
@@ -55,7 +56,7 @@ class Assets:
         with np.load(path) as file:
             content = dict(file)
         if content["names"].tolist() != list(NAMES) or len(content["sprites"]) != len(NAMES):
-            raise ValueError(f"{path} holds pictures of other things than model.training.things names: pack it again")
+            raise ValueError(f"{path} holds pictures of other things than model.world.objects names: pack it again")
         count, held = len(content["glyphs"]), int(content["held_out_fonts"])
         seen = {
             split: colours(content[f"{split}_brightness"], content[f"{split}_colour"]) for split in ("test", "train")
@@ -189,7 +190,7 @@ def rounded(picture: Tensor) -> Tensor:
     return picture.clamp_(0, 1).mul_(255).round_().div_(255)
 
 
-def brush() -> ModuleType | None:
+def kernels() -> ModuleType | None:
     """The painter's kernels, where triton is there."""
     if importlib.util.find_spec("triton") is None:
         return None
@@ -201,7 +202,7 @@ class Painter:
 
     def __init__(self, assets: Assets, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.brush = brush() if self.device.type == "cuda" else None
+        self.kernels = kernels() if self.device.type == "cuda" else None
         self.gallery = assets.gallery
         sprites = torch.from_numpy(assets.sprites).permute(0, 3, 1, 2).float() / 255
         sprites[:, :3] *= sprites[:, 3:]
@@ -301,8 +302,8 @@ class Painter:
         base, chunk = self.grid(height, width), CHUNKS[self.device.type]
         for start in range(0, len(sheet.ground), chunk):
             part = slice(start, start + chunk)
-            if self.brush is not None and len(sheet.kind):
-                picture = self.brush.compose(self.grounds, arrays, part, height, width)
+            if self.kernels is not None and len(sheet.kind):
+                picture = self.kernels.compose(self.grounds, arrays, part, height, width)
                 yield self.develop(picture, sheet, arrays, part, generator) if film else picture
                 continue
             where = self.place(base, arrays["ground_matrix"][part]).unflatten(1, (height, width))
@@ -336,9 +337,9 @@ class Painter:
             picture[rows] = torch.lerp(picture[rows], self.soften(picture[rows]), soft[rows])
         halved = (picture.shape[0], 3, *(s // 2 for s in picture.shape[2:]))
         tinted = torch.randn(halved, device=self.device, generator=generator)
-        if self.brush is not None:
+        if self.kernels is not None:
             chance = (generator.initial_seed() + part.start) % (2**31 - 1)
-            self.brush.expose(picture, arrays["exposure"][part], arrays["film"][part], tinted, chance)
+            self.kernels.expose(picture, arrays["exposure"][part], arrays["film"][part], tinted, chance)
         else:
             picture = (picture * arrays["exposure"][part][:, :, None, None]).clamp_(1e-4, 1).pow_(gamma)
             grain = torch.randn(picture.shape[0], 1, *picture.shape[2:], device=self.device, generator=generator)
@@ -380,8 +381,8 @@ class Painter:
         for picture in self.pictures(sheet, arrays, seed, 224, 224, True):
             part = patches[start : start + len(picture) // 2]
             start += len(part)
-            if self.brush is not None:
-                self.brush.cut(picture, self.mean, self.std, part)
+            if self.kernels is not None:
+                self.kernels.cut(picture, self.mean, self.std, part)
                 continue
             flat = (rounded(picture) - self.mean) / self.std
             blocks = flat.view(-1, 2, 3, 8, 2, 14, 8, 2, 14)

@@ -34,18 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Examines and prints; returns the exit code."""
     from model.checkpoint import CheckpointError
-    from model.evaluation.report import table
-    from model.evaluation.run import evaluate
 
+    try:
+        from model.evaluation.run import evaluate, table
+    except ModuleNotFoundError as error:
+        if error.name != "model.world":
+            raise
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
     fresh = max(0, options.fresh_seeds)
     failures: tuple[type[Exception], ...] = (CheckpointError, FileNotFoundError)
     try:
         if options.through_video:
-            from streamer.cli import eval_video as lossy
+            from streamer.cli import eval_video
 
-            failures += lossy.FAILURES
-            marks, found = lossy.measure(options.model, options.device, fresh=fresh)
-            lines = lossy.table(marks, found)
+            failures += eval_video.FAILURES
+            marks, found = eval_video.measure(options.model, options.device, fresh=fresh)
+            lines = eval_video.table(marks, found)
         else:
             marks, found = evaluate(options.model, device=options.device, quick=options.quick, fresh=fresh)
             lines = table(marks)

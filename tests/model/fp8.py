@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.checkpoint import load_checkpoint
 from model.evaluation.run import SEED, papers
-from model.evaluation.score import Exam, Marks, sit
+from model.evaluation.score import Exam, Marks, score
 from model.serving.quantize import quantize_rows
 from model.serving.runner import NANO
 from model.world.render import Assets, Painter
@@ -59,7 +59,7 @@ def main() -> None:
         for paper in chosen:
             asked = streams if paper.name == "now" else max(2, streams // 10)
             with torch.inference_mode():
-                sit(exam, replace(paper, streams=asked, controls=False), SEED)
+                score(exam, replace(paper, streams=asked, controls=False), SEED)
             counts = [count for key, count in marks.counts.items() if key[0] == paper.name]
             print(name, paper.name, sum(c[0] for c in counts), "right of", sum(c[1] for c in counts), flush=True)
 

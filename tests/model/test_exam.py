@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from model.checkpoint import load_checkpoint
 from model.config import nano
-from model.evaluation import long_streams as ages
-from model.evaluation import run as exam
+from model.evaluation import long_streams, run
 from model.evaluation.report import facts, figures, kinds, table
 from model.evaluation.score import (
     GRID,
@@ -23,17 +22,18 @@ from model.evaluation.score import (
     alike,
     compose,
     correct,
-    sit,
+    score,
     watch,
 )
 from model.families.infinitevl import InfiniteVL
 from model.serving.runner import NANO
 from model.state import StreamState
 from model.tokenizer import Tokenizer
-from model.training.dataset import LENGTH, TOKENIZER
+from model.training.dataset import TOKENIZER
 from model.world.questions import Question
 from model.world.render import Assets, Painter
 from model.world.scene import Profile
+from model.world.tokenise import LENGTH
 
 
 def small() -> InfiniteVL:
@@ -59,36 +59,36 @@ def painter() -> Painter:
     return Painter(Assets.load(), "cpu")
 
 
-def sitting(network: InfiniteVL, painter: Painter) -> Exam:
+def examination(network: InfiniteVL, painter: Painter) -> Exam:
     tokenizer = Tokenizer.load(TOKENIZER, nano())
     return Exam(network, painter, tokenizer, Marks(), tqdm(disable=True))
 
 
 def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypatch):
-    monkeypatch.setattr(ages, "SEGMENT", 8)
-    monkeypatch.setattr(ages, "MINUTE", 8)
-    monkeypatch.setattr(ages, "CUT", 8)
-    monkeypatch.setattr(ages, "LONG", 24)
-    monkeypatch.setattr(ages, "EVIDENCE", 12)
-    monkeypatch.setattr(ages, "EMPTY", 8)
-    seat = sitting(network, painter)
-    for paper in exam.papers(quick=True):
+    monkeypatch.setattr(long_streams, "SEGMENT", 8)
+    monkeypatch.setattr(long_streams, "MINUTE", 8)
+    monkeypatch.setattr(long_streams, "CUT", 8)
+    monkeypatch.setattr(long_streams, "LONG", 24)
+    monkeypatch.setattr(long_streams, "EVIDENCE", 12)
+    monkeypatch.setattr(long_streams, "EMPTY", 8)
+    exam = examination(network, painter)
+    for paper in run.papers(quick=True):
         gap, few = max(0, paper.profile.gap - paper.steps + 20), min(8, paper.questions)
         short = replace(paper, steps=20, streams=1, questions=few, gone=4, profile=replace(paper.profile, gap=gap))
-        sit(seat, short, 3)
-    ages.by_clock(seat, 1, 12, {"10 s": 1}, 3)
-    ages.long_streams(seat, 1, 4, 3)
-    papers = {paper for paper, _, _, _ in seat.marks.counts}
-    assert papers >= {paper.name for paper in exam.papers(quick=True)} - {
+        score(exam, short, 3)
+    long_streams.by_clock(exam, 1, 12, {"10 s": 1}, 3)
+    long_streams.long_streams(exam, 1, 4, 3)
+    papers = {paper for paper, _, _, _ in exam.marks.counts}
+    assert papers >= {paper.name for paper in run.papers(quick=True)} - {
         "first second 256",
         "first second 512",
         "first second 1500",
     }
     assert papers >= {"clock 10 s", "first minute", "last minute"}
-    assert {who for paper, _, _, who in seat.marks.counts if paper == "memory 256"} == {"model", "cleared", "glimpse"}
-    assert all(kind in kinds(skill) for _, skill, kind, _ in seat.marks.counts)
-    found = json.loads(json.dumps(facts(seat.marks, model="small")))
-    assert sum(row["asked"] for row in found["rows"]) == sum(asked for _, asked in seat.marks.counts.values())
+    assert {who for paper, _, _, who in exam.marks.counts if paper == "memory 256"} == {"model", "cleared", "glimpse"}
+    assert all(kind in kinds(skill) for _, skill, kind, _ in exam.marks.counts)
+    found = json.loads(json.dumps(facts(exam.marks, model="small")))
+    assert sum(row["asked"] for row in found["rows"]) == sum(asked for _, asked in exam.marks.counts.values())
     # A row that nothing was asked for is there all the same, so that two runs can be laid side by side.
     nothing = facts(Marks(), model="small")
 
@@ -97,7 +97,7 @@ def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypa
 
     assert [key(row) for row in found["rows"]] == [key(row) for row in nothing["rows"]]
     assert list(found["figures"]) == list(nothing["figures"]) and nothing["rows"][0]["share"] is None
-    text = "\n".join(table(seat.marks))
+    text = "\n".join(table(exam.marks))
     assert text.count("state cleared") >= 7 and "last four frames" in text
     for skill in (*NOW, *MEMORY):
         assert f"| {skill}" in text
@@ -107,15 +107,15 @@ def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypa
 def test_each_stream_is_asked_by_its_own_chances(kind, network, painter, monkeypatch):
     """One scene more leaves the questions about the others as they were."""
     for name, steps in {"EVIDENCE": 12, "EMPTY": 8, "SEGMENT": 8, "MINUTE": 8, "CUT": 8, "LONG": 8}.items():
-        monkeypatch.setattr(ages, name, steps)
+        monkeypatch.setattr(long_streams, name, steps)
 
     def asked(streams: int) -> list[list[Question]]:
-        seat, found = sitting(network, painter), []
-        monkeypatch.setattr(seat, "mark", lambda paper, candidates, last, asked: found.extend(asked))
+        exam, found = examination(network, painter), []
+        monkeypatch.setattr(exam, "mark", lambda paper, candidates, last, asked: found.extend(asked))
         if kind == "by the clock":
-            ages.by_clock(seat, streams, 6, {"10 s": 0}, 3)
+            long_streams.by_clock(exam, streams, 6, {"10 s": 0}, 3)
         else:
-            ages.long_streams(seat, streams, 6, 3)
+            long_streams.long_streams(exam, streams, 6, 3)
         return found
 
     one, two = asked(1), asked(2)
@@ -126,8 +126,8 @@ def test_an_answer_is_right_but_for_articles_and_capitals(painter):
     """The oracle is what a slot says, token by token; the question's answer is then made that, nearly that or another."""
     network, tokenizer = load_checkpoint(NANO, device="cpu", dtype=torch.float32)
     network.eval().fuse()
-    paper = replace(exam.papers(quick=True)[0], streams=2, questions=6, skills=("what", "where"))
-    chances = [np.random.default_rng((exam.SEED, 6 + i)) for i in range(paper.streams)]
+    paper = replace(run.papers(quick=True)[0], streams=2, questions=6, skills=("what", "where"))
+    chances = [np.random.default_rng((run.SEED, 6 + i)) for i in range(paper.streams)]
     scenes, asked = compose(paper, chances, painter.gallery, tokenizer)
     patches = Exam(network, painter, tokenizer, Marks(), None).patches(scenes, 0)
     seconds = torch.from_numpy(np.stack([scene.seconds for scene in scenes]))
@@ -218,9 +218,9 @@ def test_figures_are_of_the_questions_they_name():
 
 
 def test_devices_share_every_task_and_each_alone_keeps_its_order():
-    whole = exam.tasks(3, quick=False)
-    assert exam.share(whole, 0, 1) == whole
-    parts = [exam.share(whole, device, 4) for device in range(4)]
+    whole = run.tasks(3, quick=False)
+    assert run.share(whole, 0, 1) == whole
+    parts = [run.share(whole, device, 4) for device in range(4)]
     assert sorted(task.name for part in parts for task in part) == sorted(task.name for task in whole)
     loads = [sum(task.steps for task in part) for part in parts]
     clock = next(task.steps for task in whole if task.name == "by the clock")
@@ -257,14 +257,14 @@ def test_a_sequence_beyond_the_horizon_is_what_a_slot_holds(network):
     with torch.no_grad():
         network.open(state, slot)
         for step, pick in enumerate(picks):
-            seconds = torch.tensor([(step + 0.5) / ages.RATE], dtype=torch.float64)
+            seconds = torch.tensor([(step + 0.5) / long_streams.RATE], dtype=torch.float64)
             positions = state.frame_positions(slot, seconds, 8, 8)
             network.advance(seen[:, pick], positions, state, slot, outputs=False)
         question = torch.tensor([[2, 5, 40, 41, 42, 6]])
         wanted = network.read(question, state, slot)
         memory = None
         for start in range(0, steps, 100):
-            memory = ages.follow(network, seen[:, picks[start : start + 100]], start, memory)
+            memory = long_streams.follow(network, seen[:, picks[start : start + 100]], start, memory)
         last = torch.tensor([60.0], dtype=torch.float64)
         found = network.answer(question[:, None], last, (16, 16), memory)[0, 0, -1]
     torch.testing.assert_close(found, wanted[0], atol=2e-3, rtol=1e-3)
@@ -272,13 +272,13 @@ def test_a_sequence_beyond_the_horizon_is_what_a_slot_holds(network):
 
 
 def test_parts_past_the_horizon_last_a_second_at_most():
-    spans = list(ages.parts(700, 200))
+    spans = list(long_streams.parts(700, 200))
     assert spans[0][0] == 700 and spans[-1][1] == 900
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     for start, stop in spans:
-        assert ages.second(stop - 1) <= 60 or ages.second(start) == ages.second(stop - 1)
+        assert long_streams.second(stop - 1) <= 60 or long_streams.second(start) == long_streams.second(stop - 1)
 
 
 def test_what_is_not_asked_within_the_limit_stays_empty() -> None:
-    marks, found = exam.evaluate("nano", quick=True, limit=1e-6)
+    marks, found = run.evaluate("nano", quick=True, limit=1e-6)
     assert not marks.rows() and found["quick"]

@@ -17,9 +17,9 @@ from model.families.infinitevl import InfiniteVL
 from model.serving.runner import NANO
 from model.state import StreamState
 from model.tokenizer import Tokenizer
-from model.training.dataset import LENGTH
 from model.world.questions import Question
 from model.world.render import Assets, Painter
+from model.world.tokenise import LENGTH
 
 if TYPE_CHECKING:
     from model.serving.fused import FastInfiniteVL
@@ -30,7 +30,7 @@ EACH = {"now": 16, "memory 128": 24}
 POINT = 0.01
 
 
-class Sitting(Exam):
+class Examination(Exam):
     """A paper's scenes, painted, with their questions."""
 
     def __init__(self, device: str, dtype: torch.dtype) -> None:
@@ -88,15 +88,19 @@ def through_slots(
 
 def test_slots_answer_what_the_whole_sequence_answers() -> None:
     """Of every third question the answer is made a wrong one: whether it stands or falls must be the same both ways."""
-    sitting = Sitting("cpu", torch.float32)
+    examination = Examination("cpu", torch.float32)
     paper = replace(PAPERS["now"], streams=2, questions=EACH["now"])
     with torch.inference_mode():
-        patches, seconds, asked = sitting.draw(paper, 6)
+        patches, seconds, asked = examination.draw(paper, 6)
         asked = [[replace(q, answer="rhubarb") if i % 3 == 0 else q for i, q in enumerate(each)] for each in asked]
         whole = correct(
-            sitting.network, watch(sitting.network, patches, seconds, None), seconds[:, -1], asked, sitting.tokenizer
+            examination.network,
+            watch(examination.network, patches, seconds, None),
+            seconds[:, -1],
+            asked,
+            examination.tokenizer,
         )
-        slots = through_slots(sitting.network, torch.float32, patches, seconds, asked, sitting.tokenizer)
+        slots = through_slots(examination.network, torch.float32, patches, seconds, asked, examination.tokenizer)
     assert slots == whole
     assert not any(right for each in slots for right in each[::3])
     assert sum(map(sum, slots)) > 0.6 * 20
@@ -105,26 +109,26 @@ def test_slots_answer_what_the_whole_sequence_answers() -> None:
 @pytest.mark.gpu
 @pytest.mark.timeout(300)
 def test_the_nano_in_fp8_is_within_a_point_of_its_accuracy() -> None:
+    from model.evaluation.distributed import limit_autotuning
     from model.serving.fused import FastInfiniteVL
-    from model.training.cuda import limit_autotuning
 
     limit_autotuning()
     half = torch.bfloat16
-    sitting = Sitting("cuda", half)
-    engines = {precision: FastInfiniteVL(sitting.network, precision) for precision in ("model", "fp8")}
+    examination = Examination("cuda", half)
+    engines = {precision: FastInfiniteVL(examination.network, precision) for precision in ("model", "fp8")}
     right, total = dict.fromkeys(("plain", *engines), 0), 0
     for name, groups in (("now", 12), ("memory 128", 3)):
         paper = replace(PAPERS[name], streams=32, questions=EACH[name])
         for group in range(groups):
             with torch.inference_mode():
-                patches, seconds, asked = sitting.draw(paper, 32 * group)
-                memory = watch(sitting.network, patches, seconds, None)
+                patches, seconds, asked = examination.draw(paper, 32 * group)
+                memory = watch(examination.network, patches, seconds, None)
                 right["plain"] += sum(
-                    map(sum, correct(sitting.network, memory, seconds[:, -1], asked, sitting.tokenizer))
+                    map(sum, correct(examination.network, memory, seconds[:, -1], asked, examination.tokenizer))
                 )
                 for precision, engine in engines.items():
                     right[precision] += sum(
-                        map(sum, through_slots(engine, half, patches, seconds, asked, sitting.tokenizer))
+                        map(sum, through_slots(engine, half, patches, seconds, asked, examination.tokenizer))
                     )
             total += sum(map(len, asked))
         print(f"fp8 and the nano: right after {name}, of {total}:", right)

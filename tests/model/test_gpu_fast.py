@@ -16,9 +16,9 @@ from model.state import StreamState
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 if torch.cuda.is_available():
+    from model.evaluation.distributed import limit_autotuning
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
-    from model.training.cuda import limit_autotuning
 
     limit_autotuning()  # fla's, in the plain path: a cold start tries candidates for a minute
 

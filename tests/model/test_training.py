@@ -9,27 +9,20 @@ from model.config import nano
 from model.preprocess import patchify
 from model.serving.runner import NANO
 from model.tokenizer import Tokenizer
-from model.training.dataset import LENGTH, TOKENIZER, Curriculum, prepare
+from model.training.dataset import TOKENIZER, Curriculum, prepare
 from model.training.optimizer import orthogonalise
 from model.training.train import train
 from model.training.trainer import Learner, Recipe, read_weights, record
 from model.world.distractors import films, outline
+from model.world.generate import draw_scene
+from model.world.layout import layout, text_width
+from model.world.motion import CREEP, creep
 from model.world.objects import HELD_OUT_SHAPES, NAMES, WORDS
 from model.world.phrasings import HELD_OUT, NOTHING, PHRASES
 from model.world.questions import WEIGHTS, Examiner
 from model.world.render import ASSETS, CLASSES, CLIP, Assets, Painter
-from model.world.scene import (
-    CLEAR,
-    CREEP,
-    PROCEDURAL,
-    SLOTS,
-    Profile,
-    Scene,
-    creep,
-    draw_scene,
-    layout,
-    text_width,
-)
+from model.world.scene import CLEAR, PROCEDURAL, SLOTS, Profile, Scene
+from model.world.tokenise import LENGTH
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from model.preprocess import STD
 from model.training.fused import patch_fused
-from model.world.render import Assets, Painter, brush
-from model.world.scene import draw_scene, layout
+from model.world.generate import draw_scene
+from model.world.layout import layout
+from model.world.render import Assets, Painter, kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -72,7 +73,7 @@ def test_patched_network_and_its_gradients_are_the_plain_ones():
 def test_brushed_patches_are_the_painter_s():
     assets = Assets.load()
     plain, quick = Painter(assets, DEVICE), Painter(assets, DEVICE)
-    plain.brush, quick.brush = None, brush()
+    plain.kernels, quick.kernels = None, kernels()
     rng = np.random.default_rng(4)
     sheet = layout([draw_scene(rng, 10, "train", assets.gallery) for _ in range(5)])
     assert len({*sheet.kind.tolist()}) == 3
@@ -91,7 +92,7 @@ def test_brushed_patches_are_the_painter_s():
 def test_grain_has_the_size_and_the_smoothness_of_the_painter_s():
     assets = Assets.load()
     plain, quick = Painter(assets, DEVICE), Painter(assets, DEVICE)
-    plain.brush, quick.brush = None, brush()
+    plain.kernels, quick.kernels = None, kernels()
     sheet = layout([draw_scene(np.random.default_rng(4), 2, "train", assets.gallery)])
     sheet.film[:] = (1.0, 0.05, 0.0, 0.0)
     sheet.exposure[:] = 1.0

@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.evaluation import run as exam
+from model.evaluation import run
 from model.world.render import Assets
-from streamer.cli import eval_video as lossy
+from streamer.cli import eval_video
 from streamer.cli import main as cli
 from streamer.cli.eval_video import Film, VideoError, decoded, encode, measure, serve
 from streamer.config import parse_config
 
 
 def test_figures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    few = [paper for paper in exam.papers(quick=True) if paper.name in ("empty", "memory 128")]
-    monkeypatch.setattr(exam, "papers", lambda quick: few)
-    monkeypatch.setattr(exam, "QUICK", 1.0)
+    few = [paper for paper in run.papers(quick=True) if paper.name in ("empty", "memory 128")]
+    monkeypatch.setattr(run, "papers", lambda quick: few)
+    monkeypatch.setattr(run, "QUICK", 1.0)
     assert cli.main(["eval", "--quick", "--json", "--fresh-seeds", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     about = {key: found[key] for key in ("suite", "model", "device", "dtype", "quick")}
     assert about == {"suite": "world", "model": "nano", "device": "cpu", "dtype": "float32", "quick": True}
-    assert len(found["seeds"]) == 1 and found["seeds"] != [exam.SEED]
+    assert len(found["seeds"]) == 1 and found["seeds"] != [run.SEED]
     assert set(found["rows"][0]) == {"paper", "skill", "kind", "candidate", "right", "asked", "share"}
     # The time was up in the first paper: what was not asked is told as such.
     asked = {row["paper"]: 0 for row in found["rows"]}
@@ -39,14 +39,14 @@ def test_what_is_missing_is_one_line(
     assert cli.main(["eval", str(tmp_path / "nowhere")]) == 1
     assert "is no folder here" in capsys.readouterr().err
     load = Assets.load
-    monkeypatch.setattr(exam.Assets, "load", lambda: load(tmp_path / "assets.npz"))
+    monkeypatch.setattr(run.Assets, "load", lambda: load(tmp_path / "assets.npz"))
     assert cli.main(["eval"]) == 1
     said = capsys.readouterr().err
     assert "run from a checkout" in said and said.count("\n") == 1
 
 
 def test_a_file_through_daemon_and_websocket_is_answered_like_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lossy, "SHORT", 360)
+    monkeypatch.setattr(eval_video, "SHORT", 360)
     marks, found = measure("nano", "cpu", {"now": 1})
     assert found["frames"] == 32
     ways = found["through video"]
@@ -56,11 +56,11 @@ def test_a_file_through_daemon_and_websocket_is_answered_like_tensors(monkeypatc
     assert daemon["answered alike"] >= 12 and abs(daemon["right"] - file["right"]) <= 1
     assert daemon["lost"] == round((memory["right"] - daemon["right"]) / 16, 4)
     assert sum(row["right"] for row in found["rows"] if row["candidate"] == "daemon") == daemon["right"]
-    assert any(line.startswith("| lost") for line in lossy.table(marks, found))
+    assert any(line.startswith("| lost") for line in eval_video.table(marks, found))
 
 
 def test_a_frame_that_the_daemon_never_saw_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lossy, "PATIENCE", 1.0)
+    monkeypatch.setattr(eval_video, "PATIENCE", 1.0)
     file = tmp_path / "six.mp4"
     encode(file, np.zeros((6, 90, 160, 3), np.uint8))
     config = parse_config({"server": {"port": 0}, "model": {"random_weights": True, "threads": 1}}, "test")
