@@ -6,12 +6,11 @@ import argparse
 import csv
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
-COLUMNS, WIDTH, HEIGHT = 4, 320, 170
-LEFT, TOP, RIGHT, BOTTOM = 40, 30, 14, 24
-"""Pixels around the plot within a panel."""
-INK, FAINT, LINE = (40, 40, 40), (222, 222, 222), (31, 92, 190)
+COLUMNS = 4
+PANEL = (3.2, 1.7)
+"""Inches of a curve's panel, at 100 pixels an inch."""
 
 
 def read(path: Path) -> tuple[list[float], dict[str, list[tuple[float, float]]]]:
@@ -30,35 +29,27 @@ def read(path: Path) -> tuple[list[float], dict[str, list[tuple[float, float]]]]
     return minutes, values
 
 
-def panel(title: str, points: list[tuple[float, float]], end: float, share: bool) -> Image.Image:
-    """One curve over `end` minutes; a `share` goes from 0 to 1, anything else from 0 to its ninth decile."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
-    ordered = sorted(value for _, value in points)
-    top = 1.0 if share or not points else max(ordered[len(ordered) * 9 // 10], 1e-9)
-    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    for part in (0.0, 0.5, 1.0):
-        y = TOP + height * (1 - part)
-        draw.line((LEFT, y, LEFT + width, y), FAINT)
-        draw.text((LEFT - 5, y), f"{part * top:.2g}", INK, font, "rm")
-    last = f", {points[-1][1]:.3g} at the end" if points else ""
-    draw.text((LEFT, 8), f"{title}{last}", INK, ImageFont.load_default(12))
-    draw.text((LEFT, HEIGHT - 8), "0", INK, font, "mm")
-    draw.text((LEFT + width, HEIGHT - 8), f"{end:.1f} min", INK, font, "rm")
-    line = [(LEFT + width * at / end, TOP + height * (1 - min(value / top, 1.05))) for at, value in points]
-    draw.line(line, LINE, 2, "curve")
-    return picture
+def draw_curves(run: Path) -> Figure:
+    """All curves of a run: losses, rate and norm from 0 to their ninth decile, then each skill's share of right answers from 0 to 1.
 
-
-def draw_curves(run: Path) -> Image.Image:
-    """All curves of a run: losses, rate and norm, then each skill's share of questions answered right while it learned."""
+    Raises FileNotFoundError, ValueError.
+    """
     minutes, values = read(run / "log.csv")
     rows = -(-len(values) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * WIDTH, rows * HEIGHT), "white")
+    figure = Figure((COLUMNS * PANEL[0], rows * PANEL[1]), dpi=100, layout="constrained")
     for i, (name, points) in enumerate(values.items()):
+        axes = figure.add_subplot(rows, COLUMNS, i + 1)
         share = name not in ("lr", "loss", "guiding", "norm")
-        sheet.paste(panel(name, points, minutes[-1], share), (i % COLUMNS * WIDTH, i // COLUMNS * HEIGHT))
-    return sheet
+        ordered = sorted(value for _, value in points)
+        top = 1.0 if share or not points else max(ordered[len(ordered) * 9 // 10], 1e-9)
+        last = f", {points[-1][1]:.3g} at the end" if points else ""
+        axes.plot([at for at, _ in points], [value for _, value in points], linewidth=1)
+        axes.set(xlim=(0, minutes[-1]), ylim=(0, 1.05 * top))
+        axes.set_title(f"{name}{last}", fontsize=8, loc="left")
+        axes.tick_params(labelsize=6)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("minutes", fontsize=8)
+    return figure
 
 
 def main() -> None:
@@ -67,10 +58,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="picture to write")
     given = parser.parse_args()
     try:
-        picture = draw_curves(given.run)
+        figure = draw_curves(given.run)
     except (FileNotFoundError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    picture.quantize(32).save(given.out, optimize=True)
+    figure.savefig(given.out)
 
 
 if __name__ == "__main__":
