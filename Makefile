@@ -37,10 +37,11 @@ test: setup-dev ## run the tests, two modules at a time
 	@sh tests/system-packages.sh
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: setup-dev ## lint and type-check
+check: setup-dev ## lint, type-check and hold the contracts of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup ## measure the daemon on this machine
 	$(BIN)/streamer bench
