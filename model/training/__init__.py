@@ -1,1 +1,1 @@
-"""How the nano is made: a procedural world, questions about it, and the program that trains on them."""
+"""How the nano is made: lessons drawn from the made world, and the program that trains on them."""
