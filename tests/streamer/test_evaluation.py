@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +77,21 @@ def test_a_file_decodes_to_its_pictures(tmp_path: Path) -> None:
     seen = decoded(tmp_path / "six.mp4")
     assert len(seen) == 6
     assert all(np.abs(a.astype(int) - b).mean() < 4 for a, b in zip(seen, pictures, strict=True))
+
+
+@pytest.mark.parametrize("way", ["streamer.cli.main", "model.evaluation.run"])
+def test_without_the_made_world_one_line_asks_for_a_checkout(way: str) -> None:
+    """As from a wheel, which leaves the world out."""
+    code = f"""
+import runpy, sys
+class Wheel:
+    def find_spec(self, name, *_):
+        if name == "model.world":
+            raise ModuleNotFoundError("No module named 'model.world'", name=name)
+sys.meta_path.insert(0, Wheel())
+sys.argv = ["x", "eval"]
+runpy.run_module({way!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and not done.stdout
+    assert "run the examination from a checkout" in done.stderr and done.stderr.count("\n") == 1
