@@ -14,11 +14,7 @@ from capture.sources.demo import demo_source
 from capture.sources.http import HttpSource
 from capture.sources.picture import file_source
 from capture.sources.push import PushSource
-
-PASSWORD_MEND = (
-    "write what is neither letter nor digit in its password percent-encoded:"
-    " # as %23, / as %2F, ? as %3F, @ as %40, % as %25"
-)
+from capture.sources.rtsp import PASSWORD_MEND
 
 
 def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
@@ -74,7 +70,7 @@ def check_address(url: str, scheme: str) -> None:
     except ValueError:
         host = user = None
     if user is None and redact(url).startswith(f"{scheme}://{HIDDEN}@"):
-        raise SourceError(f"source {redact(url)}: {PASSWORD_MEND}")
+        raise SourceError(f"source {redact(url)} has a password that hides its host: {PASSWORD_MEND}")
     if not host:
         raise SourceError(f"source {redact(url)} names no host, or an impossible port: write {scheme}://host/path")
 

@@ -6,12 +6,14 @@ import errno
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from math import inf
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import av
 from av.codec.hwaccel import HWAccel
@@ -26,6 +28,7 @@ from capture.network.proxy import Relay, relay_lack
 from capture.redaction import redact
 from capture.source import NETWORK, SourceError, SourceOptions
 from capture.sources.base import SourceShell
+from capture.sources.rtsp import ASKED, challenges, refusal
 from capture.sources.tracks import best_video, decoder, discard_others, interlaced
 from capture.timeline import LONGEST_BREAK, LONGEST_STILL, Pace
 
@@ -36,7 +39,7 @@ SILENT = "the server fell silent"
 BROKEN = "the server broke the connection"
 NO_HOST = "its host can't be found: check the name"
 STATUS = {
-    401: "the server asks for a user and password (401): put them into the URL (scheme://user:password@host/…)",
+    401: ASKED,
     403: "the server refuses this user (403)",
     404: "the server knows no such stream (404): check the path of the URL",
     5: "the server has a fault of its own (5xx): look into its log",
@@ -70,6 +73,8 @@ MOST_FAILED, MOST_DARK = 12, 100
 TS_DISCONT: int = Flags.ts_discont.value  # type: ignore[assignment]
 """Marks formats whose timestamps may jump, as a broadcast's do."""
 SLOW = "it can't be shown at its own rate here"
+GROWTH = 5.0
+"""Seconds in which a file that is being written must have become longer, or it is over."""
 BROKEN_OFF = 1.0
 """Seconds before its stated end at which a file may run out of pictures and still count as whole."""
 
@@ -88,6 +93,12 @@ class ContainerSource(SourceShell):
         """FFmpeg's options for this connection alone."""
         self.hasty_until = -inf
         """The timestamp up to which pictures are not held to their pace, in seconds."""
+        self.bytes = 0
+        """What a file had when it was opened."""
+        self.shown: float | None = None
+        """The timestamp of the last picture."""
+        self.seen: float | None = None
+        """That of the last picture that was handed over before the source was opened anew."""
         self.complained = False
         self.relayed = options.public_only and self.scheme in NETWORK
         self.relay: Relay | None = None
@@ -116,7 +127,7 @@ class ContainerSource(SourceShell):
     def connect(self, generation: int) -> None:
         """See `SourceShell.connect`."""
         first, at = True, 0
-        while first or at or (self.options.loop and not self.lifecycle.endless and self.wanted(generation)):
+        while first or at or self.again_wanted(generation):
             try:
                 with Relay(self.url) if self.relayed else nullcontext() as self.relay, self.opened(at) as container:
                     self.play(container, generation, first)
@@ -126,6 +137,22 @@ class ContainerSource(SourceShell):
                     raise
                 at = fault.at
             first = False
+
+    def again_wanted(self, generation: int) -> bool:
+        """Whether what came to its end is opened again: it is looped, or it is a file that was written to in the meantime."""
+        if self.scheme == "file" and not self.options.loop:
+            return self.grown(generation)
+        return self.options.loop and not self.lifecycle.endless and self.wanted(generation)
+
+    def grown(self, generation: int) -> bool:
+        """Whether a file has more than when it was opened; one that has grown before is given GROWTH seconds for that."""
+        until = time.monotonic() + (GROWTH if self.seen is not None else 0.0)
+        with self.held(generation):
+            while Path(self.target).stat().st_size <= self.bytes:
+                if time.monotonic() >= until or self.ended.wait(0.1) or not self.wanted(generation):
+                    return False
+        self.seen = self.shown
+        return self.seen is not None and self.wanted(generation)
 
     def opened(self, at: int) -> InputContainer:
         """The container from byte `at` on, which decodes on the hardware that is asked for if that can be had."""
@@ -140,16 +167,26 @@ class ContainerSource(SourceShell):
         relay = self.relay
         # Behind "file:" FFmpeg takes no part of a name, such as 12:00.mp4's, for a protocol.
         address = f"file:{self.target}" if self.scheme == "file" else self.target.removeprefix("v4l2://")
-        return av.open(
-            address if relay is None or relay.kind == "http" else relay.url,
-            format="v4l2" if self.scheme == "v4l2" else None,
-            options=choices(self.scheme, self.options)
-            | ({} if relay is None else relay.options)
-            | self.asked
-            | ({"skip_initial_bytes": str(at)} if at else {}),
-            timeout=None if self.scheme == "file" else (patience.open, patience.stall + patience.give_up),
-            hwaccel=hwaccel,
-        )
+        if self.scheme == "file":
+            self.bytes = Path(self.target).stat().st_size
+        where = address if relay is None or relay.kind == "http" else relay.url
+        try:
+            return av.open(
+                where,
+                format="v4l2" if self.scheme == "v4l2" else None,
+                options=choices(self.scheme, self.options)
+                | ({} if relay is None else relay.options)
+                | self.asked
+                | ({"skip_initial_bytes": str(at)} if at else {}),
+                timeout=None if self.scheme == "file" else (patience.open, patience.stall + patience.give_up),
+                hwaccel=hwaccel,
+            )
+        except av.error.HTTPUnauthorizedError:
+            asked = []
+            if self.scheme in ("rtsp", "rtsps"):
+                with suppress(OSError, ValueError):
+                    asked = challenges(where, patience.open)
+            raise SourceError(refusal(asked, named="@" in urlsplit(self.url).netloc)) from None
 
     def play(self, container: InputContainer, generation: int, first: bool) -> None:
         """Hands over one pass through the container."""
@@ -236,11 +273,16 @@ class ContainerSource(SourceShell):
 
     def beginning(self, container: InputContainer, first: bool) -> float:
         """The timestamp in seconds from which a container is shown; `first` where it is opened for the first time."""
+        if self.seen is not None:
+            return self.seen
         begins = (container.start_time or 0) / av.time_base
         return begins + self.options.start if first and not self.lifecycle.endless else begins
 
     def news(self, timestamp: float | None) -> bool:
-        """Whether the picture of a timestamp was not handed over by an earlier connection already."""
+        """Whether the picture of a timestamp was not handed over already, before the source was opened anew."""
+        if self.seen is not None and timestamp is not None and timestamp <= self.seen:
+            return False
+        self.shown = timestamp
         return True
 
     def decoded(

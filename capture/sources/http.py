@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import partial
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import av
 import httpx
 from av.container import InputContainer
 
@@ -24,6 +25,7 @@ from capture.sources.base import Over
 from capture.sources.container import BROKEN, NO_HOST, REFUSED, SILENT, STATUS, ContainerSource, live_lack
 from capture.sources.hls import EDGE, Broadcast, Playlist, nearest, read_playlist
 from capture.sources.jpegs import JpegStream
+from capture.sources.rtsp import FOREIGN, WRONG
 from capture.sources.still import StillPoll
 
 # It would write a line for each still that is asked for, with the credentials of its URL.
@@ -74,14 +76,20 @@ class HttpSource(ContainerSource):
         self.broadcast = Broadcast()
         self.live = False
         """Whether the playlist that is watched had no end when it was joined."""
-        self.seen: float | None = None
-        """The timestamp of the last picture that an earlier connection handed over, until there is a later one."""
         self.again: float | None = None
         """The timestamp from which a broadcast that has ended in the meantime is played on."""
         self.behind = 0.0
 
     def describe(self, error: Exception) -> str:
         """See `SourceShell.describe`."""
+        if isinstance(error, av.error.HTTPUnauthorizedError) and self.kind is not None:
+            return f"{self.name}: {FOREIGN.format('another algorithm than MD5')}"
+        if (
+            isinstance(error, httpx.HTTPStatusError)
+            and error.response.status_code == 401
+            and "@" in urlsplit(self.url).netloc
+        ):
+            return f"{self.name}: {WRONG}"
         if isinstance(error, httpx.HTTPError | httpx.InvalidURL) and not (self.relay and self.relay.trouble):
             return f"{self.name}: {said(error)}"
         return super().describe(error)

@@ -343,3 +343,30 @@ def test_hardware_that_is_not_there_is_told_once_and_the_cpu_decodes(
     lines = [record.getMessage() for record in caplog.records if "hwaccel" in record.getMessage()]
     assert len(lines) == (1 if cuda_lack() else 0)
     assert all("the CPU decodes instead" in line for line in lines)
+
+
+def test_a_growing_file_is_followed(tmp_path: Path) -> None:
+    """It is written to while it plays; each picture is shown once, and it is over when nothing more comes."""
+    data = render(tmp_path / "whole.ts", 100).read_bytes()
+    growing = tmp_path / "growing.ts"
+    growing.write_bytes(data[: len(data) // 2 // 188 * 188])
+    with watching(str(growing)) as watcher:
+        watcher.more(20)
+        with growing.open("ab") as file:
+            file.write(data[growing.stat().st_size :])
+        watcher.until(State.ENDED, 30)
+    frames = watcher.frames()
+    assert [int(frame.pixels[60].mean(axis=1).argmax()) // 4 for frame in frames] == [
+        n * 4 % 280 // 4 for n in range(100)
+    ]
+
+
+@pytest.mark.parametrize("form", ["file://localhost{}", "FILE://{}", "file:{}"])
+def test_a_files_url(tmp_path: Path, form: str) -> None:
+    clip = render(tmp_path / "a clip.mp4", 5)
+    for path in (str(clip), str(clip).replace(" ", "%20")):
+        with watching(form.format(path), realtime=False) as watcher:
+            watcher.until(State.ENDED)
+        assert len(watcher.frames()) == 5
+    with pytest.raises(SourceError, match="names the machine 'nas'"):
+        open_source("file://nas/clip.mp4")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import socketserver
+import threading
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -10,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capture import State
+from capture import SourceError, State, open_source
 from tests.capture.lab import (
     HASTY,
     Mjpeg,
@@ -64,6 +67,60 @@ def test_rtsps_with_a_user(tmp_path: Path) -> None:
             watcher.more(10)
         assert watcher.source.name == f"rtsps://***@127.0.0.1:{server.port}/live"
         assert watcher.frames()[0].source == watcher.source.name
+
+
+@needs_rtsp
+def test_a_password_of_signs() -> None:
+    """Percent-encoded it is taken; as it is, the refusal tells how to write it. A scheme may be in capitals."""
+    with rtsp_server("ada:l#o/v@e%?x") as server:
+        with watching(server.url("/live", "RTSP", "ada:l%23o%2Fv%40e%25%3Fx")) as watcher:
+            watcher.until(State.LIVE)
+        with pytest.raises(SourceError, match="# as %23, / as %2F") as refusal:
+            open_source(server.url("/live", "rtsp", "ada:l#o/v@e%?x"))
+        assert "v@e" not in str(refusal.value) and "l#o" not in str(refusal.value)
+        with watching(server.url("/live", "rtsp", "ada:other")) as watcher:
+            watcher.until(State.WAITING)
+            assert "refuses this user and password (401)" in watcher.source.status.reason
+
+
+class Guarded(socketserver.StreamRequestHandler):
+    """An RTSP server of one purpose: it asks every client for `server.challenge`."""
+
+    def handle(self) -> None:
+        while lines := list(iter(lambda: self.rfile.readline().strip(), b"")):
+            number = next(line for line in lines if line.lower().startswith(b"cseq"))
+            status = b"200 OK" if lines[0].startswith(b"OPTIONS") else b"401 Unauthorized"
+            challenge = self.server.challenge.encode()  # type: ignore[attr-defined]
+            self.wfile.write(b"RTSP/1.0 " + status + b"\r\n" + number + b"\r\n" + challenge + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("challenge", "said"),
+    [
+        ('WWW-Authenticate: Digest realm="IP Camera", nonce="a", algorithm="SHA-256"', "Digest with SHA-256 alone"),
+        ('WWW-Authenticate: Digest realm="c", nonce="a"\r\nWWW-Authenticate: Digest realm="c", nonce="a", algorithm=SHA-256',
+         "refuses this user"),
+        ('WWW-Authenticate: Basic realm="c"', "refuses this user"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_rtsp_digests_that_are_not_spoken_are_told(challenge: str, said: str, address: str) -> None:
+    class Server(socketserver.ThreadingTCPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        daemon_threads = True
+
+    try:
+        server = Server((address, 0), Guarded)
+    except OSError:
+        pytest.skip("needs IPv6")
+    server.challenge = challenge  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    host = f"[{address}]" if ":" in address else address
+    with watching(f"rtsp://ada:lovelace@{host}:{server.server_address[1]}/1") as watcher:
+        watcher.until(State.WAITING)
+        assert said in watcher.source.status.reason and "lovelace" not in watcher.source.status.reason
+    server.shutdown()
+    server.server_close()
 
 
 @needs_rtsp
