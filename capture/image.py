@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
@@ -204,6 +205,17 @@ def decode_animation(data: bytes, longest_side: int = LARGEST_SIDE) -> Iterator[
         raise damaged(error) from None
 
 
+def moves(data: bytes) -> bool:
+    """Whether a picture's file holds several pictures to be shown one after the other; False for what can't be decoded."""
+    if image_format(data) not in ("GIF", "WEBP", "AVIF", "PNG"):
+        return False
+    try:
+        with opened(data, checked(data, LARGEST_SIDE)) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # as above; whoever decodes it is told
+        return False
+
+
 def damaged(error: Exception) -> PictureError:
     said = " ".join(str(error).split())[:100] or type(error).__name__
     return PictureError(f"The picture can't be decoded ({said}): send a whole file.")
@@ -237,6 +249,8 @@ def opened(data: bytes, header: ImageHeader) -> Image.Image:
     if header.format == "JPEG":
         # Not by `Image.open`, which refuses by a size that a JPEG is never held at.
         return JpegImageFile(io.BytesIO(data))
+    if header.format == "AVIF":
+        refuse_hidden(data, header)
     image = Image.open(io.BytesIO(data), formats=(header.format,))
     measured(image, header)
     return image
@@ -246,7 +260,35 @@ def measured(image: Image.Image, header: ImageHeader) -> None:
     """Raises PictureError for pixels that are more than the header said."""
     tile = [getattr(image, "tag_v2", {}).get(tag, 0) for tag in TILE]
     if image.width * image.height > MOST_PIXELS or tile[0] * tile[1] > MOST_PIXELS:
-        raise PictureError(f"The picture is damaged: it holds more pixels than {header.width}×{header.height}.")
+        raise hidden(header)
+
+
+def refuse_hidden(data: bytes, header: ImageHeader) -> None:
+    """Raises PictureError for an AVIF whose coded pictures are larger than its header says, which Pillow would decode.
+
+    FFmpeg decodes the first picture of each of its parts within the limit, for which it takes as long as Pillow.
+    """
+    limit = {"max_pixels": str(MOST_PIXELS)}
+    try:
+        # Nothing is probed, as that decodes as well.
+        with av.open(io.BytesIO(data), "r", options=limit | {"probesize": "32", "analyzeduration": "0"}) as container:
+            parts = list(container.streams.video)
+            for part in parts:
+                part.codec_context.options, part.codec_context.thread_count = limit, 1
+            for packet in container.demux(parts):
+                if packet.stream in parts and packet.size:
+                    packet.decode()
+                    parts.remove(packet.stream)
+                if not parts:
+                    break
+    except av.error.FFmpegError as error:
+        if isinstance(error, OverflowError):
+            raise hidden(header) from None
+        raise damaged(error) from None
+
+
+def hidden(header: ImageHeader) -> PictureError:
+    return PictureError(f"The picture is damaged: it holds more pixels than {header.width}×{header.height}.")
 
 
 def fitted(width: int, height: int, longest_side: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from capture.image import HEIC, MOST_BYTES, brands, decode_animation, image_format, image_header
-from capture.source import Source, SourceOptions
+from capture.source import Source, SourceError, SourceOptions
 from capture.sources.base import SourceShell
 from capture.sources.container import ContainerSource
 from capture.timeline import LONGEST_STILL, Pace
@@ -45,27 +45,36 @@ class PictureSource(SourceShell):
 
     def connect(self, generation: int) -> None:
         """See `SourceShell.connect`."""
-        data, pace, at = Path(self.url).read_bytes(), Pace(LONGEST_STILL), -self.options.start
-        while True:
-            for pixels, seconds in decode_animation(data, self.options.largest_side):
-                moves, shown_from, at = seconds > 0, at, at + (seconds or STILL_SECONDS)
-                if at <= 0 and moves:
-                    continue
-                now = time.monotonic()
-                captured = pace.moment(shown_from, now) if self.options.realtime else now
-                if not self.due(generation, captured - now):
-                    return
-                if not self.deliver(generation, lambda pixels=pixels: pixels, shown_from, captured):  # type: ignore[misc]
-                    return
-            if not self.options.loop:
-                break
-        if moves and self.options.realtime:
-            now = time.monotonic()
-            self.due(generation, pace.moment(at, now) - now)
+        play(self, generation, Path(self.url).read_bytes())
 
-    def due(self, generation: int, seconds: float) -> bool:
-        """Waits for a picture's time; False where the source is ended meanwhile."""
-        if seconds <= 0:
-            return True
-        with self.held(generation):
-            return not self.ended.wait(seconds)
+
+def play(source: SourceShell, generation: int, data: bytes) -> None:
+    """Hands over a picture's frames at their times, again and again where the source loops. Raises SourceError."""
+    options, pace, at = source.options, Pace(LONGEST_STILL), -source.options.start
+    shown = False
+    while True:
+        for pixels, seconds in decode_animation(data, options.largest_side):
+            since, at = at, at + (seconds or STILL_SECONDS)
+            if at <= 0 and seconds:
+                continue
+            captured = pace.moment(since, time.monotonic()) if options.realtime else time.monotonic()
+            if not reached(source, generation, captured):
+                return
+            shown = True
+            if not source.deliver(generation, lambda pixels=pixels: pixels, since, captured):  # type: ignore[misc]
+                return
+        if not shown:
+            raise SourceError(f"start {options.start:g} is not within its {at + options.start:.1f} s: begin earlier")
+        if not options.loop:
+            break
+    if seconds and options.realtime:
+        reached(source, generation, pace.moment(at, time.monotonic()))
+
+
+def reached(source: SourceShell, generation: int, moment: float) -> bool:
+    """Waits until a moment (monotonic seconds); False where the source is ended before."""
+    left = moment - time.monotonic()
+    if left <= 0:
+        return True
+    with source.held(generation):
+        return not source.ended.wait(left)

@@ -1,4 +1,4 @@
-"""A still's URL, as half of all surveillance cameras have one: asked for again and again."""
+"""A still's URL, as half of all surveillance cameras have one: asked for again and again; one that moves is a recording."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 
-from capture.image import decode_image
+from capture.image import decode_image, moves
+from capture.lifecycle import PLAYED
 from capture.source import SourceError
-from capture.sources.base import SourceShell
+from capture.sources.base import Over, SourceShell
+from capture.sources.picture import play
 
 STILL_RATE = 1.0
 """Pictures a second that are asked for where nothing else is configured."""
@@ -54,6 +56,9 @@ class StillPoll:
                     return False
             if data != self.data:
                 self.data, self.pixels = bytes(data), None
+                if moves(self.data):
+                    play(self.source, self.generation, self.data)
+                    raise Over(PLAYED)
             said = {
                 "If-None-Match": answer.headers.get("ETag"),
                 "If-Modified-Since": answer.headers.get("Last-Modified"),

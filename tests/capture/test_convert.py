@@ -116,6 +116,19 @@ def test_the_best_of_several_videos_is_watched(tmp_path: Path, kinds: tuple, sho
     near(pixels[10:-10, 10:-10], shown, 8)
 
 
+def test_a_video_of_enormous_pictures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capture.sources.tracks.MOST_PIXELS", 320 * 180)
+    with watching(str(render(tmp_path / "large.mp4", 2, size=(640, 360)))) as watcher:
+        watcher.until(State.ENDED)
+    assert "640×360 pixels: scale it down" in watcher.source.status.reason
+    small = render(tmp_path / "small.ts", 25)
+    large = render(tmp_path / "large.ts", 25, size=(640, 480), times=lambda n: n + 25)
+    (tmp_path / "grows.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    with watching(str(tmp_path / "grows.ts"), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+    assert {frame.pixels.shape for frame in watcher.frames()} == {(180, 320, 3)}
+
+
 def cover_first(data: bytes) -> bytes:
     """An MP4 with its cover art before its tracks, as some taggers write it; `moov` stands last in `data`."""
 

@@ -266,6 +266,17 @@ def test_bombs_are_refused_by_their_header(kind: str, monkeypatch: pytest.Monkey
         decode_image(data)
 
 
+def test_an_avif_that_is_larger_than_it_says_is_refused() -> None:
+    data = bytearray(file(Image.new("RGB", (4200, 4100)), "AVIF", speed=10))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 64, 48)
+    assert image_header(bytes(data))[1:3] == (64, 48)
+    began = time.process_time()
+    with pytest.raises(PictureError, match="more pixels than 64×48"):
+        decode_image(bytes(data))
+    assert time.process_time() - began < 0.2
+
+
 def test_a_tile_larger_than_its_picture_is_refused() -> None:
     data = file(Image.fromarray(corners()), "TIFF", compression="tiff_lzw")
     with Image.open(io.BytesIO(data)) as image:

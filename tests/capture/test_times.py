@@ -191,6 +191,22 @@ def test_moving_pictures_play_at_their_times(kind: str, tmp_path: Path) -> None:
     assert all(0 < later.time - earlier.time < 0.5 for earlier, later in pairwise(watcher.frames()))
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_moving_pictures_play_over_http(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "moving").write_bytes(moving(kind, [200, 300, 200]))
+    with serving_folder(tmp_path) as server, watching(f"{server}/moving") as watcher:
+        watcher.until(State.ENDED)
+    assert [frame.time for frame in watcher.frames()] == pytest.approx([0, 0.2, 0.5], abs=0.05)
+    assert watcher.source.status.reconnects == 0
+
+
+def test_an_offset_behind_an_animations_end_is_told(tmp_path: Path) -> None:
+    (tmp_path / "moving.gif").write_bytes(moving("GIF", [200, 300]))
+    with watching(str(tmp_path / "moving.gif"), start=5.0, loop=True) as watcher:
+        watcher.until(State.ENDED)
+    assert "start 5 is not within its 0.5 s" in watcher.source.status.reason
+
+
 def test_a_still_file_is_shown_upright_once(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
