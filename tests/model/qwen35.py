@@ -77,8 +77,8 @@ def scatter(module: nn.Module, seed: int = 0) -> None:
             parameter.copy_(0.2 * noise)
         elif "embed" in name or "conv1d" in name:
             parameter.copy_(0.5 * noise)
-        else:
-            parameter.copy_(noise * parameter[0].numel() ** -0.5)
+        else:  # both forms of GELU are one near 0: what goes into it is wide
+            parameter.copy_(noise * parameter[0].numel() ** -0.5 * (1 + 2 * ("blocks" in name and "linear_fc" in name)))
 
 
 @cache

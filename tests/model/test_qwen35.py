@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 from transformers import Qwen3_5ForConditionalGeneration
 
 from model.cache import SequenceCache
-from model.config import FULL, PRESETS, AttentionPolicy
-from model.families.family import FAMILIES
+from model.checkpoint import CheckpointError, fill, read_config
+from model.config import FULL, PRESETS, AttentionPolicy, ConfigError
+from model.families.family import FAMILIES, parse
 from model.families.infinitevl import InfiniteVL
+from model.layers.attention import Attention
+from model.layers.delta_net import GatedDeltaNet
+from model.serving.runner import NANO
 from model.state import StreamState
 
 from .qwen35 import IDS, configuration, converted, of_preset, ours, twin
@@ -212,3 +223,155 @@ def test_what_a_stream_keeps(sizes: tuple[str, ...], window: int, megabytes: flo
         more = (config.step_tokens + 1) * kinds * 2 * decoder.num_key_value_heads * decoder.head_dim * 2
         cursors = 3 * 256 * 8 + 6 * 8
         assert (state.bytes_per_slot - more - cursors) / 1e6 == pytest.approx(megabytes, abs=0.051)
+
+
+def exact_for_tanh(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    exact = functional.gelu
+    patch.setattr(functional, "gelu", lambda x, approximate="none": exact(x))
+
+
+def tanh_for_exact(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    exact = functional.gelu
+    patch.setattr(functional, "gelu", lambda x, approximate="none": exact(x, approximate="tanh"))
+
+
+def corners_not_aligned(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    resample = functional.interpolate
+    patch.setattr(functional, "interpolate", lambda x, size, **how: resample(x, size, **how | {"align_corners": False}))
+
+
+def axes_in_sections(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    model.model.config = replace(model.model.config, mrope_interleaved=False)
+
+
+def positions_without_grids(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    patch.setattr(sys.modules[__name__], "positions", lambda ids: torch.arange(len(ids)).expand(3, -1))
+
+
+def queries_then_gates(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    for layer, theirs in zip(model.model.layers, twin().model.language_model.layers, strict=True):
+        if isinstance(layer.self_attn, Attention):
+            queries, gates = theirs.self_attn.q_proj.weight.chunk(2)
+            layer.self_attn.q_proj.weight.copy_(queries)
+            layer.self_attn.g_proj.weight.copy_(gates)
+
+
+def tiled_value_heads(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    """By swapping heads of values, rather than which keys they read."""
+    repeat = Tensor.repeat_interleave
+
+    def tiled(x: Tensor, times: int, axis: int) -> Tensor:
+        return x.repeat(1, 1, times, 1) if x.dim() == 4 and axis == -2 else repeat(x, times, axis)
+
+    patch.setattr(Tensor, "repeat_interleave", tiled)
+
+
+def another_eps(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    for layer in model.model.layers:
+        if isinstance(layer.self_attn, GatedDeltaNet):
+            layer.self_attn.o_norm.eps = 1e-5
+
+
+def one_folded_into_bfloat16(patch: pytest.MonkeyPatch, model: InfiniteVL) -> None:
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight") and not name.startswith("visual."):
+            weight.copy_(weight.bfloat16())
+
+
+MISTAKES = (
+    exact_for_tanh, tanh_for_exact, corners_not_aligned, axes_in_sections, positions_without_grids, queries_then_gates,
+    tiled_value_heads, another_eps, one_folded_into_bfloat16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda make: make.__name__)
+@torch.no_grad()
+def test_quiet_mistakes_are_caught(
+    mistake: Callable[[pytest.MonkeyPatch, InfiniteVL], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would pass a loose test; all are outside the bounds of the tower or of the whole prompt."""
+    theirs, model = twin(), ours(twin())
+    logits, image = theirs(**asked(theirs)).logits[0], prompt()[1]
+    tokens = theirs.model.visual(image, torch.tensor([[1, *PICTURE]])).pooler_output
+    mistake(monkeypatch, model)
+    assert error(model.visual(image[None], *PICTURE)[0], tokens) > 5e-5 or error(whole(model), logits) > 1e-4
+
+
+def saved(folder: Path, tied: bool, kind: torch.dtype = torch.float32) -> Qwen3_5ForConditionalGeneration:
+    """What transformers writes of a tiny one, a tokenizer beside it, and the model as it was written."""
+    theirs = copy.deepcopy(twin(tied))
+    for name, parameter in theirs.named_parameters():
+        if not name.endswith(("A_log", "linear_attn.norm.weight")):
+            parameter.data = parameter.data.to(kind)
+    theirs.save_pretrained(folder, max_shard_size="1MB")
+    small = json.loads((NANO / "tokenizer.json").read_text())
+    small["model"] = {"type": "BPE", "vocab": {}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(small))
+    return theirs
+
+
+@pytest.mark.parametrize(("tied", "kind"), [(True, torch.float32), (False, torch.float32), (True, torch.bfloat16)])
+@torch.no_grad()
+def test_what_transformers_saves_is_loaded(tied: bool, kind: torch.dtype, tmp_path: Path) -> None:
+    """In float32, whatever is stored; in bfloat16 the norms and the decay stay float32."""
+    theirs = saved(tmp_path, tied, kind)
+    config = read_config(tmp_path)
+    with torch.device("meta"):
+        model = InfiniteVL(config)
+    fill(model, tmp_path, torch.device("cpu"), torch.float32)
+    assert error(whole(model.eval()), theirs.float()(**asked(theirs)).logits[0]) <= 2e-5
+    fill(model, tmp_path, torch.device("cpu"), torch.bfloat16)
+    wide = {name for name, x in model.named_parameters() if x.dtype == torch.float32}
+    assert {name.split(".")[-2] for name in wide if name.endswith("weight")} == {
+        "input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "o_norm", "norm",
+    }  # fmt: skip
+    assert not any(name.startswith("visual.") for name in wide)
+    assert {name.split(".")[-1] for name in wide} == {"weight", "A_log", "dt_bias"}
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "qwen3_5_moe"}, "mixture of experts, which is not supported: choose a dense size"),
+    (
+        {"quantization_config": {"quant_method": "gptq"}},
+        r"quantised \(gptq\).* take the repository without that suffix",
+    ),
+    ({"text_config.head_dim": None}, "text_config.head_dim is missing: its value can't be guessed"),
+    ({"text_config.layer_types": None}, "layer_types is missing"),
+    ({"text_config.linear_num_value_heads": None}, "linear_num_value_heads is missing"),
+    ({"text_config.rope_parameters.rope_theta": None}, "rope_theta is missing"),
+    ({"text_config.rope_parameters.mrope_section": None}, "mrope_section is missing"),
+    ({"text_config.rope_parameters.partial_rotary_factor": None}, "partial_rotary_factor is missing"),
+    ({"text_config.rope_parameters.rope_type": "yarn"}, "rope_type 'yarn' is not supported: only 'default' is"),
+    ({"text_config.head_dim": "256"}, "head_dim '256' must be a whole number of at least 1"),
+    ({"text_config.linear_num_value_heads": 5}, "num_linear_heads 5 must be a multiple of num_linear_key_heads 2"),
+    ({"tie_word_embeddings": None, "text_config.tie_word_embeddings": None}, "tie_word_embeddings is missing"),
+    ({"vision_config.deepstack_visual_indexes": [5]}, r"deepstack_visual_indexes \[5\] is not supported"),
+    ({"vision_config": None}, "vision_config is missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), FAULTS, ids=[told[:24] for _, told in FAULTS])
+def test_nothing_is_guessed(changes: dict[str, Any], told: str) -> None:
+    found = copy.deepcopy(twin().config.to_dict())
+    for path, value in changes.items():
+        *owners, key = path.split(".")
+        owner = found
+        for name in owners:
+            owner = owner[name]
+        owner[key] = value
+    with pytest.raises(ConfigError, match=told):
+        parse(found)
+
+
+def test_tensors_of_another_size_are_named(tmp_path: Path) -> None:
+    saved(tmp_path, tied=True)
+    path = tmp_path / "config.json"
+    found = json.loads(path.read_text())
+    found["text_config"]["num_attention_heads"] = 6
+    path.write_text(json.dumps(found))
+    with torch.device("meta"):
+        model = InfiniteVL(read_config(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"q_proj.weight \(2048, 64\): its 2048 rows are not twice 6 heads of 256"
+    ):
+        fill(model, tmp_path, torch.device("cpu"), torch.float32)
