@@ -29,6 +29,11 @@ FALL = 0.97
 Floats = NDArray[np.floating]
 
 
+def is_other(transfer: int, primaries: int) -> bool:
+    """Whether colours are others than sRGB's."""
+    return transfer in (PQ, HLG) or primaries in WIDE
+
+
 def pq_light(signal: Floats) -> Floats:
     """cd/m² of PQ's signal, 0 to 1 (BT.2100, table 4: the EOTF)."""
     power = signal ** (1 / M2)

@@ -11,7 +11,7 @@ from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from capture.colour import BT2020, HLG, PQ, WIDE, Mapping
+from capture.colour import BT2020, Mapping, is_other
 
 HD = 720
 """From this height on, pictures that do not name their colours are taken to use BT.709, smaller ones BT.601."""
@@ -47,7 +47,7 @@ class Pictures:
         transfer, primaries = frame.color_trc, frame.color_primaries
         if (interlaced or frame.interlaced_frame) and frame.height > 2:
             frame = self.field(frame)
-        clear, mapped = has_alpha(frame.format.name), transfer in (PQ, HLG) or primaries in WIDE
+        clear, mapped = has_alpha(frame.format.name), is_other(transfer, primaries)
         pixels: np.ndarray = self.reformatter.reformat(
             frame,
             width=width,

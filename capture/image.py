@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
 
+from capture.colour import Mapping, is_other
 from capture.source import SourceError
 
 Pixels = NDArray[np.uint8]
@@ -47,6 +48,8 @@ TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture upright, by EXIF's orientation (CIPA DC-008, 4.6.5)."""
+COLOURS = "colours"
+"""Where a picture's `info` has what it says of its colours without a profile."""
 TILE = (322, 323)
 """TIFF's tags of a tile's width and length."""
 SRGB = ImageCms.createProfile("sRGB")
@@ -249,10 +252,10 @@ def opened(data: bytes, header: ImageHeader) -> Image.Image:
     if header.format == "JPEG":
         # Not by `Image.open`, which refuses by a size that a JPEG is never held at.
         return JpegImageFile(io.BytesIO(data))
-    if header.format == "AVIF":
-        refuse_hidden(data, header)
+    colours = coded_colours(data, header) if header.format == "AVIF" else None
     image = Image.open(io.BytesIO(data), formats=(header.format,))
     measured(image, header)
+    image.info[COLOURS] = colours
     return image
 
 
@@ -263,11 +266,13 @@ def measured(image: Image.Image, header: ImageHeader) -> None:
         raise hidden(header)
 
 
-def refuse_hidden(data: bytes, header: ImageHeader) -> None:
-    """Raises PictureError for an AVIF whose coded pictures are larger than its header says, which Pillow would decode.
+def coded_colours(data: bytes, header: ImageHeader) -> tuple[int, int] | None:
+    """An AVIF's transfer characteristics and primaries (ITU-T H.273), of which Pillow does not tell.
 
-    FFmpeg decodes the first picture of each of its parts within the limit, for which it takes as long as Pillow.
+    Raises PictureError where its coded pictures are larger than its header says, which Pillow would decode: FFmpeg decodes
+    the first of each of its parts within the limit, for which it takes as long as Pillow.
     """
+    colours = None
     limit = {"max_pixels": str(MOST_PIXELS)}
     try:
         # Nothing is probed, as that decodes as well.
@@ -281,10 +286,14 @@ def refuse_hidden(data: bytes, header: ImageHeader) -> None:
                     parts.remove(packet.stream)
                 if not parts:
                     break
+            if container.streams.video:
+                first = container.streams.video[0].codec_context
+                colours = (first.color_trc, first.color_primaries)
     except av.error.FFmpegError as error:
         if isinstance(error, OverflowError):
             raise hidden(header) from None
         raise damaged(error) from None
+    return colours
 
 
 def hidden(header: ImageHeader) -> PictureError:
@@ -299,17 +308,18 @@ def fitted(width: int, height: int, longest_side: int) -> tuple[int, int]:
 
 def shown(image: Image.Image, longest_side: int) -> Pixels:
     """A decoded picture as people see it: scaled down, in sRGB, on white and upright."""
-    profile, turn = image.info.get("icc_profile"), TRANSPOSES.get(orientation(image))
+    profile, colours = image.info.get("icc_profile"), image.info.get(COLOURS)
+    turn = TRANSPOSES.get(orientation(image))
     image = plain(image)
     size = fitted(*image.size, longest_side)
     if size != image.size:
         image = image.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
     if image.mode == "RGBA":
         white = Image.new("RGB", size, (255, 255, 255))
-        white.paste(srgb(image.convert("RGB"), profile), mask=image.getchannel("A"))
+        white.paste(srgb(image.convert("RGB"), profile, colours), mask=image.getchannel("A"))
         image = white
     else:
-        image = srgb(image, profile)
+        image = srgb(image, profile, colours)
     if turn is not None:
         image = image.transpose(turn)
     return np.array(image)
@@ -357,8 +367,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return gray
 
 
-def srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB in sRGB's colours of a picture that has a profile; one that can't be used is left out of account."""
+def srgb(image: Image.Image, profile: bytes | None, colours: tuple[int, int] | None) -> Image.Image:
+    """RGB in sRGB's colours of a picture that has a profile, or names its colours; what can't be used is left out of account."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -375,6 +385,8 @@ def srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                     return made
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass
+    elif colours and image.mode == "RGB" and is_other(*colours):
+        return Image.fromarray(Mapping(*colours).apply(np.asarray(image).astype(np.uint16) * 257))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,6 +15,7 @@ from av.stream import Disposition
 
 from capture import State
 from capture.colour import Mapping
+from capture.image import decode_image
 from tests.capture.lab import drawn, render, watching
 from tests.capture.test_image import corners, encoded
 
@@ -293,6 +295,27 @@ def test_wide_colours_of_sdr_become_srgbs(primaries: int, transfer: int, tmp_pat
     signal = encoded(linear(SWATCHES) @ (TO_2020 if primaries == 9 else p3).T) / 255
     (pixels,) = seen(hdr(tmp_path / "wide.mkv", signal, transfer, primaries=primaries))
     assert np.abs(patches(pixels, len(SWATCHES)) - SWATCHES).max() < 12
+
+
+@pytest.mark.parametrize(("transfer", "primaries"), [(13, 12), (16, 9), (13, 1)], ids=["P3", "PQ", "sRGB"])
+def test_an_avif_that_names_its_colours_without_a_profile(transfer: int, primaries: int) -> None:
+    p3 = np.array([[0.8224620, 0.1775380, 0.0], [0.0331942, 0.9668058, 0.0], [0.0170826, 0.0723974, 0.9105199]])
+    wanted, rows = np.array([200, 60, 30]), {12: p3, 9: TO_2020, 1: np.eye(3)}[primaries]
+    light = rows @ linear(wanted)
+    coded = np.round(255 * pq(light * 203) if transfer == 16 else encoded(light)).astype(np.uint8)
+    out = io.BytesIO()
+    with av.open(out, "w", format="avif") as container:
+        stream = container.add_stream("libsvtav1", rate=1, options={"preset": "8", "crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p10le"
+        frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), coded), format="rgb24")
+        frame = frame.reformat(format="yuv420p10le", dst_colorspace=9 if primaries == 9 else 1, dst_color_range=1)
+        for tagged in (stream.codec_context, frame):
+            tagged.color_trc, tagged.color_primaries, tagged.color_range = transfer, primaries, 1
+            tagged.colorspace = 9 if primaries == 9 else 1
+        frame.pts, frame.time_base = 0, Fraction(1, 1)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    near(decode_image(out.getvalue())[30:34, 30:34], np.broadcast_to(wanted, (4, 4, 3)), 6)
 
 
 def test_tones_follow_a_highlight_at_once_and_let_it_go_slowly() -> None:
