@@ -37,7 +37,10 @@ class SourceOptions:
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTSP carries its pictures."""
     fps: float | None = None
-    """At most this many frames a second are handed over, and no others have their colours converted; None is all."""
+    """At most this many frames a second are handed over, and no others have their colours converted; None is all.
+
+    A still is asked for so often, and once a second where this is None.
+    """
     change: float | None = None
     """Frames that differ from the last one handed over by less than this (levels of 255 in the most changed part) are left out."""
     change_floor: float = 1.0

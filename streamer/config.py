@@ -176,7 +176,7 @@ class StreamConfig(_Section):
     name: Name
     source: Annotated[str, Field(min_length=1)]
     fps: Annotated[PerSecond, Field(le=240)] | None = None
-    """At most this many frames a second are seen; unset is all of them."""
+    """At most this many frames a second are seen; unset is all of them, and of a still's URL one a second."""
     policy: Literal["newest", "every"] = "newest"
     """`newest` drops what the device has no time for; `every` makes the source wait (recordings)."""
     loop: bool = False

@@ -19,7 +19,9 @@ from tests.capture.lab import (
     RtspServer,
     Server,
     certificate,
+    drawn,
     http_server,
+    jpeg,
     needs_rtsp,
     render,
     rtmp_server,
@@ -77,6 +79,17 @@ def cellar() -> Iterator[Cellar]:
 
 def named(url: str, host: str = "camera.example") -> str:
     return url.replace(PUBLIC, host)
+
+
+def test_a_still(tmp_path: Path) -> None:
+    """Each of its requests goes through the relay anew, which refuses a private host as ever."""
+    (tmp_path / "snap.jpg").write_bytes(jpeg(drawn(0)))
+    with serving_folder(tmp_path) as url, watching(named(url) + "/snap.jpg", public_only=True, fps=20.0) as watcher:
+        watcher.more(5)
+        assert watcher.source.status.reconnects == 0
+    with watching(named(url).replace("camera", "cellar") + "/snap.jpg", public_only=True) as watcher:
+        watcher.until(State.WAITING)
+        assert "is at the private address" in watcher.source.status.reason
 
 
 def test_http(tmp_path: Path) -> None:
