@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from math import isqrt
@@ -70,31 +71,57 @@ def normalisation(
     return (1 / (255 * over)).float().to(device), (-less / over).float().to(device)
 
 
-def fit(
-    config: InfiniteVLConfig, picture: np.ndarray, grid: tuple[int, int], device: torch.device | str = "cpu"
+def fit(config: InfiniteVLConfig, picture: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """One picture at the grid's size in pixels, uint8 [3, height, width]."""
+    return placed(config, torch.from_numpy(picture).permute(2, 0, 1), grid)
+
+
+def fit_all(
+    config: InfiniteVLConfig, pictures: Sequence[np.ndarray], grid: tuple[int, int], device: torch.device | str
 ) -> Tensor:
-    """One picture at the grid's size in pixels, uint8 [3, height, width], made on `device`: the host does not wait for it."""
+    """Pictures at the grid's size in pixels, uint8 [pictures, 3, height, width], made on a CUDA `device`.
+
+    Those of one size cross in one copy and are resized at once. The host does not wait for the device.
+    """
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, picture in enumerate(pictures):
+        alike[picture.shape].append(i)
+    rows: dict[int, Tensor] = {}
+    for shape, places in alike.items():
+        host = torch.empty(len(places), *shape, dtype=torch.uint8, pin_memory=True)
+        for row, i in zip(host, places, strict=True):
+            row.copy_(torch.from_numpy(pictures[i]))
+        fitted = placed(config, host.to(device, non_blocking=True).permute(0, 3, 1, 2), grid)
+        if len(alike) == 1:
+            return fitted
+        for row, i in zip(fitted, places, strict=True):
+            rows[i] = row
+    return torch.stack([rows[i] for i in range(len(pictures))])
+
+
+def placed(config: InfiniteVLConfig, source: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Pictures uint8 [..., 3, H, W] at the grid's size in pixels: stretched, or letterboxed where their own grid is another."""
     patch = config.vision.patch_size
     height, width = grid[0] * patch, grid[1] * patch
-    source = torch.from_numpy(picture)
-    if device != "cpu":
-        source = source.pin_memory().to(device, non_blocking=True)
-    source = source.permute(2, 0, 1)
-    if source.shape[1:] == (height, width):
+    size = source.shape[-2:]
+    if size == (height, width):
         return source
-    if choose_grid(config, *source.shape[1:]) == grid:
+    if choose_grid(config, *size) == grid:
         return resize(source, height, width)
-    scale = min(height / source.shape[1], width / source.shape[2])
-    inner = max(1, round(source.shape[1] * scale)), max(1, round(source.shape[2] * scale))
+    scale = min(height / size[0], width / size[1])
+    inner = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    canvas = source.new_full((3, height, width), GREY)
-    canvas[:, top : top + inner[0], left : left + inner[1]] = resize(source, *inner)
+    canvas = source.new_full((*source.shape[:-2], height, width), GREY)
+    canvas[..., top : top + inner[0], left : left + inner[1]] = resize(source, *inner)
     return canvas
 
 
-def resize(picture: Tensor, height: int, width: int) -> Tensor:
-    """`picture` uint8 [3, H, W] resized with antialiasing, bicubic as Qwen2.5-VL's processor."""
-    if picture.is_cuda:
-        wide = F.interpolate(picture[None].float(), (height, width), mode="bicubic", antialias=True)[0]
-        return wide.round_().clamp_(0, 255).to(torch.uint8)
-    return F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
+def resize(pictures: Tensor, height: int, width: int) -> Tensor:
+    """`pictures` uint8 [..., 3, H, W] resized with antialiasing, bicubic as Qwen2.5-VL's processor."""
+    flat = pictures.reshape(-1, *pictures.shape[-3:])
+    if pictures.is_cuda:
+        flat = F.interpolate(flat.float(), (height, width), mode="bicubic", antialias=True)
+        flat = flat.round_().clamp_(0, 255).to(torch.uint8)
+    else:
+        flat = F.interpolate(flat, (height, width), mode="bicubic", antialias=True)
+    return flat.reshape(*pictures.shape[:-2], height, width)

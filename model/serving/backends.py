@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,19 +19,17 @@ Grid = tuple[int, int]
 """Height and width in patches."""
 Pictures = Sequence[Sequence[np.ndarray]]
 """By stream, the pictures of one step: 1 to `frames_per_step`, uint8 [height, width, 3]."""
-Encoding = Tensor | Pictures
-"""Pictures of one grid as `encode` leaves them to `ingest`."""
+Encoding = Any
+"""Pictures of one grid as a backend's `encode` leaves them to its `ingest`."""
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Backend(Protocol):
     """The steps of one model over one pool of slots. `slots` are distinct, of the pool, and opened before.
 
-    `encodes` says whether `encode` does any of a step's work; `frame_sizes` are the numbers of streams whose step has a
-    cost of its own, the sizes between are as those beside them.
+    `frame_sizes` are the numbers of streams whose step has a cost of its own, the sizes between are as those beside them.
     """
 
-    encodes: bool
     frame_sizes: Sequence[int]
 
     def open(self, slot: int) -> None:
@@ -58,7 +56,6 @@ class Backend(Protocol):
 class Eager:
     """The model, operation by operation."""
 
-    encodes = True
     frame_sizes: Sequence[int] = POWERS
 
     def __init__(self, model: InfiniteVL, prompt: Prompt, state: StreamState) -> None:

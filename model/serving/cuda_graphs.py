@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.preprocess import arrange, fit
+from model.preprocess import arrange, fit_all
 from model.serving.backends import Encoding, Grid, Pictures
 from model.serving.fused import FastInfiniteVL
 from model.state import StreamState
@@ -32,7 +32,8 @@ class Step:
             call(self.words)
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # Another thread may be fitting pictures meanwhile, which is none of this capture's business.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.outputs = call(self.words)
 
     def run(self, words: Tensor) -> tuple[Tensor, ...]:
@@ -43,10 +44,16 @@ class Step:
         return self.outputs
 
 
+class Fitted(NamedTuple):
+    """Pictures on the card, uint8 [streams, frames, 3, H, W], once `ready` has come to pass there."""
+
+    pixels: Tensor
+    ready: torch.cuda.Event
+
+
 class Graphs:
     """The model's calls as graphs, captured when first needed: a `Backend`. The state's last slot takes what padding writes."""
 
-    encodes = False
     frame_sizes: Sequence[int] = range(1, FRAME_BATCHES + 1)
 
     def __init__(self, model: FastInfiniteVL, state: StreamState) -> None:
@@ -55,6 +62,7 @@ class Graphs:
         self.pool = torch.cuda.graph_pool_handle()
         self.steps: dict[tuple[int, ...], Step] = {}
         self.pixels: dict[tuple[int, ...], Tensor] = {}
+        self.aside = torch.cuda.Stream()
 
     def frame_step(self, batch: int, grid: Grid) -> Step:
         """The step of `batch` streams whose frames lie in `self.pixels` at the same key, uint8 [batch, frames, 3, H, W]."""
@@ -94,23 +102,31 @@ class Graphs:
         self.read([slot], [[self.config.vision_start_token_id]])
         self.state.begin(torch.tensor([slot], device="cuda"))
 
-    def encode(self, pictures: Pictures, grid: Grid) -> Pictures:
-        """See `Backend.encode`: the pictures as they are, since the vision tower is in the graph of the step."""
-        return pictures
+    def encode(self, pictures: Pictures, grid: Grid) -> Fitted:
+        """See `Backend.encode`: fits the pictures on a stream of their own, beside the step that runs meanwhile.
+
+        The vision tower is in the graph of the step.
+        """
+        frames = self.config.frames_per_step
+        every = [some[min(i, len(some) - 1)] for some in pictures for i in range(frames)]
+        with torch.cuda.stream(self.aside):
+            pixels = fit_all(self.config, every, grid, "cuda").unflatten(0, (-1, frames))
+            ready = torch.cuda.Event()
+            ready.record()
+        return Fitted(pixels, ready)
 
     def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> list[bool]:
         """See `Backend.ingest`; more than `FRAME_BATCHES` streams go in several steps."""
-        assert not isinstance(encoding, Tensor)
+        assert isinstance(encoding, Fitted)
+        torch.cuda.current_stream().wait_event(encoding.ready)
         finite: list[bool] = []
         for first in range(0, len(slots), FRAME_BATCHES):
             part = slice(first, first + FRAME_BATCHES)
             batch = len(slots[part])
             step = self.frame_step(batch, grid)
-            pixels = self.pixels[(batch, *grid)]
-            for row, pictures in zip(pixels, encoding[part], strict=True):
-                for i in range(len(row)):
-                    row[i] = fit(self.config, pictures[min(i, len(pictures) - 1)], grid, "cuda")
+            self.pixels[(batch, *grid)].copy_(encoding.pixels[part])
             times = torch.tensor(seconds[part], dtype=torch.float64).view(torch.int64)
+            # Reading the answer waits for the step: only then may the pictures' memory go back to their own stream.
             finite += step.run(torch.stack((torch.tensor(slots[part]), times)))[0].tolist()
         return finite
 

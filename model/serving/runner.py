@@ -102,11 +102,6 @@ class Runner:
         self.grids[slot] = choose_grid(self.config, height, width)
         self.backend.open(slot)
 
-    @property
-    def encodes_ahead(self) -> bool:
-        """Whether `encode` does any of `see`'s work, so that it is worth a thread: on a GPU both are one graph."""
-        return self.backend.encodes
-
     def sizes(self, streams: int, answers: int) -> Sizes:
         """What sizes of step are worth a try before the first frame, with so many slots for streams and answers."""
         return Sizes(

@@ -50,8 +50,9 @@ class _Looking:
 class Engine:
     """Runs one step at a time, as the scheduler decides.
 
-    On a CPU of several cores the vision tower looks at a frame step's pictures on a thread of its own, which touches no state;
-    meanwhile answers go on, or the step before is taken into the state. Steps are taken in the order of their decisions,
+    On a machine of several cores a frame step's pictures are looked at on a thread of its own, which touches no state: on a CPU
+    by the vision tower, beside a GPU they are fitted and copied to it. Meanwhile answers go on, or the step before is taken
+    into the state. Steps are taken in the order of their decisions,
     and before anything else that is asked of the engine.
 
     Every method but `turn` and what it calls may be used from any thread. `reset` (stream, reason) is told when a stream
@@ -195,7 +196,7 @@ class Engine:
             answer_slots=answers,
             pace=self.pace,
         )
-        if self._looker is None and self.runner.encodes_ahead and len(os.sched_getaffinity(0)) > 1:
+        if self._looker is None and len(os.sched_getaffinity(0)) > 1:
             self._looker = ThreadPoolExecutor(1, "look", lambda: torch.set_num_threads(self.threads))
         self.executor.begin(self.runner, self.scheduler)
         ahead = self._looker is not None
