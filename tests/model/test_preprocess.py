@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from model.config import PRESETS, VisionConfig
-from model.preprocess import GREY, MEAN, STD, choose_grid, fit, patchify
+from model.preprocess import GREY, MEAN, STD, bicubic, choose_grid, fit, patchify
 
 CONFIG = PRESETS["4b"]
 sides = st.integers(1, 4000)
@@ -122,3 +123,12 @@ def test_values_are_normalised() -> None:
     for channel in range(3):
         expected = (1 - MEAN[channel]) / STD[channel]
         assert patches[:, channel].sub(expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(448, 448), (252, 448), (720, 600), (900, 1400)])
+def test_resizing_by_products_is_pytorchs_antialiased_bicubic(size: tuple[int, int]) -> None:
+    """What a GPU does, an axis at a time, against PyTorch's own kernel in float64: on the way down, up and where a side stays."""
+    shown = torch.randint(0, 256, (1, 3, 720, 1280), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    down, across = (bicubic(*sides, torch.device("cpu")) for sides in zip((720, 1280), size, strict=True))
+    wanted = F.interpolate(shown.double(), size, mode="bicubic", antialias=True)
+    torch.testing.assert_close((down @ shown.float() @ across.T).double(), wanted, atol=5e-3, rtol=0)
