@@ -28,6 +28,7 @@ from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream, StreamStatus, configured_source
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
+from streamer.memory.keeper import Keeper
 from streamer.prompt import prompt_tokens, settled
 from streamer.reload import Change, plan
 
@@ -64,6 +65,8 @@ class Assistant:
         self._teller: asyncio.Task[None] | None = None
         self._stuck = False
         self._attaching: set[str] = set()
+        self.keeper: Keeper | None = None
+        """What outlasts the process; None where nothing is kept."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -75,18 +78,23 @@ class Assistant:
         await self.stop()
 
     async def start(self) -> None:
-        """Loads and warms up the model, then watches the configured streams.
+        """Loads and warms up the model, then watches the configured streams, and those that were added when it last ran.
 
-        Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work.
+        Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work and for a state
+        folder that can't be used.
         """
         self.news.begin()
         try:
+            if self.config.storage.folder is not None:
+                self.keeper = await asyncio.to_thread(Keeper, self.config.storage.folder)
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._open(stream) for stream in self.config.streams]
             await self._begin()
             self._loaded = True
             for stream, source in zip(self.config.streams, sources, strict=True):
                 await self._attach(stream, source)
+            if self.keeper is not None:
+                await self.keeper.attach_added(self._streams, self._attach)
         except BaseException:
             await self.stop()
             raise
@@ -101,6 +109,8 @@ class Assistant:
         await asyncio.gather(
             asyncio.to_thread(self.engine.stop), *(asyncio.to_thread(stream.stop) for stream in self._streams.values())
         )
+        if self.keeper is not None:
+            await asyncio.to_thread(self.keeper.close)
         for answer in list(self._answers.values()):
             answer.finished("cancelled", None)
         self.news.close()
@@ -159,10 +169,18 @@ class Assistant:
             raise AssistantError("bad_option", f"The stream is refused: {problems}.") from None
         if not self.ready:
             raise AssistantError("not_ready", f"No stream can be attached now: {self.trouble}.")
-        return await self._attach(config)
+        status = await self._attach(config)
+        if self.keeper is not None:
+            await self.keeper.add(config)
+        return status
 
     async def detach(self, name: str) -> None:
         """Ends a stream and forgets its memory; its open answers go on. Raises AssistantError: unknown_stream."""
+        await self._detach(name)
+        if self.keeper is not None:
+            await self.keeper.remove(name)
+
+    async def _detach(self, name: str) -> None:
         stream = self._stream(name)
         del self._streams[name]
         self.news.dropped(name, stream.drops)

@@ -205,6 +205,8 @@ class StreamConfig(_Section):
     """A frame is fresh if it is in the state this many seconds after its capture."""
     priority: Annotated[_Whole, Field(ge=1, le=100)] = 1
     """When the device is short, a stream of priority 2 keeps twice the frame rate of one of 1."""
+    keep: Literal["everything", "nothing"] = "everything"
+    """`nothing` leaves no trace of the stream in storage."""
 
     @model_validator(mode="after")
     def _reachable(self) -> StreamConfig:
@@ -253,6 +255,13 @@ class LimitsConfig(_Section):
     answer_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 1_024
 
 
+class StorageConfig(_Section):
+    """What outlasts the process, and how much of the disk it may take."""
+
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    """Where all of it is; unset keeps nothing, except that `streamer run` sets $XDG_STATE_HOME/streamer."""
+
+
 class Config(_Section):
     """The whole daemon."""
 
@@ -262,6 +271,7 @@ class Config(_Section):
     answers: AnswersConfig = AnswersConfig()
     limits: LimitsConfig = LimitsConfig()
     webrtc: WebRtcConfig = WebRtcConfig()
+    storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")
     def _reachable(self) -> Config:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from streamer.config import Config, StreamConfig
 
+FIXED = ("server", "model", "storage")
+"""Sections that need a start of the daemon."""
 TERMS = {"priority", "deadline"}
 """Keys of a stream that can change while it keeps its memory."""
 
@@ -36,7 +38,7 @@ def plan(old: Config, new: Config, running: Mapping[str, StreamConfig]) -> Plan:
     """
     lines = [
         f"{section} changed: start the daemon again for it"
-        for section in ("server", "model")
+        for section in FIXED
         if getattr(new, section) != getattr(old, section)
     ]
     fixed = {name: getattr(old.limits, name) for name in ("streams", "answers")}
@@ -44,7 +46,10 @@ def plan(old: Config, new: Config, running: Mapping[str, StreamConfig]) -> Plan:
         if getattr(new.limits, name) != value:
             lines.append(f"limits.{name} changed: start the daemon again for it")
     config = new.model_copy(
-        update={"server": old.server, "model": old.model, "limits": new.limits.model_copy(update=fixed)}
+        update={
+            **{section: getattr(old, section) for section in FIXED},
+            "limits": new.limits.model_copy(update=fixed),
+        }
     )
     if config.answers != old.answers or config.limits != old.limits:
         lines.append("answers and limits of questions are as configured now")

@@ -1,6 +1,7 @@
 """What all tests share: a skip that is not for want of a GPU fails the run where STREAMER_NO_SKIPS is set."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ __all__ = ["pytest_pyfunc_call"]
 
 watch_sessions()
 watch_engines(FOUND.extend)
+KEPT = tempfile.TemporaryDirectory(prefix="streamer-tests-")
+os.environ["XDG_STATE_HOME"] = KEPT.name  # of daemons that a fixture of many tests starts; each test has one of its own
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
@@ -24,6 +27,12 @@ def adding_up() -> Iterator[None]:
     found = FOUND.copy()
     FOUND.clear()
     assert not found
+
+
+@pytest.fixture(autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test's daemon keeps is kept for that test alone, and never in the home of whoever runs the tests."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     run_parser.add_argument(
         "--insecure", action="count", default=0, help="said twice: listen to others without tokens or without TLS"
     )
+    run_parser.add_argument(
+        "--stateless", action="store_true", help="keep nothing: begin with no memory and leave none"
+    )
     run_parser.add_argument("--ask", metavar="QUESTION", help="ask this once the first stream is live")
     run_parser.set_defaults(command=run)
 

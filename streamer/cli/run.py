@@ -46,6 +46,7 @@ def run_config(options: argparse.Namespace) -> Config:
         ConfigError: a value is wrong.
     """
     from streamer.config import ConfigError, load_config, parse_config
+    from streamer.memory.folder import default_folder
 
     files = [source for source in options.source if source.endswith((".yaml", ".yml"))]
     files += [options.config] if options.config else []
@@ -70,6 +71,11 @@ def run_config(options: argparse.Namespace) -> Config:
         value = getattr(options, key)
         if value is not None and (key != "insecure" or value):
             data.setdefault("server", {})[key] = value
+    storage = data.setdefault("storage", {})
+    if options.stateless:
+        storage["folder"] = None
+    elif storage.get("folder") is None:
+        storage["folder"] = str(default_folder())
     return parse_config(data, "streamer run")
 
 

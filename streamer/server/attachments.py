@@ -88,7 +88,7 @@ async def shown(assistant: Assistant, attachments: Sequence[Attachment]) -> Asyn
                 await _show_video(assistant, name, videos[0].data or b"")
         else:
             # Under the policy of cameras a picture that a busy device is late for would be left out, and waited for in vain.
-            await assistant.attach(name, "push://given", policy="every")
+            await assistant.attach(name, "push://given", policy="every", keep="nothing")
             async with asyncio.timeout(MOST_SECONDS):
                 await _show_pictures(assistant, name, [each.data or b"" for each in attachments])
         yield name
@@ -115,7 +115,7 @@ async def _show_pictures(assistant: Assistant, name: str, pictures: Sequence[byt
 async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
     with tempfile.NamedTemporaryFile(prefix="streamer-", suffix=".video") as file:
         await asyncio.to_thread(Path(file.name).write_bytes, data)
-        await assistant.attach(name, file.name, policy="every", realtime=False, fps=VIDEO_FPS)
+        await assistant.attach(name, file.name, policy="every", realtime=False, fps=VIDEO_FPS, keep="nothing")
         while True:
             status = next(each for each in assistant.streams() if each.name == name)
             if str(status.state) == "ended":

@@ -1,0 +1,64 @@
+"""The SQLite database of a state folder, and the numbered migrations that bring it up to date."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from pathlib import Path
+
+from streamer.memory.folder import FolderError
+
+log = logging.getLogger("streamer")
+MIGRATIONS: tuple[str, ...] = (
+    # 1: streams that were added while running
+    "CREATE TABLE streams (name TEXT PRIMARY KEY, config TEXT NOT NULL, added REAL NOT NULL) STRICT;",
+)
+"""Each brings a database from its place in this row to the next; none is ever changed once released."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Opens the database for the thread that writes, migrated. Raises FolderError for a newer one, sqlite3.Error.
+
+    A file that is no database any more is put aside, and begun anew: snapshots and recordings speak for themselves.
+    """
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        aside = path.with_suffix(".damaged")
+        log.error("the database %s can't be read (%s): it is kept as %s and begun anew", path, error, aside)
+        path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return _connect(path)
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """A connection that only reads, for one thread at a time. Raises sqlite3.Error."""
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5, check_same_thread=False)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    connection = sqlite3.connect(path, timeout=5, check_same_thread=False, isolation_level=None)
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_size_limit = 16777216")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise FolderError(
+                f"the state folder {path.parent} was written by a newer streamer (its version is {version}, known here is "
+                f"{len(MIGRATIONS)}): run that one, or name another folder with storage.folder"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
