@@ -1,9 +1,14 @@
-"""What no step can go below with these kernels: the same matrix products, delta rule and attention alone, in a graph."""
+"""What no step can go below: with these kernels (the same matrix products, delta rule and attention alone, in a graph), and at all.
+
+Physics is what the card itself allows: a step's operations at the rate that it measures for their type, or the bytes that it
+must move at its measured bandwidth, whichever takes longer.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,6 +62,57 @@ def rows_of(matrix: Matrix, rows: int) -> Activation:
     weight = matrix.weight if isinstance(matrix.weight, Tensor) else matrix.weight.data
     x = torch.randn(rows, weight.shape[1], device="cuda", dtype=torch.bfloat16)
     return quantize(x) if matrix.fp8 else x
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What this card does at best, measured on random data: operations a second by type, and bytes read and written a second."""
+
+    bf16: float
+    fp8: float
+    bandwidth: float
+
+    @classmethod
+    def measured(cls) -> Peaks:
+        side = 8192
+        a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        left, right = quantize(a), quantize(b)
+
+        def coarse() -> Tensor:
+            return torch._scaled_mm(
+                left.data, right.data.T, left.scales[:, None], right.scales[None],
+                out_dtype=torch.bfloat16, use_fast_accum=True,
+            )  # fmt: skip
+
+        block = torch.randint(0, 256, (2 * 2**30,), dtype=torch.uint8, device="cuda")
+        other = torch.empty_like(block)
+        work = 2e3 * side**3
+        return cls(
+            work / timed(lambda: a @ b, 0.2),
+            work / timed(coarse, 0.2),
+            2e3 * block.nbytes / timed(lambda: other.copy_(block), 0.2),
+        )
+
+
+@dataclass
+class Work:
+    """Operations in bf16 and in fp8, and bytes that must be moved."""
+
+    bf16: float = 0.0
+    fp8: float = 0.0
+    moved: float = 0.0
+
+    def product(self, matrix: Matrix, rows: int) -> None:
+        weight = matrix.weight if isinstance(matrix.weight, Tensor) else matrix.weight.data
+        operations = 2.0 * rows * weight.numel()
+        self.moved += weight.nbytes
+        if matrix.fp8:
+            self.fp8 += operations
+        else:
+            self.bf16 += operations
+
+    def milliseconds(self, peaks: Peaks) -> float:
+        return 1e3 * max(self.bf16 / peaks.bf16 + self.fp8 / peaks.fp8, self.moved / peaks.bandwidth)
 
 
 class Floor:
@@ -137,6 +193,37 @@ class Floor:
                 F.scaled_dot_product_attention(*(qkv if i in config.fullatt_block_indexes else near))
 
         return call
+
+    def past(self, work: Work, batch: int, n: int) -> None:
+        """What the decoder's layers do with what they keep: the delta rule's three products of a state, attention's two of its rows."""
+        decoder, state = self.config.decoder, self.state
+        work.bf16 += 6.0 * batch * n * (state.delta[:, 0].numel())
+        keys = state.keys[:, 0].numel() / decoder.num_key_value_heads
+        work.bf16 += 4.0 * batch * n * keys * decoder.num_attention_heads
+        per_slot = state.delta[:, 0].nbytes * 2 + state.keys[:, 0].nbytes + state.values[:, 0].nbytes
+        work.moved += batch * per_slot
+
+    def frame_work(self, batch: int) -> Work:
+        """What a frame step must do; rows between its products could stay on the chip and are not counted."""
+        config, work = self.config.vision, Work()
+        patches, tokens = SIDE * SIDE, SIDE * SIDE // self.config.vision.spatial_merge_size**2
+        for matrices, rows in ((self.vision(), patches), (self.merger(), tokens), (self.decoder(False), tokens)):
+            for matrix in matrices:
+                work.product(matrix, batch * rows)
+        full = len(config.fullatt_block_indexes)
+        window = (config.window_size // config.patch_size) ** 2
+        seen = full * patches + (config.depth - full) * min(window, patches)
+        work.bf16 += 4.0 * batch * patches * config.hidden_size * seen
+        self.past(work, batch, tokens)
+        return work
+
+    def token_work(self, batch: int) -> Work:
+        """What a token of each of `batch` answers must do."""
+        work = Work()
+        for matrix in (*self.decoder(True), self.fast.head):
+            work.product(matrix, batch)
+        self.past(work, batch, 1)
+        return work
 
     def frame(self, batch: int) -> float:
         """Milliseconds of a frame step's floor."""

@@ -18,7 +18,7 @@ import torch
 from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
 from model.serving.cuda_graphs import Graphs
-from model.serving.floor import SIDE, Floor, timed
+from model.serving.floor import SIDE, Floor, Peaks, Work, timed
 from model.serving.fused import FastInfiniteVL
 from model.serving.quantize import Precision
 from model.serving.random_weights import random_model
@@ -32,6 +32,7 @@ class Row:
     what: str
     step: float
     floor: float
+    physics: float
     note: str = ""
 
 
@@ -40,17 +41,22 @@ class Table:
     """What has been measured, and the time there is left to measure more."""
 
     budget: float
+    peaks: Peaks
     began: float = field(default_factory=time.monotonic)
     rows: list[Row] = field(default_factory=list)
 
-    def add(self, what: str, step: float, floor: float = float("nan"), note: str = "") -> None:
-        self.rows.append(Row(what, step, floor, note))
+    def add(
+        self, what: str, step: float, floor: float = float("nan"), work: Work | None = None, note: str = ""
+    ) -> None:
+        physics = float("nan") if work is None else work.milliseconds(self.peaks)
+        self.rows.append(Row(what, step, floor, physics, note))
         print(f"[{time.monotonic() - self.began:5.0f} s] {self.line(self.rows[-1])}", flush=True)
 
     @staticmethod
     def line(row: Row) -> str:
         return (
-            f"{row.what:44s} {row.step:8.3f} ms  floor {row.floor:7.3f}  ratio {row.step / row.floor:5.2f}  {row.note}"
+            f"{row.what:40s} {row.step:8.3f} ms  floor {row.floor:7.3f} ratio {row.step / row.floor:5.2f}  "
+            f"physics {row.physics:7.3f} ratio {row.step / row.physics:5.2f}  {row.note}"
         )
 
     @contextmanager
@@ -95,8 +101,9 @@ class Bench:
         for first in range(0, slots, 8):
             chosen = list(range(first, min(first + 8, slots)))
             frames = frames_like(len(chosen), self.config)
+            shown = self.graphs.encode(frames, (SIDE, SIDE))
             for i in range(wrap):
-                fine = self.graphs.ingest(chosen, frames, [0.04 * i] * len(chosen), (SIDE, SIDE))
+                fine = self.graphs.ingest(chosen, shown, [0.04 * i] * len(chosen), (SIDE, SIDE))
             assert all(fine), "a state is not finite"
 
     def frame(self, batch: int, table: Table, name: str = "") -> float:
@@ -105,19 +112,25 @@ class Bench:
         words[0] = torch.arange(batch, device="cuda")
         step.words.copy_(words)
         ms = timed(step.graph.replay)
-        floor = self.floor.frame(batch)
         per = self.config.frames_per_step
-        table.add(f"frame step {name}{self.tag} batch {batch}", ms, floor, f"{per * batch / ms * 1e3:.0f} frames/s")
+        table.add(
+            f"frame step {name}{self.tag} batch {batch}",
+            ms,
+            self.floor.frame(batch),
+            self.floor.frame_work(batch),
+            f"{per * batch / ms * 1e3:.0f} frames/s",
+        )
         return ms
 
     def whole(self, batch: int, table: Table, side: int) -> None:
         """A step as the runner calls it: upload, resize, replay, result."""
         frames = frames_like(batch, self.config, side)
         chosen = list(range(batch))
-        self.graphs.ingest(chosen, frames, [10.0] * batch, (SIDE, SIDE))
-        began = time.perf_counter()
-        for _ in range(10):
-            self.graphs.ingest(chosen, frames, [10.0] * batch, (SIDE, SIDE))
+        for i in range(11):
+            if i == 1:
+                began = time.perf_counter()
+            shown = self.graphs.encode(frames, (SIDE, SIDE))
+            self.graphs.ingest(chosen, shown, [10.0] * batch, (SIDE, SIDE))
         ms = (time.perf_counter() - began) * 100
         table.add(
             f"see() from the host, {side}², {self.tag} batch {batch}", ms, note=f"{batch / ms * 1e3:.0f} frames/s"
@@ -129,7 +142,13 @@ class Bench:
         words[0], words[1] = torch.arange(batch, device="cuda"), 1
         step.words.copy_(words)
         ms = timed(step.graph.replay)
-        table.add(f"decode {self.tag} {batch} answers", ms, self.floor.token(batch), f"{batch / ms * 1e3:.0f} tokens/s")
+        table.add(
+            f"decode {self.tag} {batch} answers",
+            ms,
+            self.floor.token(batch),
+            self.floor.token_work(batch),
+            f"{batch / ms * 1e3:.0f} tokens/s",
+        )
 
     def question(self, length: int, table: Table) -> None:
         step = self.graphs.read_step(1, length)
@@ -181,10 +200,14 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also print the kernels of a step")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as the daemon has it beside a GPU
-    table = Table(options.budget_seconds)
     config = PRESETS[options.preset]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     with torch.inference_mode():
+        table = Table(options.budget_seconds, peaks := Peaks.measured())
+        print(
+            f"measured: {peaks.bf16 / 1e12:.0f} TFLOP/s in bf16, {peaks.fp8 / 1e12:.0f} in fp8, "
+            f"{peaks.bandwidth / 1e12:.2f} TB/s read and written"
+        )
         model = random_model(config, "cuda", torch.bfloat16)
         print(
             f"[{time.monotonic() - table.began:5.0f} s] model, {torch.cuda.memory_allocated() / 1e9:.1f} GB", flush=True
