@@ -7,28 +7,37 @@ with pictures or a video of its own is about those instead.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from protocols.conversation import Item, read_question
+from protocols.conversation import Item, Role, read_question
 from protocols.fields import (
     Metadata,
     Model,
     ProtocolError,
     Text,
+    number,
+    only,
     picture_bytes,
     read_object,
     refusal,
     uri_bytes,
-    whole,
 )
 from protocols.question import Attachment, Question, Sampling
 
 VIDEO_KINDS = ("video/", "image/", "application/octet-stream")
 HISTORY_CHARACTERS = 2_000
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "tool": "user",
+    "assistant": "assistant",
+}
+"""Whose words they are in a conversation; what a tool says is told to the model as the user's."""
 
 
 def _media(url: str) -> str:
@@ -41,14 +50,25 @@ class _Url(Model):
     url: Annotated[Text, AfterValidator(_media)]
 
 
+def _bare(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
 class _TextPart(Model):
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: Text
 
 
+class _RefusalPart(Model):
+    """Of an assistant's message of some other daemon."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
 class _ImagePart(Model):
-    type: Literal["image_url"]
-    image_url: _Url
+    type: Literal["image_url", "input_image"]
+    image_url: Annotated[_Url, BeforeValidator(_bare)]
 
 
 class _VideoPart(Model):
@@ -57,14 +77,15 @@ class _VideoPart(Model):
 
 
 _Parts = Annotated[
-    list[Annotated[_TextPart | _ImagePart | _VideoPart, Field(discriminator="type")]],
+    list[Annotated[_TextPart | _RefusalPart | _ImagePart | _VideoPart, Field(discriminator="type")]],
     Field(min_length=1, max_length=64),
 ]
 
 
 class _Message(Model):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | _Parts | None = None
+    tool_calls: Any = None
 
 
 class _StreamOptions(Model):
@@ -75,8 +96,14 @@ class _Format(Model):
     type: Literal["text"]
 
 
-_Count = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(whole)]
-_Nothing = Annotated[float, Field(ge=0, le=0), BeforeValidator(whole)]
+def _count(value: Any) -> Any:
+    """A count of tokens; -1 leaves it to the daemon, as other servers have it."""
+    value = number(value)
+    return None if value == -1 else value
+
+
+_Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_count)]
+_NoPenalty = Annotated[None, only(0, why="can't be done: answers are drawn without penalties, so leave it out")]
 
 
 def _sequences(value: Any) -> Any:
@@ -91,17 +118,22 @@ class _Body(Sampling):
     messages: Annotated[list[_Message], Field(min_length=1, max_length=256)]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_tokens: _Count | None = None
-    max_completion_tokens: _Count | None = None
+    max_tokens: _Count = None
+    max_completion_tokens: _Count = None
     metadata: Metadata | None = None
-    n: Annotated[int, Field(ge=1, le=1), BeforeValidator(whole)] | None = None
+    n: Annotated[None, only(1, why="can't be done: a question has one answer, so ask again for another")] = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     response_format: _Format | None = None
-    logprobs: Literal[False] | None = None
+    functions: Annotated[None, only([], why="can't be done: the old form of tools is not spoken here")] = None
+    logprobs: Annotated[None, only(False, why="can't be done: no probabilities are told")] = None
+    top_logprobs: Annotated[None, only(0, why="can't be done: no probabilities are told")] = None
+    logit_bias: Annotated[None, only({}, why="can't be done: no token is favoured")] = None
     stop: Annotated[list[_Sequence], Field(max_length=4), BeforeValidator(_sequences)] | None = None
-    presence_penalty: _Nothing | None = None
-    frequency_penalty: _Nothing | None = None
+    presence_penalty: _NoPenalty = None
+    frequency_penalty: _NoPenalty = None
+    repetition_penalty: Annotated[None, only(1, why="can't be done: answers are drawn without penalties")] = None
+    min_p: Annotated[None, only(0, why="can't be done: choose with temperature, top_p and top_k")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +213,9 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         elif given and message.role != "user":
             raise ProtocolError("invalid_value", "Only a user's message may hold pictures or video.", path)
         attachments += given
-        role: Literal["system", "user", "assistant"] = "system" if message.role == "developer" else message.role
-        items.append(Item(str(index), role, text))
+        if not text and message.tool_calls:
+            continue  # no answer yet: what the tools say belongs to the same question
+        items.append(Item(str(index), ROLES[message.role], text))
     question = read_question(items, HISTORY_CHARACTERS)
     if not question.text.strip():
         raise ProtocolError("empty_question", "There is no question: end the messages with a user's text.", "messages")
@@ -208,21 +241,23 @@ def _read_content(content: Any, path: str) -> tuple[str, list[Attachment]]:
     texts: list[str] = []
     attachments: list[Attachment] = []
     for index, part in enumerate(content):
-        if isinstance(part, _TextPart):
-            texts.append(part.text)
-            continue
-        kind: Literal["image", "video"] = "image" if isinstance(part, _ImagePart) else "video"
-        url = part.image_url.url if isinstance(part, _ImagePart) else part.video_url.url
-        param = f"{path}[{index}].{kind}_url.url"
-        if url[:5].lower() != "data:":
-            attachments.append(Attachment(kind, url=url))
-            continue
-        try:
-            data = picture_bytes(url) if kind == "image" else _video_bytes(url)
-        except ValueError as error:
-            raise ProtocolError("invalid_value", f"Invalid value for '{param}': it {error}.", param) from None
-        attachments.append(Attachment(kind, data))
+        if isinstance(part, _TextPart | _RefusalPart):
+            texts.append(part.text if isinstance(part, _TextPart) else part.refusal)
+        elif isinstance(part, _ImagePart):
+            attachments.append(read_attachment("image", part.image_url.url, f"{path}[{index}].image_url.url"))
+        else:
+            attachments.append(read_attachment("video", part.video_url.url, f"{path}[{index}].video_url.url"))
     return "\n".join(texts), attachments
+
+
+def read_attachment(kind: Literal["image", "video"], url: str, param: str) -> Attachment:
+    """What a data URI holds, or what is to be fetched from an address. Raises ProtocolError that names `param`."""
+    if url[:5].lower() != "data:":
+        return Attachment(kind, url=url)
+    try:
+        return Attachment(kind, picture_bytes(url) if kind == "image" else _video_bytes(url))
+    except ValueError as error:
+        raise ProtocolError("invalid_value", f"Invalid value for '{param}': it {error}.", param) from None
 
 
 def _video_bytes(url: str) -> bytes:

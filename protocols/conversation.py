@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from protocols.fields import picture_bytes
+from protocols.fields import Picture
 from protocols.question import Attachment, Question
 
 Role = Literal["system", "user", "assistant"]
+
+
+class ItemView(TypedDict):
+    """Object `realtime.item`, as the wire shows it."""
+
+    id: str
+    object: Literal["realtime.item"]
+    type: Literal["message"]
+    status: Literal["completed", "incomplete", "in_progress"]
+    role: Role
+    content: list[dict[str, Any]]
 
 
 @dataclass(slots=True)
 class Item:
     """One message of a conversation.
 
-    `images` are data URIs as the client sent them; `status` is in_progress while an answer is being spoken.
+    `status` is in_progress while an answer is being spoken.
     """
 
     id: str
     role: Role
     text: str = ""
-    images: tuple[str, ...] = ()
+    images: tuple[Picture, ...] = ()
     status: Literal["completed", "incomplete", "in_progress"] = "completed"
 
     @property
     def characters(self) -> int:
-        return len(self.text) + sum(map(len, self.images))
+        return len(self.text) + sum(len(image.text) for image in self.images)
 
-    def facts(self, *, content: bool = True) -> dict[str, Any]:
-        """The item as the wire shows it (object `realtime.item`); without content where an answer only begins."""
+    def view(self, *, content: bool = True) -> ItemView:
+        """The item as the wire shows it; without content where an answer only begins."""
         parts: list[dict[str, Any]] = []
         if content:
             kind = "output_text" if self.role == "assistant" else "input_text"
-            parts = [{"type": "input_image", "image_url": image} for image in self.images]
+            parts = [{"type": "input_image", "image_url": image.text} for image in self.images]
             if self.text or not parts:
                 parts.append({"type": kind, "text": self.text})
         return {
@@ -93,7 +104,7 @@ def read_question(items: list[Item], characters: int) -> Question:
     system: list[str] = []
     history: list[tuple[str, str]] = []
     words: list[str] = []
-    images: list[str] = []
+    images: list[Picture] = []
     for item in items:
         if item.role == "system":
             system.append(item.text)
@@ -114,5 +125,5 @@ def read_question(items: list[Item], characters: int) -> Question:
         "\n".join(filter(None, words)),
         instructions="\n".join(filter(None, system)),
         history=tuple(reversed(kept)),
-        attachments=tuple(Attachment("image", picture_bytes(image)) for image in images),
+        attachments=tuple(Attachment("image", image.data) for image in images),
     )

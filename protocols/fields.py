@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
@@ -71,22 +74,36 @@ def picture_file(data: bytes) -> bytes:
     raise ValueError("is neither a JPEG nor a PNG picture, nor WebP, GIF, AVIF or TIFF")
 
 
-def check_picture(text: str) -> str:
-    """`text` if it holds a picture. Raises ValueError."""
-    picture_bytes(text)
-    return text
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as a client sent it, a data URI or base64, and the file in it, decoded once."""
+
+    text: str
+    data: bytes
 
 
-def read_picture(value: Any) -> bytes:
+def read_picture(value: Any) -> Picture:
+    """A picture in a message. Raises ValueError."""
+    if isinstance(value, Picture):
+        return value
     if not isinstance(value, str):
         raise ValueError("must be a string: a data URI or base64")
-    return picture_bytes(value)
+    return Picture(_storable(value), picture_bytes(value))
 
 
-def whole(value: Any) -> Any:
+def number(value: Any) -> Any:
+    """A plain number of whatever kind of number it is (numpy's come from Python), as strict models want it. Raises ValueError."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
-    return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def seeded(value: Any) -> Any:
+    """A seed; -1 means none, as other servers have it."""
+    value = number(value)
+    return None if value == -1 else value
 
 
 def _storable(text: str) -> str:
@@ -101,10 +118,22 @@ def _storable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_storable)]
 StreamName = Annotated[Text, Field(min_length=1, max_length=64)]
 ItemId = Annotated[Text, Field(min_length=1, max_length=64)]
-Tokens = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(whole)] | Literal["inf"]
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), BeforeValidator(whole)]
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(whole)]
-Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole)]
+Tokens = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(number)] | Literal["inf"]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), BeforeValidator(number)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(number)]
+Seed = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, BeforeValidator(seeded)]
+
+
+def only(*harmless: Any, why: str) -> BeforeValidator:
+    """For a key of which nothing but `harmless` values can be done: they count as None, others are refused with `why`."""
+
+    def check(value: Any) -> None:
+        if value is not None and value not in harmless:
+            raise ValueError(why)
+
+    return BeforeValidator(check)
+
+
 Modalities = Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)]
 Metadata = Annotated[
     dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]], Field(max_length=16)
@@ -126,13 +155,16 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     return data
 
 
-def refusal(error: ValidationError, data: Any, event_id: str | None = None) -> ProtocolError:
+def refusal(
+    error: ValidationError | Sequence[ErrorDetails], data: Any, event_id: str | None = None, within: str = ""
+) -> ProtocolError:
     """What is wrong with `data`, as the client is told it: the first error among the deepest.
 
-    A union reports every branch; the branch that was meant is the one that got farthest.
+    A union reports every branch; the branch that was meant is the one that got farthest. Paths are told `within` another.
     """
-    first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-    path = _field_path(first, data)
+    details = error.errors(include_url=False) if isinstance(error, ValidationError) else error
+    first = max(details, key=lambda each: len(each["loc"]))
+    path = within + _field_path(first, data)
     missing = first["type"] in ("missing", "union_tag_not_found")
     code = "missing_required_parameter" if missing else "invalid_value"
     return ProtocolError(code, _message(first, path), path, event_id)

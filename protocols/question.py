@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from protocols.fields import Model, Seed, Share, Temperature, whole
+from protocols.fields import Model, Seed, Share, Temperature, number
 
-TopK = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(whole)]
+TopK = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(number)]
 """An extension of the dialects' own: OpenAI has none."""
 
 
@@ -33,7 +33,7 @@ class Sampling(Model):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: TopK | None = None
-    seed: Seed | None = None
+    seed: Seed = None
 
     def over(self, defaults: Sampling) -> Sampling:
         """These choices alone, and where they leave one open, that of `defaults`."""

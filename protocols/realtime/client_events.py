@@ -11,15 +11,15 @@ from protocols.fields import (
     Metadata,
     Modalities,
     Model,
+    Picture,
     ProtocolError,
     StreamName,
     Temperature,
     Text,
     Tokens,
-    check_picture,
+    number,
     read_picture,
     refusal,
-    whole,
 )
 from protocols.question import Sampling
 
@@ -31,7 +31,7 @@ class TextPart(Model):
 
 class ImagePart(Model):
     type: Literal["input_image"]
-    image_url: Annotated[Text, AfterValidator(check_picture)]
+    image_url: Annotated[Picture, BeforeValidator(read_picture)]
 
 
 class MessageItem(Model):
@@ -61,6 +61,15 @@ class SessionSettings(Model):
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    modalities: Modalities | None = None
+    """Of the dialect's beta, as is the next one."""
+    max_response_output_tokens: Tokens | None = None
+
+
+def _text_among(value: list[str]) -> list[str]:
+    if "text" not in value:
+        raise ValueError("leaves out text, which all answers are: use ['text']")
+    return value
 
 
 class ResponseSettings(Sampling):
@@ -72,6 +81,8 @@ class ResponseSettings(Sampling):
     stream: StreamName | None = None
     instructions: Text | None = None
     output_modalities: Modalities | None = None
+    modalities: Annotated[list[Text], AfterValidator(_text_among)] | None = None
+    """Of the dialect's beta: those that an answer may have."""
     max_output_tokens: Tokens | None = None
     metadata: Metadata | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -139,8 +150,8 @@ class StreamNamed(ClientEvent):
 class VideoAppend(ClientEvent):
     """One picture for a `push:` stream; `timestamp` in seconds on the sender's own axis."""
 
-    video: Annotated[bytes, BeforeValidator(read_picture)]
-    timestamp: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(whole)] | None = None
+    video: Annotated[Picture, BeforeValidator(read_picture)]
+    timestamp: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(number)] | None = None
     stream: StreamName | None = None
 
 
@@ -163,8 +174,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
 
 def read_event(data: dict[str, Any]) -> ClientEvent:
     """Checks one decoded message. Raises ProtocolError."""
-    event_id = data.get("event_id")
-    own_id = event_id if isinstance(event_id, str) and event_id.isprintable() else None
+    own_id = _own_id(data)
     kind = data.get("type")
     if not isinstance(kind, str):
         raise ProtocolError("invalid_event", "An event needs a 'type' that is a string.", "type", own_id)
@@ -178,6 +188,29 @@ def read_event(data: dict[str, Any]) -> ClientEvent:
         return model.model_validate(data)
     except ValidationError as error:
         raise refusal(error, data, own_id) from None
+
+
+def read_update(data: dict[str, Any]) -> tuple[SessionUpdate, list[ProtocolError]]:
+    """A `session.update` of what can be done, and why each of its other keys is refused. Raises ProtocolError."""
+    session, refused = data.get("session"), []
+    if isinstance(session, dict):
+        try:
+            SessionSettings.model_validate(session)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            wrong = dict.fromkeys(each["loc"][0] for each in details)
+            for key in wrong:
+                own = [each for each in details if each["loc"][0] == key]
+                refused.append(refusal(own, session, _own_id(data), "session."))
+            session = {key: value for key, value in session.items() if key not in wrong}
+    event = read_event({**data, "session": session} if "session" in data else data)
+    assert isinstance(event, SessionUpdate)
+    return event, refused
+
+
+def _own_id(data: dict[str, Any]) -> str | None:
+    event_id = data.get("event_id")
+    return event_id if isinstance(event_id, str) and event_id.isprintable() else None
 
 
 def _default_types(part: Any) -> None:

@@ -6,13 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from protocols.question import Question
+from protocols.realtime.server_events import ServerEvent
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
     """Send this event to the client."""
 
-    event: dict[str, Any]
+    told: ServerEvent
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The event as the wire has it."""
+        return self.told.wire()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from protocols.conversation import Conversation, Item, read_question
 from protocols.fields import ProtocolError, picture_file, read_object
 from protocols.question import Question, Sampling
 from protocols.realtime import client_events as events
+from protocols.realtime import server_events as told
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
+from protocols.realtime.server_events import ResponseView, ServerEvent, SessionView, UsageView
 
 INSTRUCTIONS = ""
 
@@ -37,7 +39,7 @@ class Usage:
     output_tokens: int = 0
     image_tokens: int = 0
 
-    def facts(self) -> dict[str, Any]:
+    def view(self) -> UsageView:
         return {
             "total_tokens": self.input_tokens + self.output_tokens,
             "input_tokens": self.input_tokens,
@@ -93,7 +95,7 @@ class RealtimeSession:
         self._conversation = Conversation(limits.items)
         self._conversation_id = new_id("conv")
         self._responses: dict[str, _Response] = {}
-        self._settings: dict[str, Any] = {
+        self._settings: SessionView = {
             "type": "realtime",
             "object": "realtime.session",
             "id": new_id("sess"),
@@ -112,7 +114,7 @@ class RealtimeSession:
 
     def open(self, streams: Collection[str]) -> list[Decision]:
         """The socket is open; `streams` are the names of those attached."""
-        out: list[Decision] = [self._send("session.created", session=dict(self._settings))]
+        out: list[Decision] = [self._send(told.SessionCreated, session=self._settings)]
         if self.stream is not None:
             if self.stream not in streams:
                 out.append(self._error(_unknown_stream(self.stream, streams, "stream", None)))
@@ -144,19 +146,19 @@ class RealtimeSession:
         return out
 
     def _handle(self, data: dict[str, Any], streams: Collection[str]) -> list[Decision]:
+        if data.get("type") == "session.update":
+            return self._update(*events.read_update(data), streams)
         event = events.read_event(data)
         match event:
-            case events.SessionUpdate():
-                return self._update(event, streams)
             case events.ItemCreate():
                 return self._create_item(event)
             case events.ItemRetrieve():
                 item = self._item(event.item_id, event.event_id)
-                return [self._send("conversation.item.retrieved", item=item.facts())]
+                return [self._send(told.ItemRetrieved, item=item.view())]
             case events.ItemDelete():
                 item = self._item(event.item_id, event.event_id)
                 self._conversation.items.remove(item)
-                return [self._send("conversation.item.deleted", item_id=item.id)]
+                return [self._send(told.ItemDeleted, item_id=item.id)]
             case events.ItemTruncate():
                 return self._truncate(event)
             case events.ResponseCreate():
@@ -168,7 +170,7 @@ class RealtimeSession:
             case events.StreamAttach():
                 return [Command("attach", event.event_id, event.stream, event.source, event.options or {})]
             case events.VideoAppend():
-                return [Push(event.stream or self.stream, event.video, event.timestamp, event.event_id)]
+                return [Push(event.stream or self.stream, event.video.data, event.timestamp, event.event_id)]
             case events.StreamNamed() | events.StreamDetach():
                 stream = event.stream or self.stream or (next(iter(streams)) if len(streams) == 1 else None)
                 if stream is None:
@@ -179,20 +181,30 @@ class RealtimeSession:
                 return [Command(verb, event.event_id, stream)]
         raise AssertionError(f"no branch for {type(event).__name__}")
 
-    def _update(self, event: events.SessionUpdate, streams: Collection[str]) -> list[Decision]:
+    def _update(
+        self, event: events.SessionUpdate, refused: list[ProtocolError], streams: Collection[str]
+    ) -> list[Decision]:
+        """What can't be done is refused key by key; the rest stays."""
         asked = event.session
-        given = asked.model_fields_set - {"type", "model", "tools"}
+        given = set(asked.model_fields_set)
         if asked.stream is not None and asked.stream not in streams:
-            raise _unknown_stream(asked.stream, streams, "session.stream", event.event_id)
-        defaults = {"instructions": INSTRUCTIONS, "max_output_tokens": "inf", "output_modalities": ["text"]}
-        for key in given:
-            value = getattr(asked, key)
-            self._settings[key] = defaults.get(key) if value is None else value
+            refused = [*refused, _unknown_stream(asked.stream, streams, "session.stream", event.event_id)]
+            given.discard("stream")
         out: list[Decision] = []
+        if given or not refused:
+            changed = {key: getattr(asked, key) for key in given - {"type", "model", "tools"}}
+            for beta, key in (("modalities", "output_modalities"), ("max_response_output_tokens", "max_output_tokens")):
+                if beta in changed:
+                    changed.setdefault(key, changed.pop(beta))
+                    changed.pop(beta, None)
+            defaults = {"instructions": INSTRUCTIONS, "max_output_tokens": "inf", "output_modalities": ["text"]}
+            chosen = {key: defaults.get(key) if value is None else value for key, value in changed.items()}
+            self._settings = cast(SessionView, {**self._settings, **chosen})
+            out.append(self._send(told.SessionUpdated, session=self._settings))
         if "stream" in given and asked.stream != self.stream:
             self.stream = asked.stream
             out.append(Listen(self.stream))
-        return [self._send("session.updated", session=dict(self._settings)), *out]
+        return [*out, *map(self._error, refused)]
 
     def _create_item(self, event: events.ItemCreate) -> list[Decision]:
         item = self._read_item(event.item, "item", event.event_id)
@@ -205,8 +217,8 @@ class RealtimeSession:
                 "item_not_found", f"No item {event.previous_item_id!r}.", "previous_item_id", event.event_id
             ) from None
         return [
-            self._send("conversation.item.added", previous_item_id=previous, item=item.facts()),
-            self._send("conversation.item.done", previous_item_id=previous, item=item.facts()),
+            self._send(told.ItemAdded, previous_item_id=previous, item=item.view()),
+            self._send(told.ItemDone, previous_item_id=previous, item=item.view()),
             *self._trim(),
         ]
 
@@ -219,9 +231,7 @@ class RealtimeSession:
                 "invalid_value", "There is no audio: audio_end_ms can only be 0.", "audio_end_ms", event.event_id
             )
         item.text = ""
-        return [
-            self._send("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=0),
-        ]
+        return [self._send(told.ItemTruncated, item_id=item.id)]
 
     def _create_response(self, event: events.ResponseCreate, streams: Collection[str]) -> list[Decision]:
         asked = event.response or events.ResponseSettings()
@@ -300,9 +310,9 @@ class RealtimeSession:
         response = self._responses.get(response_id)
         if response is None:
             return []
-        out: list[Decision] = [self._send("response.created", response=self._facts(response, "in_progress"))]
+        out: list[Decision] = [self._send(told.ResponseCreated, response=self._view(response, "in_progress"))]
         if rate_limits:
-            out.append(self._send("rate_limits.updated", rate_limits=[dict(limit) for limit in rate_limits]))
+            out.append(self._send(told.RateLimitsUpdated, rate_limits=[dict(limit) for limit in rate_limits]))
         return out
 
     def refused(self, response_id: str, code: str, message: str) -> list[Decision]:
@@ -321,7 +331,7 @@ class RealtimeSession:
         out = self._begin(response)
         assert response.item is not None
         response.item.text += text
-        out.append(self._send("response.output_text.delta", **_place(response), delta=text))
+        out.append(self._send(told.OutputTextDelta, **_place(response), delta=text))
         return out
 
     def finished(
@@ -350,29 +360,30 @@ class RealtimeSession:
         if item is not None:
             item.status = "completed" if reason == "stop" else "incomplete"
             part = {"type": "text", "text": item.text}
-            out.append(self._send("response.output_text.done", **_place(response), text=item.text))
-            out.append(self._send("response.content_part.done", **_place(response), part=part))
+            out.append(self._send(told.OutputTextDone, **_place(response), text=item.text))
+            out.append(self._send(told.ContentPartDone, **_place(response), part=part))
             if response.in_conversation and self._conversation.find(item.id):
                 previous = self._before(item)
-                out.append(self._send("conversation.item.done", previous_item_id=previous, item=item.facts()))
-            out.append(
-                self._send("response.output_item.done", response_id=response.id, output_index=0, item=item.facts())
-            )
+                out.append(self._send(told.ItemDone, previous_item_id=previous, item=item.view()))
+            out.append(self._send(told.OutputItemDone, response_id=response.id, item=item.view()))
         del self._responses[response_id]
-        facts = self._facts(response, status, None if reason == "stop" else details, usage)
-        out.append(self._send("response.done", response=facts))
+        view = self._view(response, status, None if reason == "stop" else details, usage)
+        out.append(self._send(told.ResponseDone, response=view))
         return out + self._trim()
 
     def news(self, event: Mapping[str, Any]) -> list[Decision]:
-        """Something happened to a stream: `event` has its `type` (`stream.…`), `stream` and facts."""
-        return [Send({**event, "event_id": self._new_id("event")})]
+        """Something happened to a stream: `event` has its `type` (`stream.…`), `stream`, and what there is to tell."""
+        rest = {key: value for key, value in event.items() if key not in ("type", "stream")}
+        return [self._send(told.STREAM_NEWS[event["type"]], stream=event["stream"], told=rest)]
 
-    def performed(self, command: Command, **facts: Any) -> list[Decision]:
-        """A command has been carried out; `facts` go into its reply."""
-        reply = {"list": "listed", "attach": "attached", "detach": "detached"}.get(command.verb, command.verb)
+    def performed(self, command: Command, **rest: Any) -> list[Decision]:
+        """A command has been carried out; `rest` goes into its reply, with the `stream` that it was about."""
+        if command.verb == "list":
+            return [self._send(told.StreamListed, streams=rest["streams"])]
         if command.verb == "detach" and command.stream == self.stream:
-            self.stream = self._settings["stream"] = None
-        return [self._send(f"stream.{reply}", **facts)]
+            self.stream = None
+            self._settings = {**self._settings, "stream": None}
+        return [self._send(_REPLIES[command.verb], stream=rest.pop("stream"), told=rest)]
 
     def failed(self, request: Command | Push, code: str, message: str, param: str | None = "stream") -> list[Decision]:
         """A command or a pushed picture can't be carried out."""
@@ -385,34 +396,32 @@ class RealtimeSession:
         if response.item is not None:
             return []
         response.item = item = Item(self._new_id("item"), "assistant", status="in_progress")
-        facts = item.facts(content=False)
-        out: list[Decision] = [
-            self._send("response.output_item.added", response_id=response.id, output_index=0, item=facts)
-        ]
+        view = item.view(content=False)
+        out: list[Decision] = [self._send(told.OutputItemAdded, response_id=response.id, item=view)]
         if response.in_conversation:
             previous = self._conversation.insert(item)
-            out.append(self._send("conversation.item.added", previous_item_id=previous, item=facts))
-        out.append(self._send("response.content_part.added", **_place(response), part={"type": "text", "text": ""}))
+            out.append(self._send(told.ItemAdded, previous_item_id=previous, item=view))
+        out.append(self._send(told.ContentPartAdded, **_place(response), part={"type": "text", "text": ""}))
         return out
 
-    def _facts(
+    def _view(
         self,
         response: _Response,
         status: str,
         details: dict[str, Any] | None = None,
         usage: Usage | None = None,
-    ) -> dict[str, Any]:
+    ) -> ResponseView:
         return {
             "object": "realtime.response",
             "id": response.id,
             "status": status,
             "status_details": details,
-            "output": [response.item.facts()] if response.item else [],
+            "output": [response.item.view()] if response.item else [],
             "conversation_id": self._conversation_id if response.in_conversation else None,
             "output_modalities": ["text"],
             "max_output_tokens": response.max_output_tokens,
             "metadata": response.metadata,
-            "usage": usage.facts() if usage else None,
+            "usage": usage.view() if usage else None,
             "stream": response.stream,
         }
 
@@ -439,15 +448,15 @@ class RealtimeSession:
         return self._conversation.items[place - 1].id if place else None
 
     def _trim(self) -> list[Decision]:
-        return [self._send("conversation.item.deleted", item_id=item.id) for item in self._conversation.trim()]
+        return [self._send(told.ItemDeleted, item_id=item.id) for item in self._conversation.trim()]
 
-    def _send(self, kind: str, **fields: Any) -> Send:
-        return Send({"type": kind, "event_id": self._new_id("event"), **fields})
+    def _send(self, event: type[ServerEvent], **fields: Any) -> Send:
+        return Send(event(event_id=self._new_id("event"), **fields))
 
     def _error(self, error: ProtocolError) -> Send:
         kind = "server_error" if error.code in ("failed", "not_ready") else "invalid_request_error"
         return self._send(
-            "error",
+            told.Error,
             error={
                 "type": kind,
                 "code": error.code,
@@ -456,6 +465,14 @@ class RealtimeSession:
                 "event_id": error.event_id,
             },
         )
+
+
+_REPLIES: Mapping[str, type[told.StreamEvent]] = {
+    "attach": told.StreamAttached,
+    "detach": told.StreamDetached,
+    "status": told.StreamStatus,
+    "frame": told.StreamFrame,
+}
 
 
 def _place(response: _Response) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from websockets.http11 import Request
 
 from capture.image import PictureError, decode_image
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
+from protocols.realtime.server_events import Error, ServerEvent
 from protocols.realtime.session import RealtimeSession, Usage
 from streamer.assistant import Answer, Assistant
 from streamer.errors import AssistantError
@@ -60,6 +61,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
 
+def _too_many(event: ServerEvent) -> bool:
+    return isinstance(event, Error) and event.error["code"] == "too_many_answers"
+
+
 class RealtimeConnection:
     """Carries out what one client's session decides."""
 
@@ -101,7 +106,7 @@ class RealtimeConnection:
                 for decision in self._session.receive(
                     text if text is not None else data or b"", self._questions.names()
                 ):
-                    if isinstance(decision, Send) and decision.event.get("error", {}).get("code") == "too_many_answers":
+                    if isinstance(decision, Send) and _too_many(decision.told):
                         self._questions.turned_away()
                     await self._carry_out(decision)
                 await self._outbox.room()

@@ -1,14 +1,33 @@
 """The written protocol is the spoken one."""
 
+import dataclasses
+
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
+from protocols.realtime import server_events
 from protocols.realtime.client_events import EVENTS
 from tests.wire import CLIENT, DOCUMENT, SERVER, check
 
 
 def test_every_event_that_is_understood_is_written_down() -> None:
     assert set(CLIENT) == set(EVENTS)
+
+
+def test_every_event_that_is_sent_has_its_keys_written_down() -> None:
+    events = [each for each in vars(server_events).values() if isinstance(each, type) and "type" in vars(each)]
+    sent = {each.type: each for each in events if issubclass(each, server_events.ServerEvent)}
+    assert set(sent) == set(SERVER)
+    schemas = {
+        schema["properties"]["type"]["const"]: schema
+        for schema in DOCUMENT["components"]["schemas"].values()
+        if "event_id" in schema.get("required", ())
+    }
+    for kind, event in sent.items():
+        keys = {each.name for each in dataclasses.fields(event)} - {"told"}
+        assert keys <= set(schemas[kind]["properties"]) and keys <= set(schemas[kind]["required"]), kind
+    for view, name in ((server_events.SessionView, "Session"), (server_events.ResponseView, "Response")):
+        assert set(view.__annotations__) == set(DOCUMENT["components"]["schemas"][name]["properties"])
 
 
 def test_schemas_are_sound() -> None:

@@ -92,7 +92,7 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [{"role": "user"}]}, "empty_question", "messages"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty_question", "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "invalid_value", "messages[0].role"),
         ({"messages": [{"role": "user", "content": 3}]}, "invalid_value", "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x"}}]}]},
@@ -130,6 +130,14 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
         ({"stop": [""]}, "invalid_value", "stop[0]"),
         ({"stop": [3]}, "invalid_value", "stop[0]"),
         ({"presence_penalty": 1}, "invalid_value", "presence_penalty"),
+        ({"frequency_penalty": 0.1}, "invalid_value", "frequency_penalty"),
+        ({"repetition_penalty": 1.2}, "invalid_value", "repetition_penalty"),
+        ({"min_p": 0.1}, "invalid_value", "min_p"),
+        ({"logit_bias": {"5": 1}}, "invalid_value", "logit_bias"),
+        ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
+        ({"functions": [{"name": "x"}]}, "invalid_value", "functions"),
+        ({"modalities": ["text", "audio"]}, "invalid_value", "modalities"),
+        ({"seed": -2}, "invalid_value", "seed"),
     ],
 )
 def test_bad_requests_name_the_field(fields: dict[str, Any], code: str, param: str | None) -> None:
@@ -137,6 +145,61 @@ def test_bad_requests_name_the_field(fields: dict[str, Any], code: str, param: s
     assert error.code == code
     assert param is None or error.param == param
     assert error.param
+
+
+def test_what_many_clients_send_does_no_harm() -> None:
+    harmless: dict[str, Any] = {
+        "n": 1,
+        "seed": -1,
+        "max_tokens": -1,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0,
+        "repetition_penalty": 1.0,
+        "min_p": 0,
+        "logprobs": False,
+        "top_logprobs": 0,
+        "logit_bias": {},
+        "functions": [],
+        "stop": None,
+        "user": "u",
+        "store": False,
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "prediction": None,
+        "keep_alive": -1,
+        "verbosity": "low",
+        "no_such_key": {"a": [1]},
+    }
+    asked = read(**harmless)
+    assert asked.question.sampling == Sampling() and asked.question.max_tokens is None
+    assert read(max_tokens=65_536).question.max_tokens == 65_536
+    message = refused(presence_penalty=1.5).message
+    assert message == (
+        "Invalid value for 'presence_penalty': it can't be done: answers are drawn without penalties, so leave it out."
+    )
+
+
+def test_what_tools_said_belongs_to_the_question() -> None:
+    asked = read(
+        [
+            {"role": "user", "content": "Is the door shut?"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function"}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "It is unlocked."},
+        ]
+    )
+    assert (asked.question.text, asked.question.history) == ("Is the door shut?\nIt is unlocked.", ())
+
+
+def test_parts_as_other_doors_name_them() -> None:
+    parts = [
+        {"type": "input_text", "text": "What"},
+        {"type": "input_image", "image_url": PNG_URI},
+        {"type": "image_url", "image_url": PNG_URI},
+    ]
+    past = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    asked = read([{"role": "user", "content": "Hm?"}, past, {"role": "user", "content": parts}]).question
+    assert asked.history == (("Hm?", "No."),)
+    assert asked.text == "What" and [each.data for each in asked.attachments] == [PNG, PNG]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"model": "nano"}', b"[" * 100_000])

@@ -3,9 +3,12 @@
 import base64
 import time
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from protocols.fields import picture_bytes, picture_file
+from protocols.question import Sampling
 from protocols.realtime.session import Push
 from tests.protocols.test_chat import read
 from tests.protocols.test_realtime import Talk
@@ -76,3 +79,11 @@ def test_a_megabyte_of_anything_is_read_or_refused_at_once() -> None:
         with pytest.raises(ValueError):
             picture_bytes(text)
         assert time.process_time() - began < 0.3
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    chosen = Sampling.model_validate({"seed": np.int64(7), "top_k": np.uint8(3), "temperature": np.float32(0.5)})
+    assert chosen == Sampling(seed=7, top_k=3, temperature=0.5)
+    assert type(chosen.seed) is int and type(chosen.temperature) is float
+    with pytest.raises(ValidationError):
+        Sampling.model_validate({"seed": np.float64(7.5)})

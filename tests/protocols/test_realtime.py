@@ -299,6 +299,40 @@ def test_response_overrides_the_session() -> None:
     assert talk2.ask(max_output_tokens="inf").question.max_tokens is None
 
 
+def test_what_an_update_can_not_do_is_refused_alone_and_by_name() -> None:
+    talk = Talk(stream="door")
+    asked = {
+        "type": "realtime",
+        "instructions": "Be brief.",
+        "output_modalities": ["audio"],
+        "temperature": 9,
+        "stream": "cellar",
+        "audio": {"output": {"voice": "marin"}},
+        "truncation": {"type": "retention_ratio"},
+    }
+    updated, *refused = sent(talk.say("session.update", session=asked, event_id="mine"))
+    assert updated["type"] == "session.updated" and updated["session"]["instructions"] == "Be brief."
+    assert (updated["session"]["output_modalities"], updated["session"]["stream"]) == (["text"], "door")
+    assert [each["error"]["param"] for each in refused] == [
+        "session.output_modalities[0]",
+        "session.temperature",
+        "session.stream",
+    ]
+    assert all(each["error"]["event_id"] == "mine" and each["type"] == "error" for each in refused)
+
+
+def test_the_betas_settings_are_understood() -> None:
+    talk = Talk()
+    asked = {"modalities": ["text"], "max_response_output_tokens": 20, "voice": "alloy", "turn_detection": None}
+    (updated,) = sent(talk.say("session.update", session=asked))
+    assert updated["session"]["max_output_tokens"] == 20 and "modalities" not in updated["session"]
+    trouble = sent(talk.say("session.update", session={**asked, "modalities": ["text", "audio"]}))[-1]
+    assert trouble["error"]["param"] == "session.modalities"
+    assert talk.ask(modalities=["text", "audio"], instructions="Go").question.max_tokens == 20
+    trouble = error(talk.say("response.create", response={"modalities": ["audio"], "instructions": "Go"}))
+    assert trouble["param"] == "response.modalities"
+
+
 def test_response_from_its_own_input_and_references() -> None:
     talk = Talk()
     talk.say("conversation.item.create", item=message("Old?", id="old"))
@@ -322,7 +356,7 @@ def test_pictures_in_items_go_along_with_the_question() -> None:
     assert added["item"]["content"] == parts
     ask = talk.ask()
     assert [each.data for each in ask.question.attachments] == [JPEG] and ask.question.text == "What is this?"
-    usage = Usage(10, 2, image_tokens=8).facts()
+    usage = Usage(10, 2, image_tokens=8).view()
     assert usage["input_token_details"] == {"text_tokens": 2, "image_tokens": 8, "audio_tokens": 0, "cached_tokens": 0}
 
 

@@ -1,0 +1,257 @@
+"""What the daemon sends over the realtime dialect, one class an event; `asyncapi.yaml` says the same for clients.
+
+The nested objects are the wire's own shapes: a session, an item, a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypedDict
+
+from protocols.conversation import ItemView
+
+
+class SessionView(TypedDict):
+    """Object `realtime.session`."""
+
+    type: Literal["realtime"]
+    object: Literal["realtime.session"]
+    id: str
+    model: str
+    output_modalities: list[str]
+    instructions: str
+    max_output_tokens: int | Literal["inf"]
+    temperature: float | None
+    tools: list[Any]
+    tool_choice: Literal["auto"]
+    truncation: Literal["auto"]
+    stream: str | None
+
+
+class UsageView(TypedDict):
+    """Tokens of one answer."""
+
+    total_tokens: int
+    input_tokens: int
+    output_tokens: int
+    input_token_details: dict[str, int]
+    output_token_details: dict[str, int]
+
+
+class ResponseView(TypedDict):
+    """Object `realtime.response`; `conversation_id` is None beside the conversation, `stream` is as it was asked for."""
+
+    object: Literal["realtime.response"]
+    id: str
+    status: str
+    status_details: dict[str, Any] | None
+    output: list[ItemView]
+    conversation_id: str | None
+    output_modalities: list[str]
+    max_output_tokens: int | Literal["inf"]
+    metadata: dict[str, str] | None
+    usage: UsageView | None
+    stream: str | None
+
+
+class PartView(TypedDict):
+    """A part of an answer's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ErrorView(TypedDict):
+    """Why a message is refused; `param` is the field's path, `event_id` the client's own id of its event."""
+
+    type: Literal["invalid_request_error", "server_error"]
+    code: str
+    message: str
+    param: str | None
+    event_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerEvent:
+    """One event; `event_id` is the daemon's own."""
+
+    type: ClassVar[str]
+    event_id: str
+
+    def wire(self) -> dict[str, Any]:
+        """The JSON object that is sent."""
+        return {"type": self.type, **{each.name: getattr(self, each.name) for each in fields(self)}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionCreated(ServerEvent):
+    type = "session.created"
+    session: SessionView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionUpdated(ServerEvent):
+    type = "session.updated"
+    session: SessionView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemAdded(ServerEvent):
+    type = "conversation.item.added"
+    previous_item_id: str | None
+    item: ItemView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemDone(ServerEvent):
+    type = "conversation.item.done"
+    previous_item_id: str | None
+    item: ItemView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemRetrieved(ServerEvent):
+    type = "conversation.item.retrieved"
+    item: ItemView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemDeleted(ServerEvent):
+    """By the client, or the oldest of a transcript that grew too long."""
+
+    type = "conversation.item.deleted"
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemTruncated(ServerEvent):
+    type = "conversation.item.truncated"
+    item_id: str
+    content_index: int = 0
+    audio_end_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseCreated(ServerEvent):
+    type = "response.created"
+    response: ResponseView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitsUpdated(ServerEvent):
+    type = "rate_limits.updated"
+    rate_limits: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputItemAdded(ServerEvent):
+    type = "response.output_item.added"
+    response_id: str
+    output_index: int = 0
+    item: ItemView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputItemDone(ServerEvent):
+    type = "response.output_item.done"
+    response_id: str
+    output_index: int = 0
+    item: ItemView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentEvent(ServerEvent):
+    """About one part of an answer's item."""
+
+    response_id: str
+    item_id: str
+    output_index: int = 0
+    content_index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentPartAdded(ContentEvent):
+    type = "response.content_part.added"
+    part: PartView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentPartDone(ContentEvent):
+    type = "response.content_part.done"
+    part: PartView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputTextDelta(ContentEvent):
+    type = "response.output_text.delta"
+    delta: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputTextDone(ContentEvent):
+    type = "response.output_text.done"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseDone(ServerEvent):
+    type = "response.done"
+    response: ResponseView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamListed(ServerEvent):
+    type = "stream.listed"
+    streams: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEvent(ServerEvent):
+    """About one stream; `told` are the event's other keys, whose names carry their units."""
+
+    stream: str
+    told: Mapping[str, Any]
+
+    def wire(self) -> dict[str, Any]:
+        return {"type": self.type, "event_id": self.event_id, "stream": self.stream, **self.told}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamAttached(StreamEvent):
+    type = "stream.attached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamDetached(StreamEvent):
+    type = "stream.detached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamStatus(StreamEvent):
+    type = "stream.status"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamFrame(StreamEvent):
+    type = "stream.frame"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamDropped(StreamEvent):
+    type = "stream.dropped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamReset(StreamEvent):
+    type = "stream.reset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error(ServerEvent):
+    type = "error"
+    error: ErrorView
+
+
+STREAM_NEWS: Mapping[str, type[StreamEvent]] = {each.type: each for each in (StreamStatus, StreamDropped, StreamReset)}
+"""What is told of streams unasked."""
