@@ -150,8 +150,9 @@ class ModelConfig(_Section):
     name: Annotated[str, Field(min_length=1)] = "nano"
     """A preset (`nano`, `4b`), a Hugging Face folder or a repository's name."""
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16", "fp8"] = "float32"
-    """`fp8` (on cuda) keeps bfloat16 and takes the big products in fp8."""
+    dtype: Literal["float32", "bfloat16", "fp8", "int8"] = "float32"
+    """`fp8` (on cuda) keeps bfloat16 and takes the big products in fp8; `int8` (on cpu) keeps float32 and takes the products in
+    int8 that this machine is faster at so."""
     random_weights: bool = False
     """For measurements: a preset with seeded random weights, whose answers mean nothing."""
     frames_per_step: Literal[1, 2] | None = None
@@ -166,7 +167,9 @@ class ModelConfig(_Section):
     @model_validator(mode="after")
     def _reachable(self) -> ModelConfig:
         if self.dtype == "fp8" and self.device != "cuda":
-            raise ValueError(f"dtype fp8 needs device cuda, not {self.device}: choose float32 or bfloat16")
+            raise ValueError(f"dtype fp8 needs device cuda, not {self.device}: choose float32, bfloat16 or int8")
+        if self.dtype == "int8" and self.device != "cpu":
+            raise ValueError(f"dtype int8 needs device cpu, not {self.device}: choose bfloat16 or fp8")
         return self
 
 

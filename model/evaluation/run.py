@@ -24,6 +24,7 @@ from tqdm import tqdm
 from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.evaluation.distributed import join, limit_autotuning
 from model.families.infinitevl import InfiniteVL
+from model.serving.int8 import to_int8
 from model.serving.runner import NANO
 from model.tokenizer import Tokenizer
 
@@ -153,16 +154,20 @@ def evaluate(
 
     Returns the marks, and `model.evaluation.report.facts` of them.
 
-    `dtype` is float32 on a CPU and bfloat16 on CUDA unless it is said. Raises CheckpointError, and FileNotFoundError
-    where the world's pictures are missing.
+    `dtype` is float32 on a CPU and bfloat16 on CUDA unless it is said; int8 (on a CPU) is as `load_runner` means it. Raises
+    CheckpointError, and FileNotFoundError where the world's pictures are missing.
     """
     assets = Assets.load()
     if device.startswith("cuda"):
         limit_autotuning()
     kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     folder = NANO if model == "nano" else locate(model)
-    network, tokenizer = load_checkpoint(folder, device=device, dtype=getattr(torch, kind))
+    network, tokenizer = load_checkpoint(
+        folder, device=device, dtype=getattr(torch, "float32" if kind == "int8" else kind)
+    )
     network.fuse()
+    if kind == "int8":
+        to_int8(network)
     if network.config.square_grid is False or network.config.frames_per_step != 2:
         raise CheckpointError(f"{model} does not take pairs of square frames: the world examines the nano's sizes only")
     seeds = [secrets.randbelow(2**31) for _ in range(fresh)] or [SEED]
@@ -195,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="nano", help="checkpoint folder (default: the nano)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", help="float32 or bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help="what it computes in")
     parser.add_argument("--quick", action="store_true", help="few questions, for two CPU cores")
     parser.add_argument("--fresh-seeds", type=int, default=0, metavar="N", help="draw N new seeds")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="leave out what is not asked by then")

@@ -30,8 +30,11 @@ class InfiniteVL(nn.Module):
         self.config = config
         self.visual: Any = FAMILIES[config.family].tower(config.vision)
         self.model = Decoder(config.decoder)
+        self.lm_head: Any = None
         if not config.decoder.tie_word_embeddings:
             self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+        self.output: nn.Module | None = None
+        """The map to logits, where it has been put into numbers of its own: [rows, 1, hidden] to [rows, 1, vocabulary]."""
 
     def fuse(self) -> None:
         """Joins projections for inference; call it last, after the weights are where they stay."""
@@ -41,8 +44,11 @@ class InfiniteVL(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] to float32 [..., vocabulary]."""
-        tied = self.config.decoder.tie_word_embeddings
-        return F.linear(hidden, self.model.embed_tokens.weight if tied else self.lm_head.weight).float()
+        if self.output is not None:
+            rows: Tensor = self.output(hidden.reshape(-1, 1, hidden.shape[-1]))
+            return rows.view(*hidden.shape[:-1], -1)
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(hidden, head.weight).float()
 
     def advance(
         self,

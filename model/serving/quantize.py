@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.ops.kernels.activation import FP8_LIMIT, Activation, Quantized
 
-Precision = Literal["model", "fp8"]
-"""What the big products are computed in: the weights' own type, or fp8."""
+Precision = Literal["model", "fp8", "int8"]
+"""What the big products are computed in: the weights' own type, fp8, or (on a CPU: see `int8`) int8."""
 
 
 def quantize_rows(weight: Tensor) -> Quantized:

@@ -18,6 +18,8 @@ from model.families.infinitevl import InfiniteVL
 from model.preprocess import choose_grid
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Grid, Pictures, Traced
 from model.serving.capacity import capacity
+from model.serving.int8 import to_int8
+from model.serving.quantize import Precision
 from model.serving.random_weights import random_config, random_model, random_vocabulary
 from model.serving.sampling import Sampling, draw
 from model.serving.traced import TRACEABLE
@@ -56,14 +58,20 @@ class Runner:
     """Streams in one frame step at most."""
 
     def __init__(
-        self, name: str, model: InfiniteVL, tokenizer: Tokenizer, slots: int, trained: bool, fp8: bool = False
+        self,
+        name: str,
+        model: InfiniteVL,
+        tokenizer: Tokenizer,
+        slots: int,
+        trained: bool,
+        precision: Precision = "model",
     ) -> None:
         weights = model.model.embed_tokens.weight
         self.name, self.trained, self.slots = name, trained, slots
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
         self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot
-        serve, spare = prepare(model, tokenizer.prompt, fp8)
+        serve, spare = prepare(model, tokenizer.prompt, precision)
         if (found := capacity(self.device, self.state_bytes)) is not None:
             found.check(slots)
         self.state = StreamState.allocate(model.config, slots + spare, self.device, self.dtype)
@@ -197,22 +205,26 @@ class Runner:
         self.grids[slot] = height, width
 
 
-def prepare(model: InfiniteVL, prompt: Prompt, fp8: bool = False) -> tuple[Callable[[StreamState], Backend], int]:
+def prepare(
+    model: InfiniteVL, prompt: Prompt, precision: Precision = "model"
+) -> tuple[Callable[[StreamState], Backend], int]:
     """Puts the weights into the form in which their device serves them fastest.
 
     Returns what makes the backend over a pool, and the slots that the pool must have beyond those in use.
     """
     counted = model.config.positions == "counter"
-    if counted and fp8:
+    if counted and precision == "fp8":
         raise ConfigError(f"dtype 'fp8' is not to be had for the family {model.config.family} yet: choose bfloat16")
     if model.model.embed_tokens.weight.device.type != "cuda":
+        if precision == "int8":
+            to_int8(model)
         return partial(Traced if TRACEABLE else Eager, model, prompt), 0
     if counted:
         return partial(Eager, model, prompt), 0
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
 
-    fast = FastInfiniteVL(model, "fp8" if fp8 else "model")
+    fast = FastInfiniteVL(model, precision)
     torch.cuda.empty_cache()
     return partial(Graphs, fast), 1
 
@@ -230,7 +242,8 @@ def load_runner(
 ) -> Runner:
     """Loads a preset ("nano", "4b"), a checkpoint folder or a Hugging Face repository ("owner/name") onto `device`.
 
-    `dtype` is "float32", "bfloat16" or, on CUDA, "fp8": bfloat16 with the big products in fp8.
+    `dtype` is "float32", "bfloat16" or, on CUDA, "fp8": bfloat16 with the big products in fp8; on a CPU "int8": float32 with the
+    products in int8 that are faster so.
 
     A checkpoint runs with the attention it was trained with unless `policy` says otherwise. `random_weights` (seeded) is
     for measurements; the nano falls back to it while no trained weights are packaged. Raises CheckpointError, ConfigError,
@@ -242,16 +255,22 @@ def load_runner(
         "frames_per_step": frames_per_step,
     }
     choices = {key: value for key, value in choices.items() if value is not None}
-    fp8 = dtype == "fp8"
-    if fp8 and not device.startswith("cuda"):
-        raise ConfigError(f"dtype 'fp8' needs a CUDA device, not {device!r}: choose float32 or bfloat16")
-    kind = torch.bfloat16 if fp8 else getattr(torch, dtype)
+    precision: Precision = "model"
+    if dtype == "fp8":
+        if not device.startswith("cuda"):
+            raise ConfigError(f"dtype 'fp8' needs a CUDA device, not {device!r}: choose float32, bfloat16 or int8")
+        precision, dtype = "fp8", "bfloat16"
+    elif dtype == "int8":
+        if device != "cpu":
+            raise ConfigError(f"dtype 'int8' needs the CPU, not {device!r}: choose bfloat16 or fp8")
+        precision, dtype = "int8", "float32"
+    kind = getattr(torch, dtype)
     packaged = (NANO / "config.json").is_file() and any(NANO.glob("*.safetensors"))
     if name in PRESETS and (random_weights or (name == "nano" and not packaged)):
         config = random_config(name, **choices)
         tokenizer = Tokenizer(random_vocabulary(NANO / "tokenizer.json", config), config)
         config = tokenizer.fitted(config)
-        return Runner(name, random_model(config, device, kind), tokenizer, slots, trained=False, fp8=fp8)
+        return Runner(name, random_model(config, device, kind), tokenizer, slots, trained=False, precision=precision)
     if name in PRESETS and name != "nano":
         raise CheckpointError(
             f"preset {name!r} has no weights of its own: name a checkpoint folder or repository, or ask for random weights"
@@ -259,4 +278,4 @@ def load_runner(
     folder = NANO if name == "nano" else locate(name)
     model, tokenizer = load_checkpoint(folder, device=device, dtype=kind, **choices)
     model.eval().fuse()
-    return Runner(name, model, tokenizer, slots, trained=True, fp8=fp8)
+    return Runner(name, model, tokenizer, slots, trained=True, precision=precision)

@@ -11,11 +11,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.families.infinitevl import InfiniteVL
+from model.serving.int8 import Int8Linear, pack
 from model.state import StreamState
 
 TRACEABLE = sys.version_info < (3, 14) and os.environ.get("PYTORCH_JIT") != "0"
@@ -28,7 +31,7 @@ MOST_TRACES = 24
 """Traces of one make of model: each takes about 20 MB for ever, and every grid of pictures wants two."""
 
 Call = Callable[..., Tensor]
-TRACES: dict[tuple[object, ...], dict[tuple[object, ...], Call]] = {}
+TRACES: dict[tuple[object, ...], dict[tuple[object, ...], torch.jit.ScriptModule]] = {}
 """By make of model, then by step and shapes. PyTorch keeps traces for ever; so they hold no weights, and serve every model of a make."""
 TRACING = threading.Lock()
 
@@ -43,8 +46,12 @@ class TracedInfiniteVL:
         self.model, self.config = model, model.config
         model.requires_grad_(False)
         self.weights = dict((*model.named_parameters(), *model.named_buffers()))
-        make = self.config, *((name, x.dtype) for name, x in self.weights.items())
+        int8 = [module for module in model.modules() if isinstance(module, Int8Linear)]
+        self.packed = [module.packed for module in int8]
+        weights = ((name, x.dtype) for name, x in self.weights.items())
+        make = self.config, *weights, *(module.choice for module in int8)
         self.traces = TRACES.setdefault(make, {})
+        self.own: dict[tuple[object, ...], torch.jit.ScriptModule] = {}
 
     def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """As `InfiniteVL.encode`."""
@@ -109,31 +116,59 @@ class TracedInfiniteVL:
         kept = tensors(state)
         key = call.__name__, grid, *(x.shape for x in given)
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # it takes its time and finds nothing here
-            if key not in self.traces:
-                if len(self.traces) >= MOST_TRACES:
-                    return call(*given, *kept)
-                self.trace(key, call, given, state)
-            return self.traces[key](*given, *kept, *self.weights.values())
+            if key not in self.own:
+                if key not in self.traces:
+                    if len(self.traces) >= MOST_TRACES:
+                        return call(*given, *kept)
+                    self.trace(key, call, given, state)
+                self.own[key] = twin(self.traces[key], self.packed)
+            result: Tensor = self.own[key](*given, *kept, *self.weights.values())
+            return result
 
     def trace(self, key: tuple[object, ...], call: Call, given: tuple[Tensor, ...], state: StreamState | None) -> None:
         """Traces `call`, which may write to the state: it runs on a pool of its own, which is as good, whatever its size.
 
-        The weights become inputs by being named as such: what a trace meets that is none of its inputs it keeps as a constant.
+        The weights become inputs by being named as such, packed ones attributes: what a trace meets that is neither it keeps
+        as a constant.
         """
         if state is not None:
             *others, slots = given
             state = StreamState.allocate(self.config, len(slots), dtype=state.dtype)
             given = *others, torch.arange(len(slots)), *tensors(state)
-        borrowed = [call]
-
-        def whole(*inputs: Tensor) -> Tensor:
-            return borrowed[0](*inputs[: len(given)])
-
+        whole = Whole(call, len(given), self.packed)
         with TRACING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that shapes are held fast is meant; that tracing is deprecated is known
             if key not in self.traces:  # another thread may have been first
-                self.traces[key] = torch.jit.trace(whole, (*given, *self.weights.values()), check_trace=False)
-        borrowed.clear()  # the trace keeps the function
+                traced = torch.jit.trace(whole, (*given, *self.weights.values()), check_trace=False)
+                self.traces[key] = twin(traced, [nothing() for _ in self.packed])
+        whole.call.clear()  # the trace keeps the function
+
+
+class Whole(nn.Module):
+    """A call as a module: packed weights are no tensors, and only attributes can be traced as what they are."""
+
+    def __init__(self, call: Call, given: int, packed: list[Any]) -> None:
+        super().__init__()
+        self.call, self.given = [call], given
+        for i, weights in enumerate(packed):
+            setattr(self, f"packed_{i}", weights)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.call[0](*inputs[: self.given])
+
+
+@cache
+def nothing() -> Any:
+    """Packed weights that hold the place of a model's."""
+    return pack(torch.ones(1, 1))
+
+
+def twin(traced: torch.jit.ScriptModule, packed: list[Any]) -> torch.jit.ScriptModule:
+    """The same trace with these packed weights."""
+    copied: torch.jit.ScriptModule = traced.__copy__()
+    for i, weights in enumerate(packed):
+        copied._c.setattr(f"packed_{i}", weights)
+    return copied
 
 
 def tensors(state: StreamState | None) -> tuple[Tensor, ...]:

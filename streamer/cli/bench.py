@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", help="cpu or cuda (default cpu); on cuda the kernels' floor is measured too"
     )
-    parser.add_argument("--dtype", help="float32, bfloat16 or fp8 (default float32 on cpu, bfloat16 on cuda)")
+    parser.add_argument("--dtype", help="float32, bfloat16, fp8 or int8 (default float32 on cpu, bfloat16 on cuda)")
     parser.add_argument("--no-floor", action="store_true", help="on cuda, leave out the kernels' table and floor")
     parser.add_argument("--threads", type=int, help="CPU threads of the model (default: half the cores, 1 on cuda)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

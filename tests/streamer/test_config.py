@@ -67,6 +67,10 @@ def test_shipped_files_are_accepted(path: Path) -> None:
         ({"model": {"device": "gpu"}}, ["model.device: 'gpu' is not one of 'cpu' or 'cuda'"]),
         ({"model": {"dtype": "fp8"}}, ["model: dtype fp8 needs device cuda, not cpu"]),
         (
+            {"model": {"dtype": "int8", "device": "cuda"}},
+            ["model: dtype int8 needs device cpu, not cuda: choose bfloat16 or fp8"],
+        ),
+        (
             {"model": {"attention": {"sinks": 4, "window": 9, "sink": 1}}},
             ["model.attention.sink: unknown", "did you mean 'sinks'?"],
         ),
