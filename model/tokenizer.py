@@ -38,6 +38,7 @@ class Tokenizer:
             if expected is not None:
                 self.special(name, expected)
         self.turn_end = config.eos_token_id
+        self.think = config.think_start_token_id, config.think_end_token_id
         self.stops = frozenset({config.eos_token_id, config.pad_token_id})
         added = inner.get_added_tokens_decoder()
         self.specials = frozenset(token for token, content in added.items() if content.special)

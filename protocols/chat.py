@@ -26,7 +26,7 @@ from protocols.fields import (
     refusal,
     uri_bytes,
 )
-from protocols.question import Attachment, Question, Sampling
+from protocols.question import Attachment, Question, Sampling, Thinking
 
 VIDEO_KINDS = ("video/", "image/", "application/octet-stream")
 HISTORY_CHARACTERS = 2_000
@@ -113,7 +113,13 @@ def _sequences(value: Any) -> Any:
 _Sequence = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class _Body(Sampling):
+class _TemplateWords(Model):
+    """What vLLM and SGLang pass to a chat template, of which this alone has a meaning here."""
+
+    enable_thinking: bool | None = None
+
+
+class _Body(Sampling, Thinking):
     model: Text
     messages: Annotated[list[_Message], Field(min_length=1, max_length=256)]
     stream: bool | None = None
@@ -130,10 +136,10 @@ class _Body(Sampling):
     top_logprobs: Annotated[None, only(0, why="can't be done: no probabilities are told")] = None
     logit_bias: Annotated[None, only({}, why="can't be done: no token is favoured")] = None
     stop: Annotated[list[_Sequence], Field(max_length=4), BeforeValidator(_sequences)] | None = None
-    presence_penalty: _NoPenalty = None
     frequency_penalty: _NoPenalty = None
     repetition_penalty: Annotated[None, only(1, why="can't be done: answers are drawn without penalties")] = None
     min_p: Annotated[None, only(0, why="can't be done: choose with temperature, top_p and top_k")] = None
+    chat_template_kwargs: _TemplateWords | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +231,7 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         attachments=tuple(attachments),
         sampling=asked.over(Sampling()),
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
+        thinking=_thinking(asked).tokens(),
     )
     return ChatRequest(
         asked.model,
@@ -233,6 +240,14 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         bool(asked.stream_options and asked.stream_options.include_usage),
         tuple(asked.stop or ()),
     )
+
+
+def _thinking(asked: _Body) -> Thinking:
+    """What the body says, or else what it has a template told."""
+    enabled = asked.enable_thinking
+    if enabled is None and asked.chat_template_kwargs is not None:
+        enabled = asked.chat_template_kwargs.enable_thinking
+    return Thinking(reasoning_effort=asked.reasoning_effort, enable_thinking=enabled)
 
 
 def _read_content(content: Any, path: str) -> tuple[str, list[Attachment]]:
@@ -286,11 +301,21 @@ class ChatWriter:
     model: str
     include_usage: bool = False
 
-    def whole(self, text: str, reason: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def whole(
+        self,
+        text: str,
+        reason: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        thoughts: str = "",
+        reasoning_tokens: int = 0,
+    ) -> dict[str, Any]:
+        """The body of an answer that is not streamed; `reasoning_tokens` are part of `completion_tokens`."""
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        if thoughts:
+            message["reasoning_content"] = thoughts
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(reason)}
-        usage = _usage(prompt_tokens, completion_tokens)
+        usage = _usage(prompt_tokens, completion_tokens, reasoning_tokens)
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage}
 
     def begin(self) -> bytes:
@@ -299,11 +324,15 @@ class ChatWriter:
     def delta(self, text: str) -> bytes:
         return self._chunk({"content": text})
 
-    def end(self, reason: str, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def thought(self, text: str) -> bytes:
+        """What the model thinks, which is no part of its answer."""
+        return self._chunk({"reasoning_content": text})
+
+    def end(self, reason: str, prompt_tokens: int, completion_tokens: int, reasoning_tokens: int = 0) -> bytes:
         """The last chunks, and the end mark."""
         out = self._chunk({}, _finish(reason))
         if self.include_usage:
-            usage = _usage(prompt_tokens, completion_tokens)
+            usage = _usage(prompt_tokens, completion_tokens, reasoning_tokens)
             out += _event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
         return out + b"data: [DONE]\n\n"
 
@@ -376,12 +405,13 @@ def _finish(reason: str) -> str:
     return "length" if reason == "length" else "stop"
 
 
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
+def _usage(prompt_tokens: int, completion_tokens: int, reasoning_tokens: int) -> dict[str, Any]:
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    return usage | ({"completion_tokens_details": {"reasoning_tokens": reasoning_tokens}} if reasoning_tokens else {})
 
 
 def _event(data: dict[str, Any]) -> bytes:

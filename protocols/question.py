@@ -13,6 +13,12 @@ TopK = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(number)]
 """An extension of the dialects' own: OpenAI has none."""
 
 
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False), BeforeValidator(whole)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+EFFORTS: dict[Effort, int] = {"none": 0, "minimal": 0, "low": 256, "medium": 1_024, "high": 4_096, "xhigh": 16_384}
+"""Tokens that a model may think before it answers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A picture or a video, as a file of a kind that `capture` decodes, that a question is about.
@@ -33,6 +39,7 @@ class Sampling(Model):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: TopK | None = None
+    presence_penalty: Penalty | None = None
     seed: Seed = None
 
     def over(self, defaults: Sampling) -> Sampling:
@@ -43,6 +50,19 @@ class Sampling(Model):
         """The choices that are made, by name."""
         choices = {name: getattr(self, name) for name in Sampling.model_fields}
         return {name: value for name, value in choices.items() if value is not None}
+
+
+class Thinking(Model):
+    """Whether and how long the model thinks before it answers, in every message that may say so; off unless asked for."""
+
+    reasoning_effort: Effort | None = None
+    enable_thinking: bool | None = None
+
+    def tokens(self) -> int:
+        """Tokens that it may think; an effort alone asks for it, `enable_thinking` alone for a medium effort."""
+        if self.enable_thinking is False:
+            return 0
+        return EFFORTS[self.reasoning_effort or ("medium" if self.enable_thinking else "none")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +80,5 @@ class Question:
     attachments: tuple[Attachment, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
+    thinking: int = 0
+    """Tokens that the model may think before it answers; 0 is not at all."""

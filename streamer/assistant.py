@@ -264,21 +264,26 @@ class Assistant:
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
+        presence_penalty: float | None = None,
+        thinking: int = 0,
         seed: int | None = None,
         history: Sequence[tuple[str, str]] = (),
     ) -> Answer:
         """Asks about what a stream has shown so far; with one stream, its name may be left out.
 
-        `history` holds earlier (question, answer) pairs, oldest first. What is left out is as configured. Raises
-        AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling,
+        `history` holds earlier (question, answer) pairs, oldest first. `thinking` is how many tokens the model may think
+        before it answers, which `Answer.pieces` shows. What is left out is as configured. Raises AssistantError:
+        not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling, no_thinking,
         too_many_answers.
         """
-        given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        given = {
+            "temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty, "seed": seed,
+        }  # fmt: skip
         try:
             sampling = Sampling.model_validate(given)
         except ValidationError as error:
             raise AssistantError("bad_sampling", refusal(error, given).message) from None
-        return self.answer(Question(question, stream, instructions, tuple(history), (), sampling, max_tokens))
+        return self.answer(Question(question, stream, instructions, tuple(history), (), sampling, max_tokens, thinking))
 
     def answer(self, question: Question) -> Answer:
         """As `ask`, for a question that a wire has brought."""
@@ -294,7 +299,7 @@ class Assistant:
             raise AssistantError(
                 "no_frames", f"Stream {watched.name!r} has shown nothing yet ({why}): ask again later."
             )
-        question = settled(question, watched.name, self.config)
+        question = settled(question, watched.name, self.config, self.model.config)
         tokens = prompt_tokens(question, tokenizer, limits.question_tokens)
         most = limits.answers + limits.waiting_questions
         if len(self._answers) >= most:

@@ -222,9 +222,11 @@ class AnswersConfig(_Section):
     """How answers are spoken unless a question says otherwise, and how fast."""
 
     max_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 256
-    temperature: Annotated[_Number, Field(ge=0, le=2)] = 0.0
-    """0 always takes the likeliest token."""
-    top_p: Annotated[_Number, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
+    """0 always takes the likeliest token; unset, as the three below, is as the model's card recommends (the nano: 0)."""
+    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[_Whole, Field(ge=1)] | None = None
+    presence_penalty: Annotated[_Number, Field(ge=-2, le=2)] | None = None
     floor_tokens_per_second: PerSecond = 4.0
     """An open answer keeps at least this speed when frames want the whole device."""
     ceiling_tokens_per_second: PerSecond = 30.0
@@ -256,6 +258,8 @@ class LimitsConfig(_Section):
     visitor_questions_per_minute: Annotated[_Whole, Field(ge=1, le=1_000_000)] = 600
     question_tokens: Annotated[_Whole, Field(ge=16, le=32_768)] = 1_024
     answer_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 1_024
+    thinking_tokens: Annotated[_Whole, Field(ge=0, le=32_768)] = 4_096
+    """Tokens that a model may think before an answer, at most."""
 
 
 class StorageConfig(_Section):

@@ -78,6 +78,7 @@ class Runner:
         self.backend = serve(self.state)
         self.grids: dict[int, Grid] = {}
         self.generators: dict[int, torch.Generator | None] = {}
+        self.spoken: dict[int, set[int]] = {}
 
     @property
     def frames_per_step(self) -> int:
@@ -163,17 +164,22 @@ class Runner:
     def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling = Sampling()) -> int:  # noqa: B008
         """Reads a question's tokens into a forked slot; returns the answer's first token."""
         _, logits = self.read([slot], [tokens])
-        self.generators[slot] = sampling.generator(self.device)
+        self.generators[slot], self.spoken[slot] = sampling.generator(self.device), set()
         return draw(logits[0], sampling, self.generators[slot])
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
         """Reads one token into each of `slots`; returns the one that follows in each."""
         likeliest, logits = self.read(slots, [[token] for token in tokens])
-        if all(self.generators[slot] is None for slot in slots):
+        for slot, token in zip(slots, tokens, strict=True):
+            self.spoken[slot].add(token)
+        if all(self.generators[slot] is None for slot in slots) and not any(how.presence_penalty for how in samplings):
             greedy: list[int] = likeliest.tolist()
             return greedy
-        return [draw(row, how, self.generators[slot]) for row, how, slot in zip(logits, samplings, slots, strict=True)]
+        return [
+            draw(row, how, self.generators[slot], self.spoken[slot])
+            for row, how, slot in zip(logits, samplings, slots, strict=True)
+        ]
 
     @torch.inference_mode()
     def fork(self, source: int, target: int) -> None:

@@ -21,7 +21,7 @@ from protocols.fields import (
     read_picture,
     refusal,
 )
-from protocols.question import Sampling
+from protocols.question import Sampling, Thinking
 
 
 class TextPart(Model):
@@ -72,7 +72,7 @@ def _text_among(value: list[str]) -> list[str]:
     return value
 
 
-class ResponseSettings(Sampling):
+class ResponseSettings(Sampling, Thinking):
     conversation: Literal["auto", "none"] = "auto"
     input: (
         Annotated[list[Annotated[MessageItem | ReferenceItem, Field(discriminator="type")]], Field(max_length=64)]

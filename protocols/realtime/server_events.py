@@ -183,6 +183,20 @@ class ContentPartDone(ContentEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningTextDelta(ContentEvent):
+    """What the model thinks before its answer, which is no part of it."""
+
+    type = "response.reasoning_text.delta"
+    delta: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningTextDone(ContentEvent):
+    type = "response.reasoning_text.done"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputTextDelta(ContentEvent):
     type = "response.output_text.delta"
     delta: str

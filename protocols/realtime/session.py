@@ -65,6 +65,7 @@ class _Response:
     max_output_tokens: int | Literal["inf"]
     metadata: dict[str, str] | None
     item: Item | None = None
+    thoughts: str = ""
 
 
 def _random_id(kind: str) -> str:
@@ -264,6 +265,7 @@ class RealtimeSession:
             stream=stream,
             sampling=asked.over(Sampling(temperature=self._settings["temperature"])),
             max_tokens=None if tokens == "inf" else tokens,
+            thinking=asked.tokens(),
         )
         return [Ask(response.id, question)]
 
@@ -328,10 +330,20 @@ class RealtimeSession:
         response = self._responses.get(response_id)
         if response is None or not text:
             return []
-        out = self._begin(response)
+        out = [*self._begin(response), *self._thought(response)]
         assert response.item is not None
         response.item.text += text
         out.append(self._send(told.OutputTextDelta, **_place(response), delta=text))
+        return out
+
+    def thought(self, response_id: str, text: str) -> list[Decision]:
+        """More of what the model thinks before its answer, which is no part of it (one that was shut down meanwhile says nothing)."""
+        response = self._responses.get(response_id)
+        if response is None or not text:
+            return []
+        out = self._begin(response)
+        response.thoughts += text
+        out.append(self._send(told.ReasoningTextDelta, **_place(response), delta=text))
         return out
 
     def finished(
@@ -359,6 +371,7 @@ class RealtimeSession:
         item = response.item
         if item is not None:
             item.status = "completed" if reason == "stop" else "incomplete"
+            out += self._thought(response)
             part = {"type": "text", "text": item.text}
             out.append(self._send(told.OutputTextDone, **_place(response), text=item.text))
             out.append(self._send(told.ContentPartDone, **_place(response), part=part))
@@ -390,6 +403,11 @@ class RealtimeSession:
         return [self._error(ProtocolError(code, message, param, request.event_id))]
 
     # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _thought(self, response: _Response) -> list[Decision]:
+        """The event at the end of the model's thoughts, once."""
+        thoughts, response.thoughts = response.thoughts, ""
+        return [self._send(told.ReasoningTextDone, **_place(response), text=thoughts)] if thoughts else []
 
     def _begin(self, response: _Response) -> list[Decision]:
         """The events that come before an answer's first word, once."""

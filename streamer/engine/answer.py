@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -18,12 +18,14 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Those of `completion_tokens` that were thought, not said."""
     first_token_s: float | None = None
     seconds: float | None = None
 
 
 class Answer:
-    """An async iterator of text, in pieces as they come; a slow reader gets larger pieces.
+    """An async iterator of text, in pieces as they come; a slow reader gets larger pieces. `pieces` has the model's thoughts too.
 
     What waits is bounded by the answer's `max_tokens`. `finish_reason` is None until the answer is complete; with "failed",
     `error` is one line.
@@ -39,21 +41,35 @@ class Answer:
         self._cancel, self._done = cancel, done
         self._loop = asyncio.get_running_loop()
         self._asked = time.monotonic()
-        self._waiting: list[str] = []
+        self._waiting: list[tuple[bool, str]] = []
         self._news = asyncio.Event()
 
     def __aiter__(self) -> Answer:
         return self
 
     async def __anext__(self) -> str:
+        while (piece := await self._next()) is not None:
+            thought, text = piece
+            if not thought:
+                return text
+        raise StopAsyncIteration
+
+    async def pieces(self) -> AsyncIterator[tuple[bool, str]]:
+        """Whether it is a thought, and the text, of each piece."""
+        while (piece := await self._next()) is not None:
+            yield piece
+
+    async def _next(self) -> tuple[bool, str] | None:
         while not self._waiting:
             if self.finish_reason is not None:
-                raise StopAsyncIteration
+                return None
             self._news.clear()
             await self._news.wait()
-        text = "".join(self._waiting)
-        self._waiting.clear()
-        return text
+        kind = self._waiting[0][0]
+        count = next((i for i, (thought, _) in enumerate(self._waiting) if thought != kind), len(self._waiting))
+        text = "".join(words for _, words in self._waiting[:count])
+        del self._waiting[:count]
+        return kind, text
 
     def waited(self, now: float) -> float:
         """Seconds that its first word has been waited for, 0 once it has come."""
@@ -70,9 +86,9 @@ class Answer:
 
     # From the engine's thread
 
-    def spoke(self, text: str, tokens: int) -> None:
+    def spoke(self, text: str, tokens: int, thought: bool = False) -> None:
         """See `streamer.engine.engine.Listener`."""
-        self._post(lambda: self._take(text, tokens, time.monotonic()))
+        self._post(lambda: self._take(text, tokens, thought, time.monotonic()))
 
     def finished(self, reason: FinishReason, error: str | None) -> None:
         """See `streamer.engine.engine.Listener`."""
@@ -82,12 +98,13 @@ class Answer:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(do)
 
-    def _take(self, text: str, tokens: int, now: float) -> None:
+    def _take(self, text: str, tokens: int, thought: bool, now: float) -> None:
         if self.usage.first_token_s is None:
             self.usage.first_token_s = now - self._asked
         self.usage.completion_tokens += tokens
+        self.usage.reasoning_tokens += tokens * thought
         if text:
-            self._waiting.append(text)
+            self._waiting.append((thought, text))
             self._news.set()
 
     def _end(self, reason: FinishReason, error: str | None, now: float) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from streamer.engine.answer import FinishReason
 from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
 from streamer.engine.scheduler import Scheduler
 from streamer.engine.stream import Stream
+from streamer.engine.thoughts import Thoughts
 
 log = logging.getLogger("streamer")
 
@@ -28,8 +29,8 @@ log = logging.getLogger("streamer")
 class Listener(Protocol):
     """Who hears an answer; called from the engine's thread, and must not block."""
 
-    def spoke(self, text: str, tokens: int) -> None:
-        """`tokens` more tokens were spoken; `text` is what they complete, which may be nothing yet."""
+    def spoke(self, text: str, tokens: int, thought: bool = False) -> None:
+        """`tokens` more tokens were spoken, or thought; `text` is what they complete, which may be nothing yet."""
 
     def finished(self, reason: FinishReason, error: str | None) -> None:
         """With reason "failed", `error` is one line."""
@@ -54,6 +55,7 @@ class _Answer:
     read: int = 0
     token: int = 0
     spoken: int = 0
+    thoughts: Thoughts = field(default_factory=Thoughts)
 
 
 Batch = list[tuple[Stream, tuple[Frame, ...]]]
@@ -96,7 +98,9 @@ class Executor:
     def ask(self, request: Request) -> None:
         """Lets a question wait for a slot."""
         sampling = Sampling(**request.question.sampling.chosen())
-        self.answers[request.id] = _Answer(request, sampling, self.runner.tokenizer.detokenizer())
+        tokenizer = self.runner.tokenizer
+        thoughts = Thoughts(*tokenizer.think, request.question.thinking)
+        self.answers[request.id] = _Answer(request, sampling, tokenizer.detokenizer(), thoughts=thoughts)
         self.scheduler.ask(request.id, len(request.tokens), time.monotonic())
 
     def end_answers(self, reason: FinishReason, error: str | None) -> None:
@@ -229,12 +233,14 @@ class Executor:
     def speak(self, name: str, token: int) -> None:
         """Tells the listener of a token, which may be the last."""
         answer = self.answers[name]
-        answer.token = token
+        answer.token = token = answer.thoughts.bounded(token)
         if token in self.runner.tokenizer.stops:
             return self.finish(name, "stop")
         answer.spoken += 1
         self.tokens += 1
-        answer.request.listener.spoke(answer.detokenizer.push(token), 1)
+        thought = answer.thoughts.going_on
+        text = answer.thoughts.shown(token, answer.detokenizer)
+        answer.request.listener.spoke(text, 1, thought)
         if answer.spoken >= (answer.request.question.max_tokens or 0):
             self.finish(name, "length")
 
@@ -245,7 +251,7 @@ class Executor:
             return
         self.scheduler.end_answer(name)
         if rest := answer.detokenizer.flush():
-            answer.request.listener.spoke(rest, 0)
+            answer.request.listener.spoke(rest, 0, answer.thoughts.going_on)
         if answer.slot is not None:
             self.free_answers.append(answer.slot)  # first: whoever is told may count on it
         answer.request.listener.finished(reason, error)

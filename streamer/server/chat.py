@@ -27,22 +27,23 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
         if asked.streaming:
             # The answer outlives this call: whoever sends the events lets it go.
             return StreamingResponse(_events(writer, answer, stop, stack.pop_all()), media_type="text/event-stream")
-        text = await _until_gone(request, answer, stop)
+        text, thoughts = await _until_gone(request, answer, stop)
         if answer.finish_reason == "failed":
             raise RequestError("failed", answer.error or "The answer broke off.")
         usage = answer.usage
-        return JSONResponse(writer.whole(text, _reason(answer, stop), usage.prompt_tokens, usage.completion_tokens))
+        tokens = usage.prompt_tokens, usage.completion_tokens
+        return JSONResponse(writer.whole(text, _reason(answer, stop), *tokens, thoughts, usage.reasoning_tokens))
 
 
-async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[str]:
-    """The answer's pieces up to the first stop sequence, at which the answer is ended."""
-    async for words in answer:
-        if not stop.met and (shown := stop.feed(words)):
-            yield shown
+async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[tuple[bool, str]]:
+    """The answer's pieces, each with whether it is a thought, up to the answer's first stop sequence, at which it is ended."""
+    async for thought, words in answer.pieces():
+        if not stop.met and (shown := words if thought else stop.feed(words)):
+            yield thought, shown
         if stop.met:
             answer.cancel()
     if rest := stop.rest():
-        yield rest
+        yield False, rest
 
 
 def _reason(answer: Answer, stop: StopSequences) -> str:
@@ -54,19 +55,20 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     async with stack:
         yield writer.begin()
-        async for words in _words(answer, stop):
-            yield writer.delta(words)
+        async for thought, words in _words(answer, stop):
+            yield writer.thought(words) if thought else writer.delta(words)
         if answer.finish_reason == "failed":
             yield writer.broken(answer.error or "The answer broke off.")
         elif answer.finish_reason == "cancelled" and not stop.met:
             yield writer.broken("The daemon is shutting down.")
         else:
             usage = answer.usage
-            yield writer.end(_reason(answer, stop), usage.prompt_tokens, usage.completion_tokens)
+            tokens = usage.prompt_tokens, usage.completion_tokens
+            yield writer.end(_reason(answer, stop), *tokens, usage.reasoning_tokens)
 
 
-async def _until_gone(request: Request, answer: Answer, stop: StopSequences) -> str:
-    """The whole text; cancels the answer when the client leaves meanwhile."""
+async def _until_gone(request: Request, answer: Answer, stop: StopSequences) -> tuple[str, str]:
+    """The whole text, and what was thought before it; cancels the answer when the client leaves meanwhile."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -75,6 +77,8 @@ async def _until_gone(request: Request, answer: Answer, stop: StopSequences) -> 
 
     watch = asyncio.create_task(gone())
     try:
-        return "".join([words async for words in _words(answer, stop)])
+        pieces = [piece async for piece in _words(answer, stop)]
+        text, thoughts = ("".join(words for thought, words in pieces if thought == kind) for kind in (False, True))
+        return text, thoughts
     finally:
         watch.cancel()

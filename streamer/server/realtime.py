@@ -194,8 +194,9 @@ class RealtimeConnection:
                 if ask.response in self._cancelled:
                     answer.cancel()
                 self._do(self._session.accepted(ask.response, [limit]))
-                async for words in answer:
-                    self._do(self._session.delta(ask.response, words), unasked=True)
+                async for thought, words in answer.pieces():
+                    tell = self._session.thought if thought else self._session.delta
+                    self._do(tell(ask.response, words), unasked=True)
         except (AssistantError, RequestError) as error:
             self._do(self._session.refused(ask.response, error.code, error.message))
             return

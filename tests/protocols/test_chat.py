@@ -129,7 +129,6 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
         ({"stop": ["x"] * 5}, "invalid_value", "stop"),
         ({"stop": [""]}, "invalid_value", "stop[0]"),
         ({"stop": [3]}, "invalid_value", "stop[0]"),
-        ({"presence_penalty": 1}, "invalid_value", "presence_penalty"),
         ({"frequency_penalty": 0.1}, "invalid_value", "frequency_penalty"),
         ({"repetition_penalty": 1.2}, "invalid_value", "repetition_penalty"),
         ({"min_p": 0.1}, "invalid_value", "min_p"),
@@ -138,6 +137,8 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
         ({"functions": [{"name": "x"}]}, "invalid_value", "functions"),
         ({"modalities": ["text", "audio"]}, "invalid_value", "modalities"),
         ({"seed": -2}, "invalid_value", "seed"),
+        ({"presence_penalty": 3}, "invalid_value", "presence_penalty"),
+        ({"reasoning_effort": "huge"}, "invalid_value", "reasoning_effort"),
     ],
 )
 def test_bad_requests_name_the_field(fields: dict[str, Any], code: str, param: str | None) -> None:
