@@ -349,14 +349,16 @@ class ChatWriter:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
 
 
-def models_body(model: str, streams: Collection[str], created: int) -> dict[str, Any]:
-    """The body of `GET /v1/models`."""
+def models_body(
+    model: str, streams: Collection[str], created: int, told: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The body of `GET /v1/models`; `told` is what is to be known of the model besides."""
     ids = model_ids(model, streams)
-    return {"object": "list", "data": [model_body(each, created) for each in ids]}
+    return {"object": "list", "data": [model_body(each, created, told) for each in ids]}
 
 
-def model_body(model_id: str, created: int) -> dict[str, Any]:
-    return {"id": model_id, "object": "model", "created": created, "owned_by": "streamer"}
+def model_body(model_id: str, created: int, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"id": model_id, "object": "model", "created": created, "owned_by": "streamer", **(told or {})}
 
 
 STATUS = {

@@ -13,7 +13,7 @@ TopK = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(number)]
 """An extension of the dialects' own: OpenAI has none."""
 
 
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False), BeforeValidator(whole)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False), BeforeValidator(number)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 EFFORTS: dict[Effort, int] = {"none": 0, "minimal": 0, "low": 256, "medium": 1_024, "high": 4_096, "xhigh": 16_384}
 """Tokens that a model may think before it answers."""

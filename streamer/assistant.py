@@ -25,7 +25,7 @@ from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
 from streamer.engine.scheduler import Pace
-from streamer.engine.stream import Stream, StreamStatus, configured_source
+from streamer.engine.stream import Stream, StreamStatus, configured_source, suited
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
 from streamer.memory.keeper import Keeper
@@ -92,7 +92,7 @@ class Assistant:
             await self._begin()
             self._loaded = True
             for stream, source in zip(self.config.streams, sources, strict=True):
-                await self._attach(stream, source)
+                await self._attach(stream, source if self.model.trained_rate is None else None)
             if self.keeper is not None:
                 await self.keeper.attach_added(self._streams, self._attach)
         except BaseException:
@@ -331,6 +331,7 @@ class Assistant:
             policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window),
             position_horizon=model.position_horizon,
             frames_per_step=model.frames_per_step,
+            picture_tokens=model.picture_tokens,
         )
 
     async def _begin(self) -> None:
@@ -365,7 +366,8 @@ class Assistant:
 
     async def _open(self, config: StreamConfig) -> Source:
         try:
-            return await asyncio.to_thread(configured_source, config, self.config.webrtc)
+            rate = self.model.trained_rate if self._loaded else None
+            return await asyncio.to_thread(configured_source, suited(config, rate), self.config.webrtc)
         except SourceError as error:
             raise AssistantError("bad_source", f"Stream {config.name!r} can't be watched: {error}") from None
 
@@ -379,7 +381,8 @@ class Assistant:
             raise AssistantError("too_many_streams", await self._full(most))
         self._attaching.add(name)
         try:
-            stream = Stream(config, source or await self._open(config), self.engine.wake)
+            source = source or await self._open(config)
+            stream = Stream(config, source, self.engine.wake, self.model.trained_rate)
             await self._admit(stream)
             await asyncio.wrap_future(self.engine.add(stream))
         except asyncio.CancelledError:

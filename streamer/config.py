@@ -157,6 +157,8 @@ class ModelConfig(_Section):
     """For measurements: a preset with seeded random weights, whose answers mean nothing."""
     frames_per_step: Literal[1, 2] | None = None
     """2 pairs frames as video does, for half the tokens a second; unset keeps the model's own."""
+    picture_tokens: Annotated[_Whole, Field(ge=4, le=768)] | None = None
+    """Tokens of a picture at most, which its size follows; unset keeps the model's own, or what a CPU has time for."""
     attention: AttentionConfig | None = None
     position_horizon: Annotated[_Number, Field(gt=0)] | None = None
     """Seconds of age that a stream shows on the rotary axes; unset keeps the model's own."""

@@ -24,6 +24,7 @@ from streamer.assistant import Assistant
 from streamer.config import Config, ConfigError, ServerConfig
 from streamer.errors import AssistantError
 from streamer.logs import output_aside
+from streamer.prompt import default_sampling
 from streamer.server.app import close_connections, create_app, server_options
 from streamer.systemd import notify, watchdog_seconds
 
@@ -103,9 +104,23 @@ class Daemon:
             "model.attention {sinks, window} chooses what stays\n"
         )
 
+    def _suiting(self) -> str:
+        """What streams and answers are like with this model unless they are asked to be otherwise."""
+        model = self.assistant.model
+        if model.trained_rate is None:
+            return ""
+        side = model.picture_side
+        drawn = ", ".join(f"{name} {value:g}" for name, value in default_sampling(model.config).items())
+        return (
+            f"  it sees {model.trained_rate:g} frames a second of a stream, as it was trained, {model.frames_per_step} a step, of up "
+            f"to {side}×{side} pixels (streams.fps, model.picture_tokens)\n"
+            f"  answers are drawn with {drawn}; it thinks only where asked to\n"
+        )
+
     def banner(self, url: str) -> str:
         """What a user sees first, once the daemon has started."""
         model, limits = self.assistant.model, self.config.limits
+        usual = model.trained_rate or 25
         weights = "" if model.trained else "  RANDOM WEIGHTS: answers mean nothing\n"
         more, capacity = self._more_slots, self._capacity
         memory = "" if more is None else f"; free memory would hold {more} more of their slots"
@@ -114,10 +129,10 @@ class Daemon:
         return (
             f"streamer is ready at {url}\n"
             f"  model {model.name} on {self.config.model.device}, {model.state_bytes / 1e6:.1f} MB of memory a stream, for ever\n"
-            f"{weights}{self._forgetting()}"
+            f"{weights}{self._forgetting()}{self._suiting()}"
             f"  room for {limits.streams} streams and {limits.answers} answers at once{memory}\n"
             f"  the device sees up to {capacity:.0f} frames a second in all, as measured: "
-            f"{capacity / 25:.1f} streams of 25; more {beyond} (limits.admission)\n"
+            f"{capacity / usual:.1f} streams of {usual:g}; more {beyond} (limits.admission)\n"
             f"{streams}"
         )
 

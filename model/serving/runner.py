@@ -85,6 +85,17 @@ class Runner:
         return self.config.frames_per_step
 
     @property
+    def picture_side(self) -> int:
+        """Pixels of a square picture's side, at most."""
+        vision = self.config.vision
+        return int(self.config.tokens_per_frame**0.5) * vision.spatial_merge_size * vision.patch_size
+
+    @property
+    def trained_rate(self) -> float | None:
+        """Frames a second that the model was trained with; None where it is any."""
+        return self.config.frames_per_second
+
+    @property
     def tokens_per_step(self) -> int:
         return self.config.tokens_per_frame
 
@@ -245,13 +256,15 @@ def load_runner(
     policy: AttentionPolicy | None = None,
     position_horizon: float | None = None,
     frames_per_step: int | None = None,
+    picture_tokens: int | None = None,
 ) -> Runner:
     """Loads a preset ("nano", "4b"), a checkpoint folder or a Hugging Face repository ("owner/name") onto `device`.
 
     `dtype` is "float32", "bfloat16" or, on CUDA, "fp8": bfloat16 with the big products in fp8; on a CPU "int8": float32 with the
     products in int8 that are faster so.
 
-    A checkpoint runs with the attention it was trained with unless `policy` says otherwise. `random_weights` (seeded) is
+    A checkpoint runs with the attention it was trained with unless `policy` says otherwise, and with pictures of at most its
+    own number of tokens, or `picture_tokens`. `random_weights` (seeded) is
     for measurements; the nano falls back to it while no trained weights are packaged. Raises CheckpointError, ConfigError,
     CapacityError where the device's free memory does not hold the slots.
     """
@@ -259,6 +272,7 @@ def load_runner(
         "policy": policy,
         "position_horizon": position_horizon,
         "frames_per_step": frames_per_step,
+        "tokens_per_frame": picture_tokens,
     }
     choices = {key: value for key, value in choices.items() if value is not None}
     precision: Precision = "model"

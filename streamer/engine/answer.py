@@ -18,10 +18,10 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    """Those of `completion_tokens` that were thought, not said."""
     first_token_s: float | None = None
     seconds: float | None = None
+    reasoning_tokens: int = 0
+    """Those of `completion_tokens` that were thought, not said."""
 
 
 class Answer:

@@ -13,6 +13,8 @@ from streamer.engine.scheduler import MOST_WAITING, Terms
 
 USUAL_RATE = 25.0
 """Frames a second that are expected of a stream before it has shown its own rate."""
+FRESH_FRAMES = 4
+"""Frame periods for which a frame is fresh where the model's own rate is low."""
 RATE_WINDOW = 5.0
 """Seconds over which `fps_seen` is counted."""
 
@@ -27,7 +29,8 @@ class StreamStatus:
     nothing new. `frames_damaged` counts what could not be decoded. `lag_s` is what the newest step took from the capture of
     its oldest frame to the state; `newest_frame_age_s` is how old the newest frame in the state is now. `share` is the part
     of its frame rate that the device has room for. `generation` counts how often the stream's memory was begun, `reconnects`
-    how often its source was opened again, and `gap_s` is the source's last interruption.
+    how often its source was opened again, and `gap_s` is the source's last interruption. `fps_limit` is the rate above which
+    frames are thinned: as configured, or else what the model was trained with; None is none.
     """
 
     name: str
@@ -52,6 +55,7 @@ class StreamStatus:
     generation: int
     reconnects: int
     gap_s: float
+    fps_limit: float | None = None
 
 
 class Stream:
@@ -60,8 +64,10 @@ class Stream:
     What its source has gone through the source itself tells, in its status.
     """
 
-    def __init__(self, config: StreamConfig, source: Source, wake: Callable[[], None]) -> None:
-        self.name, self.config, self.source = config.name, config, source
+    def __init__(
+        self, config: StreamConfig, source: Source, wake: Callable[[], None], trained_rate: float | None = None
+    ) -> None:
+        self.name, self.config, self.source, self.trained_rate = config.name, config, source, trained_rate
         self.terms = self.promised()
         self.mailbox = Mailbox(MOST_WAITING, policy=config.policy, on_put=wake)
         self.slot = -1
@@ -81,12 +87,13 @@ class Stream:
 
     def promised(self) -> Terms:
         """The terms that the configuration names."""
-        return Terms(self.config.deadline, self.config.priority, self.config.policy == "every")
+        config = suited(self.config, self.trained_rate)
+        return Terms(config.deadline, config.priority, config.policy == "every")
 
     @property
     def expected_rate(self) -> float:
         """Frames a second, before the first has come."""
-        return min(USUAL_RATE, self.config.fps or USUAL_RATE)
+        return min(USUAL_RATE, suited(self.config, self.trained_rate).fps or USUAL_RATE)
 
     def start(self, changed: Callable[[Stream, SourceStatus], None]) -> None:
         self.source.start(self.mailbox, lambda status: changed(self, status))
@@ -150,7 +157,21 @@ class Stream:
             generation=self.generation,
             reconnects=source.reconnects,
             gap_s=source.gap,
+            fps_limit=suited(self.config, self.trained_rate).fps,
         )
+
+
+def suited(config: StreamConfig, trained_rate: float | None) -> StreamConfig:
+    """`config` with what it leaves open as it suits a model that was trained with so many frames a second (None: with any).
+
+    Its steps hold two frames that lie far apart: they are fresh for two steps' time.
+    """
+    if trained_rate is None:
+        return config
+    usual = {"fps": config.fps or trained_rate}
+    if "deadline" not in config.model_fields_set:
+        usual["deadline"] = max(config.deadline, FRESH_FRAMES / usual["fps"])
+    return config.model_copy(update=usual)
 
 
 def configured_source(config: StreamConfig, webrtc: WebRtcConfig) -> Source:

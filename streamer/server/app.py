@@ -28,6 +28,7 @@ from protocols.realtime.session import RealtimeSession
 from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.errors import AssistantError
+from streamer.prompt import default_sampling
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor, is_loopback
 from streamer.server.chat import complete
 from streamer.server.errors import RequestError, error_response, refuse, refuse_address, refuse_unforeseen
@@ -198,14 +199,25 @@ class Routes:
 
     async def models(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
-        return JSONResponse(models_body(self._config.model.name, self._questions.names(), self._began))
+        return JSONResponse(models_body(self._config.model.name, self._questions.names(), self._began, self._told()))
 
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
         if wanted not in model_ids(self._config.model.name, self._questions.names()):
             raise RequestError("model_not_found", f"The model {wanted!r} does not exist.")
-        return JSONResponse(model_body(wanted, self._began))
+        return JSONResponse(model_body(wanted, self._began, self._told()))
+
+    def _told(self) -> dict[str, Any]:
+        """How the model's answers are drawn where a request leaves it open."""
+        if not self._assistant.ready:
+            return {}
+        model, answers = self._assistant.model.config, self._config.answers
+        chosen = {name: value for name in default_sampling(model) if (value := getattr(answers, name)) is not None}
+        told: dict[str, Any] = {"sampling": default_sampling(model) | chosen}
+        if model.think_end_token_id is not None:
+            told["thinking_sampling"] = default_sampling(model, thinking=True) | chosen
+        return told
 
     async def streams(self, request: Request) -> Response:
         self._admit(request, "view")

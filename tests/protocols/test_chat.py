@@ -172,11 +172,11 @@ def test_what_many_clients_send_does_no_harm() -> None:
         "no_such_key": {"a": [1]},
     }
     asked = read(**harmless)
-    assert asked.question.sampling == Sampling() and asked.question.max_tokens is None
+    assert asked.question.sampling == Sampling(presence_penalty=0.0) and asked.question.max_tokens is None
     assert read(max_tokens=65_536).question.max_tokens == 65_536
-    message = refused(presence_penalty=1.5).message
+    message = refused(frequency_penalty=1.5).message
     assert message == (
-        "Invalid value for 'presence_penalty': it can't be done: answers are drawn without penalties, so leave it out."
+        "Invalid value for 'frequency_penalty': it can't be done: answers are drawn without penalties, so leave it out."
     )
 
 

@@ -45,7 +45,7 @@ class Ear:
         self.error: str | None = None
         self.done = threading.Event()
 
-    def spoke(self, text: str, tokens: int) -> None:
+    def spoke(self, text: str, tokens: int, thought: bool = False) -> None:
         assert self.reason is None
         self.text += text
         self.tokens += tokens
