@@ -91,10 +91,10 @@ class SlotCache:
         keys, values = self.state.of(layer, "keys"), self.state.of(layer, "values")
         keys[at, self.rows] = torch.where((self.rows < sinks)[..., None, None], k, k_rotated)
         values[at, self.rows] = v
-        seen, held = keys[self.slots, :-1], values[self.slots, :-1]
+        seen, held = keys[self.slots], values[self.slots]
         if sinks:
-            seen = torch.cat((rotate(seen[:, :sinks], self.sink_rotation), seen[:, sinks:]), 1)
-        return masked_attention(q, seen, held, self.visible)
+            seen[:, :sinks] = rotate(seen[:, :sinks], self.sink_rotation)  # a copy of the state's own
+        return masked_attention(q, seen[:, :-1], held[:, :-1], self.visible)
 
     def load(self, layer: int, name: str) -> Tensor:
         """See `Cache.load`."""

@@ -113,7 +113,8 @@ class Daemon:
         drawn = ", ".join(f"{name} {value:g}" for name, value in default_sampling(model.config).items())
         return (
             f"  it sees {model.trained_rate:g} frames a second of a stream, as it was trained, {model.frames_per_step} a step, of up "
-            f"to {side}×{side} pixels (streams.fps, model.picture_tokens)\n"
+            f"to {side}×{side} pixels (streams.fps, model.picture_tokens); this machine sees "
+            f"{self._capacity / model.frames_per_step:.1f} such steps a second\n"
             f"  answers are drawn with {drawn}; it thinks only where asked to\n"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from model.preprocess import choose_grid
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Grid, Pictures, Traced
 from model.serving.capacity import capacity
 from model.serving.int8 import to_int8
+from model.serving.picture_size import affordable_tokens
 from model.serving.quantize import Precision
 from model.serving.random_weights import random_config, random_model, random_vocabulary
 from model.serving.sampling import Sampling, draw
@@ -290,7 +292,8 @@ def load_runner(
         config = random_config(name, **choices)
         tokenizer = Tokenizer(random_vocabulary(NANO / "tokenizer.json", config), config)
         config = tokenizer.fitted(config)
-        return Runner(name, random_model(config, device, kind), tokenizer, slots, trained=False, precision=precision)
+        model = sized(random_model(config, device, kind), picture_tokens)
+        return Runner(name, model, tokenizer, slots, trained=False, precision=precision)
     if name in PRESETS and name != "nano":
         raise CheckpointError(
             f"preset {name!r} has no weights of its own: name a checkpoint folder or repository, or ask for random weights"
@@ -298,4 +301,11 @@ def load_runner(
     folder = NANO if name == "nano" else locate(name)
     model, tokenizer = load_checkpoint(folder, device=device, dtype=kind, **choices)
     model.eval().fuse()
-    return Runner(name, model, tokenizer, slots, trained=True, precision=precision)
+    return Runner(name, sized(model, picture_tokens), tokenizer, slots, trained=True, precision=precision)
+
+
+def sized(model: InfiniteVL, picture_tokens: int | None) -> InfiniteVL:
+    """The model with pictures of a size that its CPU has time for, where none is asked for."""
+    if picture_tokens is None and model.model.embed_tokens.weight.device.type == "cpu":
+        model.config = replace(model.config, tokens_per_frame=affordable_tokens(model))
+    return model
