@@ -379,6 +379,10 @@ STATUS = {
     "rate_limit_exceeded": 429,
     "no_frames": 503,
     "not_ready": 503,
+    "no_storage": 503,
+    "overloaded": 503,
+    "too_many_connections": 429,
+    "request_timeout": 408,
     "server_error": 500,
     "failed": 500,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -17,6 +18,11 @@ from pydantic_core import ErrorDetails
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 """The first bytes of JPEG, PNG, GIF and TIFF."""
 PICTURE_BRANDS = frozenset({b"avif", b"avis"})
+MOST_MARKS = 20_000
+"""Of a message: commas, colons and brackets, in its texts too."""
+_SHORT = reprlib.Repr()
+"""Shows of a value no more than a line takes, whatever it holds."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 57, 57, 57
 URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -145,7 +151,11 @@ class Model(BaseModel):
 
 
 def read_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object from the wire. Raises ProtocolError."""
+    """A JSON object from the wire, of a bounded number of values; a picture is one, however large. Raises ProtocolError."""
+    # Counted before they are parsed: by the marks before each, which what is written in base64 has none of.
+    marks = (",", ":", "[", "{") if isinstance(text, str) else (b",", b":", b"[", b"{")
+    if sum(text.count(mark) for mark in marks) > MOST_MARKS:  # type: ignore[arg-type]
+        raise ProtocolError("invalid_json", f"The message holds more than {MOST_MARKS} values and keys.")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -185,8 +195,8 @@ def _field_path(error: ErrorDetails, data: Any) -> str:
 
 
 def _message(error: ErrorDetails, path: str) -> str:
-    value = repr(error["input"])
-    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    shown = _SHORT.repr(error["input"])
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     if error["type"] == "missing":
         return f"Missing required parameter: '{path}'."
     if error["type"] == "union_tag_not_found":

@@ -17,6 +17,8 @@ SDP = "application/sdp"
 FRAGMENT = "application/trickle-ice-sdpfrag"
 CODECS = ("VP8", "H264")
 LARGEST = 256 * 1024
+MOST_CANDIDATES = 100
+"""Of one session; each that is taken is tried against every address of ours."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -63,6 +65,7 @@ Decision = Reply | Publish | Trickle | End
 class _Session:
     stream: str
     ufrag: str
+    candidates: int = 0
 
 
 class WhipEndpoint:
@@ -127,6 +130,8 @@ class WhipEndpoint:
             offer = body.decode("utf-8")
         except UnicodeDecodeError:
             raise ProtocolError("invalid_sdp", "The session description is not UTF-8.") from None
+        if offer.count("\na=candidate:") > MOST_CANDIDATES:
+            raise ProtocolError("payload_too_large", f"A session may have {MOST_CANDIDATES} candidates at most.")
         check_offer(offer)
         return Publish(stream, offer)
 
@@ -140,6 +145,9 @@ class WhipEndpoint:
         if match == "*" or (ufrag and ufrag != known.ufrag):
             raise ProtocolError("ice_restart", "ICE restarts are not supported: end the session and publish anew.")
         candidates = tuple(re.findall(r"^a=(candidate:[^\r\n]+)", text, re.MULTILINE))
+        known.candidates += len(candidates)
+        if known.candidates > MOST_CANDIDATES:
+            raise ProtocolError("payload_too_large", f"A session may have {MOST_CANDIDATES} candidates at most.")
         return Trickle(known.stream, session, candidates, Reply(204))
 
 

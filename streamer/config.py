@@ -6,13 +6,14 @@ Every refusal is one line a value: the path to it, the value, and the mend.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 
@@ -61,6 +62,16 @@ PerSecond = Annotated[_Number, Field(gt=0, le=1_000, description="a number per s
 Count = Annotated[_Whole, Field(ge=1, description="a count")]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_MEND = "use letters, digits, '_', '-' and '.', 64 at most"
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is no address or network: write 10.0.0.2 or 10.0.0.0/24") from None
+    return value
+
+
 Name = Annotated[str, Field(pattern=NAME)]
 
 
@@ -107,6 +118,8 @@ class ServerConfig(_Section):
     """TLS: a PEM file with the certificate's key."""
     origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = ()
     """Pages of other origins that may speak to the daemon, such as https://cam.example."""
+    proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    """Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; of others they are not."""
     media_domains: tuple[Name, ...] = ()
     """Hosts that pictures and videos named in a request may be fetched from."""
     private_sources: bool = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive
 from starlette.types import Scope as ASGIScope
+from starlette.types import Send as ASGISend
 from starlette.websockets import WebSocket
 
 from capture.image import encode_jpeg
@@ -29,13 +32,23 @@ from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.errors import AssistantError
 from streamer.prompt import default_sampling
-from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor, is_loopback
+from streamer.server.admission import Admission, Held
+from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
 from streamer.server.chat import complete
-from streamer.server.errors import RequestError, error_response, refuse, refuse_address, refuse_unforeseen
+from streamer.server.connections import Crowd, HttpProtocol, WebSocketProtocol, most_connections
+from streamer.server.errors import (
+    Refusals,
+    RequestError,
+    error_response,
+    gone,
+    refuse,
+    refuse_address,
+    refuse_unforeseen,
+)
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 from streamer.server.questions import Questions
-from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection, WebSocketProtocol
+from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.views import health_view, stream_view
 from streamer.server.whip import Publishing
@@ -47,7 +60,10 @@ PICTURES_PER_SECOND = 10.0
 WHIP_METHODS = ["OPTIONS", "POST", "PATCH", "DELETE", "GET", "HEAD", "PUT"]
 BODY_BYTES = 32 * 2**20
 """The largest body of a request: pictures and short videos come in it."""
+BODY_SECONDS = 60.0
+"""Within which a body must have come."""
 WEB = Path(__file__).parent.parent / "web"
+PICTURE_HEADERS = {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Referrer-Policy": "no-referrer",
@@ -90,24 +106,31 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
                 allow_methods=["GET", "POST", "PATCH", "DELETE"],
                 allow_headers=["Authorization", "Content-Type", "If-Match"],
                 expose_headers=["Location", "ETag", "Retry-After"],
-            )
+            ),
+            Middleware(Admission, gate=routes.gate, limits=routes.limits, held=Held()),
         ],
         exception_handlers={
             RequestError: refuse,
             AssistantError: refuse,
             ProtocolError: refuse,
             HTTPException: refuse_address,
+            ClientDisconnect: gone,
             Exception: refuse_unforeseen,
         },
     )
     app.state.routes = routes
+    app.state.refusals = Refusals()
+    app.state.crowd = Crowd(most_connections())
     return app
 
 
 def server_options(config: Config) -> dict[str, Any]:
     """What uvicorn must be told for this app, beside its socket."""
     return {
+        "http": HttpProtocol,
         "ws": WebSocketProtocol,
+        "proxy_headers": bool(config.server.proxies),
+        "forwarded_allow_ips": list(config.server.proxies),
         "ws_max_size": config.server.max_message_bytes,
         "ws_per_message_deflate": False,
         "access_log": False,
@@ -129,13 +152,13 @@ class Routes:
 
     def __init__(self, assistant: Assistant, config: Config, tokens: list[Token], signed: Signed | None) -> None:
         self._assistant, self._config = assistant, config
-        self._gate = Gate(tokens, config.server.origins, loopback=is_loopback(config.server.host), signed=signed)
+        self.gate = Gate(tokens, config.server.origins, names=own_names(config.server.host), signed=signed)
         limits = config.limits
-        self._limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
+        self.limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._metrics = Metrics()
         self._questions = Questions(
             assistant,
-            self._limits,
+            self.limits,
             self._metrics,
             private_sources=config.server.private_sources,
             media_domains=config.server.media_domains,
@@ -155,13 +178,13 @@ class Routes:
             visitor = self._admit(websocket, "view", "ask", "publish")
         except RequestError as error:
             address = websocket.client.host if websocket.client else "unknown"
-            log.info("refused a websocket to %s: %s", address, error.code)
+            websocket.app.state.refusals.log("websocket", "/v1/realtime", address, error.code)
             await websocket.send_denial_response(error_response(error))
             return
         offered = websocket.scope["subprotocols"]
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
-            self._limits.connect(visitor.name)
+            self.limits.connect(visitor.name)
         except RequestError as error:
             await websocket.close(TRY_AGAIN_LATER, error.message)
             return
@@ -173,7 +196,7 @@ class Routes:
         finally:
             self._metrics.connections -= 1
             self._connections.discard(connection)
-            self._limits.disconnect(visitor.name)
+            self.limits.disconnect(visitor.name)
 
     async def nowhere(self, websocket: WebSocket) -> None:
         path = websocket.url.path
@@ -194,7 +217,8 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
-        asked = read_chat(await _body(request), self._config.model.name, self._questions.names())
+        names = self._questions.names()
+        asked = await asyncio.to_thread(read_chat, await _body(request), self._config.model.name, names)
         return await complete(request, asked, visitor, self._questions)
 
     async def models(self, request: Request) -> Response:
@@ -233,7 +257,7 @@ class Routes:
 
     async def attach(self, request: Request) -> Response:
         visitor = self._admit(request, "admin")
-        fields = read_object(await _body(request))
+        fields = await asyncio.to_thread(read_object, await _body(request))
         name, source = fields.pop("name", None), fields.pop("source", None)
         if not isinstance(name, str) or not isinstance(source, str):
             raise ProtocolError("missing_required_parameter", "A stream needs a 'name' and a 'source'.", "name")
@@ -241,32 +265,33 @@ class Routes:
 
     async def detach(self, request: Request) -> Response:
         self._admit(request, "admin")
-        await self._assistant.detach(request.path_params["stream"])
+        await self._questions.detach(request.path_params["stream"])
         return Response(status_code=204)
 
     async def frame(self, request: Request) -> Response:
         """The picture that the model saw last."""
         self._admit(request, "view")
-        frame = self._assistant.newest_frame(request.path_params["stream"])
+        frame = self._questions.frame(request.path_params["stream"])
         if frame is None:
             raise RequestError("no_frames", "This stream has shown nothing yet.", 1.0)
         picture = await asyncio.to_thread(encode_jpeg, frame.pixels, PICTURE_SIDE)
-        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+        return Response(picture, media_type="image/jpeg", headers=PICTURE_HEADERS)
 
     async def video(self, request: Request) -> Response:
-        """The pictures that the model sees, as motion JPEG."""
-        self._admit(request, "view")
+        """The pictures that the model sees, as motion JPEG; who watches has a connection open."""
+        visitor = self._admit(request, "view")
         name = request.path_params["stream"]
-        self._assistant.newest_frame(name)
+        self._questions.frame(name)
+        self.limits.connect(visitor.name)
         kind = "multipart/x-mixed-replace; boundary=frame"
-        return StreamingResponse(self._pictures(name), media_type=kind, headers={"Cache-Control": "no-store"})
+        return Viewing(self._pictures(name), kind, lambda: self.limits.disconnect(visitor.name))
 
     async def _pictures(self, name: str) -> AsyncIterator[bytes]:
         shown = None
         while not self._closing.is_set():
             try:
-                frame = self._assistant.newest_frame(name)
-            except AssistantError:
+                frame = self._questions.frame(name)
+            except (AssistantError, RequestError):
                 return
             if frame is not None and frame is not shown:
                 shown = frame
@@ -278,11 +303,10 @@ class Routes:
     async def whip(self, request: Request) -> Response:
         """Publishing by WebRTC (RFC 9725); what a session's URL may do is known to its publisher alone."""
         place = request.path_params
-        if request.method != "OPTIONS":
-            self._admit(request, "publish")
+        visitor = self._admit(request, "publish") if request.method != "OPTIONS" else None
         body = await _body(request)
         reply = await self._publishing.request(
-            request.method, place["stream"], place.get("session"), request.headers, body
+            request.method, place["stream"], place.get("session"), request.headers, body, visitor
         )
         return Response(reply.body, reply.status, dict(reply.headers))
 
@@ -301,10 +325,25 @@ class Routes:
 
     def _admit(self, connection: HTTPConnection, *scopes: Scope) -> Visitor:
         address = connection.client.host if connection.client else "unknown"
-        visitor = self._gate.admit(connection.headers, address)
-        self._limits.request(visitor.name, time.monotonic())
+        visitor = self.gate.admit(connection.headers, address)
+        self.limits.request(visitor.name, time.monotonic())
         visitor.need(*scopes)
         return visitor
+
+
+class Viewing(StreamingResponse):
+    """Pictures for one who watches; `over` is called once nobody does any more."""
+
+    def __init__(self, pictures: AsyncIterator[bytes], kind: str, over: Callable[[], None]) -> None:
+        super().__init__(pictures, media_type=kind, headers=PICTURE_HEADERS)
+        self._over = over
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: ASGISend) -> None:
+        """See `StreamingResponse`."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 class Page(StaticFiles):
@@ -320,10 +359,20 @@ class Page(StaticFiles):
 
 
 async def _body(request: Request) -> bytes:
-    """A request's whole body. Raises RequestError: payload_too_large."""
+    """A request's whole body. Raises RequestError: payload_too_large, request_timeout."""
     out = bytearray()
-    async for chunk in request.stream():
-        out += chunk
-        if len(out) > BODY_BYTES:
-            raise RequestError("payload_too_large", f"A body may hold {BODY_BYTES // 2**20} MiB at most.")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                out += chunk
+                if len(out) > BODY_BYTES:
+                    raise RequestError("payload_too_large", f"A body may hold {BODY_BYTES // 2**20} MiB at most.")
+    except TimeoutError:
+        raise RequestError("request_timeout", f"The body has not come within {BODY_SECONDS:g} s.") from None
     return bytes(out)
+
+
+def own_names(host: str) -> list[str]:
+    """What this machine is called: where it listens, its own name, and that name as its network spells it (mDNS)."""
+    name = socket.gethostname()
+    return [host, name, f"{name.partition('.')[0]}.local"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 
 from capture.image import PictureError, decode_image
 from protocols.chat import video_file
@@ -22,13 +24,21 @@ from protocols.question import Attachment, Question
 from streamer.assistant import Assistant
 from streamer.server.errors import RequestError
 
+log = logging.getLogger("streamer.http")
 PREFIX = "given-"
 MOST_SECONDS = 60.0
 """Attachments must have been seen within this time."""
 FETCH_SECONDS = 10.0
 FETCH_BYTES = 32 * 2**20
+_DECODERS = ThreadPoolExecutor(2, "pictures")
+"""A picture that is decoded takes tens of megabytes."""
 VIDEO_FPS = 2.0
 """Frames a second that are seen of an attached video."""
+
+
+async def decoded(data: bytes) -> np.ndarray:
+    """A picture's pixels, uint8 [height, width, 3], off the loop, of all clients' pictures few at a time. Raises PictureError."""
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, decode_image, data)
 
 
 async def fetched(question: Question, domains: Collection[str]) -> Question:
@@ -47,7 +57,10 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Collection[s
 
     Raises RequestError: url_not_allowed, url_failed.
     """
-    host = urlsplit(url).hostname or ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        raise RequestError("url_not_allowed", f"{url[:100]!r} is no address: send a data URI.") from None
     if host not in domains:
         raise RequestError(
             "url_not_allowed",
@@ -66,7 +79,7 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Collection[s
                 if len(data) > FETCH_BYTES:
                     raise RequestError("url_failed", f"{host} sends more than {FETCH_BYTES // 2**20} MiB.")
         return Attachment(kind, picture_file(bytes(data)) if kind == "image" else video_file(bytes(data)))
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RequestError("url_failed", f"{host} can't be fetched from: {type(error).__name__}.") from None
     except ValueError as error:
         raise RequestError("url_failed", f"What {host} sends {error}.") from None
@@ -104,7 +117,7 @@ async def _show_pictures(assistant: Assistant, name: str, pictures: Sequence[byt
     copies = assistant.model.frames_per_step
     for number, data in enumerate(pictures):
         try:
-            pixels = await asyncio.to_thread(decode_image, data)
+            pixels = await decoded(data)
         except PictureError as error:
             raise RequestError("invalid_value", str(error)) from None
         for copy in range(copies):
@@ -113,8 +126,15 @@ async def _show_pictures(assistant: Assistant, name: str, pictures: Sequence[byt
 
 
 async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(prefix="streamer-", suffix=".video") as file:
-        await asyncio.to_thread(Path(file.name).write_bytes, data)
+    try:
+        file = await asyncio.to_thread(_kept, data)
+    except OSError as error:
+        log.error(
+            "a video can't be kept while it is shown (%s): make room where TMPDIR is, or set it elsewhere",
+            error.strerror,
+        )
+        raise RequestError("no_storage", "There is no room here to keep a video while it is shown.", 60.0) from None
+    with file:
         await assistant.attach(name, file.name, policy="every", realtime=False, fps=VIDEO_FPS, keep="nothing")
         while True:
             status = next(each for each in assistant.streams() if each.name == name)
@@ -126,6 +146,19 @@ async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
                 "invalid_value", f"The video can't be decoded: {status.reason.replace(file.name, 'video')}."
             )
         await _seen(assistant, name, 1)
+
+
+def _kept(data: bytes) -> IO[bytes]:
+    """A file that holds a video until it is closed. Raises OSError."""
+    file = tempfile.NamedTemporaryFile(prefix="streamer-", suffix=".video")  # noqa: SIM115
+    try:
+        file.write(data)
+        file.flush()
+    except OSError:
+        with suppress(OSError):  # what could not be written before can't be now; the file goes all the same
+            file.close()
+        raise
+    return file
 
 
 async def _seen(assistant: Assistant, name: str, frames: int) -> None:

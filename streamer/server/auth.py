@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 SHORTEST = 16
 """Characters of a token; shorter ones can be guessed."""
 SUBPROTOCOL = "realtime"
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.~-]{1,253})(?::[0-9]{0,5})?")
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://([^/\s@]{1,260})")
+FORWARDED = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
+"""Headers of what came through a proxy."""
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """How a browser, which can set no header on a websocket, names its token (the dialect's own way)."""
 
@@ -109,7 +114,7 @@ class Gate:
     Args:
         tokens: those that are known; with none, and no `signed`, everybody may do everything.
         origins: pages of other origins (`https://cam.example`) that may speak to the daemon from a browser.
-        loopback: whether the daemon listens on this machine only.
+        names: this machine's own, by which it may be asked for as by an address.
         signed: asked about tokens that are not among `tokens`.
     """
 
@@ -118,23 +123,23 @@ class Gate:
         tokens: Collection[Token],
         origins: Collection[str] = (),
         *,
-        loopback: bool = True,
+        names: Collection[str] = (),
         signed: Signed | None = None,
     ) -> None:
         self._tokens: Mapping[str, Token] = {token.digest: token for token in tokens}
         self._signed = signed
         self._open = not tokens and signed is None
         self._origins = {origin.rstrip("/").lower() for origin in origins}
-        self._names = {urlsplit(origin).hostname for origin in self._origins}
-        self._loopback = loopback
+        self._names = {urlsplit(origin).hostname or "" for origin in self._origins} | {each.lower() for each in names}
 
     def admit(self, headers: Mapping[str, str], address: str) -> Visitor:
         """Who this is, from a request's headers (names in lower case) and its peer's address.
 
-        Raises RequestError: unauthorized, or forbidden for a page of a foreign origin.
+        Raises RequestError: unauthorized, or what `check` raises.
         """
-        self._check_origin(headers.get("origin"), headers.get("host", ""))
-        remote = not is_loopback(address)
+        self.check(headers)
+        # What came through a proxy comes from elsewhere, whatever address the proxy has.
+        remote = not is_loopback(address) or not FORWARDED.isdisjoint(headers)
         if self._open:
             return Visitor(address, frozenset(SCOPES), remote)
         presented = _presented(headers)
@@ -147,17 +152,30 @@ class Gate:
             return self._signed.visitor(presented, remote)
         raise RequestError("unauthorized", "This token is not known here.")
 
-    def _check_origin(self, origin: str | None, host: str) -> None:
-        name = urlsplit(f"//{host}").hostname or ""
-        if origin is not None and origin.lower() not in self._origins:
-            same = urlsplit(origin).netloc.lower() == host.lower()
+    def check(self, headers: Mapping[str, str]) -> None:
+        """What is asked of every request before its token: the name that it knows us by, and the page that it comes from.
+
+        Raises RequestError: invalid_request for a Host or an Origin that is none, forbidden.
+        """
+        host, origin = headers.get("host"), headers.get("origin")
+        name = "" if host is None else _host_name(host)
+        known = origin is not None and origin.lower() in self._origins
+        if origin is not None and not known:
+            same = _origin_host(origin) == (host or "").lower()
             if not same or (self._open and not _is_literal(name)):
                 raise RequestError(
                     "forbidden", f"Pages from {origin[:200]} may not speak to this daemon: allow server.origins."
                 )
+        # A picture that another page shows (`<img>`) comes without an origin; a link that is followed shows nothing to that page.
+        followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not known and not followed:
+            raise RequestError("forbidden", "Other pages may not show what this daemon sees: allow server.origins.")
         # A page whose name was pointed at this machine (DNS rebinding) sends no origin when it reads; its name tells.
-        if self._loopback and self._open and name not in self._names and not _is_literal(name):
-            raise RequestError("forbidden", f"This daemon is not {name[:200]!r}: reach it as 127.0.0.1 or localhost.")
+        if self._open and host is not None and name not in self._names and not _is_literal(name):
+            raise RequestError(
+                "forbidden",
+                f"This daemon is not {name[:200]!r}: reach it by its address, as localhost, or allow server.origins.",
+            )
 
 
 def is_loopback(host: str) -> bool:
@@ -168,6 +186,20 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, in lower case (RFC 9110, 7.2). Raises RequestError."""
+    found = HOST.fullmatch(host)
+    if found is None:
+        raise RequestError("invalid_request", "The Host header names no host.")
+    return found[1].strip("[]").lower()
+
+
+def _origin_host(origin: str) -> str:
+    """Host and port of an Origin header, in lower case; nothing for `null` and what is no origin (RFC 6454, 7)."""
+    found = ORIGIN.fullmatch(origin)
+    return found[1].lower() if found else ""
 
 
 def _is_literal(name: str) -> bool:

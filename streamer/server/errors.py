@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +15,9 @@ from protocols.fields import ProtocolError
 from streamer.errors import AssistantError
 
 log = logging.getLogger("streamer.http")
+SUMMED_SECONDS = 60.0
+MOST_ADDRESSES = 1_000
+"""Of which refusals are summed up at once."""
 
 
 class RequestError(Exception):
@@ -45,8 +49,39 @@ async def refuse(request: Request, error: Any) -> Response:
     response = error_response(error)
     if response.status_code in (401, 403, 429):
         address = request.client.host if request.client else "unknown"
-        log.info("refused %s %s to %s: %s", request.method, request.url.path, address, error.code)
+        request.app.state.refusals.log(request.method, request.url.path, address, error.code)
     return response
+
+
+class Refusals:
+    """Which refusals are told: the first of an address and reason in a minute, and then how many there were."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def told(self, address: str, code: str, now: float) -> int | None:
+        """How many were not told since the last that was, or None where this one isn't either."""
+        key = address, code
+        began, untold = self._since.get(key, (-math.inf, 0))
+        if now - began < SUMMED_SECONDS:
+            self._since[key] = began, untold + 1
+            return None
+        if key not in self._since and len(self._since) >= MOST_ADDRESSES:
+            del self._since[next(iter(self._since))]
+        self._since[key] = now, 0
+        return untold
+
+    def log(self, method: str, path: str, address: str, code: str) -> None:
+        """Logs that somebody was refused, if that is told: whoever knocks a thousand times fills no disk."""
+        before = self.told(address, code, time.monotonic())
+        if before is not None:
+            more = f" (and {before} times before)" if before else ""
+            log.info("refused %s %s to %s: %s%s", method, path[:200], address, code, more)
+
+
+async def gone(request: Request, error: Any) -> Response:
+    """A client that left in the middle of its request: nobody reads this."""
+    return Response(status_code=400)
 
 
 async def refuse_address(request: Request, error: Any) -> Response:

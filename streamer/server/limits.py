@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections import Counter
 
@@ -15,6 +16,15 @@ MESSAGES_PER_SECOND = 200.0
 MESSAGES_AT_ONCE = 500.0
 
 
+MESSAGE_BYTES = 64 * 1024
+"""A message of so many bytes costs as much as two of none."""
+FRAMES_PER_SECOND = 1_000.0
+"""Of one websocket, with all that is no message: fragments, pings and pongs."""
+FRAMES_AT_ONCE = 2_000.0
+MOST_BUCKETS = 10_000
+"""Visitors that are remembered at once, however many come in a moment."""
+
+
 class Bucket:
     """What may still be taken: `most` at once, and `rate` a second in the long run."""
 
@@ -26,10 +36,10 @@ class Bucket:
         self.level = min(self.most, self.level + (now - self.at) * self.rate)
         self.at = now
 
-    def take(self, now: float) -> float:
-        """Takes one; returns the seconds to wait for it. Whoever does not wait is ever deeper in debt."""
+    def take(self, now: float, cost: float = 1.0) -> float:
+        """Takes `cost`; returns the seconds to wait for it. Whoever does not wait is ever deeper in debt."""
         self.fill(now)
-        self.level -= 1
+        self.level -= cost
         return max(0.0, -self.level / self.rate)
 
 
@@ -48,6 +58,7 @@ class Limits:
         self._answering: Counter[str] = Counter()
         self._questions: dict[str, Bucket] = {}
         self._requests: dict[str, Bucket] = {}
+        self._knocks: dict[str, Bucket] = {}
 
     def connect(self, visitor: str) -> None:
         """A websocket is opened. Raises RequestError: too_many_connections."""
@@ -91,12 +102,21 @@ class Limits:
         _less(self._answering, visitor)
 
     def request(self, visitor: str, now: float) -> None:
-        """A request has come over HTTP. Raises RequestError: rate_limit_exceeded."""
-        bucket = _bucket(self._requests, visitor, REQUESTS_AT_ONCE, REQUESTS_PER_SECOND, now)
-        bucket.fill(now)
-        if bucket.level < 1:
-            raise RequestError("rate_limit_exceeded", "Too many requests at once: slow down.", 1 / bucket.rate)
-        bucket.level -= 1
+        """A request of a visitor has come. Raises RequestError: rate_limit_exceeded."""
+        _charge(self._requests, visitor, now)
+
+    def knock(self, address: str, now: float) -> None:
+        """Anybody's request has come, whose token is not looked at yet. Raises RequestError: rate_limit_exceeded."""
+        _charge(self._knocks, address, now)
+
+
+def network_of(address: str) -> str:
+    """By what an address is counted: itself, or of IPv6 the network of 64 bits, all of which one machine may use."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found) if found.version == 4 else str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
 
 
 def message_bucket(now: float) -> Bucket:
@@ -104,12 +124,34 @@ def message_bucket(now: float) -> Bucket:
     return Bucket(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND, now)
 
 
+def message_cost(size: int) -> float:
+    """What a message of so many bytes takes of its websocket's bucket."""
+    return 1 + size / MESSAGE_BYTES
+
+
+def frame_bucket(now: float) -> Bucket:
+    """For the frames of one websocket."""
+    return Bucket(FRAMES_AT_ONCE, FRAMES_PER_SECOND, now)
+
+
 def _bucket(buckets: dict[str, Bucket], visitor: str, most: float, rate: float, now: float) -> Bucket:
-    """A visitor's bucket. One that is full again need not be kept."""
-    if visitor not in buckets and len(buckets) >= 1_000:
-        for name in [name for name, each in buckets.items() if now - each.at > each.most / each.rate]:
-            del buckets[name]
-    return buckets.setdefault(visitor, Bucket(most, rate, now))
+    """A visitor's bucket, the latest in order. One that is full again need not be kept; of too many, the stillest goes."""
+    bucket = buckets.pop(visitor, None)
+    while buckets:
+        stillest = next(iter(buckets))
+        if now - buckets[stillest].at <= most / rate and len(buckets) < MOST_BUCKETS:
+            break
+        del buckets[stillest]
+    buckets[visitor] = bucket or Bucket(most, rate, now)
+    return buckets[visitor]
+
+
+def _charge(buckets: dict[str, Bucket], name: str, now: float) -> None:
+    bucket = _bucket(buckets, name, REQUESTS_AT_ONCE, REQUESTS_PER_SECOND, now)
+    bucket.fill(now)
+    if bucket.level < 1:
+        raise RequestError("rate_limit_exceeded", "Too many requests at once: slow down.", 1 / bucket.rate)
+    bucket.level -= 1
 
 
 def _less(counter: Counter[str], visitor: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from capture import SourceError
+from capture import Frame, SourceError
 from capture.network.policy import refuse_private
 from protocols.question import Question
 from streamer.assistant import Answer, Assistant, StreamStatus
@@ -61,6 +61,23 @@ class Questions:
         """The streams that there are for visitors: all but those that only show what a question brought along."""
         return [status for status in self._assistant.streams() if not status.name.startswith(PREFIX)]
 
+    def known(self, name: str) -> str:
+        """`name`, of a stream that there is for visitors. Raises RequestError: unknown_stream."""
+        names = self.names()
+        if name not in names:
+            raise RequestError(
+                "unknown_stream", f"There is no stream {name!r}; there are: {', '.join(names) or 'none'}."
+            )
+        return name
+
+    def frame(self, name: str) -> Frame | None:
+        """The picture that the model saw last. Raises RequestError: unknown_stream."""
+        return self._assistant.newest_frame(self.known(name))
+
+    async def detach(self, name: str) -> None:
+        """Ends a stream. Raises RequestError: unknown_stream."""
+        await self._assistant.detach(self.known(name))
+
     def names(self) -> list[str]:
         return [status.name for status in self.streams()]
 
@@ -89,7 +106,7 @@ class Questions:
         try:
             async with AsyncExitStack() as stack:
                 question = await fetched(question, self._domains)
-                stream = question.stream or self._only_stream()
+                stream = self._only_stream() if question.stream is None else self.known(question.stream)
                 if question.attachments:
                     stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
                 answer = self._assistant.answer(replace(question, stream=stream))

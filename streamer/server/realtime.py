@@ -9,56 +9,25 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.websockets import WebSocket
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.http11 import Request
 
-from capture.image import PictureError, decode_image
+from capture.image import PictureError
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
 from protocols.realtime.server_events import Error, ServerEvent
 from protocols.realtime.session import RealtimeSession, Usage
 from streamer.assistant import Answer, Assistant
 from streamer.errors import AssistantError
+from streamer.server.attachments import decoded
 from streamer.server.auth import Visitor
+from streamer.server.connections import CLOSE_SECONDS
 from streamer.server.errors import RequestError
-from streamer.server.limits import message_bucket
+from streamer.server.limits import message_bucket, message_cost
 from streamer.server.outbox import Outbox
 from streamer.server.questions import Questions
 from streamer.server.views import event_view, frame_view, stream_view
 
 OUTGOING_BYTES = 256 * 1024
 """Words and news that may wait for a client that reads slowly; beyond it the connection is closed with 1013."""
-CLOSE_SECONDS = 1.0
-"""How long a closing handshake may take before the connection is cut."""
 GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's websocket with an end for peers that do not read: a close frame behind what waits, then a cut."""
-
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        if hasattr(self, "scope"):
-            self.scope["extensions"]["streamer.socket"] = {"cut": self.cut, "writable": self.writable}
-
-    def handle_ping(self) -> None:
-        if self.writable.is_set():
-            super().handle_ping()
-        else:
-            self.conn.data_to_send()
-
-    def cut(self, code: int, reason: str) -> None:
-        """Closes without waiting until the peer has read what was sent before."""
-        if self.close_sent or self.transport.is_closing():
-            return
-        self.conn.send_close(code, reason)
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
 
 def _too_many(event: ServerEvent) -> bool:
@@ -111,7 +80,7 @@ class RealtimeConnection:
                     await self._carry_out(decision)
                 await self._outbox.room()
                 # Whoever sends faster than is fair is read more slowly; even the fastest leaves room for others between.
-                await asyncio.sleep(bucket.take(time.monotonic()))
+                await asyncio.sleep(bucket.take(time.monotonic(), message_cost(len(text or data or b""))))
         finally:
             self._do(self._session.close())
             self._closed.set()
@@ -151,7 +120,8 @@ class RealtimeConnection:
         stream = push.stream or (names[0] if len(names) == 1 else None)
         if stream is None:
             raise RequestError("unknown_stream", f"Name a stream; there are: {', '.join(names) or 'none'}.")
-        pixels = await asyncio.to_thread(decode_image, push.picture)
+        self._questions.known(stream)
+        pixels = await decoded(push.picture)
         self._assistant.push(stream, pixels, push.timestamp)
 
     def _do(self, decisions: Iterable[Decision], *, unasked: bool = False) -> None:
@@ -210,6 +180,8 @@ class RealtimeConnection:
         self._do(self._session.finished(ask.response, reason, usage, trouble), unasked=True)
 
     async def _listen(self, stream: str) -> None:
+        if stream not in self._questions.names():
+            return
         subscription = self._assistant.subscribe(stream)
         try:
             async for event in subscription:
@@ -228,10 +200,10 @@ class RealtimeConnection:
                 )
                 return {"stream": status.name, **stream_view(status)}
             case "detach":
-                await self._assistant.detach(command.stream or "")
+                await self._questions.detach(command.stream or "")
                 return {"stream": command.stream}
             case "frame":
-                frame = self._assistant.newest_frame(command.stream or "")
+                frame = self._questions.frame(command.stream or "")
                 if frame is None:
                     raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
                 return {"stream": command.stream, **await asyncio.to_thread(frame_view, frame)}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from protocols.whip import Decision, End, Publish, Reply, Trickle, WhipEndpoint
 from streamer.assistant import Assistant
 from streamer.errors import AssistantError
+from streamer.server.attachments import PREFIX
+from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("streamer.whip")
 SCHEME = "whip://"
+SHARE_OF_ONE = 0.5
+"""Of all slots for streams those that one publisher may take, one at least; an administrator may take all."""
 GRACE_SECONDS = 60.0
 """How long a stream that a publisher began waits for it to come back, before it is removed."""
 ANSWER_SECONDS = 7.0
@@ -29,7 +33,8 @@ class Publishing:
     def __init__(self, assistant: Assistant) -> None:
         self._assistant = assistant
         self._endpoint = WhipEndpoint("/whip")
-        self._begun: set[str] = set()
+        self._begun: dict[str, str] = {}
+        """Streams that publishers began, and who that was."""
         self._watching: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -39,15 +44,23 @@ class Publishing:
         await asyncio.gather(*self._watching, return_exceptions=True)
 
     async def request(
-        self, method: str, stream: str, session: str | None, headers: Mapping[str, str], body: bytes
+        self,
+        method: str,
+        stream: str,
+        session: str | None,
+        headers: Mapping[str, str],
+        body: bytes,
+        visitor: Visitor | None = None,
     ) -> Reply:
-        """One request. Raises ProtocolError, AssistantError and RequestError."""
-        return await self._carry_out(self._endpoint.request(method, stream, session, headers, body))
+        """One request; all but OPTIONS have a visitor. Raises ProtocolError, AssistantError and RequestError."""
+        if stream.startswith(PREFIX):
+            raise RequestError("not_found", f"Names in {PREFIX}… are the daemon's own: publish under another one.")
+        return await self._carry_out(self._endpoint.request(method, stream, session, headers, body), visitor)
 
-    async def _carry_out(self, decision: Decision) -> Reply:
+    async def _carry_out(self, decision: Decision, visitor: Visitor | None) -> Reply:
         match decision:
             case Publish():
-                return await self._publish(decision)
+                return await self._publish(decision, visitor)
             case Trickle():
                 await asyncio.wrap_future(self._source(decision.stream).trickle(decision.candidates))
                 return decision.reply
@@ -59,13 +72,23 @@ class Publishing:
             case Reply():
                 return decision
 
-    async def _publish(self, publish: Publish) -> Reply:
+    async def _publish(self, publish: Publish, visitor: Visitor | None) -> Reply:
         from capture import SourceError
 
         name = publish.stream
         if not self._exists(name):
-            await self._assistant.attach(name, f"{SCHEME}{name}")
-            self._begun.add(name)
+            owner = visitor.name if visitor is not None else ""
+            most = max(1, int(self._assistant.config.limits.streams * SHARE_OF_ONE))
+            if list(self._begun.values()).count(owner) >= most and not (visitor is not None and visitor.may("admin")):
+                raise RequestError(
+                    "too_many_streams", f"{most} streams of this publisher are here already: end one first.", 5.0
+                )
+            self._begun[name] = owner
+            try:
+                await self._assistant.attach(name, f"{SCHEME}{name}")
+            except BaseException:
+                self._begun.pop(name, None)
+                raise
         source = self._source(name)
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
@@ -101,7 +124,7 @@ class Publishing:
     async def _remove(self, name: str) -> None:
         """Removes a stream that a publisher began, unless another publishes it."""
         if name in self._begun and self._endpoint.session_of(name) is None:
-            self._begun.discard(name)
+            self._begun.pop(name, None)
             if self._exists(name):
                 await self._assistant.detach(name)
 

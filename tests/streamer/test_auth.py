@@ -107,13 +107,13 @@ def test_browsers_come_in_from_known_pages_only(headers: dict[str, str], comes_i
 
 def test_with_a_token_the_own_page_may_have_any_name() -> None:
     headers = {"host": "box.lan:8765", "origin": "http://box.lan:8765", "authorization": f"Bearer {SECRET}"}
-    assert Gate(TOKENS, loopback=False).admit(headers, "10.0.0.1").name == "phone"
+    assert Gate(TOKENS).admit(headers, "10.0.0.1").name == "phone"
     with pytest.raises(RequestError):
-        Gate(TOKENS, loopback=False).admit({**headers, "origin": "http://evil.example"}, "10.0.0.1")
+        Gate(TOKENS).admit({**headers, "origin": "http://evil.example"}, "10.0.0.1")
 
 
 def test_open_daemon_without_tokens_takes_no_page_of_a_mere_name() -> None:
-    gate = Gate([], loopback=False)
+    gate = Gate([])
     gate.admit({"host": "10.0.0.5:8765", "origin": "http://10.0.0.5:8765"}, "10.0.0.9")
     with pytest.raises(RequestError, match=r"server\.origins"):
         gate.admit({"host": "evil.example:8765", "origin": "http://evil.example:8765"}, "10.0.0.9")

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streamer.config import Config, ConfigError
 from streamer.server.auth import SCOPES, new_token, token_digest
+from streamer.server.errors import Refusals
 from streamer.server.tokens import known_tokens
 from tests.streamer.serving import CONFIG, Daemon, Served, ask, eventually, receive, send, until
 
@@ -363,6 +364,7 @@ def test_allowed_pages_of_other_origins_may_fetch_and_no_others(daemon: Daemon) 
 
 
 def test_refusals_are_logged_without_secrets(locked: Served, caplog: pytest.LogCaptureFixture) -> None:
+    locked.app.state.refusals = Refusals()
     with caplog.at_level("INFO", logger="streamer"):
         httpx.get(f"{locked.url}/v1/streams?token=s3cret-in-the-address", headers=bearer("str_wrong-s3cret"))
     (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]

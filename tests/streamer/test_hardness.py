@@ -43,7 +43,8 @@ def frame(body: bytes, first: int = 0x81) -> bytes:
 
 
 def test_ten_thousand_pipelined_requests_are_answered_in_order(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 20_000.0)
+    for name in ("MESSAGES_AT_ONCE", "FRAMES_AT_ONCE"):
+        monkeypatch.setattr(limits, name, 20_000.0)
 
     async def story(server: Served) -> None:
         async with server.connect() as client:

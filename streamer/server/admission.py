@@ -1,0 +1,88 @@
+"""What is asked of every request before any route, and before its token, is looked at; and how many bytes of requests are held."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from streamer.server.auth import Gate
+from streamer.server.errors import RequestError, error_response
+from streamer.server.limits import Limits, network_of
+
+MOST_BYTES = 128 * 2**20
+"""Of the bodies of all requests that are being read or worked on; one address may hold half of it."""
+
+
+class Held:
+    """Counts the bytes of requests, of all and of each address. Pure."""
+
+    def __init__(self, most: int = MOST_BYTES) -> None:
+        self.most, self.bytes = most, 0
+        self._of: Counter[str] = Counter()
+
+    def take(self, address: str, size: int) -> None:
+        """Takes bytes along. Raises RequestError: overloaded."""
+        if self.bytes + size > self.most or self._of[address] + size > self.most // 2:
+            raise RequestError(
+                "overloaded", "Too much is being sent to this daemon at once: try again in a moment.", 2.0
+            )
+        self.bytes += size
+        self._of[address] += size
+
+    def give_back(self, address: str, size: int) -> None:
+        self.bytes -= size
+        self._of[address] -= size
+        if not self._of[address]:
+            del self._of[address]
+
+
+class Admission:
+    """ASGI middleware: who asks too often, by which name, and from which page; then the app."""
+
+    def __init__(self, app: ASGIApp, gate: Gate, limits: Limits, held: Held) -> None:
+        self._app, self._gate, self._limits, self._held = app, gate, limits, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        address = connection.client.host if connection.client else "unknown"
+        try:
+            self._limits.knock(network_of(address), time.monotonic())
+            self._gate.check(connection.headers)
+        except RequestError as error:
+            scope["app"].state.refusals.log(scope.get("method", "websocket"), scope["path"], address, error.code)
+            await self._refuse(scope, receive, send, error_response(error))
+            return
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            size = len(message.get("body", b""))
+            if size:
+                self._held.take(address, size)
+                taken += size
+            return message
+
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            if taken:
+                self._held.give_back(address, taken)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
+        if scope["type"] == "websocket":
+            websocket = WebSocket(scope, receive, send)
+            await websocket.send_denial_response(response)
+        else:
+            await response(scope, receive, send)

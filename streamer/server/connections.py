@@ -1,0 +1,212 @@
+"""The connections beneath every door: how many there may be, how long a request's head may take, how many frames are read."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections import Counter
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.http11 import Request
+
+from streamer.server.limits import frame_bucket, network_of
+
+HEAD_SECONDS = 10.0
+"""Within which a request's head must have come, from the connection's beginning or from the head's first byte."""
+CLOSE_SECONDS = 1.0
+"""How long a closing handshake may take before the connection is cut."""
+MOST_CONNECTIONS = 1_000
+SPARE_FILES = 48
+"""Descriptors that are left for sources, weights and what else is opened."""
+SHARE_OF_ONE = 0.75
+"""Of all connections those that one address may hold: it may be a proxy in front of many."""
+SLICE_BYTES = 4_096
+"""So much is parsed at once, so that a flood of empty frames leaves the loop to others between."""
+FRAGMENTS = 4_096
+"""Of one message."""
+MESSAGE_TOO_BIG = 1009
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+def most_connections() -> int:
+    """As many as the process may open files for, with room for its own; at most `MOST_CONNECTIONS`."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(8, min(MOST_CONNECTIONS, (files - SPARE_FILES) // 2 if files < 2 * SPARE_FILES else files - SPARE_FILES))
+
+
+class Crowd:
+    """Which connections are open, of each address."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.most_of_one = most, max(1, int(most * SHARE_OF_ONE))
+        self._open: dict[object, str] = {}
+        self._of: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def enter(self, connection: object, address: str) -> bool:
+        """Whether there is room for a connection; one that is in already stays so."""
+        if connection in self._open:
+            return True
+        if len(self._open) >= self.most or self._of[address] >= self.most_of_one:
+            return False
+        self._open[connection] = address
+        self._of[address] += 1
+        return True
+
+    def leave(self, connection: object) -> None:
+        address = self._open.pop(connection, None)
+        if address is not None:
+            self._of[address] -= 1
+            if not self._of[address]:
+                del self._of[address]
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's HTTP with a limit to connections, and to the time that a request's head may take."""
+
+    head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if not self._crowd().enter(transport, network_of(self.client[0] if self.client else "")):
+            transport.write(BUSY)
+            transport.close()
+            return
+        self._time_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd().leave(self.transport)
+        self._end_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.transport.get_protocol() is not self or self.conn.their_state is not h11.IDLE:
+            self._end_timer()
+        elif self.head_timer is None:
+            self._time_head()
+
+    def _crowd(self) -> Crowd:
+        crowd: Crowd = self.config.app.state.crowd  # type: ignore[union-attr]
+        return crowd
+
+    def _time_head(self) -> None:
+        self.head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def _end_timer(self) -> None:
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def _head_is_late(self) -> None:
+        self.head_timer = None
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self.transport.write(LATE)
+            self.transport.close()
+            self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's websocket with an end for peers that do not read: a close frame behind what waits, then a cut.
+
+    Frames of every kind, empty ones and pings among them, are counted: whoever sends more than is fair is read more slowly.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._unparsed = bytearray()
+        self._resting = False
+        self._bucket = frame_bucket(time.monotonic())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        crowd: Crowd = self.config.app.state.crowd  # type: ignore[union-attr]
+        crowd.leave(self.transport)
+        self._unparsed.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unparsed += data
+        if self._resting:
+            self.transport.pause_reading()
+        else:
+            self._parse()
+
+    def _parse(self) -> None:
+        while self._unparsed and not self._resting:
+            part = bytes(self._unparsed[:SLICE_BYTES])
+            del self._unparsed[:SLICE_BYTES]
+            super().data_received(part)
+            wait = self._bucket.take(time.monotonic(), 0)
+            if self._unparsed and not wait:
+                wait = 1e-6  # others are let in between one slice and the next
+            if wait and not self.transport.is_closing():
+                self._resting = True
+                self.transport.pause_reading()
+                self.loop.call_later(wait, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting = False
+        if self.transport.is_closing():
+            self._unparsed.clear()
+            return
+        self._parse()
+        if not self._resting and not self.read_paused:
+            self.transport.resume_reading()
+
+    def _count(self) -> None:
+        self._bucket.level -= 1
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            self.scope["extensions"]["streamer.socket"] = {"cut": self.cut, "writable": self.writable}
+
+    def handle_text(self, event: Frame) -> None:
+        self._count()
+        super().handle_text(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        self._count()
+        super().handle_bytes(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        self._count()
+        if len(self.frames) >= FRAGMENTS:
+            self.cut(MESSAGE_TOO_BIG, f"a message may come in {FRAGMENTS} fragments")
+        if not self.close_sent:
+            super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        self._count()
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
+
+    def handle_pong(self, event: Frame) -> None:
+        self._count()
+        super().handle_pong(event)
+
+    def cut(self, code: int, reason: str) -> None:
+        """Closes without waiting until the peer has read what was sent before."""
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)

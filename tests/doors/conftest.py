@@ -1,0 +1,23 @@
+"""What the attacks share: a daemon to attack, and how fast it sees and answers meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.streamer.serving import Daemon, Served
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    daemon = Daemon()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def server(daemon: Daemon) -> Iterator[Served]:
+    """Anew for each attack, with limits of its own."""
+    with daemon.served() as server:
+        yield server
