@@ -25,6 +25,8 @@ from typing import TextIO
 log = logging.getLogger("streamer.logs")
 MOST_BYTES = 2**20
 """What may wait to be written, of each of stdout and stderr."""
+LONGEST_LINE = 8_192
+"""Characters of a message, and of each line of a traceback."""
 LAST_SECONDS = 1.0
 """How long the end waits for what is not written yet."""
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -32,7 +34,9 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u20
 
 
 def escaped(text: str) -> str:
-    """Text in one line, without anything that steers a terminal: control characters as `\\x1b` or `\\u2028`."""
+    """Text in one line of a bounded length, without what steers a terminal: controls as `\\x1b` or `\\u2028`."""
+    if len(text) > LONGEST_LINE:
+        text = f"{text[:LONGEST_LINE]}… and {len(text) - LONGEST_LINE} characters more"
     return _CONTROLS.sub(lambda found: _escape(ord(found[0])), text)
 
 
@@ -59,7 +63,7 @@ class JsonFormatter(logging.Formatter):
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         facts = {"time": when, "level": record.levelname.lower(), "message": escaped(record.getMessage())}
         if record.exc_info:
-            facts["error"] = self.formatException(record.exc_info)
+            facts["error"] = self.formatException(record.exc_info)[-LONGEST_LINE:]
         # JSON escapes C0 by itself; the rest is escaped in JSON's own way, so that it reads back as it was.
         return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(facts, ensure_ascii=False))
 
