@@ -88,14 +88,14 @@ PIECES = st.text(st.sampled_from("aZ09:/?@&=#%.,;_-*\"\\'[]{}() \t\r\n\0\x1b+|~^
 
 
 def seconds(read: Callable[[str], object], text: str) -> float:
-    """Processor time, the shorter of two: a page fault or another thread may fall into one."""
+    """Processor time, the shortest of five at most: on a busy machine one takes twice as long now and then."""
     took = []
-    for _ in range(2):
+    for _ in range(5):
         began = time.thread_time()
         with suppress(SourceError, ProtocolError, RequestError, PictureError, ValueError):
             read(text)
         took.append(time.thread_time() - began)
-        if took[0] < ALLOWED:
+        if took[-1] < ALLOWED:
             break
     return min(took)
 
