@@ -217,7 +217,7 @@ def _presented(headers: Mapping[str, str]) -> str | None:
     kind, _, token = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer" and token.strip():
         return token.strip()
-    for offered in headers.get("sec-websocket-protocol", "").split(","):
-        if offered.strip().startswith(KEY_SUBPROTOCOL):
-            return offered.strip().removeprefix(KEY_SUBPROTOCOL)
+    before, found, after = headers.get("sec-websocket-protocol", "").partition(KEY_SUBPROTOCOL)
+    if found and not before.rpartition(",")[2].strip():
+        return after.partition(",")[0].strip()
     return None

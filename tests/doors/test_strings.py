@@ -101,7 +101,7 @@ def seconds(read: Callable[[str], object], text: str) -> float:
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=PIECES, pattern=PIECES, behind=PIECES)
 @example(before="http://camera/", pattern="?pass", behind="")
 @example(before="rtsp://", pattern="a:", behind="@")
