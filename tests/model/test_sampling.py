@@ -58,3 +58,13 @@ def test_a_seed_repeats_an_answer() -> None:
     first, second, other = (drawn(Sampling(2.0, seed=seed), 40) for seed in (7, 7, 8))
     assert first == second != other
     assert drawn(Sampling(2.0), 40) != drawn(Sampling(2.0), 40)
+
+
+def test_what_was_said_is_less_likely_said_again() -> None:
+    """Greedy or not; the logits stay as they were."""
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    how = Sampling(presence_penalty=1.5)
+    assert (
+        draw(logits, how, None) == 1 and draw(logits, how, None, {1}) == 2 and draw(logits, how, None, {0, 1, 2}) == 1
+    )
+    assert logits.tolist() == [1.0, 3.0, 2.0]

@@ -283,3 +283,28 @@ def test_playlists_are_no_videos() -> None:
     video = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
     error = refused([{"role": "user", "content": [video, {"type": "text", "text": "What?"}]}])
     assert error.param == "messages[0].content[0].video_url.url" and "is no video in MP4" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, 0),
+        ({"reasoning_effort": "none"}, 0),
+        ({"reasoning_effort": "low"}, 256),
+        ({"enable_thinking": True}, 1_024),
+        ({"enable_thinking": False, "reasoning_effort": "high"}, 0),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, 1_024),
+    ],
+)
+def test_thinking_is_off_unless_asked_for(fields: dict[str, Any], tokens: int) -> None:
+    assert read(**fields).question.thinking == tokens
+
+
+def test_thoughts_stand_beside_the_answer() -> None:
+    writer = ChatWriter("chatcmpl-1", 5, "nano", True)
+    body = writer.whole("Yes.", "stop", 10, 6, "Let me see.", 4)
+    message = body["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Yes.", "Let me see.")
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
+    (thought,) = chunks(writer.thought("Let me see."))
+    assert thought["choices"][0]["delta"] == {"reasoning_content": "Let me see."}

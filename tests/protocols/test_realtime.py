@@ -169,6 +169,26 @@ def test_answer_cancelled_before_its_first_word_has_no_output() -> None:
     assert done["type"] == "response.done" and done["response"]["output"] == []
 
 
+def test_thoughts_have_events_of_their_own() -> None:
+    """They end where the answer begins, and are no part of it."""
+    talk = Talk()
+    talk.user("Hm?")
+    (ask,) = talk.say("response.create", response={"reasoning_effort": "low"})
+    assert isinstance(ask, Ask) and ask.question.thinking == 256
+    talk.session.accepted(ask.response)
+    events = [*sent(talk.session.thought(ask.response, "Let me ")), *sent(talk.session.thought(ask.response, "see."))]
+    events += [*sent(talk.session.delta(ask.response, "Yes.")), *sent(talk.session.finished(ask.response, "stop"))]
+    told = [(event["type"], event.get("delta", event.get("text"))) for event in events if "_text" in event["type"]]
+    assert told == [
+        ("response.reasoning_text.delta", "Let me "),
+        ("response.reasoning_text.delta", "see."),
+        ("response.reasoning_text.done", "Let me see."),
+        ("response.output_text.delta", "Yes."),
+        ("response.output_text.done", "Yes."),
+    ]
+    assert events[-1]["response"]["output"][0]["content"] == [{"type": "output_text", "text": "Yes."}]
+
+
 def test_answer_without_a_word_still_has_its_item() -> None:
     talk = Talk()
     talk.user("Hm?")
