@@ -38,11 +38,12 @@ CHECK_SECONDS = 1.0
 class _Looking:
     """A frame step whose pictures are being looked at, on another thread, which takes so many seconds.
 
-    `began` is the time on the clock less the seconds that answers had taken by then.
+    `submitted` is the time on the clock, `began` the same less the seconds that answers had taken by then.
     """
 
     step: FrameStep[Frame]
     batch: Batch
+    submitted: float
     began: float
     looked: Future[tuple[Encoded, float]]
 
@@ -52,8 +53,8 @@ class Engine:
 
     On a machine of several cores a frame step's pictures are looked at on a thread of its own, which touches no state: on a CPU
     by the vision tower, beside a GPU they are fitted and copied to it. Meanwhile answers go on, or the step before is taken
-    into the state. Steps are taken in the order of their decisions,
-    and before anything else that is asked of the engine.
+    into the state. Steps are taken in the order of their decisions, and before anything else that is asked of the engine; but
+    questions are heard at once, as they wait for no step.
 
     Every method but `turn` and what it calls may be used from any thread. `reset` (stream, reason) is told when a stream
     lost its memory, `progress` (steps tried, of all) while the model is warmed up; both from the engine's thread.
@@ -80,6 +81,7 @@ class Engine:
         self.threads = threads
         self._load, self._progress = load, progress
         self._inbox: deque[Callable[[], None]] = deque()
+        self._questions: deque[Callable[[], None]] = deque()
         self._looker: ThreadPoolExecutor | None = None
         self._looking: _Looking | None = None
         self._wake = threading.Event()
@@ -114,6 +116,9 @@ class Engine:
 
     def call(self, do: Callable[[], T]) -> Future[T]:
         """Runs `do` on the engine's thread between two steps."""
+        return self._call(do, self._inbox)
+
+    def _call(self, do: Callable[[], T], inbox: deque[Callable[[], None]]) -> Future[T]:
         future: Future[T] = Future()
 
         def run() -> None:
@@ -126,10 +131,11 @@ class Engine:
             except Exception as error:
                 future.set_exception(error)
 
-        self._inbox.append(run)
+        inbox.append(run)
         self._wake.set()
         if self._ended:
-            self._take_calls()
+            self._take_calls(self._questions)
+            self._take_calls(self._inbox)
         return future
 
     def add(self, stream: Stream) -> Future[None]:
@@ -163,14 +169,16 @@ class Engine:
         return self.call(do)
 
     def ask(self, request: Request) -> Future[None]:
-        return self.call(lambda: self.executor.ask(request))
+        return self._call(lambda: self.executor.ask(request), self._questions)
 
     def cancel(self, answer: str) -> Future[None]:
         return self.call(lambda: self.executor.finish(answer, "cancelled"))
 
     def stuck_for(self, now: float) -> float:
-        """Seconds that the current step has been running; 0 between steps."""
-        began = self._began
+        """Seconds that the current step has been running, or its pictures been looked at; 0 between steps."""
+        began, looking = self._began, self._looking
+        if began is None and looking is not None:
+            began = looking.submitted
         return 0.0 if began is None else now - began
 
     @property
@@ -211,9 +219,10 @@ class Engine:
     def turn(self) -> float | None:
         """Takes what has come and does one step. Returns 0, or for how long there is nothing to do (None: until woken)."""
         looking = self._looking
+        self._take_calls(self._questions)
         if looking is not None and (self._inbox or looking.looked.done()):
             return self._take(looking)
-        self._take_calls()
+        self._take_calls(self._inbox)
         now = time.monotonic()
         for name, stream in self.executor.streams.items():
             for frame in stream.take(self.scheduler.room(name)):
@@ -223,9 +232,8 @@ class Engine:
         for (name, reason), count in self.scheduler.take_drops().items():
             self.executor.streams[name].drops[reason] += count
         if isinstance(decision, Idle):
-            if looking is not None:
-                return self._take(looking)
-            self._check(now)
+            if looking is None:
+                self._check(now)
             return None if decision.until is None else max(decision.until - now, 0.0)
         if isinstance(decision, FrameStep):
             ahead = self._ahead(decision)
@@ -285,12 +293,14 @@ class Engine:
         if self._looker is not None:
             self._looker.shutdown(wait=False, cancel_futures=True)
         self.executor.end_answers("failed" if self.failure else "cancelled", self.failure)
-        self._take_calls()
+        self._take_calls(self._questions)
+        self._take_calls(self._inbox)
 
-    def _take_calls(self) -> None:
+    @staticmethod
+    def _take_calls(inbox: deque[Callable[[], None]]) -> None:
         with suppress(IndexError):
             while True:
-                self._inbox.popleft()()
+                inbox.popleft()()
 
     def _restart(self, reason: str) -> None:
         """Begins again with a fresh model and empty memories; a second failure soon after the first is the end."""
@@ -326,7 +336,10 @@ class Engine:
             began = time.monotonic()
             return self.runner.encode(slots, shown), time.monotonic() - began
 
-        return _Looking(step, batch, time.monotonic() - self._answering, self._looker.submit(look))
+        now = time.monotonic()
+        looking = _Looking(step, batch, now, now - self._answering, self._looker.submit(look))
+        looking.looked.add_done_callback(lambda _: self._wake.set())
+        return looking
 
     def _take(self, looking: _Looking) -> float:
         """Takes a step that is being looked at into the state.

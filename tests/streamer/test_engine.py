@@ -166,6 +166,26 @@ def test_answers_go_on_while_pictures_are_looked_at(ahead: None, monkeypatch: py
     bench.until(lambda: ear.reason is not None)
 
 
+def test_a_question_waits_for_no_picture(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while nothing is to be done but wait for pictures to be looked at: it is read and answered meanwhile."""
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    go = held(bench, monkeypatch)
+    feed(bench, 1, "left")
+    bench.engine.turn()
+    looking = bench.engine._looking
+    assert looking is not None and bench.engine.turn() is None, "the engine blocks"
+    assert bench.engine.stuck_for(looking.submitted + 3) == pytest.approx(3)
+    ear = bench.ask("a", "left", length=3)
+    bench.until(lambda: ear.reason is not None)
+    assert bench.streams["left"].frames_seen == 2 and ear.tokens > 0
+    bench.engine._wake.clear()
+    go.set()
+    assert bench.engine._wake.wait(20), "nobody says that the pictures have been looked at"
+    bench.until(lambda: bench.streams["left"].frames_seen == 4)
+
+
 def test_what_is_asked_of_the_engine_finds_every_step_taken(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     bench.add("left"), bench.add("right")
@@ -239,8 +259,8 @@ def test_a_stream_that_is_reset_while_its_pictures_are_looked_at_begins_with_the
     first = bench.engine._looking
     assert first is not None
     threading.Timer(0.05, go.set).start()
-    bench.engine.turn()
-    assert bench.engine._looking is not first and bench.resets and "NaN" in bench.resets[0][1]
+    bench.until(lambda: bench.engine._looking is not first)
+    assert bench.resets and "NaN" in bench.resets[0][1]
     bench.until(lambda: bench.streams["left"].frames_seen == 4)
     assert bench.streams["left"].generation == 2 and len(bench.resets) == 1
     assert all(torch.isfinite(value).all() for value in state(bench, "left").values() if value.is_floating_point())
