@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -43,7 +44,9 @@ class Pictures:
         space = frame.colorspace
         if space not in SPACES:
             space = BT709 if frame.height >= HD else BT601
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # Not by `frame.side_data`, which the frame would keep and which keeps the frame: nothing but the garbage collector
+        # lets go of such a ring, and a camera's buffers must not outlive the container that they are of.
+        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
         transfer, primaries = frame.color_trc, frame.color_primaries
         if (interlaced or frame.interlaced_frame) and frame.height > 2:
             frame = self.field(frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import struct
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 
 from capture import State
 from capture.colour import Mapping
+from capture.convert import Pictures
 from capture.image import decode_image
 from tests.capture.lab import drawn, render, watching
 from tests.capture.test_image import corners, encoded
@@ -412,3 +416,15 @@ def test_what_is_clear_in_a_video_is_black(name: str, codec: str, pixel_format: 
         near(pixels[4:18, 40:60], (240, 0, 0), 6)
         near(pixels[4:18, 4:24], (120, 0, 0), 6)
         near(pixels[30:44], (0, 0, 0), 6)
+
+
+def test_no_frame_waits_for_the_garbage_collector() -> None:
+    """A raw camera's frames are the driver's own buffers, which are gone once the camera is closed."""
+    frame = VideoFrame.from_ndarray(np.zeros((36, 64, 3), np.uint8), format="rgb24")
+    gc.collect()
+    gc.disable()
+    try:
+        Pictures(64).make(frame)
+        assert not [each for each in gc.get_referrers(frame) if isinstance(each, SideDataContainer)]
+    finally:
+        gc.enable()

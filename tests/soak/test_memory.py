@@ -78,7 +78,7 @@ def test_nothing_grows(soak_seconds: float) -> None:
                 if number > WARM_CYCLES:
                     samples.append(sample())
             assert not assistant._answers and not assistant.news.subscriptions
-            assert len(assistant.engine.executor.free_answers) == 2 and len(assistant.engine._free_streams) == 1
+            assert len(assistant.engine.executor.free_answers) == 2 and len(assistant.engine.executor.free_streams) == 1
         return samples
 
     samples = asyncio.run(soak())
