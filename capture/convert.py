@@ -46,7 +46,7 @@ class Pictures:
             space = BT709 if frame.height >= HD else BT601
         # Not by `frame.side_data`, which the frame would keep and which keeps the frame: nothing but the garbage collector
         # lets go of such a ring, and a camera's buffers must not outlive the container that they are of.
-        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
+        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # as PyAV calls it
         transfer, primaries = frame.color_trc, frame.color_primaries
         if (interlaced or frame.interlaced_frame) and frame.height > 2:
             frame = self.field(frame)
@@ -68,7 +68,7 @@ class Pictures:
             pixels = self.mapping.apply(pixels)
         if clear:
             pixels = (pixels * opacity + np.float32(0.5)).astype(np.uint8)
-        return pixels if matrix is None else turned(pixels, bytes(matrix))  # type: ignore[call-overload]
+        return pixels if matrix is None else turned(pixels, bytes(matrix))
 
     def size(self, width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
         """The size of the picture that a frame becomes."""
