@@ -55,7 +55,7 @@ def _plain_number(value: Any) -> Any:
     raise ValueError("is not a number")
 
 
-_Number = Annotated[float, BeforeValidator(_plain_number)]
+_Number = Annotated[float, BeforeValidator(_plain_number), Field(allow_inf_nan=False)]
 _Whole = Annotated[int, BeforeValidator(_plain_number)]
 Seconds = Annotated[_Number, Field(gt=0, le=86_400, description="seconds")]
 PerSecond = Annotated[_Number, Field(gt=0, le=1_000, description="a number per second")]

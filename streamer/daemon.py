@@ -25,10 +25,14 @@ from streamer.config import Config, ConfigError, ServerConfig
 from streamer.errors import AssistantError
 from streamer.logs import output_aside
 from streamer.prompt import default_sampling
+from streamer.reload import SERVER_FIXED
 from streamer.server.app import close_connections, create_app, server_options
+from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.systemd import notify, watchdog_seconds
 
 log = logging.getLogger("streamer")
+REVOKE_SECONDS = 1.0
+"""How late what an expired token opened is closed."""
 
 
 class DaemonError(Exception):
@@ -52,6 +56,7 @@ class Daemon:
         self._app = create_app(self.assistant, config)
         self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._serving: asyncio.Task[None] | None = None
+        self._revoking: asyncio.Task[None] | None = None
         self._capacity = 0.0
         self._more_slots: int | None = None
 
@@ -62,6 +67,7 @@ class Daemon:
         """
         listener, engine = _listen(self.config.server), self.assistant.engine
         self._serving = asyncio.create_task(self._server.serve([listener]))
+        self._revoking = asyncio.create_task(self._revoke_expired())
         try:
             await self.assistant.start()
             self._capacity, _ = await asyncio.wrap_future(engine.load())
@@ -76,9 +82,17 @@ class Daemon:
         scheme = "https" if self.config.server.certificate else "http"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
+    async def _revoke_expired(self) -> None:
+        """Closes what signed tokens that have expired meanwhile opened, until cancelled."""
+        while True:
+            await asyncio.sleep(REVOKE_SECONDS)
+            self._app.state.routes.revoke()
+
     async def stop(self) -> None:
         """Ends answers as cancelled, closes websockets with 1001, and lets everything go; at most about two seconds."""
         self._server.should_exit = True
+        if self._revoking is not None:
+            self._revoking.cancel()
         await asyncio.gather(close_connections(self._app), self.assistant.stop())
         if self._serving is not None:
             done, _ = await asyncio.wait([self._serving], timeout=0.5)
@@ -86,6 +100,19 @@ class Daemon:
                 self._serving.cancel()
                 with suppress(asyncio.CancelledError):
                     await self._serving
+
+    async def reload(self, config: Config) -> list[str]:
+        """Applies a changed configuration as far as it can change live; a line for each thing that was or was not done.
+
+        Raises ConfigError, and then nothing has changed.
+        """
+        # As the server goes on where it is, it is that address which tokens must guard.
+        kept = {name: getattr(self.config.server, name) for name in SERVER_FIXED}
+        guarded = config.model_copy(update={"server": config.server.model_copy(update=kept)})
+        tokens, signed = await asyncio.to_thread(lambda: (known_tokens(guarded), signed_tokens(guarded)))
+        lines = await self.assistant.reload(config)
+        told = self._app.state.routes.reload(self.assistant.config, tokens, signed)
+        return [*(line for line in lines if line != "nothing changed"), *told] or ["nothing changed"]
 
     async def failed(self) -> str:
         """Returns once the engine is beyond help, with the reason."""
@@ -232,11 +259,13 @@ async def _reload(daemon: Daemon, asked: asyncio.Event, read: Callable[[], Confi
             log.warning("there is no configuration to read again")
             continue
         try:
-            for line in await daemon.assistant.reload(await asyncio.to_thread(read)):
+            for line in await daemon.reload(await asyncio.to_thread(read)):
                 log.info("%s", line)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("the configuration is refused, nothing changed: %s", problem)
+        except Exception as error:  # whatever it is: the next SIGHUP must find somebody who listens
+            log.error("the configuration could not be applied whole: %s", error, exc_info=error)
 
 
 def _progress_bar() -> Callable[[int, int], None]:

@@ -8,10 +8,14 @@ from typing import Literal
 
 from streamer.config import Config, StreamConfig
 
-FIXED = ("server", "model", "storage")
+FIXED = ("model", "storage")
 """Sections that need a start of the daemon."""
 TERMS = {"priority", "deadline"}
 """Keys of a stream that can change while it keeps its memory."""
+
+
+SERVER_FIXED = ("host", "port", "certificate", "key", "proxies", "insecure", "max_message_bytes")
+"""Keys of the server that are read once, at its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,12 @@ def plan(old: Config, new: Config, running: Mapping[str, StreamConfig]) -> Plan:
         for section in FIXED
         if getattr(new, section) != getattr(old, section)
     ]
+    lines += [
+        f"server.{name} changed: start the daemon again for it"
+        for name in SERVER_FIXED
+        if getattr(new.server, name) != getattr(old.server, name)
+    ]
+    server = new.server.model_copy(update={name: getattr(old.server, name) for name in SERVER_FIXED})
     fixed = {name: getattr(old.limits, name) for name in ("streams", "answers")}
     for name, value in fixed.items():
         if getattr(new.limits, name) != value:
@@ -48,6 +58,7 @@ def plan(old: Config, new: Config, running: Mapping[str, StreamConfig]) -> Plan:
     config = new.model_copy(
         update={
             **{section: getattr(old, section) for section in FIXED},
+            "server": server,
             "limits": new.limits.model_copy(update=fixed),
         }
     )

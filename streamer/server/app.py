@@ -172,6 +172,28 @@ class Routes:
         self._closing.set()
         await asyncio.gather(self._publishing.close(), *(each.shut_down() for each in self._connections))
 
+    def reload(self, config: Config, tokens: list[Token], signed: Signed | None) -> list[str]:
+        """Takes the tokens, origins and limits of a changed configuration; closes what is no longer allowed.
+
+        Returns what became of tokens, a line each.
+        """
+        server, limits = config.server, config.limits
+        lines = self.gate.renew(tokens, server.origins, signed)
+        self.limits.renew(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
+        self._questions.renew(private_sources=server.private_sources, media_domains=server.media_domains)
+        self._config = self._config.model_copy(update={"server": server, "limits": limits})
+        self.revoke()
+        return lines
+
+    def revoke(self) -> None:
+        """Closes the websockets and sessions of those who may no longer be here; pictures end by themselves."""
+        for connection in list(self._connections):
+            connection.revoke_unless(self.stands)
+        self._publishing.revoke_unless(self.stands)
+
+    def stands(self, visitor: Visitor) -> bool:
+        return self.gate.stands(visitor, time.time())
+
     async def realtime(self, websocket: WebSocket) -> None:
         """Any scope comes in; what a client may do is asked event by event."""
         try:
@@ -284,11 +306,11 @@ class Routes:
         self._questions.frame(name)
         self.limits.connect(visitor.name)
         kind = "multipart/x-mixed-replace; boundary=frame"
-        return Viewing(self._pictures(name), kind, lambda: self.limits.disconnect(visitor.name))
+        return Viewing(self._pictures(name, visitor), kind, lambda: self.limits.disconnect(visitor.name))
 
-    async def _pictures(self, name: str) -> AsyncIterator[bytes]:
+    async def _pictures(self, name: str, visitor: Visitor) -> AsyncIterator[bytes]:
         shown = None
-        while not self._closing.is_set():
+        while not self._closing.is_set() and self.stands(visitor):
             try:
                 frame = self._questions.frame(name)
             except (AssistantError, RequestError):

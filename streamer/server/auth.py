@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import math
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
@@ -34,6 +35,10 @@ class Visitor:
     scopes: frozenset[Scope]
     remote: bool = False
     """Comes from another machine."""
+    digest: str = field(default="", repr=False, compare=False)
+    """Of the token that was shown; none where no token is needed, or a signed one was."""
+    expires: float = math.inf
+    """When a signed token is no longer good, in seconds since 1970."""
 
     def may(self, *scopes: Scope) -> bool:
         """Whether any of `scopes` is held; `admin` holds all."""
@@ -132,6 +137,31 @@ class Gate:
         self._origins = {origin.rstrip("/").lower() for origin in origins}
         self._names = {urlsplit(origin).hostname or "" for origin in self._origins} | {each.lower() for each in names}
 
+    def renew(self, tokens: Collection[Token], origins: Collection[str], signed: Signed | None) -> list[str]:
+        """Takes other tokens and origins from now on; says what became of tokens, a line each."""
+        before, self._tokens = self._tokens, {token.digest: token for token in tokens}
+        lines = [f"token {each.name} is no longer good" for key, each in before.items() if key not in self._tokens]
+        lines += [f"token {each.name} is good now" for key, each in self._tokens.items() if key not in before]
+        lines += [
+            f"token {each.name} may {', '.join(sorted(each.scopes))} now"
+            for key, each in self._tokens.items()
+            if key in before and before[key].scopes != each.scopes
+        ]
+        self._signed, self._open = signed, not tokens and signed is None
+        own = self._names - {urlsplit(origin).hostname or "" for origin in self._origins}
+        self._origins = {origin.rstrip("/").lower() for origin in origins}
+        self._names = own | {urlsplit(origin).hostname or "" for origin in self._origins}
+        return lines
+
+    def stands(self, visitor: Visitor, now: float) -> bool:
+        """Whether a visitor who came in before might come in as the same now; `now` in seconds since 1970."""
+        if visitor.expires < now:
+            return False
+        if visitor.digest:
+            token = self._tokens.get(visitor.digest)
+            return token is not None and (token.name, token.scopes) == (visitor.name, visitor.scopes)
+        return self._signed is not None if visitor.expires < math.inf else self._open
+
     def admit(self, headers: Mapping[str, str], address: str) -> Visitor:
         """Who this is, from a request's headers (names in lower case) and its peer's address.
 
@@ -147,7 +177,7 @@ class Gate:
             raise RequestError("unauthorized", "A bearer token is needed: send 'Authorization: Bearer …'.")
         token = self._tokens.get(token_digest(presented))
         if token is not None:
-            return Visitor(token.name, token.scopes, remote)
+            return Visitor(token.name, token.scopes, remote, token.digest)
         if self._signed is not None:
             return self._signed.visitor(presented, remote)
         raise RequestError("unauthorized", "This token is not known here.")

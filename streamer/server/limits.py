@@ -60,6 +60,12 @@ class Limits:
         self._requests: dict[str, Bucket] = {}
         self._knocks: dict[str, Bucket] = {}
 
+    def renew(self, connections: int, answers: int, questions_per_minute: int) -> None:
+        """Takes other limits from now on; what is open stays."""
+        if questions_per_minute != self.questions_per_minute:
+            self._questions.clear()
+        self.connections, self.answers, self.questions_per_minute = connections, answers, questions_per_minute
+
     def connect(self, visitor: str) -> None:
         """A websocket is opened. Raises RequestError: too_many_connections."""
         if self._connected[visitor] >= self.connections:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from streamer.assistant import Assistant, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.integrity import KINDS
+from streamer.server.attachments import PREFIX
 
 STEP_BUCKETS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 5.0)
 """Seconds, around the 40 ms that a frame has at 25 frames a second."""
@@ -104,7 +105,8 @@ class Metrics:
 
 
 def _streams(out: list[Metric], assistant: Assistant) -> None:
-    streams = [({"stream": status.name}, status) for status in assistant.streams()]
+    # Streams that only show what a question brought along come by the thousand, and are nobody else's.
+    streams = [({"stream": s.name}, s) for s in assistant.streams() if not s.name.startswith(PREFIX)]
     _counter(out, "streamer_frames_seen_total", "Frames in the state.", [(n, s.frames_seen) for n, s in streams])
     dropped = [({**n, "reason": reason}, count) for n, s in streams for reason, count in sorted(s.drops.items())]
     _counter(out, "streamer_frames_dropped_total", "Frames that the model never saw, by reason.", dropped)
@@ -128,6 +130,7 @@ def _streams(out: list[Metric], assistant: Assistant) -> None:
     changes = [
         ({"stream": name, "state": state}, count)
         for name, counts in assistant.source_changes().items()
+        if not name.startswith(PREFIX)
         for state, count in sorted(counts.items())
     ]
     _counter(out, "streamer_source_changes_total", "Times a source came into a state.", changes)

@@ -41,6 +41,10 @@ class Questions:
         self._assistant, self._limits, self._metrics = assistant, limits, metrics
         self._private_sources, self._domains = private_sources, media_domains
 
+    def renew(self, *, private_sources: bool, media_domains: Collection[str]) -> None:
+        """Takes what a changed configuration says of sources and addresses."""
+        self._private_sources, self._domains = private_sources, media_domains
+
     async def attach(self, visitor: Visitor, name: str, source: str, options: Mapping[str, Any]) -> StreamStatus:
         """Begins to watch a source for a visitor, who from elsewhere may not name what only this machine reaches.
 

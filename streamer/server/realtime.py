@@ -27,7 +27,7 @@ from streamer.server.views import event_view, frame_view, stream_view
 
 OUTGOING_BYTES = 256 * 1024
 """Words and news that may wait for a client that reads slowly; beyond it the connection is closed with 1013."""
-GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
+GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN_LATER = 1001, 1008, 1013
 
 
 def _too_many(event: ServerEvent) -> bool:
@@ -88,6 +88,11 @@ class RealtimeConnection:
             if self._ear is not None:
                 self._ear.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def revoke_unless(self, stands: Callable[[Visitor], bool]) -> None:
+        """Closes with 1008 where the visitor may no longer be here."""
+        if not stands(self._visitor):
+            self._cut(POLICY_VIOLATION, "this token is no longer good")
 
     async def shut_down(self) -> None:
         """Ends every answer as cancelled and closes with 1001; returns when the client has gone, or after a second."""

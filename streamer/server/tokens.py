@@ -121,4 +121,5 @@ class SignedTokens:
             raise RequestError("unauthorized", "This token is not known here.") from None
         granted = claims.get(self._config.scope_claim, "")
         words = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
-        return Visitor(str(claims["sub"])[:128], frozenset(scope for scope in SCOPES if scope in words), remote)
+        scopes = frozenset(scope for scope in SCOPES if scope in words)
+        return Visitor(str(claims["sub"])[:128], scopes, remote, expires=float(claims["exp"]) + LEEWAY)

@@ -9,6 +9,7 @@ from typing import Any
 from capture import Frame
 from capture.image import encode_jpeg
 from streamer.assistant import Assistant, StreamEvent, StreamStatus
+from streamer.server.attachments import PREFIX
 
 
 def stream_view(status: StreamStatus) -> dict[str, Any]:
@@ -45,5 +46,5 @@ def health_view(assistant: Assistant) -> dict[str, Any]:
             "weights": "trained" if model.trained else "random weights: answers mean nothing",
             "state_bytes": model.state_bytes,
         },
-        "streams": len(assistant.streams()),
+        "streams": sum(not status.name.startswith(PREFIX) for status in assistant.streams()),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from protocols.whip import Decision, End, Publish, Reply, Trickle, WhipEndpoint
@@ -35,6 +35,8 @@ class Publishing:
         self._endpoint = WhipEndpoint("/whip")
         self._begun: dict[str, str] = {}
         """Streams that publishers began, and who that was."""
+        self._publishers: dict[str, tuple[str, Visitor]] = {}
+        """By session, the stream and who publishes it."""
         self._watching: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -42,6 +44,14 @@ class Publishing:
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
+
+    def revoke_unless(self, stands: Callable[[Visitor], bool]) -> None:
+        """Ends the sessions of publishers who may no longer be here."""
+        for session, (name, visitor) in list(self._publishers.items()):
+            if not stands(visitor):
+                del self._publishers[session]
+                if self._endpoint.session_of(name) == session and self._exists(name):
+                    self._source(name).unpublish()
 
     async def request(
         self,
@@ -107,6 +117,8 @@ class Publishing:
             await self._remove(name)
             raise RequestError("not_ready", f"The peer could not be answered in {ANSWER_SECONDS:g} s.", 5.0) from None
         session, reply = self._endpoint.published(publish, answer)
+        if visitor is not None:
+            self._publishers[session] = name, visitor
         task = asyncio.create_task(self._watch(name, session, over))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
@@ -116,6 +128,7 @@ class Publishing:
         """Forgets a session when its peer is gone, and its stream if nobody comes back."""
         await over.wait()
         self._endpoint.ended(session)
+        self._publishers.pop(session, None)
         log.info("stream %s: its publisher is gone", name)
         await asyncio.sleep(GRACE_SECONDS)
         if self._endpoint.session_of(name) is None:

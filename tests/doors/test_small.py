@@ -1,0 +1,80 @@
+"""Small things that strangers send: each is the client's mistake, and none of them is a traceback."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import tempfile
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.streamer.serving import Daemon, Served, wait_for
+
+CLIP = Path(__file__).parents[1] / "clips" / "small.mp4"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"POST /v1/chat/completions", b"POST /v1/streams", b"POST /whip/door"],
+)
+def test_a_body_that_is_given_up_is_no_fault_of_ours(
+    server: Served, caplog: pytest.LogCaptureFixture, head: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(
+            head + b' HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/sdp\r\nContent-Length: 900\r\n\r\n{"a":'
+        )
+        wait_for(lambda: len(server.app.state.crowd) == 1)
+    wait_for(lambda: not len(server.app.state.crowd))
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[",
+        "http://[::1",
+        "https://a b/",
+        "http://\x00/",
+        "data:",
+        "data:,",
+        "ftp://x/",
+        "http://:99999999/",
+        "//",
+    ],
+)
+def test_an_address_that_is_none_is_refused(daemon: Daemon, address: str) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "What?"}]
+    body = {"model": "nano", "max_tokens": 1, "messages": [{"role": "user", "content": parts}]}
+    with daemon.served(server={"media_domains": ["x", "a"]}) as server:
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+        assert reply.status_code == 400, reply.text
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e999", "[1]", '"soon"', "true"])
+@pytest.mark.parametrize("key", ["start", "fps", "deadline"])
+def test_numbers_that_are_none_are_refused_by_name(server: Served, key: str, value: str) -> None:
+    body = f'{{"name": "odd", "source": "demo:", "{key}": {value}}}'
+    reply = httpx.post(f"{server.url}/v1/streams", content=body, timeout=60)
+    assert reply.status_code == 400 and key in reply.json()["error"]["message"]
+
+
+def test_no_room_for_a_video_is_a_line_and_a_503(
+    server: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    from base64 import b64encode
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    video = {
+        "type": "video_url",
+        "video_url": {"url": f"data:video/mp4;base64,{b64encode(CLIP.read_bytes()).decode()}"},
+    }
+    content = [video, {"type": "text", "text": "What?"}]
+    body = {"model": "nano", "messages": [{"role": "user", "content": content}]}
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    assert reply.status_code == 503 and reply.json()["error"]["code"] == "no_storage" and reply.headers["retry-after"]
+    (line,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "TMPDIR" in line.getMessage() and not line.exc_info
