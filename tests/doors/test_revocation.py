@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -55,6 +56,8 @@ def test_a_token_that_is_removed_is_good_no_longer(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"ada view,ask {ADA}\nbob view {BOB}\n")
 
+    begun = threading.Event()
+
     def get(url: str, token: str) -> int:
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.get(f"{url}/v1/streams", headers=headers, timeout=60).status_code
@@ -64,7 +67,7 @@ def test_a_token_that_is_removed_is_good_no_longer(tmp_path: Path) -> None:
         with httpx.stream("GET", address, headers=headers, timeout=60) as reply:
             assert reply.status_code == 200
             for _ in reply.iter_raw():
-                pass
+                begun.set()
 
     async def story() -> None:
         daemon = Daemon(config(file))
@@ -72,7 +75,7 @@ def test_a_token_that_is_removed_is_good_no_longer(tmp_path: Path) -> None:
         try:
             async with session(url, ADA) as ada, session(url, BOB) as bob:
                 watching = asyncio.create_task(asyncio.to_thread(watch, url, ADA))
-                assert await asyncio.to_thread(get, url, ADA) == 200
+                assert await asyncio.to_thread(begun.wait, 60)
                 assert await daemon.reload(config(file)) == ["nothing changed"]
                 file.write_text(f"bob view {BOB}\n")
                 assert await daemon.reload(config(file)) == ["token ada is no longer good"]
