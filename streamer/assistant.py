@@ -328,7 +328,7 @@ class Assistant:
             dtype=model.dtype,
             slots=slots,
             random_weights=model.random_weights,
-            policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window),
+            policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window, attention.context),
             position_horizon=model.position_horizon,
             frames_per_step=model.frames_per_step,
             picture_tokens=model.picture_tokens,

@@ -151,10 +151,12 @@ class WebRtcConfig(_Section):
 
 
 class AttentionConfig(_Section):
-    """Another attention than the model was trained with: key j is seen by query i if j < sinks or i - j < window."""
+    """Another attention than the model's own: key j is seen by query i if j < sinks or i - j < window."""
 
     sinks: Annotated[_Whole, Field(ge=0)]
-    window: Annotated[_Whole, Field(ge=1)]
+    window: Annotated[_Whole, Field(ge=1)] | None
+    """null is full attention, to the last `context` tokens."""
+    context: Annotated[_Whole, Field(ge=1_024, le=262_144)] = 32_768
 
 
 class ModelConfig(_Section):

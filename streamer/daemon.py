@@ -125,9 +125,10 @@ class Daemon:
         model = self.assistant.model
         if model.context is None:
             return ""
-        seconds = model.context / (model.tokens_per_step / model.frames_per_step * 25)
+        rate = model.trained_rate or 25
+        seconds = model.context / (model.tokens_per_step / model.frames_per_step * rate)
         return (
-            f"  FULL ATTENTION: keys older than {model.context} tokens ({seconds:.0f} s at 25 frames/s) are forgotten; "
+            f"  FULL ATTENTION: keys older than {model.context} tokens ({seconds:.0f} s at {rate:g} frames/s) are forgotten; "
             "model.attention {sinks, window} chooses what stays\n"
         )
 
