@@ -51,10 +51,14 @@ def locate(name: str) -> Path:
             f"{name} is no folder here: name a checkpoint folder, a preset or a repository as owner/name"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"{name} is neither a folder here nor a repository that the hub shows you: check the name, or log in with `hf auth login`"
@@ -90,6 +94,8 @@ def read_config(folder: Path) -> InfiniteVLConfig:
     path = folder / "config.json"
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: name the one that holds config.json and *.safetensors")
+    if not path.is_file() and any(folder.glob("*.gguf")):
+        raise CheckpointError(f"{folder} holds GGUF files, which are not read: take the repository with *.safetensors")
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: is it a Hugging Face checkpoint folder?")
     try:

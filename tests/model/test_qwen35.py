@@ -10,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import torch.nn.functional as functional
+from huggingface_hub.errors import GatedRepoError
 from torch import Tensor
 from transformers import Qwen3_5ForConditionalGeneration
 
 from model.cache import SequenceCache
-from model.checkpoint import CheckpointError, fill, read_config
+from model.checkpoint import CheckpointError, fill, locate, read_config
 from model.config import FULL, PRESETS, AttentionPolicy, ConfigError
 from model.families.family import FAMILIES, parse
 from model.families.infinitevl import InfiniteVL
@@ -375,3 +377,18 @@ def test_tensors_of_another_size_are_named(tmp_path: Path) -> None:
         CheckpointError, match=r"q_proj.weight \(2048, 64\): its 2048 rows are not twice 6 heads of 256"
     ):
         fill(model, tmp_path, torch.device("cpu"), torch.float32)
+
+
+def test_what_is_no_checkpoint_to_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").touch()
+    with pytest.raises(
+        CheckpointError, match=r"holds GGUF files, which are not read: take the repository with \*.safetensors"
+    ):
+        read_config(tmp_path)
+
+    def gated(*_: Any, **__: Any) -> str:
+        raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    with pytest.raises(CheckpointError, match="some/model is gated: accept its terms at https://huggingface"):
+        locate("some/model")
