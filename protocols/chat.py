@@ -26,6 +26,7 @@ from protocols.fields import (
     refusal,
     uri_bytes,
 )
+from protocols.json_format import ChatFormat
 from protocols.question import Attachment, Question, Sampling, Thinking
 
 VIDEO_KINDS = ("video/", "image/", "application/octet-stream")
@@ -92,10 +93,6 @@ class _StreamOptions(Model):
     include_usage: bool = False
 
 
-class _Format(Model):
-    type: Literal["text"]
-
-
 def _count(value: Any) -> Any:
     """A count of tokens; -1 leaves it to the daemon, as other servers have it."""
     value = number(value)
@@ -130,7 +127,7 @@ class _Body(Sampling, Thinking):
     n: Annotated[None, only(1, why="can't be done: a question has one answer, so ask again for another")] = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
-    response_format: _Format | None = None
+    response_format: ChatFormat | None = None
     functions: Annotated[None, only([], why="can't be done: the old form of tools is not spoken here")] = None
     logprobs: Annotated[None, only(False, why="can't be done: no probabilities are told")] = None
     top_logprobs: Annotated[None, only(0, why="can't be done: no probabilities are told")] = None
@@ -232,6 +229,7 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         sampling=asked.over(Sampling()),
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
         thinking=_thinking(asked).tokens(),
+        format=asked.response_format.form("response_format") if asked.response_format else None,
     )
     return ChatRequest(
         asked.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -66,11 +67,19 @@ class Thinking(Model):
 
 
 @dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """The form of an answer that is JSON: whatever `schema` allows (JSON Schema 2020-12); `param` is where a wire named it."""
+
+    schema: Mapping[str, Any]
+    param: str = "response_format"
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What is asked, about which stream, and how it is to be answered; None leaves a choice to the daemon.
 
     `history` holds earlier (question, answer) pairs, oldest first. With `attachments`, the question is about those instead
-    of a stream.
+    of a stream. An answer with a `format` keeps to it from its first token on.
     """
 
     text: str
@@ -82,3 +91,4 @@ class Question:
     max_tokens: int | None = None
     thinking: int = 0
     """Tokens that the model may think before it answers; 0 is not at all."""
+    format: JsonSchema | None = None

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from capture import Frame, PushSource, Source, SourceError
 from model import AttentionPolicy, CapacityError, Runner, load_runner
+from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
@@ -28,6 +29,7 @@ from streamer.engine.scheduler import Pace
 from streamer.engine.stream import Stream, StreamStatus, configured_source, suited
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
+from streamer.forms import Forms
 from streamer.memory.keeper import Keeper
 from streamer.prompt import prompt_tokens, settled
 from streamer.reload import Change, plan
@@ -50,6 +52,7 @@ class Assistant:
         self.config = config
         limits = config.limits
         self.news = News()
+        self._forms = Forms()
         self.engine = Engine(
             self._load,
             stream_slots=limits.streams,
@@ -285,11 +288,17 @@ class Assistant:
             raise AssistantError("bad_sampling", refusal(error, given).message) from None
         return self.answer(Question(question, stream, instructions, tuple(history), (), sampling, max_tokens, thinking))
 
-    def answer(self, question: Question) -> Answer:
-        """As `ask`, for a question that a wire has brought."""
+    async def compile(self, question: Question) -> Grammar | None:
+        """The form that a question wants of its answer, ready to be followed. Raises AssistantError: not_ready, bad_format."""
+        if question.format is None:
+            return None
+        self._check_ready()
+        return await self._forms.compile(self.model.grammars, question.format)
+
+    def answer(self, question: Question, grammar: Grammar | None = None) -> Answer:
+        """As `ask`, for a question that a wire has brought; its answer keeps to `grammar`, which `compile` made of it."""
         limits, tokenizer = self.config.limits, self.model.tokenizer
-        if not self.ready:
-            raise AssistantError("not_ready", f"No question can be answered now: {self.trouble}.")
+        self._check_ready()
         if not question.text.strip():
             raise AssistantError("empty_question", "The question has no text: write one.")
         watched = self._stream(question.stream)
@@ -310,12 +319,16 @@ class Assistant:
             )
         answer = Answer(f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), self._cancel, self._forget)
         self._answers[answer.id] = answer
-        self.engine.ask(Request(answer.id, question, tokens, answer))
+        self.engine.ask(Request(answer.id, question, tokens, answer, grammar))
         return answer
 
     def subscribe(self, stream: str | None = None) -> Subscription:
         """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""
         return self.news.subscribe(stream, {name: each.source.status for name, each in self._streams.items()})
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise AssistantError("not_ready", f"No question can be answered now: {self.trouble}.")
 
     def _load(self) -> Runner:
         model, slots = self.config.model, self.config.limits.streams + self.config.limits.answers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class AssistantError(Exception):
-    """What was asked for can't be done. `code` is for programs, the message is one line with the mend."""
+    """What was asked for can't be done. `code` is for programs, the message is one line with the mend, `param` what it is about."""
 
-    def __init__(self, code: str, message: str) -> None:
-        self.code, self.message = code, message
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        self.code, self.message, self.param = code, message, param
         super().__init__(message)

@@ -19,6 +19,7 @@ from model.families.infinitevl import InfiniteVL
 from model.preprocess import choose_grid
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Grid, Pictures, Traced
 from model.serving.capacity import capacity
+from model.serving.grammar import Constraint, Grammars, allowed
 from model.serving.int8 import to_int8
 from model.serving.picture_size import affordable_tokens
 from model.serving.quantize import Precision
@@ -81,6 +82,7 @@ class Runner:
         self.grids: dict[int, Grid] = {}
         self.generators: dict[int, torch.Generator | None] = {}
         self.spoken: dict[int, set[int]] = {}
+        self.grammars = Grammars(tokenizer, model.config.decoder.vocab_size)
 
     @property
     def frames_per_step(self) -> int:
@@ -174,24 +176,38 @@ class Runner:
         return self.backend.read(slots, tokens)
 
     @torch.inference_mode()
-    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling = Sampling()) -> int:  # noqa: B008
-        """Reads a question's tokens into a forked slot; returns the answer's first token."""
+    def prefill(
+        self,
+        slot: int,
+        tokens: Sequence[int],
+        sampling: Sampling = Sampling(),  # noqa: B008
+        constraint: Constraint | None = None,
+    ) -> int:
+        """Reads a question's tokens into a forked slot; returns the answer's first token, one that `constraint` allows."""
         _, logits = self.read([slot], [tokens])
         self.generators[slot], self.spoken[slot] = sampling.generator(self.device), set()
-        return draw(logits[0], sampling, self.generators[slot])
+        return draw(constrained(logits[0], constraint), sampling, self.generators[slot])
 
     @torch.inference_mode()
-    def decode(self, slots: Sequence[int], tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
-        """Reads one token into each of `slots`; returns the one that follows in each."""
+    def decode(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[int],
+        samplings: Sequence[Sampling],
+        constraints: Sequence[Constraint | None] = (),
+    ) -> list[int]:
+        """Reads one token into each of `slots`; returns the one that follows in each, allowed by its constraint where it has one."""
         likeliest, logits = self.read(slots, [[token] for token in tokens])
         for slot, token in zip(slots, tokens, strict=True):
             self.spoken[slot].add(token)
-        if all(self.generators[slot] is None for slot in slots) and not any(how.presence_penalty for how in samplings):
+        plain = not any(constraints) and not any(how.presence_penalty for how in samplings)
+        if plain and all(self.generators[slot] is None for slot in slots):
             greedy: list[int] = likeliest.tolist()
             return greedy
+        limits = constraints or [None] * len(slots)
         return [
-            draw(row, how, self.generators[slot], self.spoken[slot])
-            for row, how, slot in zip(logits, samplings, slots, strict=True)
+            draw(constrained(row, limit), how, self.generators[slot], self.spoken[slot])
+            for row, how, slot, limit in zip(logits, samplings, slots, limits, strict=True)
         ]
 
     @torch.inference_mode()
@@ -222,6 +238,11 @@ class Runner:
         self.state.restore(slot, snapshot)
         height, width = snapshot["grid"].tolist()
         self.grids[slot] = height, width
+
+
+def constrained(logits: Tensor, constraint: Constraint | None) -> Tensor:
+    """`logits` float32 [vocabulary] of what a constraint allows; its mask was made while the device computed them."""
+    return logits if constraint is None else allowed(logits, constraint.mask())
 
 
 def prepare(

@@ -14,6 +14,7 @@ import numpy as np
 
 from capture import Frame
 from model import Runner, Sampling
+from model.serving.grammar import Constraint, Grammar
 from model.serving.runner import Encoded
 from model.tokenizer import Detokenizer
 from protocols.question import Question
@@ -38,12 +39,16 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A question that nothing is left open in, on its way to an answer: `tokens` are the whole prompt's ids."""
+    """A question that nothing is left open in, on its way to an answer: `tokens` are the whole prompt's ids.
+
+    `grammar` is the form that the answer must keep to.
+    """
 
     id: str
     question: Question
     tokens: list[int]
     listener: Listener
+    grammar: Grammar | None = None
 
 
 @dataclass
@@ -51,11 +56,17 @@ class _Answer:
     request: Request
     sampling: Sampling
     detokenizer: Detokenizer
+    constraint: Constraint | None = None
     slot: int | None = None
     read: int = 0
     token: int = 0
     spoken: int = 0
     thoughts: Thoughts = field(default_factory=Thoughts)
+
+    @property
+    def bound(self) -> Constraint | None:
+        """What the next token must keep to; thoughts are free."""
+        return None if self.thoughts.going_on else self.constraint
 
 
 Batch = list[tuple[Stream, tuple[Frame, ...]]]
@@ -100,7 +111,8 @@ class Executor:
         sampling = Sampling(**request.question.sampling.chosen())
         tokenizer = self.runner.tokenizer
         thoughts = Thoughts(*tokenizer.think, request.question.thinking)
-        self.answers[request.id] = _Answer(request, sampling, tokenizer.detokenizer(), thoughts=thoughts)
+        constraint = None if request.grammar is None else request.grammar.begin()
+        self.answers[request.id] = _Answer(request, sampling, tokenizer.detokenizer(), constraint, thoughts=thoughts)
         self.scheduler.ask(request.id, len(request.tokens), time.monotonic())
 
     def end_answers(self, reason: FinishReason, error: str | None) -> None:
@@ -207,9 +219,11 @@ class Executor:
                 answer.slot = self.free_answers.pop()
                 self.runner.fork(stream.slot, answer.slot)
             end = answer.read + step.tokens
-            token = self.runner.prefill(answer.slot, request.tokens[answer.read : end], answer.sampling)
+            last = end == len(request.tokens)
+            constraint = answer.bound if last else None
+            token = self.runner.prefill(answer.slot, request.tokens[answer.read : end], answer.sampling, constraint)
             answer.read = end
-            if end == len(request.tokens):
+            if last:
                 self.speak(step.answer, token)
         except Exception as error:
             self.finish(step.answer, "failed", line(error))
@@ -222,6 +236,7 @@ class Executor:
                 [answer.slot for answer in answers if answer.slot is not None],
                 [answer.token for answer in answers],
                 [answer.sampling for answer in answers],
+                [answer.bound for answer in answers],
             )
         except Exception as error:
             for name in step.answers:
@@ -236,12 +251,19 @@ class Executor:
         answer.token = token = answer.thoughts.bounded(token)
         if token in self.runner.tokenizer.stops:
             return self.finish(name, "stop")
+        constraint = answer.bound
+        if constraint is not None:
+            constraint.accept(token)
+            if constraint.error is not None:
+                return self.finish(name, "failed", f"the answer can't go on in its form: {constraint.error}")
         answer.spoken += 1
         self.tokens += 1
         thought = answer.thoughts.going_on
         text = answer.thoughts.shown(token, answer.detokenizer)
         answer.request.listener.spoke(text, 1, thought)
-        if answer.spoken >= (answer.request.question.max_tokens or 0):
+        if constraint is not None and constraint.complete:
+            self.finish(name, "stop")
+        elif answer.spoken >= (answer.request.question.max_tokens or 0):
             self.finish(name, "length")
 
     def finish(self, name: str, reason: FinishReason, error: str | None = None) -> None:

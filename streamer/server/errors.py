@@ -35,7 +35,7 @@ class RequestError(Exception):
 
 def error_response(error: RequestError | AssistantError | ProtocolError) -> Response:
     status = error_status(error.code)
-    param = error.param if isinstance(error, ProtocolError) else None
+    param = None if isinstance(error, RequestError) else error.param
     wait = error.retry_after if isinstance(error, RequestError) else None
     headers = {}
     if status == 401:

@@ -109,11 +109,12 @@ class Questions:
         answer: Answer | None = None
         try:
             async with AsyncExitStack() as stack:
+                grammar = await self._assistant.compile(question)
                 question = await fetched(question, self._domains)
                 stream = self._only_stream() if question.stream is None else self.known(question.stream)
                 if question.attachments:
                     stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
-                answer = self._assistant.answer(replace(question, stream=stream))
+                answer = self._assistant.answer(replace(question, stream=stream), grammar)
                 yield answer, limit
         except (AssistantError, RequestError):
             self._metrics.questions["refused"] += answer is None
