@@ -32,7 +32,7 @@ BOUNDS: dict[str, Any] = {
 }
 """What a schema may cost to compile and to follow: whatever exceeds it is refused in a fraction of a second."""
 LIMITS = LLParserLimits(**BOUNDS)
-STYLE = {"whitespace_flexible": True, "whitespace_pattern": " ?", "lenient": False, "coerce_one_of": False}
+STYLE: Any = {"whitespace_flexible": True, "whitespace_pattern": " ?", "lenient": False, "coerce_one_of": False}
 """At most one space between JSON's signs: more would let an answer fill its length with nothing."""
 MOST_CHARACTERS = 32_768
 MOST_NESTED = 48
@@ -189,10 +189,8 @@ class _Vocabulary:
         self.tokenizer = tokenizer
         self.eos_token_id = tokenizer.turn_end
         self.special_token_ids = sorted(tokenizer.specials)
-        self.tokens = [
-            tokenizer.inner.id_to_token(token).encode() if token in tokenizer.specials else tokenizer.spelling(token)
-            for token in range(size)
-        ]
+        named = {token: str(tokenizer.inner.id_to_token(token)).encode() for token in tokenizer.specials}
+        self.tokens = [named.get(token) or tokenizer.spelling(token) for token in range(size)]
 
     def __call__(self, text: bytes) -> list[int]:
         return self.tokenizer.encode(text.decode("utf-8", "replace"))

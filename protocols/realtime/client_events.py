@@ -21,6 +21,7 @@ from protocols.fields import (
     read_picture,
     refusal,
 )
+from protocols.json_format import TextSettings
 from protocols.question import Sampling, Thinking
 
 
@@ -61,6 +62,7 @@ class SessionSettings(Model):
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    text: TextSettings | None = None
     modalities: Modalities | None = None
     """Of the dialect's beta, as is the next one."""
     max_response_output_tokens: Tokens | None = None
@@ -86,6 +88,7 @@ class ResponseSettings(Sampling, Thinking):
     max_output_tokens: Tokens | None = None
     metadata: Metadata | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    text: TextSettings | None = None
 
 
 class ClientEvent(Model):

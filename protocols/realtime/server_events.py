@@ -26,6 +26,7 @@ class SessionView(TypedDict):
     tools: list[Any]
     tool_choice: Literal["auto"]
     truncation: Literal["auto"]
+    text: dict[str, Any]
     stream: str | None
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 from protocols.conversation import Conversation, Item, read_question
 from protocols.fields import ProtocolError, picture_file, read_object
+from protocols.json_format import TextSettings
 from protocols.question import Question, Sampling
 from protocols.realtime import client_events as events
 from protocols.realtime import server_events as told
@@ -96,6 +97,7 @@ class RealtimeSession:
         self._conversation = Conversation(limits.items)
         self._conversation_id = new_id("conv")
         self._responses: dict[str, _Response] = {}
+        self._text = TextSettings()
         self._settings: SessionView = {
             "type": "realtime",
             "object": "realtime.session",
@@ -108,6 +110,7 @@ class RealtimeSession:
             "tools": [],
             "tool_choice": "auto",
             "truncation": "auto",
+            "text": {},
             "stream": stream,
         }
 
@@ -199,6 +202,9 @@ class RealtimeSession:
                     changed.setdefault(key, changed.pop(beta))
                     changed.pop(beta, None)
             defaults = {"instructions": INSTRUCTIONS, "max_output_tokens": "inf", "output_modalities": ["text"]}
+            if "text" in changed:
+                self._text = changed.pop("text") or TextSettings()
+                changed["text"] = self._text.model_dump(by_alias=True, exclude_none=True)
             chosen = {key: defaults.get(key) if value is None else value for key, value in changed.items()}
             self._settings = cast(SessionView, {**self._settings, **chosen})
             out.append(self._send(told.SessionUpdated, session=self._settings))
@@ -266,6 +272,7 @@ class RealtimeSession:
             sampling=asked.over(Sampling(temperature=self._settings["temperature"])),
             max_tokens=None if tokens == "inf" else tokens,
             thinking=asked.tokens(),
+            format=self._text.form("session.text") if asked.text is None else asked.text.form("response.text"),
         )
         return [Ask(response.id, question)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from protocols.chat import ChatRequest, ChatWriter, StopSequences, error_body, error_status, models_body, read_chat
 from protocols.fields import ProtocolError
-from protocols.question import Sampling
+from protocols.question import JsonSchema, Sampling
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 PNG_URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -71,6 +71,14 @@ def test_only_the_likeliest_tokens_may_be_asked_for() -> None:
     assert read(top_k=40).question.sampling == Sampling(top_k=40)
 
 
+def test_an_answers_form() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "count", "strict": True, "schema": schema}}
+    assert read(response_format=named).question.format == JsonSchema(schema, "response_format.json_schema.schema")
+    assert read(response_format={"type": "json_object"}).question.format == JsonSchema({"type": "object"})
+    assert read(response_format={"type": "text"}).question.format is None
+
+
 def test_pictures_and_videos_of_the_newest_question() -> None:
     picture = {"type": "image_url", "image_url": {"url": PNG_URI, "detail": "low"}}
     video = {"type": "video_url", "video_url": {"url": VIDEO_URI}}
@@ -124,7 +132,18 @@ def test_pictures_and_videos_of_the_newest_question() -> None:
         ({"top_k": 2.5}, "invalid_value", "top_k"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"max_tokens": True}, "invalid_value", "max_tokens"),
-        ({"response_format": {"type": "json_object"}}, "invalid_value", "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "invalid_value", "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "missing_required_parameter", "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+            "invalid_value",
+            "response_format.json_schema.name",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 1}}},
+            "invalid_value",
+            "response_format.json_schema.schema",
+        ),
         ({"logprobs": True}, "invalid_value", "logprobs"),
         ({"stop": ["x"] * 5}, "invalid_value", "stop"),
         ({"stop": [""]}, "invalid_value", "stop[0]"),

@@ -15,6 +15,14 @@ def completions(base_url: str) -> dict:
     asked = {"model": "nano", "messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 4}
     whole = client.chat.completions.create(**asked)
     events = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["colour", "n"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "strict": True, "schema": schema}}
+    formed = client.chat.completions.create(**{**asked, "max_tokens": 60}, response_format=form)
     try:
         client.chat.completions.create(**{**asked, "model": "gpt-9"})
     except APIStatusError as error:
@@ -25,6 +33,8 @@ def completions(base_url: str) -> dict:
         "finish_reason": whole.choices[0].finish_reason,
         "completion_tokens": whole.usage.completion_tokens,
         "streamed": "".join(event.choices[0].delta.content or "" for event in events if event.choices),
+        "formed": json.loads(formed.choices[0].message.content),
+        "formed_reason": formed.choices[0].finish_reason,
         "streamed_tokens": events[-1].usage.completion_tokens,
         "refused": refused,
     }

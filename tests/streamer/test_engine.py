@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -352,10 +353,10 @@ def test_a_failing_answer_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     prefill = bench.engine.runner.prefill
     bad = bench.engine.runner.tokenizer.encode_question("bad")
 
-    def failing(slot: int, tokens: list[int], sampling: Sampling) -> int:
+    def failing(slot: int, tokens: list[int], *how: Any) -> int:
         if tokens == bad:
             raise ValueError("no")
-        return prefill(slot, tokens, sampling)
+        return prefill(slot, tokens, *how)
 
     monkeypatch.setattr(bench.engine.runner, "prefill", failing)
     worse, fine = bench.ask("a", "left", words="bad"), bench.ask("b", "left", length=2)

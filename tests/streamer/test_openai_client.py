@@ -44,6 +44,8 @@ def test_chat_completions(saw: dict[str, Any]) -> None:
     assert seen["whole"] and seen["streamed"]
     assert seen["finish_reason"] in ("stop", "length")
     assert 0 < seen["completion_tokens"] <= 4 and 0 < seen["streamed_tokens"] <= 4
+    assert seen["formed"].keys() == {"colour", "n"} and seen["formed_reason"] == "stop"
+    assert seen["formed"]["colour"] in ("red", "green") and 0 <= seen["formed"]["n"] <= 99
     assert seen["refused"] == ["NotFoundError", 404, "model_not_found", "model"]
 
 
