@@ -89,7 +89,7 @@ class Assistant:
         self.news.begin()
         try:
             if self.config.storage.folder is not None:
-                self.keeper = await asyncio.to_thread(Keeper, self.config.storage.folder)
+                self.keeper = await asyncio.to_thread(Keeper, self.config.storage, self.engine, self.news.publish)
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._open(stream) for stream in self.config.streams]
             await self._begin()
@@ -98,6 +98,7 @@ class Assistant:
                 await self._attach(stream, source if self.model.trained_rate is None else None)
             if self.keeper is not None:
                 await self.keeper.attach_added(self._streams, self._attach)
+                self.keeper.begin(self._streams)
         except BaseException:
             await self.stop()
             raise
@@ -109,6 +110,8 @@ class Assistant:
             self._teller.cancel()
             with suppress(asyncio.CancelledError):
                 await self._teller
+        if self.keeper is not None:
+            await self.keeper.stop()
         await asyncio.gather(
             asyncio.to_thread(self.engine.stop), *(asyncio.to_thread(stream.stop) for stream in self._streams.values())
         )
@@ -182,6 +185,7 @@ class Assistant:
         await self._detach(name)
         if self.keeper is not None:
             await self.keeper.remove(name)
+            await self.keeper.forget(name)
 
     async def _detach(self, name: str) -> None:
         stream = self._stream(name)
@@ -230,7 +234,7 @@ class Assistant:
         config, name = change.stream, change.stream.name
         match change.kind:
             case "remove":
-                await self.detach(name)
+                await self._detach(name)
                 return f"stream {name} was removed"
             case "add":
                 await self._attach(config)
@@ -245,9 +249,12 @@ class Assistant:
                     source = await self._open(config)
                 except AssistantError as error:
                     return f"{error.message}; it goes on as it was"
-                await self.detach(name)
+                if self.keeper is not None:
+                    await self.keeper.take([self._stream(name)])
+                await self._detach(name)
                 await self._attach(config, source)
-                return f"stream {name} was changed and begins again"
+                goes_on = "goes on with its memory" if self._stream(name).resumes else "begins again"
+                return f"stream {name} was changed and {goes_on}"
 
     def source(self, name: str) -> Source:
         """Where a stream's frames come from. Raises AssistantError: unknown_stream."""
@@ -398,6 +405,8 @@ class Assistant:
             stream = Stream(config, source, self.engine.wake, self.model.trained_rate)
             await self._admit(stream)
             await asyncio.wrap_future(self.engine.add(stream))
+            if self.keeper is not None:
+                await self.keeper.resume(stream)
         except asyncio.CancelledError:
             self.engine.remove(name)
             raise

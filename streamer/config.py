@@ -59,6 +59,7 @@ _Number = Annotated[float, BeforeValidator(_plain_number), Field(allow_inf_nan=F
 _Whole = Annotated[int, BeforeValidator(_plain_number)]
 Seconds = Annotated[_Number, Field(gt=0, le=86_400, description="seconds")]
 PerSecond = Annotated[_Number, Field(gt=0, le=1_000, description="a number per second")]
+Bytes = Annotated[_Whole, Field(ge=1_000, description="bytes, or bytes a second")]
 Count = Annotated[_Whole, Field(ge=1, description="a count")]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_MEND = "use letters, digits, '_', '-' and '.', 64 at most"
@@ -227,6 +228,8 @@ class StreamConfig(_Section):
     """When the device is short, a stream of priority 2 keeps twice the frame rate of one of 1."""
     keep: Literal["everything", "nothing"] = "everything"
     """`nothing` leaves no trace of the stream in storage."""
+    memory_of: Name | None = None
+    """The stream, by the name that it had, whose memory this one goes on with though its name or source is another now."""
 
     @model_validator(mode="after")
     def _reachable(self) -> StreamConfig:
@@ -284,6 +287,12 @@ class StorageConfig(_Section):
 
     folder: Annotated[str, Field(min_length=1)] | None = None
     """Where all of it is; unset keeps nothing, except that `streamer run` sets $XDG_STATE_HOME/streamer."""
+    every: Seconds = 5.0
+    """Seconds between two snapshots of a stream."""
+    write_rate: Bytes = 20_000_000
+    """Bytes a second that snapshots may write in all; where they would be more, they are taken less often."""
+    snapshots: Bytes = 10_000_000_000
+    """Bytes that all snapshots may take, shared fairly among streams."""
 
 
 class Config(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ NANO = Path(__file__).parent.parent / "nano"
 
 Encoded = dict[Grid, Encoding]
 """A step's pictures by their streams' grid, as `encode` leaves them to `see`."""
+SAMPLED = 64
+"""Values of each weight that its model's fingerprint is made of."""
 DECODE_SIZES = (3, *POWERS)
 """Answers that speak at once whose step is worth a try: between 4 and 8 costs hardly differ."""
 
@@ -74,6 +77,8 @@ class Runner:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
         self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot
+        self.fingerprint = fingerprint(model)
+        """Differs where a snapshot of the one model means nothing to the other."""
         serve, spare = prepare(model, tokenizer.prompt, precision)
         if (found := capacity(self.device, self.state_bytes)) is not None:
             found.check(slots)
@@ -228,6 +233,41 @@ class Runner:
         return self.state.snapshot(slot) | {"grid": torch.tensor(self.grids[slot])}
 
     @torch.inference_mode()
+    def copy(self, slot: int) -> Callable[[], Snapshot]:
+        """Begins a snapshot, which any thread may take to the CPU: calling what is returned waits for that and gives it.
+
+        On a GPU the slot is copied there first, in line with the steps; the way to the CPU goes beside them.
+        """
+        grid = torch.tensor(self.grids[slot])
+        parts = {name: part.detach().clone() for name, part in self.state.kept(slot).items()}
+        if self.device.type != "cuda":
+            return lambda: parts | {"grid": grid}
+        copied = torch.cuda.current_stream(self.device).record_event()
+
+        def fetch() -> Snapshot:
+            beside, out = torch.cuda.Stream(self.device), {"grid": grid}
+            with torch.cuda.stream(beside), torch.inference_mode():
+                beside.wait_event(copied)
+                for name, part in parts.items():
+                    out[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+                    out[name].copy_(part, non_blocking=True)
+            beside.synchronize()
+            return out
+
+        return fetch
+
+    @torch.inference_mode()
+    def stage(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot on the device, from where `restore` takes it in no time; any thread may call it."""
+        if self.device.type != "cuda":
+            return snapshot
+        beside = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(beside):
+            staged = {name: part.to(self.device) for name, part in snapshot.items() if name != "grid"}
+        beside.synchronize()
+        return staged | {"grid": snapshot["grid"]}
+
+    @torch.inference_mode()
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Puts a snapshot into a slot.
 
@@ -243,6 +283,17 @@ class Runner:
 def constrained(logits: Tensor, constraint: Constraint | None) -> Tensor:
     """`logits` float32 [vocabulary] of what a constraint allows; its mask was made while the device computed them."""
     return logits if constraint is None else allowed(logits, constraint.mask())
+
+
+@torch.inference_mode()
+def fingerprint(model: InfiniteVL) -> str:
+    """A digest of the sizes, the policy and some of every weight, 32 hexadecimal digits."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        some = weight.flatten()[:: max(1, weight.numel() // SAMPLED)][:SAMPLED].contiguous()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(some.view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def prepare(

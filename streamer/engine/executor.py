@@ -16,12 +16,13 @@ from capture import Frame
 from model import Runner, Sampling
 from model.serving.grammar import Constraint, Grammar
 from model.serving.runner import Encoded
+from model.state import Snapshot
 from model.tokenizer import Detokenizer
 from protocols.question import Question
 from streamer.engine.answer import FinishReason
 from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
 from streamer.engine.scheduler import Scheduler
-from streamer.engine.stream import Stream
+from streamer.engine.stream import Resumed, Stream
 from streamer.engine.thoughts import Thoughts
 
 log = logging.getLogger("streamer")
@@ -182,12 +183,19 @@ class Executor:
             return False
         stream.opened = True
         stream.generation += 1
+        stream.began_anew()
         return True
+
+    def resume(self, stream: Stream, state: Snapshot, resumed: Resumed) -> None:
+        """Lets a stream that has seen nothing yet go on from a snapshot. Raises ConfigError for one of another model."""
+        self.runner.restore(stream.slot, state)
+        stream.opened = True
+        stream.resume(resumed)
 
     def step(self, batch: Batch, looked: Encoded | None = None) -> list[bool]:
         """One call of the model; whether each stream's state is still finite."""
         slots = [stream.slot for stream, _ in batch]
-        times = [self.runner.moment([frame.time for frame in frames]) for _, frames in batch]
+        times = [self.runner.moment([stream.moment(frame) for frame in frames]) for stream, frames in batch]
         return self.runner.see(slots, pictures(batch), times, looked)
 
     def alone(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:

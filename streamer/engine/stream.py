@@ -30,7 +30,8 @@ class StreamStatus:
     its oldest frame to the state; `newest_frame_age_s` is how old the newest frame in the state is now. `share` is the part
     of its frame rate that the device has room for. `generation` counts how often the stream's memory was begun, `reconnects`
     how often its source was opened again, and `gap_s` is the source's last interruption. `fps_limit` is the rate above which
-    frames are thinned: as configured, or else what the model was trained with; None is none.
+    frames are thinned: as configured, or else what the model was trained with; None is none. `resumes` counts how often the
+    memory outlasted its process, `saved_age_s` is how old the newest snapshot is and `save_interval_s` what lies between two.
     """
 
     name: str
@@ -56,6 +57,19 @@ class StreamStatus:
     reconnects: int
     gap_s: float
     fps_limit: float | None = None
+    resumes: int = 0
+    saved_age_s: float | None = None
+    save_interval_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a memory goes on: its newest frame's seconds of stream time and its capture in Unix seconds, and its counts."""
+
+    time: float
+    wall: float
+    generation: int
+    resumes: int
 
 
 class Stream:
@@ -84,6 +98,14 @@ class Stream:
         self._began = time.monotonic()
         self._steps: deque[tuple[float, int]] = deque(maxlen=1024)
         self._missed = 0
+        self.resumes = 0
+        self.saved_wall: float | None = None
+        """Capture of the newest frame that a snapshot has seen, Unix seconds."""
+        self.saved_frames = 0
+        """Frames of this process that it has seen."""
+        self.save_interval: float | None = None
+        self._resumed: Resumed | None = None
+        self._ahead = 0.0
 
     def promised(self) -> Terms:
         """The terms that the configuration names."""
@@ -124,6 +146,22 @@ class Stream:
         if lost := self.held:
             self.drops["failed"] += lost
 
+    def resume(self, resumed: Resumed) -> None:
+        """The stream goes on with what it saw before."""
+        self.generation, self.resumes = resumed.generation, resumed.resumes
+        self.saved_wall, self._resumed = resumed.wall, resumed
+
+    def began_anew(self) -> None:
+        """The stream's memory is empty."""
+        self._resumed, self._ahead = None, 0.0
+
+    def moment(self, frame: Frame) -> float:
+        """A frame's seconds of stream time: its source's, after what went before a restart and the gap since then."""
+        if self._resumed is not None:
+            gap = max(captured_wall(frame) - self._resumed.wall, 0.0)
+            self._ahead, self._resumed = self._resumed.time + gap - frame.time, None
+        return frame.time + self._ahead
+
     def saw(self, frames: tuple[Frame, ...], now: float) -> None:
         """These frames are in the state now."""
         self.frames_seen += len(frames)
@@ -158,7 +196,15 @@ class Stream:
             reconnects=source.reconnects,
             gap_s=source.gap,
             fps_limit=suited(self.config, self.trained_rate).fps,
+            resumes=self.resumes,
+            saved_age_s=None if self.saved_wall is None else max(time.time() - self.saved_wall, 0.0),
+            save_interval_s=self.save_interval,
         )
+
+
+def captured_wall(frame: Frame) -> float:
+    """When a frame was taken, in Unix seconds of this host's clock."""
+    return time.time() - time.monotonic() + frame.captured
 
 
 def suited(config: StreamConfig, trained_rate: float | None) -> StreamConfig:

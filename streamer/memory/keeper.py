@@ -6,36 +6,80 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from streamer.config import ConfigError, StreamConfig, parse_config
+from model import ConfigError as ModelConfigError
+from model.state import Snapshot
+from streamer.config import ConfigError, StorageConfig, StreamConfig, parse_config
+from streamer.engine.engine import Engine
+from streamer.engine.stream import Resumed, Stream, captured_wall
 from streamer.errors import AssistantError
+from streamer.events import StreamEvent
 from streamer.memory.folder import FolderError
+from streamer.memory.retention import Pace
+from streamer.memory.snapshot import Taken
+from streamer.memory.snapshots import Snapshots
 from streamer.memory.store import Store, StoreError
 
 log = logging.getLogger("streamer")
 PATIENCE = 2.0
 """Seconds that a client waits for the disk before it is told that its stream is watched, though it is not kept yet."""
+LAST_SECONDS = 1.0
+"""Seconds that the daemon's end waits for the engine to hand over the last snapshots."""
+LOOK_SECONDS = 0.5
+"""Seconds between two looks at whose snapshot is due."""
+Copy = tuple[Stream, int, Taken, Callable[[], Snapshot]]
+"""A stream, the frames that it had seen, what else is known of its state, and what brings that to the CPU."""
 
 
 class Keeper:
-    """What is kept of streams."""
+    """What is kept of streams. Everything but the store's own thread runs on the assistant's event loop."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, config: StorageConfig, engine: Engine, tell: Callable[[StreamEvent], None]) -> None:
         """Takes the state folder; waits for the disk. Raises AssistantError: storage."""
+        assert config.folder is not None
+        self.config, self._engine, self._tell = config, engine, tell
         self._added: dict[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._streams: Mapping[str, Stream] = {}
+        self._pace = Pace(config.every, config.write_rate)
+        self.refused = 0
+        """Snapshots of another model or source, with which no stream could go on."""
         try:
-            self.store = Store(Path(folder).expanduser(), self._write_again)
+            self.store = Store(Path(config.folder).expanduser(), self._write_again)
+            self.snapshots = Snapshots(self.store.folder, config.snapshots)
         except FolderError as error:
             raise AssistantError("storage", f"{error}.") from None
+        except OSError as error:
+            self.store.close()
+            raise AssistantError("storage", f"The state folder can't be read: {error}.") from None
         self._added = dict(self.store.read("SELECT name, config FROM streams ORDER BY added, name"))
 
+    def begin(self, streams: Mapping[str, Stream]) -> None:
+        """Takes snapshots of these streams, which come and go, until `stop`."""
+        self._streams = streams
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Takes each stream's last snapshot; what is to be written is so when `close` returns."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.take(self._streams.values()), LAST_SECONDS)
+
     def close(self) -> None:
-        """Writes what waits; waits for the disk, about two seconds at most."""
+        """Writes what waits and lets the folder go; waits for the disk, about two seconds at most."""
         self.store.close()
+
+    # Streams that were added while running
 
     async def attach_added(self, there: Collection[str], attach: Callable[[StreamConfig], Awaitable[Any]]) -> None:
         """Watches the streams again that were added while the daemon ran; one that can't be is told, and tried the next time.
@@ -68,11 +112,131 @@ class Keeper:
         return self.store.write("INSERT OR REPLACE INTO streams VALUES (?, ?, ?)", row, now=True)
 
     def _write_again(self) -> None:
+        self.snapshots.begin_anew()
         for name in tuple(self._added):
             self._write(name)
 
-    async def _kept(self, row: Future[int]) -> None:
+    async def _kept(self, row: Future[Any]) -> None:
         try:
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(row)), PATIENCE)
-        except (StoreError, TimeoutError) as error:
+        except (StoreError, OSError, TimeoutError) as error:
             log.warning("a change of streams is not kept yet: %s", self.store.fault or error or "the disk is slow")
+
+    # Snapshots
+
+    async def resume(self, stream: Stream) -> None:
+        """Lets a stream that has just been given its slot go on with what is kept of it, if there is anything."""
+        if stream.config.keep == "nothing":
+            return
+        name = stream.config.memory_of or stream.name
+        for kept in reversed(self.snapshots.of(stream.name) or self.snapshots.of(name)):
+            found = await asyncio.to_thread(self.snapshots.load, kept)
+            if found is None:
+                continue
+            taken, state = found
+            if why := self._unlike(stream, taken):
+                self.refused += 1
+                log.warning("stream %s begins anew: its memory %s", stream.name, why)
+                return
+            resumed = Resumed(taken.time, taken.wall, taken.generation, taken.resumes + 1)
+            try:
+                resume = partial(self._engine.executor.resume, stream, state, resumed)
+                await asyncio.wrap_future(self._engine.call(resume))
+            except ModelConfigError as error:
+                log.warning("stream %s begins anew: %s", stream.name, error)
+                return
+            age = max(time.time() - taken.wall, 0.0)
+            log.info("stream %s goes on with its memory, which is %.0f s old", stream.name, age)
+            facts = {"age_s": age, "time": taken.time, "wall": taken.wall, "resumes": resumed.resumes}
+            self._tell(StreamEvent("stream.resumed", stream.name, facts))
+            return
+
+    def _unlike(self, stream: Stream, taken: Taken) -> str | None:
+        """Why a stream can't go on with a snapshot."""
+        runner = self._engine.runner
+        if taken.fingerprint != runner.fingerprint:
+            return f"is model {taken.model}'s with other weights or attention than {runner.name} has now"
+        if taken.source != stream.source.name and stream.config.memory_of is None:
+            return (
+                f"is of {taken.source}, it watches {stream.source.name} now: set memory_of to {stream.name} to keep it"
+            )
+        return None
+
+    async def take(self, streams: Iterable[Stream]) -> None:
+        """Snapshots of these streams, as far as they have seen anything new; done when they are on the disk."""
+        with suppress(StoreError, OSError, RuntimeError):
+            copies = await asyncio.wrap_future(self._engine.call(lambda: self._copies(list(streams))))
+            for written in [self._save(copy) for copy in copies]:
+                await asyncio.shield(asyncio.wrap_future(written))
+
+    async def forget(self, name: str) -> None:
+        """Removes all snapshots of a stream."""
+        await self._kept(self.store.do(lambda: self.snapshots.forget(name)))
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            kept = {name: each for name, each in self._streams.items() if each.config.keep != "nothing"}
+            interval = self._pace.interval(kept)
+            for stream in kept.values():
+                stream.save_interval = interval
+            due = self._pace.next(kept, now)
+            while due is not None and due[1] <= now:
+                await self._turn(kept[due[0]], now)
+                now = time.monotonic()
+                due = self._pace.next(kept, now)
+
+    async def _turn(self, stream: Stream, now: float) -> None:
+        """One stream's snapshot, waited for until it is on the disk: a slow disk gets fewer."""
+        size = 0
+        try:
+            for copy in await asyncio.wrap_future(self._engine.call(lambda: self._copies([stream]))):
+                size = await asyncio.wrap_future(self._save(copy))
+        except (StoreError, OSError):
+            pass  # the store tells
+        except Exception as error:
+            log.warning("stream %s: no snapshot could be taken: %s", stream.name, error)
+        self._pace.took(stream.name, size, now)
+
+    def _save(self, copy: Copy) -> Future[int]:
+        stream, seen, taken, fetch = copy
+
+        def write() -> int:
+            kept = self.snapshots.write(taken, fetch(), time.time())
+            stream.saved_wall, stream.saved_frames = taken.wall, seen
+            return kept.size
+
+        return self.store.do(write)
+
+    # On the engine's thread
+
+    def _copies(self, streams: Iterable[Stream]) -> list[Copy]:
+        out: list[Copy] = []
+        runner = self._engine.runner
+        for stream in streams:
+            newest, seen = stream.newest, stream.frames_seen
+            if newest is None or not stream.opened or stream.config.keep == "nothing" or seen == stream.saved_frames:
+                continue
+            taken = Taken(
+                stream=stream.name,
+                source=stream.source.name,
+                wall=captured_wall(newest),
+                time=stream.moment(newest),
+                position=newest.time,
+                sequence=newest.sequence,
+                generation=stream.generation,
+                resumes=stream.resumes,
+                model=runner.name,
+                fingerprint=runner.fingerprint,
+                version=_version(),
+            )
+            out.append((stream, seen, taken, runner.copy(stream.slot)))
+        return out
+
+
+def _version() -> str:
+    try:
+        return version("streamer")
+    except PackageNotFoundError:
+        return "unknown"

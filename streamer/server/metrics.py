@@ -94,6 +94,7 @@ class Metrics:
         faults = [({"kind": kind}, assistant.engine.integrity_faults[kind]) for kind in KINDS]
         _counter(out, "streamer_integrity_faults_total", "Looks at which the engine's sums did not come out.", faults)
         _streams(out, assistant)
+        _storage(out, assistant)
         return out
 
     def _count_steps(self, engine: Engine) -> None:
@@ -135,6 +136,27 @@ def _streams(out: list[Metric], assistant: Assistant) -> None:
     ]
     _counter(out, "streamer_source_changes_total", "Times a source came into a state.", changes)
     _gauge(out, "streamer_source_state", "1 for the state that a source is in.", states)
+
+
+def _storage(out: list[Metric], assistant: Assistant) -> None:
+    keeper = assistant.keeper
+    if keeper is None:
+        return
+    store, snapshots = keeper.store, keeper.snapshots
+    _gauge(out, "streamer_storage_fault", "1 while the disk takes nothing.", [({}, store.fault is not None)])
+    _counter(out, "streamer_storage_faults_total", "Times the disk began to take nothing.", [({}, store.faults)])
+    _counter(out, "streamer_storage_rows_lost_total", "Rows given up for it.", [({}, store.rows_lost)])
+    _counter(out, "streamer_snapshots_total", "Snapshots written.", [({}, snapshots.written)])
+    _counter(out, "streamer_snapshot_bytes_total", "Bytes of them.", [({}, snapshots.bytes_written)])
+    unfit = [({"reason": "damaged"}, snapshots.damaged), ({"reason": "unlike"}, keeper.refused)]
+    _counter(out, "streamer_snapshots_unfit_total", "Snapshots that no stream could go on with.", unfit)
+    _gauge(out, "streamer_snapshots_kept_bytes", "Bytes of the snapshots that are kept.", [({}, snapshots.size)])
+    streams = [({"stream": status.name}, status) for status in assistant.streams()]
+    _counter(
+        out, "streamer_resumes_total", "Times a memory outlasted its process.", [(n, s.resumes) for n, s in streams]
+    )
+    ages = [(n, s.saved_age_s) for n, s in streams if s.saved_age_s is not None]
+    _gauge(out, "streamer_snapshot_age_seconds", "Age of the newest snapshot.", ages)
 
 
 def _gauge(out: list[Metric], name: str, help: str, samples: Iterable[tuple[Labels, float]]) -> None:

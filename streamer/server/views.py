@@ -34,9 +34,11 @@ def frame_view(frame: Frame, side: int = 640) -> dict[str, Any]:
 
 
 def health_view(assistant: Assistant) -> dict[str, Any]:
-    """What runs here: the model, whether its weights are trained, and how many streams are attached."""
+    """What runs here: the model, whether its weights are trained, how many streams are attached, and why nothing can be kept."""
+    fault = assistant.keeper.store.fault if assistant.keeper is not None else None
+    storage = {} if fault is None else {"storage": fault}
     if not assistant.ready:
-        return {"status": "unready", "reason": assistant.trouble}
+        return {"status": "unready", "reason": assistant.trouble, **storage}
     model = assistant.model
     return {
         "status": "ok",
@@ -47,4 +49,5 @@ def health_view(assistant: Assistant) -> dict[str, Any]:
             "state_bytes": model.state_bytes,
         },
         "streams": sum(not status.name.startswith(PREFIX) for status in assistant.streams()),
+        **storage,
     }

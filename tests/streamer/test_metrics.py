@@ -36,6 +36,7 @@ def text() -> str:
         oldest_question_s=1.5,
         streams=lambda: [live, status("yard", state="waiting", fps_in=24.9, newest_frame_age_s=2.25)],
         source_changes=lambda: {"door": {"live": 1}},
+        keeper=None,
     )
     return metrics.text(cast("Assistant", assistant))
 

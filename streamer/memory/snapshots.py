@@ -1,0 +1,141 @@
+"""The snapshots' files: written whole or not at all, found by stream and moment, thinned as they age."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.state import Snapshot
+from streamer.memory.folder import Folder
+from streamer.memory.retention import shares, too_large, too_many
+from streamer.memory.snapshot import DamagedError, Taken, chunks, load
+
+log = logging.getLogger("streamer")
+KIND = "snapshots"
+FILE = re.compile(r"^(\d{10})-(-?\d+)\.snapshot$")
+PARTIAL = ".partial"
+FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot's file. `number` counts the stream's snapshots; `wall` is the newest frame's capture in Unix seconds."""
+
+    number: int
+    wall: float
+    size: int
+    path: Path
+
+
+class Snapshots:
+    """Reads and writes a folder's snapshots. `write` and `forget` belong to the writer's thread, the rest to any."""
+
+    def __init__(self, folder: Folder, budget: int) -> None:
+        """Looks through the folder; what was being written when a process died is removed. Raises OSError."""
+        self.folder, self.budget = folder, budget
+        self.written = self.bytes_written = self.damaged = 0
+        self._lock = threading.Lock()
+        self._kept: dict[str, list[Kept]] = {}
+        for stream in folder.streams(KIND):
+            self._kept[stream] = sorted(_found(folder.place(KIND, stream)), key=lambda each: each.number)
+
+    def of(self, stream: str) -> list[Kept]:
+        """A stream's snapshots in the order of their making."""
+        with self._lock:
+            return list(self._kept.get(stream, ()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all snapshots."""
+        with self._lock:
+            return sum(each.size for kept in self._kept.values() for each in kept)
+
+    def write(self, taken: Taken, state: Snapshot, now: float) -> Kept:
+        """Writes a snapshot so that it is there whole or not at all, whatever happens; then thins. Raises OSError."""
+        place = self.folder.place(KIND, taken.stream)
+        number = max((each.number for each in self.of(taken.stream)), default=0) + 1
+        path = place / f"{number:010d}-{round(taken.wall * 1000)}.snapshot"
+        partial, size = path.with_suffix(PARTIAL), 0
+        try:
+            with os.fdopen(os.open(partial, FLAGS, 0o600), "wb") as file:
+                for chunk in chunks(taken, state):
+                    size += file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+            sync_folder(place)
+        except OSError:
+            for each in (partial, path):
+                with suppress(OSError):
+                    each.unlink(missing_ok=True)
+            raise
+        kept = Kept(number, round(taken.wall * 1000) / 1000, size, path)
+        with self._lock:
+            self._kept.setdefault(taken.stream, []).append(kept)
+        self.written += 1
+        self.bytes_written += size
+        self.thin(now)
+        return kept
+
+    def load(self, kept: Kept) -> tuple[Taken, Snapshot] | None:
+        """Reads a snapshot; one that is damaged or gone is told, counted and forgotten, and None."""
+        try:
+            return load(kept.path)
+        except (OSError, DamagedError) as error:
+            log.error("a snapshot can't be read, the one before it is tried: %s", error)
+            self.damaged += 1
+            self._drop(kept.path.parent.name, [kept])
+            return None
+
+    def thin(self, now: float) -> None:
+        """Removes what is more than age and budget allow; `now` is Unix seconds."""
+        with self._lock:
+            all_kept = {stream: list(kept) for stream, kept in self._kept.items()}
+        for stream, kept in all_kept.items():
+            self._drop(stream, too_many(kept, now))
+        with self._lock:
+            all_kept = {stream: list(kept) for stream, kept in self._kept.items()}
+        wanted = {stream: sum(each.size for each in kept) for stream, kept in all_kept.items()}
+        for stream, share in shares(wanted, self.budget).items():
+            self._drop(stream, too_large(all_kept[stream], share))
+
+    def forget(self, stream: str, since: float = float("-inf")) -> int:
+        """Removes a stream's snapshots from a moment (Unix seconds) on; returns how many."""
+        gone = [each for each in self.of(stream) if each.wall >= since]
+        self._drop(stream, gone)
+        return len(gone)
+
+    def begin_anew(self) -> None:
+        """The folder was removed, with all that was in it."""
+        with self._lock:
+            self._kept.clear()
+
+    def _drop(self, stream: str, gone: Iterable[Kept]) -> None:
+        for each in gone:
+            with suppress(OSError):
+                each.path.unlink(missing_ok=True)
+            with self._lock, suppress(ValueError):
+                self._kept.get(stream, []).remove(each)
+
+
+def _found(place: Path) -> Iterable[Kept]:
+    for path in place.iterdir():
+        if name := FILE.match(path.name):
+            yield Kept(int(name[1]), int(name[2]) / 1000, path.stat().st_size, path)
+        elif path.suffix == PARTIAL:
+            path.unlink()
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a rename in a folder outlast a loss of power. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
