@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from model.config import ConfigError, DecoderConfig, InfiniteVLConfig
@@ -83,10 +84,22 @@ def load_checkpoint(
         config = tokenizer.fitted(config)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         model = InfiniteVL(config)
     fill(model, folder, torch.device(device), dtype)
     return model, tokenizer
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves first numbers out: on the meta device they mean nothing, and asking for them loads torch's compiler, 80 MB of it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "log_"):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def read_config(folder: Path) -> InfiniteVLConfig:

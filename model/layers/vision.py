@@ -175,9 +175,8 @@ class VisionTower(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config)
         if config.position_table:
-            self.position_table = nn.Parameter(
-                torch.randn(config.hidden_size, config.position_table, config.position_table) * 0.02
-            )
+            table = torch.empty(config.hidden_size, config.position_table, config.position_table)
+            self.position_table = nn.Parameter(table.normal_(std=0.02))
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config)
 

@@ -403,3 +403,12 @@ def test_the_4b_has_the_published_tensors() -> None:
     assert tied == expected["model.language_model.embed_tokens.weight"]
     assert found == expected
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_loading_leaves_torchs_compiler_alone() -> None:
+    """It would take 75 MB for as long as the daemon runs, and two seconds."""
+    program = (
+        "import sys, torch; from model import load_runner; load_runner('nano', slots=1); "
+        "assert 'torch._dynamo' not in sys.modules and 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
