@@ -126,7 +126,7 @@ def test_a_daemon_whose_output_goes_nowhere_serves_and_ends() -> None:
     try:
         url = os.read(reader, 200).decode()
         with httpx.Client(base_url=url, timeout=60) as client:
-            for _ in range(1500):  # each refusal is logged: more than the pipe, and more than what may wait
+            for _ in range(50):  # what is logged finds the pipe full
                 client.get("/v1/streams", headers={"Authorization": "Bearer " + "x" * 40})
             assert client.get("/healthz").json()["status"] == "ok"
         process.send_signal(signal.SIGTERM)
