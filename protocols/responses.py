@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from protocols.chat import HISTORY_CHARACTERS, ROLES, chosen_stream, read_attachment
 from protocols.conversation import Item, read_question
 from protocols.fields import Metadata, Model, ProtocolError, Text, number, only, read_object, refusal
-from protocols.question import Attachment, Question, Sampling
+from protocols.question import Attachment, Effort, Question, Sampling, Thinking
 
 STATELESS = "can't be done: nothing is kept here, so send the whole conversation as 'input'"
 STATUS = {"length": "incomplete", "cancelled": "cancelled", "failed": "failed"}
@@ -74,6 +74,10 @@ _Items = Annotated[
 ]
 
 
+class _Reasoning(Model):
+    effort: Effort | None = None
+
+
 class _Body(Sampling):
     model: Text
     input: Annotated[_Items, BeforeValidator(_messages)]
@@ -82,6 +86,7 @@ class _Body(Sampling):
     max_output_tokens: Annotated[int, Field(ge=1), BeforeValidator(number)] | None = None
     metadata: Metadata | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    reasoning: _Reasoning | None = None
     top_logprobs: Annotated[None, only(0, why="can't be done: no probabilities are told")] = None
     previous_response_id: Annotated[None, only(why=STATELESS)] = None
     conversation: Annotated[None, only(why=STATELESS)] = None
@@ -125,6 +130,7 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
     question = read_question(items, HISTORY_CHARACTERS)
     if not question.text.strip():
         raise ProtocolError("empty_question", "There is no question: end the input with a user's text.", "input")
+    effort = asked.reasoning.effort if asked.reasoning is not None else None
     lead = "\n".join(filter(None, (asked.instructions, question.instructions)))
     question = replace(
         question,
@@ -133,11 +139,13 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
         attachments=tuple(attachments),
         sampling=asked.over(Sampling()),
         max_tokens=asked.max_output_tokens,
+        thinking=Thinking(reasoning_effort=effort).tokens(),
     )
     settings = {
         "instructions": asked.instructions,
         "max_output_tokens": asked.max_output_tokens,
         "metadata": asked.metadata or {},
+        "reasoning": {"effort": effort, "summary": None},
         "temperature": asked.temperature,
         "top_p": asked.top_p,
     }
@@ -176,15 +184,24 @@ class ResponseWriter:
         self._number = 0
 
     def whole(
-        self, text: str, reason: str, prompt_tokens: int, completion_tokens: int, trouble: str | None = None
+        self,
+        text: str,
+        reason: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        reasoning_tokens: int = 0,
+        trouble: str | None = None,
     ) -> dict[str, Any]:
-        """The body of an answer that is not streamed, and the response that ends a stream. `reason` is how it ended."""
+        """The body of an answer that is not streamed, and the response that ends a stream.
+
+        `reason` is how it ended, `trouble` why it broke off; `reasoning_tokens` are part of `completion_tokens`.
+        """
         status = STATUS.get(reason, "completed")
         usage = {
             "input_tokens": prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0},
             "output_tokens": completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": prompt_tokens + completion_tokens,
         }
         item = self._item(text, "completed" if status == "completed" else "incomplete")
@@ -204,10 +221,16 @@ class ResponseWriter:
         return self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
 
     def end(
-        self, text: str, reason: str, prompt_tokens: int, completion_tokens: int, trouble: str | None = None
+        self,
+        text: str,
+        reason: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        reasoning_tokens: int = 0,
+        trouble: str | None = None,
     ) -> bytes:
-        """What comes behind the last word; `text` is the whole answer, `trouble` why it broke off."""
-        response = self.whole(text, reason, prompt_tokens, completion_tokens, trouble)
+        """What comes behind the last word; `text` is the whole answer, all else as in `whole`."""
+        response = self.whole(text, reason, prompt_tokens, completion_tokens, reasoning_tokens, trouble)
         # A cancelled response has no closing event of its own.
         kind = "failed" if response["status"] in ("failed", "cancelled") else response["status"]
         return (
@@ -240,7 +263,6 @@ class ResponseWriter:
             "output": output,
             "parallel_tool_calls": True,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
             "store": False,
             "text": {"format": {"type": "text"}},
             "tool_choice": "auto",

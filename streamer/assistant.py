@@ -63,6 +63,8 @@ class Assistant:
             progress=progress,
         )
         self._loaded = False
+        self._starting: float | None = None
+        """Since when, on the monotonic clock, the model is being loaded."""
         self._streams: dict[str, Stream] = {}
         self._answers: dict[str, Answer] = {}
         self._teller: asyncio.Task[None] | None = None
@@ -87,6 +89,7 @@ class Assistant:
         folder that can't be used.
         """
         self.news.begin()
+        self._starting = time.monotonic()
         try:
             if self.config.storage.folder is not None:
                 self.keeper = await asyncio.to_thread(Keeper, self.config.storage, self.engine, self.news.publish)
@@ -102,6 +105,8 @@ class Assistant:
         except BaseException:
             await self.stop()
             raise
+        finally:
+            self._starting = None
         self._teller = asyncio.create_task(self._tell())
 
     async def stop(self) -> None:
@@ -126,20 +131,31 @@ class Assistant:
     @property
     def ready(self) -> bool:
         """Whether the model is warm and the engine gets on."""
-        return self._loaded and self.engine.alive and not self.engine.restarting and not self._stuck
+        return (
+            self._loaded
+            and self._starting is None
+            and self.engine.alive
+            and not self.engine.restarting
+            and not self._stuck
+        )
 
     @property
     def trouble(self) -> str | None:
         """Why `ready` is False, in one line."""
         if self.engine.failure:
             return self.engine.failure
-        if not self._loaded:
+        if not self._loaded or self._starting is not None:
             return "the model is being loaded"
         if not self.engine.alive:
             return "the engine has stopped"
         if self.engine.restarting:
             return "the engine failed and begins again"
         return f"the engine's step has run for more than {STUCK_SECONDS:g} s" if self._stuck else None
+
+    @property
+    def loading_s(self) -> float | None:
+        """For how long the model is being loaded already; None once it is, with the configured streams attached."""
+        return None if self._starting is None else time.monotonic() - self._starting
 
     @property
     def model(self) -> Runner:

@@ -121,13 +121,16 @@ class ServerConfig(_Section):
     """Pages of other origins that may speak to the daemon, such as https://cam.example."""
     proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     """Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; of others they are not."""
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    """The prefix below which a reverse proxy shows the daemon, such as /cam, whether or not it takes that off."""
     media_domains: tuple[Name, ...] = ()
     """Hosts that pictures and videos named in a request may be fetched from."""
     private_sources: bool = False
     """Clients on other machines may attach this machine's files and devices and cameras at private addresses."""
     insecure: Annotated[_Whole, Field(ge=0, le=2)] = 0
     """2 allows an address that others reach without tokens or without TLS."""
-    max_message_bytes: Annotated[_Whole, Field(ge=1_024, le=64 * 2**20)] = 2**20
+    max_message_bytes: Annotated[_Whole, Field(ge=1_024, le=64 * 2**20)] = 16 * 2**20
+    """Of one message of a websocket: a JPEG of 12 megapixels, in base64, fits."""
 
     @model_validator(mode="after")
     def _reachable(self) -> ServerConfig:

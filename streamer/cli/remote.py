@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import ssl
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from streamer.client import DEFAULT_URL, Client, ClientError
+
+LOADING_SECONDS, TRY_SECONDS = 900.0, 0.5
+"""How long a question waits for a model that is being loaded, and how often it is asked meanwhile."""
 
 
 def reach(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +41,7 @@ def ask(options: argparse.Namespace) -> int:
         began = time.monotonic()
         first: float | None = None
         words: list[str] = []
-        for word in client.ask(
-            options.question,
-            stream=options.stream,
-            instructions=options.instructions,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            seed=options.seed,
-        ):
+        for word in _answer(client, options):
             first = first or time.monotonic() - began
             words.append(word)
             if not options.json:
@@ -60,6 +57,32 @@ def ask(options: argparse.Namespace) -> int:
     else:
         print()
     return 0
+
+
+def _answer(client: Client, options: argparse.Namespace) -> Iterator[str]:
+    """The answer's words; waits, with a line, for a daemon whose model is still being loaded."""
+    waiting, end = False, time.monotonic() + LOADING_SECONDS
+    while True:
+        try:
+            yield from client.ask(
+                options.question,
+                stream=options.stream,
+                instructions=options.instructions,
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+                seed=options.seed,
+            )
+            return
+        except ClientError as error:
+            # Right after the model, the streams' first frames are still to come.
+            soon = error.code == "not_ready" or (waiting and error.code == "no_frames")
+            if not soon or time.monotonic() > end:
+                raise
+            if not waiting:
+                why = error.message.partition(":")[0]
+                print(f"streamer: {why[0].lower()}{why[1:]}: waiting", file=sys.stderr, flush=True)
+            waiting = True
+        time.sleep(TRY_SECONDS)
 
 
 def status(options: argparse.Namespace) -> int:

@@ -24,14 +24,17 @@ from starlette.types import Scope as ASGIScope
 from starlette.types import Send as ASGISend
 from starlette.websockets import WebSocket
 
-from capture.image import encode_jpeg
 from protocols.chat import chosen_stream, model_body, model_ids, models_body, read_chat
 from protocols.fields import ProtocolError, read_object
+from protocols.realtime.beta import HEADER as HEADER_OF_BETA
+from protocols.realtime.beta import SUBPROTOCOL as SUBPROTOCOL_OF_BETA
 from protocols.realtime.session import RealtimeSession
+from protocols.responses import read_response
 from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.errors import AssistantError
 from streamer.prompt import default_sampling
+from streamer.server.addresses import RootPath, misplaced
 from streamer.server.admission import Admission, Held
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
 from streamer.server.chat import complete
@@ -49,14 +52,13 @@ from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 from streamer.server.questions import Questions
 from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection
+from streamer.server.responses import respond
+from streamer.server.streams import Streams
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.views import health_view, stream_view
 from streamer.server.whip import Publishing
 
 log = logging.getLogger("streamer.http")
-PICTURE_SIDE = 640
-"""Pixels of the longer side of pictures that are shown."""
-PICTURES_PER_SECOND = 10.0
 WHIP_METHODS = ["OPTIONS", "POST", "PATCH", "DELETE", "GET", "HEAD", "PUT"]
 BODY_BYTES = 32 * 2**20
 """The largest body of a request: pictures and short videos come in it."""
@@ -83,6 +85,7 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             WebSocketRoute("/v1/realtime", routes.realtime),
             WebSocketRoute("/{path:path}", routes.nowhere),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/responses", routes.responses, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/v1/models/{model:path}", routes.model),
             Route("/v1/streams", routes.streams, methods=["GET"]),
@@ -104,9 +107,11 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
                 CORSMiddleware,
                 allow_origins=config.server.origins,
                 allow_methods=["GET", "POST", "PATCH", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "If-Match"],
+                # Whichever they are: the SDKs send a dozen of their own, and only these origins' pages are let in.
+                allow_headers=["*"],
                 expose_headers=["Location", "ETag", "Retry-After"],
             ),
+            Middleware(RootPath, root_path=config.server.root_path),
             Middleware(Admission, gate=routes.gate, limits=routes.limits, held=Held()),
         ],
         exception_handlers={
@@ -156,14 +161,15 @@ class Routes:
         limits = config.limits
         self.limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._metrics = Metrics()
+        self._streams = Streams(assistant, private_sources=config.server.private_sources)
         self._questions = Questions(
             assistant,
+            self._streams,
             self.limits,
             self._metrics,
-            private_sources=config.server.private_sources,
             media_domains=config.server.media_domains,
         )
-        self._publishing = Publishing(assistant)
+        self._publishing = Publishing(assistant, f"{config.server.root_path}/whip")
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -180,7 +186,8 @@ class Routes:
         server, limits = config.server, config.limits
         lines = self.gate.renew(tokens, server.origins, signed)
         self.limits.renew(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
-        self._questions.renew(private_sources=server.private_sources, media_domains=server.media_domains)
+        self._streams.renew(private_sources=server.private_sources)
+        self._questions.renew(media_domains=server.media_domains)
         self._config = self._config.model_copy(update={"server": server, "limits": limits})
         self.revoke()
         return lines
@@ -204,13 +211,15 @@ class Routes:
             await websocket.send_denial_response(error_response(error))
             return
         offered = websocket.scope["subprotocols"]
+        beta = SUBPROTOCOL_OF_BETA in offered or HEADER_OF_BETA in websocket.headers.get("openai-beta", "")
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
             self.limits.connect(visitor.name)
         except RequestError as error:
             await websocket.close(TRY_AGAIN_LATER, error.message)
             return
-        connection = RealtimeConnection(websocket, self._assistant, self._session(websocket), visitor, self._questions)
+        session = self._session(websocket)
+        connection = RealtimeConnection(websocket, self._assistant, session, visitor, self._questions, beta=beta)
         self._connections.add(connection)
         self._metrics.connections += 1
         try:
@@ -232,25 +241,31 @@ class Routes:
         stream = websocket.query_params.get("stream")
         if stream is None:
             try:
-                stream = chosen_stream(model, self._config.model.name, self._questions.names())
+                stream = chosen_stream(model, self._config.model.name, self._streams.names())
             except ProtocolError:
                 stream = None
         return RealtimeSession(model, stream=stream or None)
 
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
-        names = self._questions.names()
+        names = self._streams.names()
         asked = await asyncio.to_thread(read_chat, await _body(request), self._config.model.name, names)
         return await complete(request, asked, visitor, self._questions)
 
+    async def responses(self, request: Request) -> Response:
+        visitor = self._admit(request, "ask")
+        names = self._streams.names()
+        asked = await asyncio.to_thread(read_response, await _body(request), self._config.model.name, names)
+        return await respond(request, asked, visitor, self._questions)
+
     async def models(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
-        return JSONResponse(models_body(self._config.model.name, self._questions.names(), self._began, self._told()))
+        return JSONResponse(models_body(self._config.model.name, self._streams.names(), self._began, self._told()))
 
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
-        if wanted not in model_ids(self._config.model.name, self._questions.names()):
+        if wanted not in model_ids(self._config.model.name, self._streams.names()):
             raise RequestError("model_not_found", f"The model {wanted!r} does not exist.")
         return JSONResponse(model_body(wanted, self._began, self._told()))
 
@@ -267,15 +282,11 @@ class Routes:
 
     async def streams(self, request: Request) -> Response:
         self._admit(request, "view")
-        return JSONResponse({"streams": [stream_view(status) for status in self._questions.streams()]})
+        return JSONResponse({"streams": [stream_view(status) for status in self._streams.all()]})
 
     async def stream(self, request: Request) -> Response:
         self._admit(request, "view")
-        name = request.path_params["stream"]
-        for status in self._questions.streams():
-            if status.name == name:
-                return JSONResponse(stream_view(status))
-        raise RequestError("unknown_stream", f"There is no stream {name!r}.")
+        return JSONResponse(stream_view(self._streams.status(request.path_params["stream"])))
 
     async def attach(self, request: Request) -> Response:
         visitor = self._admit(request, "admin")
@@ -283,44 +294,30 @@ class Routes:
         name, source = fields.pop("name", None), fields.pop("source", None)
         if not isinstance(name, str) or not isinstance(source, str):
             raise ProtocolError("missing_required_parameter", "A stream needs a 'name' and a 'source'.", "name")
-        return JSONResponse(stream_view(await self._questions.attach(visitor, name, source, fields)), 201)
+        return JSONResponse(stream_view(await self._streams.attach(visitor, name, source, fields)), 201)
 
     async def detach(self, request: Request) -> Response:
         self._admit(request, "admin")
-        await self._questions.detach(request.path_params["stream"])
+        await self._streams.detach(request.path_params["stream"])
         return Response(status_code=204)
 
     async def frame(self, request: Request) -> Response:
         """The picture that the model saw last."""
         self._admit(request, "view")
-        frame = self._questions.frame(request.path_params["stream"])
-        if frame is None:
-            raise RequestError("no_frames", "This stream has shown nothing yet.", 1.0)
-        picture = await asyncio.to_thread(encode_jpeg, frame.pixels, PICTURE_SIDE)
+        picture = await self._streams.picture(request.path_params["stream"])
         return Response(picture, media_type="image/jpeg", headers=PICTURE_HEADERS)
 
     async def video(self, request: Request) -> Response:
         """The pictures that the model sees, as motion JPEG; who watches has a connection open."""
         visitor = self._admit(request, "view")
         name = request.path_params["stream"]
-        self._questions.frame(name)
-        self.limits.connect(visitor.name)
+        self._streams.frame(name)
         kind = "multipart/x-mixed-replace; boundary=frame"
-        return Viewing(self._pictures(name, visitor), kind, lambda: self.limits.disconnect(visitor.name))
-
-    async def _pictures(self, name: str, visitor: Visitor) -> AsyncIterator[bytes]:
-        shown = None
-        while not self._closing.is_set() and self.stands(visitor):
-            try:
-                frame = self._questions.frame(name)
-            except (AssistantError, RequestError):
-                return
-            if frame is not None and frame is not shown:
-                shown = frame
-                picture = await asyncio.to_thread(encode_jpeg, frame.pixels, PICTURE_SIDE)
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-                yield head.encode() + picture + b"\r\n"
-            await asyncio.sleep(1 / PICTURES_PER_SECOND)
+        if request.method == "HEAD":
+            return Response(media_type=kind, headers=PICTURE_HEADERS)
+        self.limits.connect(visitor.name)
+        pictures = self._streams.pictures(name, lambda: not self._closing.is_set() and self.stands(visitor))
+        return Viewing(pictures, kind, lambda: self.limits.disconnect(visitor.name))
 
     async def whip(self, request: Request) -> Response:
         """Publishing by WebRTC (RFC 9725); what a session's URL may do is known to its publisher alone."""
@@ -369,7 +366,14 @@ class Viewing(StreamingResponse):
 
 
 class Page(StaticFiles):
-    """Static files with headers that keep a page to its own origin."""
+    """Static files with headers that keep a page to its own origin; and what is said where nothing is."""
+
+    async def get_response(self, path: str, scope: ASGIScope) -> Response:
+        """See `StaticFiles.get_response`."""
+        _, found = await asyncio.to_thread(self.lookup_path, path)
+        if found is None:
+            raise misplaced(scope, scope["app"].routes)
+        return await super().get_response(path, scope)
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: ASGIScope, status_code: int = 200
@@ -381,7 +385,9 @@ class Page(StaticFiles):
 
 
 async def _body(request: Request) -> bytes:
-    """A request's whole body. Raises RequestError: payload_too_large, request_timeout."""
+    """A request's whole body. Raises RequestError: payload_too_large, request_timeout, unsupported_media_type."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError("unsupported_media_type", "A body is read as it comes: send it without Content-Encoding.")
     out = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

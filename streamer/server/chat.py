@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -27,7 +27,9 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
         if asked.streaming:
             # The answer outlives this call: whoever sends the events lets it go.
             return StreamingResponse(_events(writer, answer, stop, stack.pop_all()), media_type="text/event-stream")
-        text, thoughts = await _until_gone(request, answer, stop)
+        async with while_there(request, answer):
+            pieces = [piece async for piece in _words(answer, stop)]
+        text, thoughts = ("".join(words for thought, words in pieces if thought == kind) for kind in (False, True))
         if answer.finish_reason == "failed":
             raise RequestError("failed", answer.error or "The answer broke off.")
         usage = answer.usage
@@ -67,8 +69,9 @@ async def _events(
             yield writer.end(_reason(answer, stop), *tokens, usage.reasoning_tokens)
 
 
-async def _until_gone(request: Request, answer: Answer, stop: StopSequences) -> tuple[str, str]:
-    """The whole text, and what was thought before it; cancels the answer when the client leaves meanwhile."""
+@asynccontextmanager
+async def while_there(request: Request, answer: Answer) -> AsyncIterator[None]:
+    """Cancels the answer when the client leaves meanwhile."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -77,8 +80,6 @@ async def _until_gone(request: Request, answer: Answer, stop: StopSequences) -> 
 
     watch = asyncio.create_task(gone())
     try:
-        pieces = [piece async for piece in _words(answer, stop)]
-        text, thoughts = ("".join(words for thought, words in pieces if thought == kind) for kind in (False, True))
-        return text, thoughts
+        yield
     finally:
         watch.cancel()

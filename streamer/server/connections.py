@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
+import secrets
 import time
 from collections import Counter
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
+from protocols.realtime.server_events import Error, ErrorView
 from streamer.server.limits import frame_bucket, network_of
 
 HEAD_SECONDS = 10.0
@@ -30,6 +33,9 @@ SLICE_BYTES = 4_096
 FRAGMENTS = 4_096
 """Of one message."""
 MESSAGE_TOO_BIG = 1009
+LINGER_SECONDS, MOST_LINGER_SECONDS = 5.0, 60.0
+"""After a message that is too large, the connection is kept until its sender has been quiet for so long, and for how long at
+most: to a connection that is closed while its peer still sends, TCP answers with a reset, and what was said is lost."""
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -127,14 +133,55 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._unparsed = bytearray()
         self._resting = False
         self._bucket = frame_bucket(time.monotonic())
+        self._leaving: float | None = None
+        """Until when, at most, what still comes behind a message that is too large is thrown away."""
+        self._linger: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         crowd: Crowd = self.config.app.state.crowd  # type: ignore[union-attr]
         crowd.leave(self.transport)
         self._unparsed.clear()
+        if self._linger is not None:
+            self._linger.cancel()
         super().connection_lost(exc)
 
+    def handle_parser_exception(self) -> None:
+        """A message that is too large is told of by its limit before the close frame; all else ends at once."""
+        assert self.conn.close_sent is not None
+        if self.conn.close_sent.code != MESSAGE_TOO_BIG:
+            super().handle_parser_exception()
+            return
+        most = self.config.ws_max_size
+        refused = ErrorView(
+            type="invalid_request_error",
+            code="message_too_large",
+            message=f"A message may hold {most} bytes: send less, a smaller picture for one, or raise server.max_message_bytes.",
+            param=None,
+            event_id=None,
+        )
+        text = json.dumps(Error(event_id=f"event_{secrets.token_hex(12)}", error=refused).wire()).encode()
+        self.transport.write(Frame(Opcode.TEXT, text).serialize(mask=False) + b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self._leaving = self.loop.time() + MOST_LINGER_SECONDS
+        self._unparsed.clear()
+        self.transport.resume_reading()
+        self._stay()
+        # Until the connection is lost, the app's end is not to end it (see `run_asgi`).
+        self.close_timer = self.loop.call_later(MOST_LINGER_SECONDS, self.transport.abort)
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": MESSAGE_TOO_BIG, "reason": "message too large"})
+
+    def _stay(self) -> None:
+        """The sender is not quiet yet."""
+        assert self._leaving is not None
+        if self._linger is not None:
+            self._linger.cancel()
+        wait = min(LINGER_SECONDS, max(0.0, self._leaving - self.loop.time()))
+        self._linger = self.loop.call_later(wait, self.transport.close)
+
     def data_received(self, data: bytes) -> None:
+        if self._leaving is not None:
+            self._stay()
+            return
         self._unparsed += data
         if self._resting:
             self.transport.pause_reading()
@@ -146,6 +193,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             part = bytes(self._unparsed[:SLICE_BYTES])
             del self._unparsed[:SLICE_BYTES]
             super().data_received(part)
+            if self._leaving is not None:
+                return
             wait = self._bucket.take(time.monotonic(), 0)
             if self._unparsed and not wait:
                 wait = 1e-6  # others are let in between one slice and the next

@@ -86,7 +86,7 @@ async def gone(request: Request, error: Any) -> Response:
 
 async def refuse_address(request: Request, error: Any) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    body = error_body(code, f"{request.method} {request.url.path}: {error.detail}.")
+    body = error_body(code, f"{request.method} {request.url.path[:200]}: {error.detail}.")
     return JSONResponse(body, error.status_code, error.headers)
 
 

@@ -2,104 +2,64 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from capture import Frame, SourceError
-from capture.network.policy import refuse_private
 from protocols.question import Question
-from streamer.assistant import Answer, Assistant, StreamStatus
+from streamer.assistant import LOADING, Answer, Assistant
 from streamer.errors import AssistantError
-from streamer.server.attachments import PREFIX, fetched, shown
+from streamer.server.attachments import fetched, shown
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
+from streamer.server.streams import Streams
+
+MOST_SECONDS = 30.0
+"""After which a question is to be asked again at the latest, while the model is being loaded."""
 
 
 class Questions:
     """Takes questions from visitors within their limits.
 
     Args:
-        private_sources: visitors on other machines may attach what only this machine reaches.
         media_domains: hosts that pictures and videos may be fetched from.
     """
 
     def __init__(
         self,
         assistant: Assistant,
+        streams: Streams,
         limits: Limits,
         metrics: Metrics,
         *,
-        private_sources: bool = False,
         media_domains: Collection[str] = (),
     ) -> None:
+        self.streams = streams
         self._assistant, self._limits, self._metrics = assistant, limits, metrics
-        self._private_sources, self._domains = private_sources, media_domains
+        self._domains = media_domains
 
-    def renew(self, *, private_sources: bool, media_domains: Collection[str]) -> None:
-        """Takes what a changed configuration says of sources and addresses."""
-        self._private_sources, self._domains = private_sources, media_domains
-
-    async def attach(self, visitor: Visitor, name: str, source: str, options: Mapping[str, Any]) -> StreamStatus:
-        """Begins to watch a source for a visitor, who from elsewhere may not name what only this machine reaches.
-
-        Raises RequestError (forbidden) and AssistantError (as `Assistant.attach`).
-        """
-        visitor.need("admin")
-        if name.startswith(PREFIX):
-            raise AssistantError("bad_option", f"The stream is refused: names in {PREFIX}… are the daemon's own.")
-        if visitor.remote and not self._private_sources:
-            try:
-                await asyncio.to_thread(refuse_private, source)
-            except SourceError as error:
-                raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
-            options = {**options, "public_only": True}
-        return await self._assistant.attach(name, source, **options)
-
-    def streams(self) -> list[StreamStatus]:
-        """The streams that there are for visitors: all but those that only show what a question brought along."""
-        return [status for status in self._assistant.streams() if not status.name.startswith(PREFIX)]
-
-    def known(self, name: str) -> str:
-        """`name`, of a stream that there is for visitors. Raises RequestError: unknown_stream."""
-        names = self.names()
-        if name not in names:
-            raise RequestError(
-                "unknown_stream", f"There is no stream {name!r}; there are: {', '.join(names) or 'none'}."
-            )
-        return name
-
-    def frame(self, name: str) -> Frame | None:
-        """The picture that the model saw last. Raises RequestError: unknown_stream."""
-        return self._assistant.newest_frame(self.known(name))
-
-    async def detach(self, name: str) -> None:
-        """Ends a stream. Raises RequestError: unknown_stream."""
-        await self._assistant.detach(self.known(name))
-
-    def names(self) -> list[str]:
-        return [status.name for status in self.streams()]
+    def renew(self, *, media_domains: Collection[str]) -> None:
+        """Takes what a changed configuration says of addresses."""
+        self._domains = media_domains
 
     def turned_away(self) -> None:
         """A question was refused before it came here."""
         self._metrics.questions["refused"] += 1
 
-    def _only_stream(self) -> str | None:
-        names = self.names()
-        return names[0] if len(names) == 1 else None
-
     @asynccontextmanager
     async def ask(self, visitor: Visitor, question: Question) -> AsyncIterator[tuple[Answer, Mapping[str, Any]]]:
         """An answer, which is cancelled where it is left early, and the visitor's rate limit.
 
-        Raises RequestError (forbidden, too_many_answers, rate_limit_exceeded) and AssistantError.
+        Raises RequestError (forbidden, not_ready, too_many_answers, rate_limit_exceeded) and AssistantError.
         """
         visitor.need("ask")
+        if (loading := self._assistant.loading_s) is not None:
+            # As long again as it took so far: whoever tries twice has waited long enough in most cases.
+            raise RequestError("not_ready", LOADING, min(MOST_SECONDS, max(1.0, loading)))
         try:
             limit = self._limits.ask(visitor.name, time.monotonic())
         except RequestError:
@@ -111,7 +71,7 @@ class Questions:
             async with AsyncExitStack() as stack:
                 grammar = await self._assistant.compile(question)
                 question = await fetched(question, self._domains)
-                stream = self._only_stream() if question.stream is None else self.known(question.stream)
+                stream = self.streams.only() if question.stream is None else self.streams.known(question.stream)
                 if question.attachments:
                     stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
                 answer = self._assistant.answer(replace(question, stream=stream), grammar)

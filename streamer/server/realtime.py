@@ -11,6 +11,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from capture.image import PictureError
+from protocols.realtime.beta import beta_event
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
 from protocols.realtime.server_events import Error, ServerEvent
 from protocols.realtime.session import RealtimeSession, Usage
@@ -44,13 +45,16 @@ class RealtimeConnection:
         session: RealtimeSession,
         visitor: Visitor,
         questions: Questions,
+        *,
+        beta: bool = False,
     ) -> None:
         self._websocket = websocket
         self._socket = websocket.scope["extensions"]["streamer.socket"]
         self._assistant = assistant
         self._session = session
         self._visitor = visitor
-        self._questions = questions
+        self._questions, self._streams = questions, questions.streams
+        self._beta = beta
         self._outbox = Outbox()
         self._answers: dict[str, Answer | None] = {}
         """Those that are open; None until they are accepted."""
@@ -66,15 +70,13 @@ class RealtimeConnection:
         self._writer = self._spawn(self._outbox.send_all(self._websocket))
         try:
             bucket = message_bucket(time.monotonic())
-            self._do(self._session.open(self._questions.names()))
+            self._do(self._session.open(self._streams.names()))
             while True:
                 message = await self._websocket.receive()
                 if message["type"] == "websocket.disconnect":
                     break
                 text, data = message.get("text"), message.get("bytes")
-                for decision in self._session.receive(
-                    text if text is not None else data or b"", self._questions.names()
-                ):
+                for decision in self._session.receive(text if text is not None else data or b"", self._streams.names()):
                     if isinstance(decision, Send) and _too_many(decision.told):
                         self._questions.turned_away()
                     await self._carry_out(decision)
@@ -121,11 +123,11 @@ class RealtimeConnection:
 
     async def _push(self, push: Push) -> None:
         self._visitor.need("publish")
-        names = self._questions.names()
-        stream = push.stream or (names[0] if len(names) == 1 else None)
+        stream = push.stream or self._streams.only()
         if stream is None:
-            raise RequestError("unknown_stream", f"Name a stream; there are: {', '.join(names) or 'none'}.")
-        self._questions.known(stream)
+            known = ", ".join(self._streams.names()) or "none"
+            raise RequestError("unknown_stream", f"Name a stream; there are: {known}.")
+        self._streams.known(stream)
         pixels = await decoded(push.picture)
         self._assistant.push(stream, pixels, push.timestamp)
 
@@ -150,7 +152,10 @@ class RealtimeConnection:
                         self._ear = self._spawn(self._listen(decision.stream))
 
     def _send(self, event: dict[str, Any], unasked: bool) -> None:
-        self._outbox.put(json.dumps(event, ensure_ascii=False, separators=(",", ":")), unasked)
+        shown = beta_event(event) if self._beta else event
+        if shown is None:
+            return
+        self._outbox.put(json.dumps(shown, ensure_ascii=False, separators=(",", ":")), unasked)
         writable: asyncio.Event = self._socket["writable"]
         if self._outbox.unasked_bytes > OUTGOING_BYTES and not writable.is_set():
             self._cut(TRY_AGAIN_LATER, "this client reads too slowly")
@@ -185,7 +190,7 @@ class RealtimeConnection:
         self._do(self._session.finished(ask.response, reason, usage, trouble), unasked=True)
 
     async def _listen(self, stream: str) -> None:
-        if stream not in self._questions.names():
+        if stream not in self._streams.names():
             return
         subscription = self._assistant.subscribe(stream)
         try:
@@ -198,22 +203,22 @@ class RealtimeConnection:
         self._visitor.need("admin" if command.verb in ("attach", "detach") else "view")
         match command.verb:
             case "list":
-                return {"streams": [stream_view(status) for status in self._questions.streams()]}
+                return {"streams": [stream_view(status) for status in self._streams.all()]}
             case "attach":
-                status = await self._questions.attach(
+                status = await self._streams.attach(
                     self._visitor, command.stream or "", command.source, command.options
                 )
                 return {"stream": status.name, **stream_view(status)}
             case "detach":
-                await self._questions.detach(command.stream or "")
+                await self._streams.detach(command.stream or "")
                 return {"stream": command.stream}
             case "frame":
-                frame = self._questions.frame(command.stream or "")
+                frame = self._streams.frame(command.stream or "")
                 if frame is None:
                     raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
                 return {"stream": command.stream, **await asyncio.to_thread(frame_view, frame)}
             case "status":
-                status = next(each for each in self._questions.streams() if each.name == command.stream)
+                status = self._streams.status(command.stream or "")
                 return {"stream": status.name, **stream_view(status)}
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:

@@ -30,9 +30,10 @@ ANSWER_SECONDS = 7.0
 class Publishing:
     """Every publisher's session, and the streams that they began."""
 
-    def __init__(self, assistant: Assistant) -> None:
+    def __init__(self, assistant: Assistant, path: str = "/whip") -> None:
+        """`path` is where the door is, as publishers reach it."""
         self._assistant = assistant
-        self._endpoint = WhipEndpoint("/whip")
+        self._endpoint = WhipEndpoint(path)
         self._begun: dict[str, str] = {}
         """Streams that publishers began, and who that was."""
         self._publishers: dict[str, tuple[str, Visitor]] = {}

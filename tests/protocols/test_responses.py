@@ -61,6 +61,13 @@ def test_pictures_of_the_newest_question() -> None:
     assert read([*later, {"role": "user", "content": "Sure?"}]).question.attachments == ()
 
 
+def test_an_effort_is_tokens_that_the_model_may_think() -> None:
+    asked = read(reasoning={"effort": "low", "summary": "auto"})
+    assert asked.question.thinking > 0 and read().question.thinking == 0
+    body = ResponseWriter("resp_1", "msg_1", 5, asked).whole("A cat.", "stop", 10, 9, 7)
+    assert body["usage"]["output_tokens_details"] == {"reasoning_tokens": 7} and body["reasoning"]["effort"] == "low"
+
+
 def test_what_a_tool_said_belongs_to_the_question() -> None:
     asked = read(
         [
@@ -137,7 +144,7 @@ def test_answer_in_events(reason: str, last: str) -> None:
         writer.begin()
         + writer.delta("A ")
         + writer.delta("cat.\n\n")
-        + writer.end("A cat.\n\n", reason, 10, 2, trouble)
+        + writer.end("A cat.\n\n", reason, 10, 2, 0, trouble)
     )
     assert [each["type"] for each in told] == [
         "response.created",

@@ -40,6 +40,33 @@ def completions(base_url: str) -> dict:
     }
 
 
+def responses(base_url: str) -> dict:
+    client = OpenAI(base_url=base_url, api_key="none", max_retries=0)
+    asked = {"model": "nano", "max_output_tokens": 4, "metadata": {"stream": "demo"}}
+    whole = client.responses.create(**asked, input="What is there?", instructions="Be brief.")
+    picture = {"type": "input_image", "image_url": sys.argv[2], "detail": "low"}
+    parts = [picture, {"type": "input_text", "text": "What is this?"}]
+    shown = client.responses.create(model="nano", max_output_tokens=2, input=[{"role": "user", "content": parts}])
+    turns = [{"role": "user", "content": "Who?"}, *whole.output, {"role": "user", "content": "And now?"}]
+    again = client.responses.create(**asked, input=turns)
+    with client.responses.stream(**{**asked, "model": "nano/demo"}, input="What is there?") as stream:
+        events = list(stream)
+    try:
+        client.responses.create(model="nano", input="x", previous_response_id=whole.id)
+    except APIStatusError as error:
+        refused = [type(error).__name__, error.status_code, error.code, error.param]
+    return {
+        "whole": whole.output_text,
+        "status": whole.status,
+        "output_tokens": whole.usage.output_tokens,
+        "shown": shown.status,
+        "again": again.status,
+        "seen": [[event.type, type(event).__name__] for event in events],
+        "streamed": events[-1].response.output_text,
+        "refused": refused,
+    }
+
+
 async def realtime(base_url: str) -> dict:
     client = AsyncOpenAI(base_url=base_url, api_key="none")
     seen, text, statuses = [], "", []
@@ -87,4 +114,8 @@ async def realtime(base_url: str) -> dict:
 
 if __name__ == "__main__":
     url = sys.argv[1] + "/v1"
-    print(json.dumps({"completions": completions(url), "realtime": asyncio.run(realtime(url))}))
+    print(
+        json.dumps(
+            {"completions": completions(url), "responses": responses(url), "realtime": asyncio.run(realtime(url))}
+        )
+    )

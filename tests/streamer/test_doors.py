@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +112,8 @@ def test_client_that_leaves_a_completion_ends_it(server: Served, daemon: Daemon)
         ("POST", "/v1/streams", b'{"name": "given-x", "source": "demo:"}', 400, "bad_option"),
         ("GET", "/v1/nothing", b"", 404, "not_found"),
         ("PUT", "/v1/models", b"", 405, "method_not_allowed"),
+        ("POST", "/v1/responses", b'{"model": "nano"}', 400, "missing_required_parameter"),
+        ("POST", "/v1/responses", b'{"model": "nano", "input": "x", "tools": [{}]}', 400, "invalid_value"),
     ],
 )
 def test_refusals_have_openais_shape(
@@ -120,6 +123,81 @@ def test_refusals_have_openais_shape(
     assert response.status_code == status
     error = response.json()["error"]
     assert error["code"] == code and error["message"] and set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "told"),
+    [
+        ("POST", "/chat/completions", 404, "use POST /v1/chat/completions"),
+        ("POST", "/v1/chat/completions/", 404, "use POST /v1/chat/completions"),
+        ("POST", "//v1//chat/completions", 404, "use POST /v1/chat/completions"),
+        ("POST", "/v1/v1/responses", 404, "use POST /v1/responses"),
+        ("GET", "/v1/healthz", 404, "use GET /healthz"),
+        ("DELETE", "/streams/demo", 404, "use DELETE /v1/streams/demo"),
+        ("PUT", "/models", 404, "use GET or HEAD /v1/models"),
+        ("POST", "/v1/completions", 404, "there are /v1/chat/completions, /v1/responses,"),
+        ("GET", "/v1/chat/completions", 405, "use POST"),
+        ("PUT", "/v1/streams", 405, "use GET or HEAD or POST"),
+        ("POST", "/healthz", 405, "use GET or HEAD"),
+        ("POST", "/", 405, "Method Not Allowed"),
+        ("GET", "/v1/realtime", 426, "connect with ws:// or wss://"),
+    ],
+)
+def test_a_wrong_address_is_told_the_right_one(
+    http: httpx.Client, method: str, path: str, status: int, told: str
+) -> None:
+    response = http.request(method, http.base_url.copy_with(raw_path=path.encode()))
+    assert (response.status_code, told in response.json()["error"]["message"]) == (status, True), response.text
+    if told.startswith("use") and status == 405:
+        assert response.headers["allow"] == ", ".join(told.removeprefix("use ").split(" or "))
+
+
+def test_a_response_whole_and_in_events(http: httpx.Client) -> None:
+    asked = {"model": "nano", "input": "What is there?", "max_output_tokens": 3, "metadata": {"stream": "demo"}}
+    whole = http.post("/v1/responses", json=asked).raise_for_status().json()
+    assert whole["object"] == "response" and whole["output"][0]["content"][0]["text"]
+    assert whole["usage"]["output_tokens"] <= 3 and whole["metadata"] == {"stream": "demo"}
+    with http.stream("POST", "/v1/responses", json={**asked, "stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    said = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == said != ""
+    assert events[-1]["response"]["status"] in ("completed", "incomplete")
+
+
+def test_client_that_leaves_a_response_ends_it(server: Served, daemon: Daemon) -> None:
+    async def story(streaming: bool) -> None:
+        asked = {"model": "nano", "input": "What?", "max_output_tokens": 20_000, "stream": streaming}
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            request = asyncio.create_task(client.post("/v1/responses", json=asked))
+            await eventually(lambda: daemon.open_answers == 1)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+        await eventually(lambda: daemon.open_answers == 0)
+
+    asyncio.run(story(False))
+    asyncio.run(story(True))
+
+
+def test_a_compressed_body_is_refused_by_name(http: httpx.Client) -> None:
+    response = http.post("/v1/chat/completions", content=b"x", headers={"Content-Encoding": "gzip"})
+    assert response.status_code == 415 and "without Content-Encoding" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/v1/models", "/v1/streams/demo/frame.jpg", "/v1/streams/demo/video.mjpeg"]
+)
+def test_heads_end_and_old_http_is_spoken(server: Served, http: httpx.Client, path: str) -> None:
+    assert http.head(path).status_code == 200
+    with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+        client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        told = b""
+        while b"\r\n\r\n" not in told:
+            told += client.recv(65_536)
+    head = told.split(b"\r\n\r\n")[0].lower()
+    assert head.startswith(b"http/1.1 200") and b"chunked" not in head
 
 
 def test_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
@@ -216,6 +294,7 @@ DOORS: list[tuple[str, str, set[str]]] = [
     ("POST", "/v1/streams", {"admin"}),
     ("DELETE", "/v1/streams/cellar", {"admin"}),
     ("POST", "/v1/chat/completions", {"ask", "admin"}),
+    ("POST", "/v1/responses", {"ask", "admin"}),
     ("POST", "/whip/cam", {"publish", "admin"}),
     ("PATCH", "/whip/cam/session", {"publish", "admin"}),
     ("DELETE", "/whip/cam/session", {"publish", "admin"}),
@@ -354,9 +433,16 @@ def test_no_secret_in_an_error(locked: Served) -> None:
 def test_allowed_pages_of_other_origins_may_fetch_and_no_others(daemon: Daemon) -> None:
     with daemon.served(server={"origins": ["https://cam.example"]}) as server:
         for origin, allowed in (("https://cam.example", True), ("https://evil.example", False)):
-            asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            headers = "authorization,content-type,x-stainless-arch,x-stainless-retry-count,x-stainless-timeout"
+            asked = {
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": headers,
+            }
             preflight = httpx.options(f"{server.url}/v1/chat/completions", headers=asked)
             assert (preflight.headers.get("access-control-allow-origin") == origin) == allowed
+            assert not allowed or preflight.headers["access-control-allow-headers"] == headers
+            assert preflight.status_code == (200 if allowed else 400)
             fetched = httpx.get(f"{server.url}/v1/streams", headers={"Origin": origin})
             assert (fetched.status_code, "access-control-allow-origin" in fetched.headers) == (
                 (200, True) if allowed else (403, False)

@@ -1,5 +1,7 @@
 """The official `openai` client, unmodified, in a virtual environment of its own (it pins another websockets)."""
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.streamer.serving import Served
 
@@ -32,7 +35,10 @@ def python() -> Path:
 @pytest.fixture(scope="module")
 def saw(python: Path, server: Served) -> dict[str, Any]:
     program = Path(__file__).with_name("openai_program.py")
-    done = subprocess.run([python, program, server.url], capture_output=True, text=True, timeout=200)
+    data = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(data, "PNG")
+    picture = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    done = subprocess.run([python, program, server.url, picture], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen
@@ -47,6 +53,23 @@ def test_chat_completions(saw: dict[str, Any]) -> None:
     assert seen["formed"].keys() == {"colour", "n"} and seen["formed_reason"] == "stop"
     assert seen["formed"]["colour"] in ("red", "green") and 0 <= seen["formed"]["n"] <= 99
     assert seen["refused"] == ["NotFoundError", 404, "model_not_found", "model"]
+
+
+def test_responses(saw: dict[str, Any]) -> None:
+    seen = saw["responses"]
+    assert seen["whole"] and seen["status"] in ("completed", "incomplete") and 0 < seen["output_tokens"] <= 4
+    assert {seen["shown"], seen["again"]} <= {"completed", "incomplete"}
+    kinds = [kind for kind, _ in seen["seen"]]
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-1] in ("response.completed", "response.incomplete") and "response.output_text.delta" in kinds
+    assert all(name.startswith("Response") for _, name in seen["seen"]), seen["seen"]
+    assert seen["streamed"]
+    assert seen["refused"] == ["BadRequestError", 400, "invalid_value", "previous_response_id"]
 
 
 def test_realtime(saw: dict[str, Any]) -> None:

@@ -1,13 +1,17 @@
 """The realtime door over a real socket: the answer's sequence, and what bad clients get."""
 
 import asyncio
+import base64
+import io
 import json
 import socket as sockets
 from collections.abc import Coroutine
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from websockets.exceptions import ConnectionClosed
 
 from streamer.assistant import StreamEvent
@@ -273,3 +277,62 @@ def masked(event: dict[str, Any]) -> bytes:
     """A text frame with a mask of zeros."""
     body = json.dumps(event).encode().ljust(200)
     return b"\x81\xfe" + len(body).to_bytes(2, "big") + bytes(4) + body
+
+
+def test_a_picture_over_the_limit_is_told_the_limit_and_no_reset(daemon: Daemon) -> None:
+    """Over a plain socket, which sends all of it before it reads."""
+    with daemon.served(server={"max_message_bytes": 100_000}) as server:
+        with sockets.create_connection(("127.0.0.1", server.port), 30) as client:
+            client.sendall(
+                b"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            size = 20_000_000
+            client.sendall(b"\x82\xff" + size.to_bytes(8) + bytes(4) + bytes(size))
+            client.shutdown(sockets.SHUT_WR)
+            told = b""
+            while data := client.recv(65_536):
+                told += data
+        assert b'"code": "message_too_large"' in told and b"A message may hold 100000 bytes" in told
+        assert b"max_message_bytes" in told and b"\x03\xf1" in told  # and closed with 1009
+
+
+def test_a_picture_of_12_megapixels_goes_through(server: Served) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(noise).resize((1000, 750)).resize((4000, 3000)))
+    data = io.BytesIO()
+    Image.fromarray(smooth).save(data, "JPEG", quality=95)
+    assert data.tell() > 3_000_000
+    url = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    parts = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "What is this?"}]
+
+    async def story() -> None:
+        async with server.connect(max_size=None) as client:
+            await send(client, "conversation.item.create", item={"type": "message", "role": "user", "content": parts})
+            await send(client, "response.create", response={"max_output_tokens": 1})
+            done = (await until(client, "response.done"))[-1]["response"]
+            assert (
+                done["status"] in ("completed", "incomplete") and done["usage"]["input_token_details"]["image_tokens"]
+            )
+
+    run(story())
+
+
+def test_a_client_of_the_beta_is_answered_in_its_words(server: Served) -> None:
+    async def story(**options: Any) -> None:
+        async with server.connect(**options) as client:
+            created = await receive(client)
+            assert created["session"]["modalities"] == ["text"] and "output_modalities" not in created["session"]
+            await send(client, "session.update", session={"modalities": ["text"], "max_response_output_tokens": 2})
+            assert (await receive(client))["session"]["max_response_output_tokens"] == 2
+            await ask(client)
+            events = await until(client, "response.done")
+            kinds = [event["type"] for event in events]
+            assert "conversation.item.created" in kinds and "response.text.delta" in kinds
+            assert not {"conversation.item.added", "conversation.item.done", "response.output_text.delta"} & set(kinds)
+            words = [event["delta"] for event in events if event["type"] == "response.text.delta"]
+            response = events[-1]["response"]
+            assert response["output"][0]["content"] == [{"type": "text", "text": "".join(words)}]
+
+    run(story(additional_headers={"OpenAI-Beta": "realtime=v1"}))
+    run(story(subprotocols=["realtime", "openai-beta.realtime-v1"]))

@@ -1,0 +1,50 @@
+"""`POST /v1/responses`: one question, its answer whole or as server-sent events."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from protocols.responses import ResponseRequest, ResponseWriter
+from streamer.assistant import Answer
+from streamer.server.auth import Visitor
+from streamer.server.chat import while_there
+from streamer.server.errors import RequestError
+from streamer.server.questions import Questions
+
+BROKE = "The answer broke off."
+
+
+async def respond(request: Request, asked: ResponseRequest, visitor: Visitor, questions: Questions) -> Response:
+    """Answers; a client that leaves ends its answer. Raises what `Questions.ask` raises."""
+    writer = ResponseWriter(f"resp_{secrets.token_hex(12)}", f"msg_{secrets.token_hex(12)}", int(time.time()), asked)
+    async with AsyncExitStack() as stack:
+        answer, _ = await stack.enter_async_context(questions.ask(visitor, asked.question))
+        if asked.streaming:
+            # The answer outlives this call: whoever sends the events lets it go.
+            return StreamingResponse(_events(writer, answer, stack.pop_all()), media_type="text/event-stream")
+        async with while_there(request, answer):
+            text = "".join([words async for words in answer])
+        if answer.finish_reason == "failed":
+            raise RequestError("failed", answer.error or BROKE)
+        usage = answer.usage
+        tokens = usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens
+        return JSONResponse(writer.whole(text, answer.finish_reason or "stop", *tokens))
+
+
+async def _events(writer: ResponseWriter, answer: Answer, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+    async with stack:
+        yield writer.begin()
+        text = ""
+        async for words in answer:
+            text += words
+            yield writer.delta(words)
+        reason, usage = answer.finish_reason or "stop", answer.usage
+        trouble = {"failed": answer.error or BROKE, "cancelled": "The daemon is shutting down."}.get(reason)
+        tokens = usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens
+        yield writer.end(text, reason, *tokens, trouble)

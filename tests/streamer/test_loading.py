@@ -1,0 +1,67 @@
+"""A daemon whose model is still being loaded: its port is open, its streams can be named, and who asks may wait."""
+
+import asyncio
+import sys
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from streamer.assistant import Assistant
+from streamer.config import Config
+from tests.streamer.serving import CONFIG, _served, ask, until
+
+QUESTION = {"messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 2}
+
+
+def test_who_asks_while_the_model_is_loaded_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    go, load = threading.Event(), Assistant._load
+
+    def slowly(self: Assistant) -> Any:
+        assert go.wait(120)
+        return load(self)
+
+    monkeypatch.setattr(Assistant, "_load", slowly)
+
+    async def story() -> None:
+        config = Config.model_validate(CONFIG)
+        assistant = Assistant(config)
+        starting = asyncio.create_task(assistant.start())
+        async with (
+            _served(assistant, config, 0, 0) as server,
+            httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+        ):
+            models = (await http.get("/v1/models")).json()["data"]
+            assert [model["id"] for model in models] == ["nano", "nano/demo"]
+            for path, body in (
+                ("/v1/chat/completions", {**QUESTION, "model": "nano"}),
+                ("/v1/chat/completions", {**QUESTION, "model": "nano/demo"}),
+                ("/v1/responses", {"model": "nano/demo", "input": "What is there?"}),
+            ):
+                response = await http.post(path, json=body)
+                assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready"), response.text
+                assert 1 <= int(response.headers["retry-after"]) <= 30
+            assert (await http.post("/v1/chat/completions", json={**QUESTION, "model": "gpt"})).status_code == 404
+            async with server.connect("?stream=demo") as client:
+                await ask(client)
+                assert (await until(client, "error"))[-1]["error"]["code"] == "not_ready"
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "streamer.cli.main", "ask", "What?", "--stream", "demo"),
+                *("--max-tokens", "2", "--url", server.url),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None and process.stderr is not None
+            line = await asyncio.wait_for(process.stderr.readline(), 60)
+            assert line == b"streamer: the model is being loaded: waiting\n"
+            go.set()
+            said = await asyncio.wait_for(process.stdout.read(), 120)
+            assert await process.wait() == 0 and said
+            assert await process.stderr.read() == b""
+            await starting
+            asked = await http.post("/v1/chat/completions", json={**QUESTION, "model": "nano/demo"})
+            assert asked.status_code == 200
+            await assistant.stop()
+
+    asyncio.run(story())
