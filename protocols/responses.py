@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from protocols.chat import HISTORY_CHARACTERS, ROLES, chosen_stream, read_attachment
 from protocols.conversation import Item, read_question
 from protocols.fields import Metadata, Model, ProtocolError, Text, number, only, read_object, refusal
+from protocols.json_format import TextSettings
 from protocols.question import Attachment, Effort, Question, Sampling, Thinking
 
 STATELESS = "can't be done: nothing is kept here, so send the whole conversation as 'input'"
@@ -87,6 +88,7 @@ class _Body(Sampling):
     metadata: Metadata | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     reasoning: _Reasoning | None = None
+    text: TextSettings | None = None
     top_logprobs: Annotated[None, only(0, why="can't be done: no probabilities are told")] = None
     previous_response_id: Annotated[None, only(why=STATELESS)] = None
     conversation: Annotated[None, only(why=STATELESS)] = None
@@ -140,6 +142,7 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
         sampling=asked.over(Sampling()),
         max_tokens=asked.max_output_tokens,
         thinking=Thinking(reasoning_effort=effort).tokens(),
+        format=asked.text.form("text") if asked.text is not None else None,
     )
     settings = {
         "instructions": asked.instructions,
@@ -147,6 +150,10 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
         "metadata": asked.metadata or {},
         "reasoning": {"effort": effort, "summary": None},
         "temperature": asked.temperature,
+        "text": {
+            "format": {"type": "text"},
+            **(asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text else {}),
+        },
         "top_p": asked.top_p,
     }
     return ResponseRequest(asked.model, question, bool(asked.stream), settings)
@@ -264,7 +271,6 @@ class ResponseWriter:
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
-            "text": {"format": {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
             "truncation": "disabled",

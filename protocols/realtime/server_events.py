@@ -263,10 +263,17 @@ class StreamReset(StreamEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamResumed(StreamEvent):
+    type = "stream.resumed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Error(ServerEvent):
     type = "error"
     error: ErrorView
 
 
-STREAM_NEWS: Mapping[str, type[StreamEvent]] = {each.type: each for each in (StreamStatus, StreamDropped, StreamReset)}
+STREAM_NEWS: Mapping[str, type[StreamEvent]] = {
+    each.type: each for each in (StreamStatus, StreamDropped, StreamReset, StreamResumed)
+}
 """What is told of streams unasked."""

@@ -68,6 +68,15 @@ def test_an_effort_is_tokens_that_the_model_may_think() -> None:
     assert body["usage"]["output_tokens_details"] == {"reasoning_tokens": 7} and body["reasoning"]["effort"] == "low"
 
 
+def test_an_answer_may_be_held_to_a_schema() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    text = {"format": {"type": "json_schema", "name": "x", "schema": schema, "strict": True}}
+    asked = read(text=text)
+    assert asked.question.format is not None and asked.question.format.schema == schema
+    assert ResponseWriter("resp_1", "msg_1", 5, asked).whole("{}", "stop", 1, 1)["text"] == text
+    assert refused(text={"format": {"type": "xml"}}).param == "text.format"
+
+
 def test_what_a_tool_said_belongs_to_the_question() -> None:
     asked = read(
         [
