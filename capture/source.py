@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
+from capture.recorder import Recorder
 from capture.redaction import redact
 
 
@@ -62,6 +63,8 @@ class SourceOptions:
     ice_servers: tuple[IceServer, ...] = ()
     """What WebRTC asks for its addresses."""
     patience: Patience = field(default_factory=Patience)
+    recorder: Recorder | None = field(default=None, compare=False)
+    """What is handed the packets as they come, and told which frames were made of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,13 +211,15 @@ class SourceShell:
         wall: float | None = None,
         *,
         waits: bool = True,
+        number: int | None = None,
     ) -> bool:
         """Hands over one frame of a connection; False where the connection is no longer wanted.
 
         Where the mailbox has no room under policy "every" it waits for that, or with `waits` False drops the frame.
 
         `picture` makes its pixels, uint8 [H, W, 3] RGB, and is only called if they are wanted. `timestamp` is in seconds of
-        the source's clock, `captured` (seconds, monotonic) when it arrived or, where that is known, was taken.
+        the source's clock, `captured` (seconds, monotonic) when it arrived or, where that is known, was taken. `number` is that
+        of the packet that it was decoded from, where packets are recorded.
         """
         with self.lock:
             if not self.wanted(generation):
@@ -245,6 +247,8 @@ class SourceShell:
         if telling:
             frame = Frame(pixels, stamp.captured, stamp.time, sequence, self.name, wall, self.jumped)
             self.jumped = False
+            if self.options.recorder is not None:
+                self.options.recorder.frame(frame, number)
             if self.mailbox.offer(frame):
                 return True
             if waits:

@@ -28,6 +28,7 @@ from capture.network.proxy import Relay, relay_lack
 from capture.redaction import redact
 from capture.source import NETWORK, SourceError, SourceOptions
 from capture.sources.base import SourceShell
+from capture.sources.packets import PacketTap
 from capture.sources.rtsp import ASKED, challenges, refusal
 from capture.sources.tracks import best_video, decoder, discard_others, interlaced
 from capture.timeline import LONGEST_BREAK, LONGEST_STILL, Pace
@@ -234,7 +235,8 @@ class ContainerSource(SourceShell):
             reached = timestamp if timestamp is not None else reached or beginning
             wall = wall_clock(container, timestamp)
             picture = partial(pictures.make, frame, aspect, interlaced=combed)
-            if not self.deliver(generation, picture, timestamp, captured, wall):
+            number = frame.opaque if isinstance(frame.opaque, int) else None
+            if not self.deliver(generation, picture, timestamp, captured, wall, number=number):
                 return
         whole = (container.duration or 0) / av.time_base
         if reached is None and start > beginning:
@@ -295,6 +297,7 @@ class ContainerSource(SourceShell):
         good: int | None = None
         dark = failed = 0
         context = decoder(stream, self.options.threads)
+        tap = None if self.options.recorder is None else PacketTap(self.options.recorder, stream, context)
         # How far a file goes, its other streams tell as well.
         for packet in container.demux() if self.scheme == "file" else container.demux(stream):
             self.lifecycle.heard(generation, time.monotonic())
@@ -303,6 +306,8 @@ class ContainerSource(SourceShell):
             reach.take(packet, shown=packet.stream_index == stream.index)
             if packet.stream_index != stream.index:
                 continue
+            if tap is not None:
+                tap.take(packet)
             frames: list[VideoFrame] = []
             try:
                 frames = context.decode(packet)
