@@ -15,12 +15,13 @@ class Coding:
 
     `header` is the beginning of an MP4 file (ftyp and moov) that has the codec's parameters and the picture's turn, `extradata`
     those parameters in the form that the packets go with. Times of packets count in `time_base` seconds. Pictures are made of
-    them with `aspect` and `combed` as `Pictures.make` takes them.
+    them with `aspect` and `combed` as `Pictures.make` takes them; a packet's stands up to `reorder` others later.
     """
 
     header: bytes
     extradata: bytes | None
     time_base: Fraction
+    reorder: int
     aspect: Fraction | None
     combed: bool
 

@@ -63,8 +63,6 @@ class SourceOptions:
     ice_servers: tuple[IceServer, ...] = ()
     """What WebRTC asks for its addresses."""
     patience: Patience = field(default_factory=Patience)
-    recorder: Recorder | None = field(default=None, compare=False)
-    """What is handed the packets as they come, and told which frames were made of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +94,10 @@ class Source(Protocol):
     """Where a stream's frames come from. `name` is its URL with credentials left out."""
 
     name: str
+
+    def record(self, recorder: Recorder) -> None:
+        """Lets a recorder have all that comes; before `start`."""
+        ...
 
     def start(self, mailbox: Mailbox, notify: Callable[[SourceStatus], None]) -> None:
         """Begins to put frames into `mailbox`; `notify` is called, from a thread of the source's, at every change of state."""

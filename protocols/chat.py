@@ -363,6 +363,7 @@ STATUS = {
     "model_not_found": 404,
     "unknown_stream": 404,
     "not_found": 404,
+    "no_recording": 404,
     "method_not_allowed": 405,
     "unauthorized": 401,
     "forbidden": 403,

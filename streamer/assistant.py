@@ -401,6 +401,11 @@ class Assistant:
         return self._streams[name]
 
     async def _open(self, config: StreamConfig) -> Source:
+        if config.record and self.keeper is None:
+            raise AssistantError(
+                "bad_option",
+                f"Stream {config.name!r} is to be recorded, but nothing is kept: name storage.folder, or leave out record.",
+            )
         try:
             rate = self.model.trained_rate if self._loaded else None
             return await asyncio.to_thread(configured_source, suited(config, rate), self.config.webrtc)
@@ -429,6 +434,8 @@ class Assistant:
         finally:
             self._attaching.discard(name)
         self._streams[name] = stream
+        if config.record and self.keeper is not None:
+            stream.recorder = self.keeper.recordings.recorder(name)
         stream.start(lambda stream, status: self.news.changed(stream.name, status))
         return stream.status(time.monotonic())
 

@@ -233,11 +233,15 @@ class StreamConfig(_Section):
     """`nothing` leaves no trace of the stream in storage."""
     memory_of: Name | None = None
     """The stream, by the name that it had, whose memory this one goes on with though its name or source is another now."""
+    record: bool = False
+    """Keep what the camera sends, without sound, within storage.recordings and storage.recording_hours."""
 
     @model_validator(mode="after")
     def _reachable(self) -> StreamConfig:
         if not self.realtime and self.policy == "newest":
             raise ValueError("realtime false with policy newest would drop most of a file: set policy to every")
+        if self.record and self.keep == "nothing":
+            raise ValueError("record true with keep nothing would leave a trace of it: leave out one of them")
         return self
 
 
@@ -296,6 +300,10 @@ class StorageConfig(_Section):
     """Bytes a second that snapshots may write in all; where they would be more, they are taken less often."""
     snapshots: Bytes = 10_000_000_000
     """Bytes that all snapshots may take, shared fairly among streams."""
+    recordings: Annotated[_Whole, Field(ge=1_000_000)] = 50_000_000_000
+    """Bytes that the recordings of all streams may take; the oldest go first."""
+    recording_hours: Annotated[_Number, Field(gt=0, le=87_600)] = 168.0
+    """Hours after which a recording goes."""
 
 
 class Config(_Section):

@@ -16,6 +16,7 @@ from capture.frame import Frame
 from capture.gate import Selection, difference, thumbnail
 from capture.lifecycle import Action, Lifecycle, State
 from capture.mailbox import Mailbox
+from capture.recorder import Recorder
 from capture.redaction import redact
 from capture.source import SourceOptions, SourceStatus
 from capture.timeline import Timeline
@@ -98,6 +99,7 @@ class SourceShell:
         self.gap = 0.0
         self.jumped = False
         self.still: np.ndarray | None = None
+        self.recorder: Recorder | None = None
         self.threads: list[threading.Thread] = []
         self.ended = threading.Event()
 
@@ -111,6 +113,10 @@ class SourceShell:
     def describe(self, error: Exception) -> str:
         """An error as one clear line."""
         return redact(str(error)) or type(error).__name__
+
+    def record(self, recorder: Recorder) -> None:
+        """See `Source.record`."""
+        self.recorder = recorder
 
     def start(self, mailbox: Mailbox, notify: Callable[[SourceStatus], None]) -> None:
         """See `Source.start`."""
@@ -247,8 +253,8 @@ class SourceShell:
         if telling:
             frame = Frame(pixels, stamp.captured, stamp.time, sequence, self.name, wall, self.jumped)
             self.jumped = False
-            if self.options.recorder is not None:
-                self.options.recorder.frame(frame, number)
+            if self.recorder is not None:
+                self.recorder.frame(frame, number)
             if self.mailbox.offer(frame):
                 return True
             if waits:

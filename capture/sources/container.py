@@ -297,7 +297,7 @@ class ContainerSource(SourceShell):
         good: int | None = None
         dark = failed = 0
         context = decoder(stream, self.options.threads)
-        tap = None if self.options.recorder is None else PacketTap(self.options.recorder, stream, context)
+        tap = None if self.recorder is None else PacketTap(self.recorder, stream, context)
         # How far a file goes, its other streams tell as well.
         for packet in container.demux() if self.scheme == "file" else container.demux(stream):
             self.lifecycle.heard(generation, time.monotonic())

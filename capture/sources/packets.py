@@ -66,7 +66,9 @@ def coding_of(stream: VideoStream, key: bytes = b"") -> Coding | None:
         return None
     if stream.time_base is None:
         return None
-    return Coding(header, extradata, stream.time_base, context.sample_aspect_ratio, interlaced(stream))
+    return Coding(
+        header, extradata, stream.time_base, context.reorder_depth, context.sample_aspect_ratio, interlaced(stream)
+    )
 
 
 def parameter_sets(data: bytes, codec: str) -> bytes:

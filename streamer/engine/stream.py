@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from capture import Frame, IceServer, Mailbox, Patience, Source, SourceOptions, SourceStatus, open_source
+from capture import Frame, IceServer, Mailbox, Patience, Recorder, Source, SourceOptions, SourceStatus, open_source
 from streamer.config import StreamConfig, WebRtcConfig
 from streamer.engine.scheduler import MOST_WAITING, Terms
 
@@ -72,6 +73,16 @@ class Resumed:
     resumes: int
 
 
+class StreamRecorder(Recorder, Protocol):
+    """Who records a stream: what its source brings, and what becomes of it."""
+
+    def ingested(self, generation: int, frames: Iterable[tuple[int, float]]) -> None:
+        """The model has seen these frames together, each a sequence and its seconds of stream time. Never waits."""
+
+    def close(self) -> None:
+        """The stream has ended."""
+
+
 class Stream:
     """`config` belongs to whoever attached the stream, all else to the engine's thread; any thread may read.
 
@@ -91,6 +102,8 @@ class Stream:
         self.share = 1.0
         self.drops: Counter[str] = Counter()
         self.newest: Frame | None = None
+        self.recorder: StreamRecorder | None = None
+        """Who is handed all of it from `start` on; None where it is not recorded."""
         self.lag: float | None = None
         """Seconds that the oldest frame of the newest step took from capture to state."""
         self.ages: deque[float] = deque(maxlen=4096)
@@ -118,11 +131,15 @@ class Stream:
         return min(USUAL_RATE, suited(self.config, self.trained_rate).fps or USUAL_RATE)
 
     def start(self, changed: Callable[[Stream, SourceStatus], None]) -> None:
+        if self.recorder is not None:
+            self.source.record(self.recorder)
         self.source.start(self.mailbox, lambda status: changed(self, status))
 
     def stop(self, timeout: float = 1.0) -> None:
         self.mailbox.close()
         self.source.stop(timeout)
+        if self.recorder is not None:
+            self.recorder.close()
 
     def take(self, room: int) -> list[Frame]:
         """Waiting frames, oldest first: all of a live stream's, of one that waits at most `room`."""
@@ -168,6 +185,8 @@ class Stream:
         self.newest, self.lag = frames[-1], now - min(frame.captured for frame in frames)
         self.ages.extend(now - frame.captured for frame in frames)
         self._steps.append((now, len(frames)))
+        if self.recorder is not None:
+            self.recorder.ingested(self.generation, [(frame.sequence, self.moment(frame)) for frame in frames])
 
     def status(self, now: float) -> StreamStatus:
         source, newest = self.source.status, self.newest

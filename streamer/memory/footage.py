@@ -215,7 +215,7 @@ def _copy_into(output: Any, stream: Any, clip: Clip) -> None:
             if not begun:
                 shift = (ends if _follows(last, piece) else max(Fraction(piece.wall(pts) - clip.begins), ends)) - decode
                 begun = True
-            if packet.is_keyframe and piece.wall(pts) > clip.ends:
+            if piece.wall(pts) > clip.ends:
                 return
             copy: Packet[Any] = Packet(bytes(packet))
             copy.time_base, copy.stream = unit, stream

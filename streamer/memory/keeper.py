@@ -21,7 +21,9 @@ from streamer.engine.engine import Engine
 from streamer.engine.stream import Resumed, Stream, captured_wall
 from streamer.errors import AssistantError
 from streamer.events import StreamEvent
+from streamer.memory.clips import Clips
 from streamer.memory.folder import FolderError
+from streamer.memory.recording import Recordings
 from streamer.memory.retention import Pace
 from streamer.memory.snapshot import Taken
 from streamer.memory.snapshots import Snapshots
@@ -54,11 +56,13 @@ class Keeper:
         try:
             self.store = Store(Path(config.folder).expanduser(), self._write_again)
             self.snapshots = Snapshots(self.store.folder, config.snapshots)
+            self.recordings = Recordings(self.store.folder, config.recordings, config.recording_hours)
         except FolderError as error:
             raise AssistantError("storage", f"{error}.") from None
         except OSError as error:
             self.store.close()
             raise AssistantError("storage", f"The state folder can't be read: {error}.") from None
+        self.clips = Clips(self.recordings)
         self._added = dict(self.store.read("SELECT name, config FROM streams ORDER BY added, name"))
 
     def begin(self, streams: Mapping[str, Stream]) -> None:
@@ -77,6 +81,7 @@ class Keeper:
 
     def close(self) -> None:
         """Writes what waits and lets the folder go; waits for the disk, about two seconds at most."""
+        self.recordings.close()
         self.store.close()
 
     # Streams that were added while running

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import av
 
-from capture import Frame
-from capture.recorder import Coded, Coding
+from capture import Coded, Coding, Frame, SourceOptions
 from streamer.memory.folder import Folder
 from streamer.memory.segment import NOTES, Facts, SegmentWriter, last_wall
 
@@ -262,9 +261,9 @@ class Recordings:
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
 
-    def recorder(self, stream: str, side: int) -> StreamRecorder:
-        """What a stream's source is given; its pictures' longer side has `side` pixels at most."""
-        made = StreamRecorder(self, stream, side)
+    def recorder(self, stream: str) -> StreamRecorder:
+        """What a stream's source is given."""
+        made = StreamRecorder(self, stream, SourceOptions().largest_side)
         with self._lock:
             self._recorders.append(made)
         return made

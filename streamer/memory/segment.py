@@ -24,7 +24,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from capture.recorder import Coded, Coding
+from capture import Coded, Coding
 
 OPTIONS = {
     "movflags": "empty_moov+default_base_moof+frag_keyframe",
@@ -35,6 +35,8 @@ OPTIONS = {
 MILLISECONDS = Fraction(1, 1000)
 LONGEST_JUMP = 60
 """Seconds of a packet's clock that are believed; beyond them the recording goes on without a gap."""
+USUAL_REORDER = 4
+"""Pictures that one may have to wait for where that is not told."""
 NOTES = ".jsonl"
 
 
@@ -63,6 +65,7 @@ class SegmentWriter:
     def __init__(self, path: Path, coding: Coding | None, facts: Facts, size: tuple[int, int] = (0, 0)) -> None:
         """`path` is the MP4's; `size` the pictures' width and height where there is no coding."""
         self.path, self.facts, self.size = path, facts, size
+        self.reorder = (coding.reorder or USUAL_REORDER) if coding is not None else 0
         self.base: int | None = None
         self.last: tuple[int, int] | None = None
         """The last packet's time in the file, and how long it lasts."""
@@ -95,16 +98,18 @@ class SegmentWriter:
         unit = Fraction(*self.facts.time_base)
         usual = packet.duration or max(round(Fraction(1, 25) / unit), 1)
         ends = 0 if self.last is None else sum(self.last)
-        stamp = packet.dts if packet.dts is not None else packet.pts
-        if stamp is None:
+        if packet.dts is None:
+            # The first ones of a source: nobody told its demuxer how far its pictures are out of order.
             dts = ends
+            if self.base is None and packet.pts is not None:
+                self.base = packet.pts - ends - self.reorder * usual
         else:
             if self.base is None:
-                self.base = stamp - ends
-            dts = stamp - self.base
+                self.base = packet.dts - ends
+            dts = packet.dts - self.base
             if self.last is not None and not self.last[0] < dts < self.last[0] + LONGEST_JUMP / unit:
-                self.base, dts = stamp - ends, ends
-        shown = dts if packet.pts is None or stamp is None else max(packet.pts - (self.base or 0), dts)
+                self.base, dts = packet.dts - ends, ends
+        shown = dts if packet.pts is None or self.base is None else max(packet.pts - self.base, dts)
         copy: Packet[Any] = Packet(packet.data)
         copy.time_base, copy.pts, copy.dts, copy.duration = unit, shown, dts, usual
         copy.is_keyframe, copy.stream = packet.key, self.stream

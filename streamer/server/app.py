@@ -52,6 +52,7 @@ from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 from streamer.server.questions import Questions
 from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection
+from streamer.server.recordings import Footage
 from streamer.server.responses import respond
 from streamer.server.streams import Streams
 from streamer.server.tokens import known_tokens, signed_tokens
@@ -94,6 +95,8 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             Route("/v1/streams/{stream}", routes.detach, methods=["DELETE"]),
             Route("/v1/streams/{stream}/frame.jpg", routes.frame),
             Route("/v1/streams/{stream}/video.mjpeg", routes.video),
+            Route("/v1/streams/{stream}/clip", routes.clip),
+            Route("/v1/streams/{stream}/still", routes.still),
             Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
             Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
             Route("/healthz", routes.health),
@@ -170,6 +173,7 @@ class Routes:
             media_domains=config.server.media_domains,
         )
         self._publishing = Publishing(assistant, f"{config.server.root_path}/whip")
+        self._footage = Footage(assistant)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -318,6 +322,14 @@ class Routes:
         self.limits.connect(visitor.name)
         pictures = self._streams.pictures(name, lambda: not self._closing.is_set() and self.stands(visitor))
         return Viewing(pictures, kind, lambda: self.limits.disconnect(visitor.name))
+
+    async def clip(self, request: Request) -> Response:
+        self._admit(request, "view")
+        return await self._footage.clip(request)
+
+    async def still(self, request: Request) -> Response:
+        self._admit(request, "view")
+        return await self._footage.still(request)
 
     async def whip(self, request: Request) -> Response:
         """Publishing by WebRTC (RFC 9725); what a session's URL may do is known to its publisher alone."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from capture import Frame, Mailbox, SourceStatus, State
+from capture import Frame, Mailbox, Recorder, SourceStatus, State
 from model import load_runner
 from protocols.question import Question, Sampling
 from streamer.config import StreamConfig
@@ -25,6 +25,9 @@ class FedSource:
         self.name, self.status = "fed:", SourceStatus(State.LIVE)
         self.mailbox = Mailbox()
         self.count = 0
+
+    def record(self, recorder: Recorder) -> None:
+        raise NotImplementedError
 
     def start(self, mailbox: Mailbox, notify: Callable[[SourceStatus], None]) -> None:
         self.mailbox = mailbox

@@ -1,0 +1,284 @@
+"""Recordings of real sources: packets as they came, segments that outlast a kill, budgets, and disks that fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from capture import Frame, Mailbox, Patience, SourceOptions, open_source
+from streamer.errors import AssistantError
+from streamer.memory import recording
+from streamer.memory.clips import Clips, streamed
+from streamer.memory.folder import Folder
+from streamer.memory.footage import decoded, pictures, pieces
+from streamer.memory.recording import Recordings
+from tests.capture.lab import RtspServer, needs_rtsp, render, rtsp, wait_for
+
+__all__ = ["rtsp"]
+STEPS = 2
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recordings]:
+    monkeypatch.setattr(recording, "SEGMENT_SECONDS", 1.0)
+    monkeypatch.setattr(recording, "RETRY_SECONDS", 0.1)
+    made = Recordings(Folder(tmp_path / "state"), 10**9, 24)
+    yield made
+    made.close()
+
+
+def record(recordings: Recordings, url: str, frames: int, *, name: str = "door", **options: object) -> list[Frame]:
+    """Records a source until so many frames came, each of which a model would have seen."""
+    source = open_source(url, SourceOptions(patience=Patience(backoff=0.2), **options))  # type: ignore[arg-type]
+    mailbox, recorder, seen = Mailbox(64, policy="every"), recordings.recorder(name), []
+    source.record(recorder)
+    source.start(mailbox, lambda status: None)
+
+    def enough() -> bool:
+        while taken := mailbox.take(STEPS):
+            seen.extend(taken)
+            recorder.ingested(1, [(frame.sequence, frame.time) for frame in taken])
+        return len(seen) >= frames or source.status.state == "ended"
+
+    wait_for(enough, what=lambda: (source.status, len(seen)))
+    source.stop()
+    recorder.close()
+    wait_for(lambda: recorder not in recordings._recorders)
+    return seen
+
+
+def same(recordings: Recordings, seen: list[Frame], name: str = "door") -> int:
+    """How many recorded pictures equal, to the bit, the frames of the same sequence that were seen."""
+    run = pieces(recordings.of(name))
+    places = {(each.segment, each.pts): each.sequence for piece in run for each in piece.notes.frames}
+    by_sequence = {frame.sequence: frame for frame in seen}
+    equal = 0
+    for each, pixels in pictures(run):
+        frame = by_sequence.get(places.get((each.piece.segment.number, each.pts), -1))
+        if frame is not None:
+            assert np.array_equal(pixels, frame.pixels), frame.sequence
+            equal += 1
+    return equal
+
+
+@needs_rtsp
+def test_a_cameras_own_packets_give_the_very_pictures_that_were_seen(recordings: Recordings, rtsp: RtspServer) -> None:
+    seen = record(recordings, rtsp.url("/live"), 80)
+    assert recordings.lost == 0 and recordings.fault is None
+    kept = recordings.of("door")
+    assert len(kept) >= 2 and all(each.ends - each.begins < 3 for each in kept)
+    assert same(recordings, seen) == len(seen)
+    for each in kept:
+        with av.open(str(each.path)) as container:
+            assert next(container.demux(video=0)).is_keyframe
+            assert not container.streams.audio
+    steps = [step for piece in pieces(kept) for step in piece.notes.steps]
+    assert [sequence for step in steps for sequence, _ in step.frames] == [frame.sequence for frame in seen]
+    assert all(len(step.frames) == STEPS for step in steps)
+
+
+CASES: dict[str, dict[str, object]] = {
+    "b-frames.mp4": {"options": {"bf": "3"}, "aspect": Fraction(4, 3)},
+    "hevc.mkv": {"codec": "libx265"},
+    "jumps.ts": {"times": lambda n: n + 2000 * (n > 40)},
+    "vp8.webm": {"codec": "libvpx"},
+    "motion.avi": {"codec": "mjpeg", "pixel_format": "yuvj420p"},
+}
+
+
+@pytest.mark.parametrize("file", CASES)
+def test_files_of_all_kinds(file: str, recordings: Recordings, tmp_path: Path) -> None:
+    path = render(tmp_path / file, 60, **CASES[file])  # type: ignore[arg-type]
+    seen = record(recordings, str(path), 60, realtime=False)
+    assert recordings.lost == 0
+    if file == "vp8.webm":  # which MP4 can't hold: its pictures are encoded
+        assert not pieces(recordings.of("door"))[0].notes.facts.copied
+        assert len(list(decoded(pieces(recordings.of("door"))))) == len(seen)
+    else:
+        assert same(recordings, seen) == len(seen) == 60
+
+
+def test_pushed_frames_are_encoded(recordings: Recordings) -> None:
+    from capture import PushSource
+
+    source, recorder = PushSource("push://x", SourceOptions()), recordings.recorder("door")
+    source.record(recorder)
+    source.start(Mailbox(4), lambda status: None)
+    began = time.time()
+    shades = [40, 90, 140, 190, 240]
+    for n, shade in enumerate(shades):
+        size = (91, 120, 3) if n < 3 else (180, 321, 3)  # as a camera that is turned
+        source.push(np.full(size, shade, np.uint8), n * 0.2)
+    source.stop()
+    recorder.close()
+    recordings.close()
+    found = [(each, pixels) for each, pixels in pictures(pieces(recordings.of("door")))]
+    assert [round(float(pixels.mean()), -1) for _, pixels in found] == shades
+    assert found[0][1].shape == (90, 120, 3) and found[-1][1].shape == (180, 320, 3)
+    assert all(abs(each.piece.wall(each.pts) - began) < 2 for each, _ in found)
+    assert len(recordings.of("door")) == 2
+
+
+KILLED = """
+    import sys, time
+    from pathlib import Path
+    from capture import Mailbox, SourceOptions, open_source
+    from streamer.memory.folder import Folder
+    from streamer.memory.recording import Recordings
+    recordings = Recordings(Folder(Path(sys.argv[1])), 10**9, 24)
+    source, recorder = open_source(sys.argv[2], SourceOptions(loop=True)), recordings.recorder("door")
+    source.record(recorder)
+    source.start(Mailbox(4), lambda status: None)
+    while recordings.size < int(sys.argv[3]):
+        time.sleep(0.05)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_leaves_all_but_its_last_fragment(tmp_path: Path) -> None:
+    clip = render(tmp_path / "clip.mp4", 500, key=500)  # one key frame in all: fragments are cut by time alone
+    state = tmp_path / "state"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(state), str(clip), "20000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    alive = time.time()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    (recordings := Recordings(Folder(state), 10**9, 24)).close()
+    (kept,) = recordings.of("door")
+    torn = kept.path.with_suffix(".jsonl")
+    torn.write_bytes(torn.read_bytes()[:-7])
+    run = pieces([kept])
+    frames = list(decoded(run))
+    assert len(frames) >= 25 and alive - kept.ends < 3 and len(run[0].notes.frames) >= 25
+    assert alive - run[0].wall(frames[-1].pts) < 3.5
+
+
+def test_the_oldest_goes_first_and_what_is_forgotten_is_gone(recordings: Recordings, tmp_path: Path) -> None:
+    clip = str(render(tmp_path / "clip.mp4", 100))
+    record(recordings, clip, 100, name="one")
+    record(recordings, clip, 100, name="two")
+    one, two = recordings.of("one"), recordings.of("two")
+    assert len(one) >= 3 and len(two) >= 3
+    recordings.budget = recordings.size - one[0].size
+    recordings.thin(time.time())
+    assert recordings.of("one") == one[1:] and recordings.of("two") == two and not one[0].path.exists()
+    assert recordings.forget("two", two[1].begins, two[1].ends - 0.1)[0] == 1
+    assert recordings.of("two") == [two[0], *two[2:]] and not two[1].path.exists()
+    recordings.hours = 1.0
+    recordings.thin(time.time() + 3 * 3600)
+    assert recordings.size == 0 and not list((recordings.folder.path / "recordings").rglob("*.*"))
+    again = Recordings(recordings.folder, 10**9, 24)
+    assert again.of("one") == []
+    again.close()
+
+
+def test_what_is_forgotten_while_it_is_written_is_no_fault(recordings: Recordings, tmp_path: Path) -> None:
+    clip = str(render(tmp_path / "clip.mp4", 100, key=100))
+    source, recorder = open_source(clip, SourceOptions(loop=True)), recordings.recorder("door")
+    source.record(recorder)
+    source.start(Mailbox(4), lambda status: None)
+    wait_for(lambda: recordings.size > 1000)
+    recordings.forget("door")
+    wait_for(lambda: bool(recordings.of("door")))
+    source.stop()
+    recorder.close()
+    assert recordings.fault is None and recordings.of("door")[0].begins > time.time() - 10
+
+
+def test_a_folder_that_is_removed_is_told_and_recording_resumes(
+    recordings: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = str(render(tmp_path / "clip.mp4", 50))
+    source, recorder = open_source(clip, SourceOptions(loop=True)), recordings.recorder("door")
+    mailbox = Mailbox(4)
+    source.record(recorder)
+    source.start(mailbox, lambda status: None)
+    wait_for(lambda: recordings.size > 1000)
+    shutil.rmtree(recordings.folder.path)
+    wait_for(lambda: recordings.fault is not None)
+    wait_for(lambda: recorder.lost > 20)
+    received = mailbox.received
+    wait_for(lambda: mailbox.received > received + 20)  # watching goes on
+    recordings.folder.path.mkdir()
+    wait_for(lambda: recordings.fault is None)
+    source.stop()
+    recorder.close()
+    assert recordings.faults == 1 and recordings.lost > 20
+    assert sum("nothing can be recorded" in each.message for each in caplog.records) == 1
+
+
+@pytest.fixture
+def footage(recordings: Recordings, tmp_path: Path) -> tuple[Clips, float, float]:
+    """Six seconds of a clip whose seconds are of different greys."""
+    path = render(
+        tmp_path / "clip.mp4",
+        150,
+        picture=lambda n: np.full((90, 160, 3), 20 + 40 * (n // 25), np.uint8),
+        size=(160, 90),
+    )
+    began = time.time()
+    record(recordings, str(path), 150)
+    return Clips(recordings), recordings.of("door")[0].begins, began
+
+
+def grey(pixels: np.ndarray) -> int:
+    return round(float(pixels.mean()) / 40 - 0.5)
+
+
+def test_clips_and_stills_of_any_span(footage: tuple[Clips, float, float]) -> None:
+    clips, begins, _ = footage
+    made = clips.clip("door", begins + 1.1, begins + 3.9, encoded=False)
+    assert made.path is not None and begins + 0.6 <= made.clip.begins <= begins + 1.15
+    with av.open(str(made.path)) as container:
+        frames = list(container.decode(video=0))
+        assert frames[0].time == 0 and abs(float(container.duration or 0) / 1e6 - 3) < 0.5
+        for frame in frames:
+            second = (made.clip.begins - begins + float(frame.time or 0)) // 1
+            assert abs(grey(frame.to_ndarray(format="rgb24")) - second) <= 1
+        container.seek(2_000_000)
+        assert next(container.decode(video=0)).key_frame
+    assert clips.clip("door", begins + 1.1, begins + 3.9, encoded=True).path == made.path, "H.264 is not encoded again"
+    whole = b"".join(streamed(clips.clip("door", begins, begins + 7, encoded=False).clip))
+    (Path(made.path).parent / "whole.mp4").write_bytes(whole)
+    with av.open(str(Path(made.path).parent / "whole.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 150
+    from capture.image import decode_image
+
+    for second in (0.5, 2.5, 4.5):
+        picture, taken = clips.still("door", begins + second)
+        assert grey(decode_image(picture, 640)) == int(second) and 0 <= begins + second - taken < 0.1
+    for since, until in ((begins - 100, begins - 50), (begins + 60, begins + 70)):
+        with pytest.raises(AssistantError, match="Nothing of stream 'door' is recorded there"):
+            clips.clip("door", since, until, encoded=False)
+    for since, until in ((begins, begins - 1), (begins, begins + 10**6)):
+        with pytest.raises(AssistantError) as error:
+            clips.clip("door", since, until, encoded=False)
+        assert error.value.code == "bad_span"
+
+
+def test_what_browsers_do_not_play_is_encoded_on_request(recordings: Recordings, tmp_path: Path) -> None:
+    path = render(tmp_path / "clip.mkv", 50, codec="libx265")
+    record(recordings, str(path), 50)
+    begins = recordings.of("door")[0].begins
+    names = []
+    for encoded in (False, True):
+        made = Clips(recordings).clip("door", begins, begins + 5, encoded=encoded)
+        with av.open(str(made.path)) as container:
+            names.append(container.streams.video[0].codec_context.name)
+            assert len(list(container.decode(video=0))) == 50
+    assert names == ["hevc", "h264"]
