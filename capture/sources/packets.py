@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from typing import Any
 
 import av
 from av.packet import Packet
@@ -28,7 +29,7 @@ class PacketTap:
         self.number = 0
         self.coding: Coding | None = None
 
-    def take(self, packet: Packet[VideoStream]) -> None:
+    def take(self, packet: Packet[Any]) -> None:
         """Hands a packet over, before it is decoded; all before the first key frame are left out."""
         if not packet.size:
             return
@@ -81,6 +82,6 @@ def parameter_sets(data: bytes, codec: str) -> bytes:
     return out
 
 
-def coded(packet: Packet[VideoStream], number: int, arrived: float) -> Coded:
+def coded(packet: Packet[Any], number: int, arrived: float) -> Coded:
     """A copy of a packet, which the container keeps no hold of."""
     return Coded(number, bytes(packet), packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, arrived)

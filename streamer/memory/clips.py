@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +19,7 @@ from capture.image import encode_jpeg
 from streamer.errors import AssistantError
 from streamer.memory.folder import PRIVATE
 from streamer.memory.footage import Clip, find_clip, playable, still, write_copy, write_encoded
+from streamer.memory.moments import written
 from streamer.memory.recording import Recordings
 
 PLACE = "clips"
@@ -137,13 +137,7 @@ class Clips:
         if not kept:
             return f"Nothing is recorded of stream {stream!r}: set record to true for it."
         begins, ends = kept[0].begins, kept[-1].ends
-        return (
-            f"Nothing of stream {stream!r} is recorded there: what is kept is from {_clock(begins)} to {_clock(ends)}."
-        )
-
-
-def _clock(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return f"Nothing of stream {stream!r} is recorded there: what is kept is from {written(begins)} to {written(ends)}."
 
 
 class _Pipe:

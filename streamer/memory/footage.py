@@ -98,8 +98,9 @@ def _frames(context: Any, packet: Packet[Any] | None) -> Iterator[Decoded]:
     except (av.error.InvalidDataError, av.error.PatchWelcomeError, av.error.EOFError):
         return
     for frame in frames:
-        if frame.opaque is not None:
-            yield Decoded(*frame.opaque, frame)
+        if isinstance(frame.opaque, tuple):
+            piece, pts = frame.opaque
+            yield Decoded(piece, pts, frame)
 
 
 def connections(run: Sequence[Piece]) -> Iterator[list[Piece]]:

@@ -84,6 +84,11 @@ class Keeper:
         self.recordings.close()
         self.store.close()
 
+    @property
+    def fault(self) -> str | None:
+        """Why something can't be kept now, in one line."""
+        return self.store.fault or self.recordings.fault
+
     # Streams that were added while running
 
     async def attach_added(self, there: Collection[str], attach: Callable[[StreamConfig], Awaitable[Any]]) -> None:

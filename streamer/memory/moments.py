@@ -1,59 +1,66 @@
-"""Moments as people write them: "10 minutes ago", 14:03, 2026-11-29T14:03:00Z, Unix seconds."""
+"""Moments as people write them: "10 minutes ago", "14:03", "2026-11-29T14:03:00Z". Pure."""
 
 from __future__ import annotations
 
-import math
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
-KNOWN = '"10 minutes ago", 14:03, 14:03:20, 2026-11-29T14:03:00Z or Unix seconds'
+KNOWN = "write it as '10 minutes ago', '14:03', 'yesterday 14:03' or 2026-11-29T14:03:00Z"
 UNITS = {
-    "s": 1,
-    "sec": 1,
-    "second": 1,
-    "m": 60,
-    "min": 60,
-    "minute": 60,
-    "h": 3600,
-    "hour": 3600,
-    "d": 86_400,
-    "day": 86_400,
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hour", "hours"), 3_600),
+    **dict.fromkeys(("d", "day", "days"), 86_400),
 }
-AGO = re.compile(r"(\d+(?:\.\d+)?|an?)\s*([a-z]+?)s?\s+ago", re.IGNORECASE)
-CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
+AGO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?|an?)\s*([a-z]+)\s+ago")
+CLOCK = re.compile(r"(yesterday\s+|today\s+)?(\d{1,2}):(\d\d)(?::(\d\d(?:\.\d+)?))?")
 
 
-def parse_moment(text: str, now: float) -> float:
-    """Unix seconds of a moment; `now` is Unix seconds too. Times of day are this host's, the last such time before now.
+def read_moment(text: str, now: float, zone: tzinfo | None = None) -> float:
+    """A moment in Unix seconds; a time of day is today's, or yesterday's where today's is still to come.
 
-    A date without an offset is this host's time as well. Raises ValueError, which says which forms are known.
+    `zone` is where times without one are meant, by default this machine's. Raises ValueError, in one line with what is known,
+    for what is no moment and for one that is still to come.
     """
-    text = text.strip()
-    moment = _moment(text, now)
-    if moment is None or not math.isfinite(moment):
-        raise ValueError(f"the moment {text[:40]!r} is of no known form: write {KNOWN}")
+    words = " ".join(text.lower().split())
+    here = datetime.fromtimestamp(now, UTC).astimezone(zone)
+    if found := AGO.fullmatch(words):
+        if found[2] not in UNITS:
+            raise ValueError(f"{text[:60]!r} has no unit of time that is known: {KNOWN}")
+        amount = 1.0 if found[1].startswith("a") else float(found[1])
+        moment = now - amount * UNITS[found[2]]
+    elif words == "now":
+        moment = now
+    elif found := CLOCK.fullmatch(words):
+        try:
+            then = here.replace(hour=int(found[2]), minute=int(found[3]), second=0, microsecond=0, fold=0)
+        except ValueError:
+            raise ValueError(f"{text[:60]!r} is no time of day: {KNOWN}") from None
+        then += timedelta(seconds=float(found[4] or 0))
+        day = (found[1] or "").strip()
+        if day == "yesterday" or (not day and then > here):
+            then -= timedelta(days=1)
+        moment = _local(then, zone).timestamp()
+    else:
+        try:
+            then = datetime.fromisoformat(text.strip())
+            moment = (then if then.tzinfo else _local(then, zone)).timestamp()
+        except (ValueError, OverflowError):
+            raise ValueError(f"{text[:60]!r} is no moment that is understood: {KNOWN}") from None
+    if moment > now:
+        raise ValueError(f"{text[:60]!r} is {moment - now:.0f} s in the future: {KNOWN}")
     return moment
 
 
-def _moment(text: str, now: float) -> float | None:
-    if text.lower() == "now":
-        return now
-    if found := AGO.fullmatch(text):
-        count = 1.0 if found[1].lower().startswith("a") else float(found[1])
-        unit = UNITS.get(found[2].lower())
-        return None if unit is None else now - count * unit
+def written(moment: float) -> str:
+    """A moment in UTC as ISO 8601 writes it, to the millisecond."""
     try:
-        if found := CLOCK.fullmatch(text):
-            seconds = float(found[3] or 0)
-            day = datetime.fromtimestamp(now)
-            at = day.replace(hour=int(found[1]), minute=int(found[2]), second=0, microsecond=0) + timedelta(
-                seconds=seconds
-            )
-            return at.timestamp() if at.timestamp() <= now else (at - timedelta(days=1)).timestamp()
-        if re.fullmatch(r"\d{4}-.*", text):
-            return datetime.fromisoformat(text).timestamp()
-        if re.fullmatch(r"\d{1,11}(\.\d+)?", text):
-            return float(text)
-    except (ValueError, OverflowError, OSError):
-        return None
-    return None
+        return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError):
+        return str(moment)
+
+
+def _local(then: datetime, zone: tzinfo | None) -> datetime:
+    """The same clock reading at its own date's offset, which summer time may change."""
+    bare = then.replace(tzinfo=None)
+    return bare.astimezone() if zone is None else bare.replace(tzinfo=zone)

@@ -81,8 +81,8 @@ class SegmentWriter:
             self.stream.codec_context.thread_count = 1
             self.stream.options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "26", "g": "50"}
         else:
-            self.template = av.open(io.BytesIO(coding.header))
-            self.stream = self.container.add_stream_from_template(self.template.streams.video[0], opaque=True)
+            self.template = template = av.open(io.BytesIO(coding.header), "r")
+            self.stream = self.container.add_stream_from_template(video(template), opaque=True)
             self.stream.codec_context.extradata = coding.extradata
             self.stream.time_base = coding.time_base
         self.container.start_encoding()

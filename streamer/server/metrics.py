@@ -145,6 +145,11 @@ def _storage(out: list[Metric], assistant: Assistant) -> None:
     store, snapshots = keeper.store, keeper.snapshots
     _gauge(out, "streamer_storage_fault", "1 while the disk takes nothing.", [({}, store.fault is not None)])
     _counter(out, "streamer_storage_faults_total", "Times the disk began to take nothing.", [({}, store.faults)])
+    recordings = keeper.recordings
+    _gauge(out, "streamer_recording_fault", "1 while nothing can be recorded.", [({}, recordings.fault is not None)])
+    _counter(out, "streamer_recording_faults_total", "Times that began.", [({}, recordings.faults)])
+    _counter(out, "streamer_recording_lost_total", "Packets and pictures not recorded.", [({}, recordings.lost)])
+    _gauge(out, "streamer_recordings_kept_bytes", "Bytes of the recordings that are kept.", [({}, recordings.size)])
     _counter(out, "streamer_storage_rows_lost_total", "Rows given up for it.", [({}, store.rows_lost)])
     _counter(out, "streamer_snapshots_total", "Snapshots written.", [({}, snapshots.written)])
     _counter(out, "streamer_snapshot_bytes_total", "Bytes of them.", [({}, snapshots.bytes_written)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 from starlette.concurrency import iterate_in_threadpool
@@ -12,8 +13,10 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from streamer.assistant import Assistant
 from streamer.errors import AssistantError
 from streamer.memory.clips import Clips, streamed
-from streamer.memory.moments import parse_moment
+from streamer.memory.moments import read_moment
 from streamer.server.errors import RequestError
+
+SECONDS = re.compile(r"\d{9,11}(\.\d{1,9})?")
 
 
 class Footage:
@@ -68,9 +71,6 @@ class Footage:
         if text is None:
             raise RequestError("missing_required_parameter", f"Name the moment: ?{name}=14:03, say.")
         try:
-            moment = parse_moment(text, now)
+            return float(text) if SECONDS.fullmatch(text) else read_moment(text, now)
         except ValueError as error:
             raise RequestError("bad_moment", f"{name}: {error}.") from None
-        if moment > now + 1:
-            raise RequestError("bad_moment", f"{name}: the moment {text!r} is still to come.")
-        return moment

@@ -35,7 +35,7 @@ def frame_view(frame: Frame, side: int = 640) -> dict[str, Any]:
 
 def health_view(assistant: Assistant) -> dict[str, Any]:
     """What runs here: the model, whether its weights are trained, how many streams are attached, and why nothing can be kept."""
-    fault = assistant.keeper.store.fault if assistant.keeper is not None else None
+    fault = None if assistant.keeper is None else assistant.keeper.fault
     storage = {} if fault is None else {"storage": fault}
     if not assistant.ready:
         return {"status": "unready", "reason": assistant.trouble, **storage}

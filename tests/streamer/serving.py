@@ -39,11 +39,11 @@ class Served:
 class Daemon:
     """The assistant in its loop; as many servers as tests want in front of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, **sections: Any) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.config = Config.model_validate(CONFIG)
+        self.config = Config.model_validate({**CONFIG, **sections})
         self.assistant = self.run(self._start)
 
     async def _start(self) -> Assistant:

@@ -1,0 +1,108 @@
+"""A recorded clip in a real Chromium: it plays, and seeks to what was there; and stills of the same moments."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from capture.image import decode_image
+from tests.capture.lab import render
+from tests.streamer.serving import Daemon, wait_for
+from tests.tiny import TINY
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+SECONDS = 8
+SEEN = """async ([url, times]) => {
+  const video = document.createElement("video");
+  video.muted = true;
+  const told = name => new Promise((good, bad) => {
+    video.addEventListener(name, good, { once: true });
+    video.addEventListener("error", () => bad(video.error.message), { once: true });
+  });
+  const ready = told("loadeddata");
+  video.src = url;
+  await ready;
+  const canvas = document.createElement("canvas");
+  const greys = [];
+  for (const time of times) {
+    const sought = told("seeked");
+    video.currentTime = time;
+    await sought;
+    canvas.getContext("2d").drawImage(video, 0, 0, 16, 16);
+    greys.push(canvas.getContext("2d").getImageData(8, 8, 1, 1).data[0]);
+  }
+  video.currentTime = 0;
+  await video.play();
+  await told("timeupdate");
+  await told("timeupdate");
+  return { duration: video.duration, greys, played: video.currentTime, seekable: video.seekable.end(0) };
+}"""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A stream whose seconds are of different greys, and what is recorded of it."""
+    folder = tmp_path_factory.mktemp("recorded")
+    clip = render(
+        folder / "clip.mp4",
+        25 * SECONDS,
+        size=(160, 90),
+        picture=lambda n: np.full((90, 160, 3), 20 + 28 * (n // 25), np.uint8),
+    )
+    camera = {"name": "door", "source": str(clip), "record": True}
+    daemon = Daemon(model=TINY, streams=[camera], storage={"folder": str(folder / "state")})
+    yield daemon
+    daemon.stop()
+
+
+def test_a_clip_plays_and_seeks(recorded: Daemon) -> None:
+    keeper = recorded.assistant.keeper
+    assert keeper is not None
+    wait_for(lambda: recorded.assistant.streams()[0].state == "ended")
+    (*_, last) = keeper.recordings.of("door")
+    wait_for(lambda: last.size > 0 and keeper.recordings.fault is None)
+    begins = keeper.recordings.of("door")[0].begins
+    wait_for(lambda: time.time() > last.ends + 2)
+    with recorded.served() as server, playwright.sync_playwright() as play:
+        place = f"{server.url}/v1/streams/door"
+        url = f"{place}/clip?from={begins + 1.2:.3f}&to={begins + 7.2:.3f}"
+        answer = httpx.get(url, headers={"Range": "bytes=100-199"})
+        assert answer.status_code == 206 and len(answer.content) == 100
+        late = float(answer.headers["Streamer-Begins"]) - begins
+        assert 0.5 < late <= 1.25
+        flags = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
+        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
+        page = browser.new_page()
+        page.goto(f"{server.url}/healthz")
+        times = [5.3, 2.3, 4.3]
+        seen = page.evaluate(SEEN, [url, times])
+        browser.close()
+        assert (
+            abs(seen["duration"] - (7.2 - late)) < 0.3 and seen["seekable"] == seen["duration"] and seen["played"] > 0
+        )
+        for at, grey in zip(times, seen["greys"], strict=True):
+            assert abs(grey - (20 + 28 * int(at + late))) < 8, (at, late, seen)
+        for second in (1.5, 6.5):
+            still = httpx.get(f"{place}/still?at={begins + second:.3f}")
+            assert still.headers["Content-Type"] == "image/jpeg"
+            assert abs(float(decode_image(still.content, 640).mean()) - (20 + 28 * int(second))) < 8
+        refusals = {
+            "clip": ("missing_required_parameter", 400),
+            "clip?from=yesterday": ("bad_moment", 400),
+            "still?at=2099-01-01": ("bad_moment", 400),
+            "still?at=2001-01-01": ("no_recording", 404),
+            "clip?from=1 hour ago&to=50 minutes ago": ("no_recording", 404),
+            "clip?from=1 minute ago&codec=mjpeg": ("bad_option", 400),
+        }
+        for path, (code, status) in refusals.items():
+            refused = httpx.get(f"{place}/{path}")
+            assert (refused.json()["error"]["code"], refused.status_code) == (code, status), path
+        assert httpx.get(f"{server.url}/v1/streams/..%2fdoor/clip?from=now").status_code == 404
+        assert "streamer_recording_lost_total 0" in httpx.get(f"{server.url}/metrics").text
+        assert Path(keeper.clips.place).is_dir()
