@@ -25,7 +25,7 @@ from streamer.assistant import Assistant
 from streamer.server.errors import RequestError
 
 log = logging.getLogger("streamer.http")
-PREFIX = "given-"
+PREFIX = "attachment-"
 MOST_SECONDS = 60.0
 """Attachments must have been seen within this time."""
 FETCH_SECONDS = 10.0
@@ -101,7 +101,7 @@ async def shown(assistant: Assistant, attachments: Sequence[Attachment]) -> Asyn
                 await _show_video(assistant, name, videos[0].data or b"")
         else:
             # Under the policy of cameras a picture that a busy device is late for would be left out, and waited for in vain.
-            await assistant.attach(name, "push://given", policy="every", keep="nothing")
+            await assistant.attach(name, "push://attachment", policy="every", keep="nothing")
             async with asyncio.timeout(MOST_SECONDS):
                 await _show_pictures(assistant, name, [each.data or b"" for each in attachments])
         yield name

@@ -109,7 +109,7 @@ def test_client_that_leaves_a_completion_ends_it(server: Served, daemon: Daemon)
         ("POST", "/v1/streams", b'{"name": "x"}', 400, "missing_required_parameter"),
         ("POST", "/v1/streams", b'{"name": "x", "source": "demo:", "speed": 3}', 400, "bad_option"),
         ("POST", "/v1/streams", b'{"name": "demo", "source": "demo:"}', 409, "stream_exists"),
-        ("POST", "/v1/streams", b'{"name": "given-x", "source": "demo:"}', 400, "bad_option"),
+        ("POST", "/v1/streams", b'{"name": "attachment-x", "source": "demo:"}', 400, "bad_option"),
         ("GET", "/v1/nothing", b"", 404, "not_found"),
         ("PUT", "/v1/models", b"", 405, "method_not_allowed"),
         ("POST", "/v1/responses", b'{"model": "nano"}', 400, "missing_required_parameter"),
