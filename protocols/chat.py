@@ -17,6 +17,7 @@ from protocols.conversation import Item, Role, read_question
 from protocols.fields import (
     Metadata,
     Model,
+    Moment,
     ProtocolError,
     Text,
     number,
@@ -124,6 +125,8 @@ class _Body(Sampling, Thinking):
     max_tokens: _Count = None
     max_completion_tokens: _Count = None
     metadata: Metadata | None = None
+    at: Moment | None = None
+    """Ours: the moment of the past that is asked about."""
     n: Annotated[None, only(1, why="can't be done: a question has one answer, so ask again for another")] = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
@@ -230,6 +233,7 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
         thinking=_thinking(asked).tokens(),
         format=asked.response_format.form("response_format") if asked.response_format else None,
+        at=asked.at,
     )
     return ChatRequest(
         asked.model,
@@ -292,12 +296,13 @@ def video_file(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChatWriter:
-    """Writes one answer, whole or as server-sent events. `created` is unix seconds."""
+    """Writes one answer, whole or as server-sent events. `created` is unix seconds, `moment` what it tells of the past."""
 
     id: str
     created: int
     model: str
     include_usage: bool = False
+    moment: Mapping[str, Any] | None = None
 
     def whole(
         self,
@@ -344,7 +349,8 @@ class ChatWriter:
         return _event({**head, "choices": [choice], **({"usage": None} if self.include_usage else {})})
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
+        return head if self.moment is None else {**head, "moment": self.moment}
 
 
 def models_body(
@@ -361,6 +367,7 @@ def model_body(model_id: str, created: int, told: Mapping[str, Any] | None = Non
 
 STATUS = {
     "model_not_found": 404,
+    "not_remembered": 404,
     "unknown_stream": 404,
     "not_found": 404,
     "no_recording": 404,

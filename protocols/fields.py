@@ -127,6 +127,8 @@ def _storable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
+Moment = Annotated[Text, Field(min_length=1, max_length=64)]
+"""A moment of the past as people write it; what is known is the daemon's matter."""
 StreamName = Annotated[Text, Field(min_length=1, max_length=64)]
 ItemId = Annotated[Text, Field(min_length=1, max_length=64)]
 Tokens = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(number)] | Literal["inf"]

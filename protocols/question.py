@@ -79,7 +79,8 @@ class Question:
     """What is asked, about which stream, and how it is to be answered; None leaves a choice to the daemon.
 
     `history` holds earlier (question, answer) pairs, oldest first. With `attachments`, the question is about those instead
-    of a stream. An answer with a `format` keeps to it from its first token on.
+    of a stream; with `at`, about a moment of the past, in Unix seconds or as people write it. An answer with a `format` keeps to it
+    from its first token on.
     """
 
     text: str
@@ -92,3 +93,4 @@ class Question:
     thinking: int = 0
     """Tokens that the model may think before it answers; 0 is not at all."""
     format: JsonSchema | None = None
+    at: str | float | None = None

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from capture import Frame, PushSource, Source, SourceError
-from model import AttentionPolicy, CapacityError, Runner, load_runner
+from model import Runner
 from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
+from streamer.admission import admit, full
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
@@ -30,7 +30,9 @@ from streamer.engine.stream import Stream, StreamStatus, configured_source, suit
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
 from streamer.forms import Forms
+from streamer.loading import load, start, threads
 from streamer.memory.keeper import Keeper
+from streamer.memory.past import Recall
 from streamer.prompt import prompt_tokens, settled
 from streamer.reload import Change, plan
 
@@ -54,11 +56,11 @@ class Assistant:
         self.news = News()
         self._forms = Forms()
         self.engine = Engine(
-            self._load,
+            partial(load, config),
             stream_slots=limits.streams,
             answer_slots=limits.answers,
             pace=_pace(config),
-            threads=config.model.threads or _threads(config.model.device),
+            threads=config.model.threads or threads(config.model.device),
             reset=self.news.reset,
             progress=progress,
         )
@@ -95,7 +97,7 @@ class Assistant:
                 self.keeper = await asyncio.to_thread(Keeper, self.config.storage, self.engine, self.news.publish)
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._open(stream) for stream in self.config.streams]
-            await self._begin()
+            await start(self.engine, self.config)
             self._loaded = True
             for stream, source in zip(self.config.streams, sources, strict=True):
                 await self._attach(stream, source if self.model.trained_rate is None else None)
@@ -294,13 +296,15 @@ class Assistant:
         thinking: int = 0,
         seed: int | None = None,
         history: Sequence[tuple[str, str]] = (),
+        at: str | float | None = None,
     ) -> Answer:
         """Asks about what a stream has shown so far; with one stream, its name may be left out.
 
         `history` holds earlier (question, answer) pairs, oldest first. `thinking` is how many tokens the model may think
-        before it answers, which `Answer.pieces` shows. What is left out is as configured. Raises AssistantError:
-        not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling, no_thinking,
-        too_many_answers.
+        before it answers, which `Answer.pieces` shows. `at` asks about a moment of the past instead: Unix seconds, or as people
+        write it (`streamer.memory.moments`); the answer's `moment` says which one was reached. What is left out is as
+        configured. Raises AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long,
+        bad_sampling, no_thinking, too_many_answers, bad_moment, not_remembered.
         """
         given = {
             "temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty, "seed": seed,
@@ -309,7 +313,8 @@ class Assistant:
             sampling = Sampling.model_validate(given)
         except ValidationError as error:
             raise AssistantError("bad_sampling", refusal(error, given).message) from None
-        return self.answer(Question(question, stream, instructions, tuple(history), (), sampling, max_tokens, thinking))
+        asked = Question(question, stream, instructions, tuple(history), (), sampling, max_tokens, thinking, at=at)
+        return self.answer(asked)
 
     async def compile(self, question: Question) -> Grammar | None:
         """The form that a question wants of its answer, ready to be followed. Raises AssistantError: not_ready, bad_format."""
@@ -325,7 +330,8 @@ class Assistant:
         if not question.text.strip():
             raise AssistantError("empty_question", "The question has no text: write one.")
         watched = self._stream(question.stream)
-        if not watched.opened:
+        past = None if question.at is None else self._recall(watched.name, question.at)
+        if past is None and not watched.opened:
             state = watched.source.status
             why = f"{state.state}: {state.reason}" if state.reason else str(state.state)
             raise AssistantError(
@@ -342,8 +348,18 @@ class Assistant:
             )
         answer = Answer(f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), self._cancel, self._forget)
         self._answers[answer.id] = answer
-        self.engine.ask(Request(answer.id, question, tokens, answer, grammar))
+        request = Request(answer.id, question, tokens, answer, grammar)
+        if past is None:
+            self.engine.ask(request)
+        else:
+            past.begin(answer, request)
         return answer
+
+    def _recall(self, stream: str, at: str | float) -> Recall:
+        """See `Past.find`."""
+        if self.keeper is None:
+            raise AssistantError("not_remembered", "Nothing of the past is kept here: set storage.folder to keep it.")
+        return self.keeper.past.find(stream, at)
 
     def subscribe(self, stream: str | None = None) -> Subscription:
         """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""
@@ -352,43 +368,6 @@ class Assistant:
     def _check_ready(self) -> None:
         if not self.ready:
             raise AssistantError("not_ready", f"No question can be answered now: {self.trouble}.")
-
-    def _load(self) -> Runner:
-        model, slots = self.config.model, self.config.limits.streams + self.config.limits.answers
-        if model.device == "cuda" and not torch.cuda.is_available():
-            raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
-        attention = model.attention
-        return load_runner(
-            model.name,
-            device=model.device,
-            dtype=model.dtype,
-            slots=slots,
-            random_weights=model.random_weights,
-            policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window, attention.context),
-            position_horizon=model.position_horizon,
-            frames_per_step=model.frames_per_step,
-            picture_tokens=model.picture_tokens,
-        )
-
-    async def _begin(self) -> None:
-        """Starts the engine. Raises AssistantError where the device's memory is too small for what is configured."""
-        name, limits = self.config.model.name, self.config.limits
-        try:
-            await asyncio.wrap_future(self.engine.start())
-        except CapacityError as error:
-            mend = (
-                "Free some of it, or choose a smaller model or attention window."
-                if error.fit < 2
-                else f"Lower limits.streams ({limits.streams}) and limits.answers ({limits.answers}) to {error.fit} "
-                "together, or free some of it."
-            )
-            raise AssistantError("no_memory", f"Model {name}: {error}. {mend}") from None
-        except torch.OutOfMemoryError as error:
-            raise AssistantError(
-                "no_memory",
-                f"Model {name} has too little of the device's memory ({str(error).splitlines()[0]}): lower limits.streams "
-                "or limits.answers, or free some of it.",
-            ) from None
 
     def _stream(self, name: str | None) -> Stream:
         names = ", ".join(self._streams) or "none"
@@ -419,12 +398,12 @@ class Assistant:
                 "stream_exists", f"There is a stream {name!r} already: detach it or take another name."
             )
         if len(self._streams) + len(self._attaching) >= most:
-            raise AssistantError("too_many_streams", await self._full(most))
+            raise AssistantError("too_many_streams", await full(self.engine, most))
         self._attaching.add(name)
         try:
             source = source or await self._open(config)
             stream = Stream(config, source, self.engine.wake, self.model.trained_rate)
-            await self._admit(stream)
+            await admit(self.engine, self.config.limits, stream)
             await asyncio.wrap_future(self.engine.add(stream))
             if self.keeper is not None:
                 await self.keeper.resume(stream)
@@ -439,34 +418,9 @@ class Assistant:
         stream.start(lambda stream, status: self.news.changed(stream.name, status))
         return stream.status(time.monotonic())
 
-    async def _full(self, most: int) -> str:
-        """Says that all slots for streams are taken, and whether memory has room for more."""
-        runner = self.engine.runner
-        each, more = runner.state_bytes / 1e6, await asyncio.wrap_future(self.engine.call(lambda: runner.more_slots))
-        mend = (
-            "or raise limits.streams."
-            if more is None
-            else f"or raise limits.streams: free memory holds {more} more."
-            if more
-            else "or, as free memory holds no slot more, raise limits.streams and lower limits.answers by as many."
-        )
-        return f"All {most} slots for streams are taken, 1 of {each:.1f} MB is missing: detach a stream {mend}"
-
-    async def _admit(self, stream: Stream) -> None:
-        """Refuses a stream that the device has no time for, where admission is by measured cost."""
-        if self.config.limits.admission == "slots" or stream.terms.every:
-            return
-        capacity, demand = await asyncio.wrap_future(self.engine.load())
-        missing = demand + stream.expected_rate - capacity
-        if missing > 0:
-            raise AssistantError(
-                "too_many_frames",
-                f"The device sees {capacity:.0f} frames a second, streams bring {demand:.0f}, and {stream.name!r} would "
-                f"bring {stream.expected_rate:.0f}: {missing:.0f} are missing. Detach a stream, set a lower fps, or set "
-                "limits.admission to slots.",
-            )
-
     def _cancel(self, answer: Answer) -> None:
+        if self.keeper is not None:
+            self.keeper.past.cancel(answer.id)
         self.engine.cancel(answer.id)
 
     def _forget(self, answer: Answer) -> None:
@@ -486,8 +440,3 @@ class Assistant:
 
 def _pace(config: Config) -> Pace:
     return Pace(floor=config.answers.floor_tokens_per_second, ceiling=config.answers.ceiling_tokens_per_second)
-
-
-def _threads(device: str) -> int:
-    """CPU threads of the model: half the cores, as the others decode and talk; one beside a GPU, where more spin in vain."""
-    return max(1, len(os.sched_getaffinity(0)) // 2) if device == "cpu" else 1

@@ -136,8 +136,13 @@ class AsyncClient:
         max_tokens: int | None = None,
         temperature: float | None = None,
         seed: int | None = None,
+        at: str | None = None,
+        moment: Callable[[dict[str, Any]], None] = lambda facts: None,
     ) -> AsyncGenerator[str, None]:
         """Asks, and yields the answer as it is spoken. Leaving the loop early cancels the answer.
+
+        `at` asks about a moment of the past, such as "10 minutes ago", "14:03" or an ISO time; `moment` is then told which one the
+        answer speaks of: `asked`, `reached` (UTC), `how` it was reached and `before_s`, seconds between the two.
 
         Raises:
             ClientError: refused (unknown stream, empty question, too many answers), broken off, or connection lost.
@@ -151,6 +156,7 @@ class AsyncClient:
             "max_output_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
+            "at": at,
         }
         given = {key: value for key, value in response.items() if value is not None}
         asked, waiter = self._expect()
@@ -163,6 +169,8 @@ class AsyncClient:
                 match event["type"]:
                     case "response.created":
                         answer = event["response"]["id"]
+                        if event["response"].get("moment"):
+                            moment(event["response"]["moment"])
                     case "response.output_text.delta":
                         yield event["delta"]
                     case "response.done":

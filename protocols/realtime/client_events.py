@@ -11,6 +11,7 @@ from protocols.fields import (
     Metadata,
     Modalities,
     Model,
+    Moment,
     Picture,
     ProtocolError,
     StreamName,
@@ -81,6 +82,7 @@ class ResponseSettings(Sampling, Thinking):
         | None
     ) = None
     stream: StreamName | None = None
+    at: Moment | None = None
     instructions: Text | None = None
     output_modalities: Modalities | None = None
     modalities: Annotated[list[Text], AfterValidator(_text_among)] | None = None

@@ -54,6 +54,7 @@ class ResponseView(TypedDict):
     metadata: dict[str, str] | None
     usage: UsageView | None
     stream: str | None
+    moment: dict[str, Any] | None
 
 
 class PartView(TypedDict):

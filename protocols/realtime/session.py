@@ -67,6 +67,7 @@ class _Response:
     metadata: dict[str, str] | None
     item: Item | None = None
     thoughts: str = ""
+    moment: dict[str, Any] | None = None
 
 
 def _random_id(kind: str) -> str:
@@ -273,6 +274,7 @@ class RealtimeSession:
             max_tokens=None if tokens == "inf" else tokens,
             thinking=asked.tokens(),
             format=self._text.form("session.text") if asked.text is None else asked.text.form("response.text"),
+            at=asked.at,
         )
         return [Ask(response.id, question)]
 
@@ -314,11 +316,20 @@ class RealtimeSession:
 
     # -- what the daemon tells ----------------------------------------------------------------------------------------
 
-    def accepted(self, response_id: str, rate_limits: Sequence[Mapping[str, Any]] = ()) -> list[Decision]:
-        """The answer is on its way; `rate_limits` as `rate_limits.updated` shows them. One that was shut down meanwhile says nothing."""
+    def accepted(
+        self,
+        response_id: str,
+        rate_limits: Sequence[Mapping[str, Any]] = (),
+        moment: dict[str, Any] | None = None,
+    ) -> list[Decision]:
+        """The answer is on its way; `rate_limits` as `rate_limits.updated` shows them, `moment` of the past that it speaks of.
+
+        One that was shut down meanwhile says nothing.
+        """
         response = self._responses.get(response_id)
         if response is None:
             return []
+        response.moment = moment
         out: list[Decision] = [self._send(told.ResponseCreated, response=self._view(response, "in_progress"))]
         if rate_limits:
             out.append(self._send(told.RateLimitsUpdated, rate_limits=[dict(limit) for limit in rate_limits]))
@@ -359,11 +370,13 @@ class RealtimeSession:
         reason: Literal["stop", "length", "cancelled", "failed"],
         usage: Usage = Usage(),
         error: tuple[str, str] | None = None,
+        moment: dict[str, Any] | None = None,
     ) -> list[Decision]:
-        """The answer is over. `error` is (code, message), for "failed" and for a shutdown."""
+        """The answer is over. `error` is (code, message), for "failed" and for a shutdown; `moment` as it was reached at last."""
         response = self._responses.get(response_id)
         if response is None:
             return []
+        response.moment = moment or response.moment
         status = {"stop": "completed", "length": "incomplete", "cancelled": "cancelled", "failed": "failed"}[reason]
         details: dict[str, Any] = {"type": status}
         if reason == "length":
@@ -448,6 +461,7 @@ class RealtimeSession:
             "metadata": response.metadata,
             "usage": usage.view() if usage else None,
             "stream": response.stream,
+            "moment": response.moment,
         }
 
     def _read_item(self, message: events.MessageItem, path: str, event_id: str | None) -> Item:

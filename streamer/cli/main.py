@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     ask_parser.add_argument("question")
     ask_parser.add_argument("--stream", help="which stream; needed when there are several")
     ask_parser.add_argument("--instructions", help="how to answer")
+    ask_parser.add_argument(
+        "--at", metavar="MOMENT", help="a moment of the past: '10 minutes ago', 14:03 or an ISO time"
+    )
     ask_parser.add_argument("--max-tokens", type=int, help="longest answer")
     ask_parser.add_argument("--temperature", type=float, help="0 (the default) always takes the likeliest word")
     ask_parser.add_argument("--seed", type=int, help="makes a sampled answer repeatable")

@@ -41,7 +41,10 @@ def ask(options: argparse.Namespace) -> int:
         began = time.monotonic()
         first: float | None = None
         words: list[str] = []
-        for word in _answer(client, options):
+        moment: dict[str, Any] = {}
+        for word in _answer(client, options, moment):
+            if moment and not words and not options.json:
+                print(f"[{moment['reached']}, {moment['how']}, {moment['before_s']:.1f} s before]", file=sys.stderr)
             first = first or time.monotonic() - began
             words.append(word)
             if not options.json:
@@ -52,6 +55,7 @@ def ask(options: argparse.Namespace) -> int:
             "answer": "".join(words),
             "first_word_s": None if first is None else round(first, 4),
             "answer_s": round(time.monotonic() - began, 4),
+            **({"moment": moment} if moment else {}),
         }
         print(json.dumps(facts, ensure_ascii=False))
     else:
@@ -59,8 +63,8 @@ def ask(options: argparse.Namespace) -> int:
     return 0
 
 
-def _answer(client: Client, options: argparse.Namespace) -> Iterator[str]:
-    """The answer's words; waits, with a line, for a daemon whose model is still being loaded."""
+def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any]) -> Iterator[str]:
+    """The answer's words; waits, with a line, for a daemon whose model is still being loaded. Fills in the `moment` of the past."""
     waiting, end = False, time.monotonic() + LOADING_SECONDS
     while True:
         try:
@@ -71,6 +75,8 @@ def _answer(client: Client, options: argparse.Namespace) -> Iterator[str]:
                 max_tokens=options.max_tokens,
                 temperature=options.temperature,
                 seed=options.seed,
+                at=options.at,
+                moment=moment.update,
             )
             return
         except ClientError as error:

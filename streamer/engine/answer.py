@@ -7,7 +7,19 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
+
+
+class Moment(Protocol):
+    """A moment of the past that an answer speaks of."""
+
+    reached: float
+    """Capture of the newest frame in the state that answers, Unix seconds."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain data: what was asked, what was reached, and how."""
+        ...
+
 
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
@@ -37,6 +49,9 @@ class Answer:
         self.id, self.stream = id, stream
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
+        self.moment: Moment | None = None
+        """Which moment it speaks of, where the past was asked."""
+        self.over = asyncio.Event()
         self.usage = Usage(prompt_tokens)
         self._cancel, self._done = cancel, done
         self._loop = asyncio.get_running_loop()
@@ -111,5 +126,6 @@ class Answer:
         if self.finish_reason is None:
             self.finish_reason, self.error = reason, error
             self.usage.seconds = now - self._asked
+            self.over.set()
             self._done(self)
         self._news.set()

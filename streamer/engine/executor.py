@@ -43,6 +43,7 @@ class Request:
     """A question that nothing is left open in, on its way to an answer: `tokens` are the whole prompt's ids.
 
     `grammar` is the form that the answer must keep to.
+    With a `state` it is asked there, instead of in a fork of its stream.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Request:
     tokens: list[int]
     listener: Listener
     grammar: Grammar | None = None
+    state: Snapshot | None = None
 
 
 @dataclass
@@ -221,11 +223,14 @@ class Executor:
         try:
             if answer.slot is None:
                 stream = self.streams.get(name)
-                if stream is None or not stream.opened:
+                if request.state is None and (stream is None or not stream.opened):
                     gone = "was removed" if stream is None else "has been reset and has seen nothing since"
                     return self.finish(step.answer, "failed", f"stream {name!r} {gone}")
                 answer.slot = self.free_answers.pop()
-                self.runner.fork(stream.slot, answer.slot)
+                if request.state is not None:
+                    self.runner.restore(answer.slot, request.state)
+                elif stream is not None:
+                    self.runner.fork(stream.slot, answer.slot)
             end = answer.read + step.tokens
             last = end == len(request.tokens)
             constraint = answer.bound if last else None

@@ -23,6 +23,7 @@ from streamer.errors import AssistantError
 from streamer.events import StreamEvent
 from streamer.memory.clips import Clips
 from streamer.memory.folder import FolderError
+from streamer.memory.past import Past
 from streamer.memory.recording import Recordings
 from streamer.memory.retention import Pace
 from streamer.memory.snapshot import Taken
@@ -57,6 +58,7 @@ class Keeper:
             self.store = Store(Path(config.folder).expanduser(), self._write_again)
             self.snapshots = Snapshots(self.store.folder, config.snapshots)
             self.recordings = Recordings(self.store.folder, config.recordings, config.recording_hours)
+            self.past = Past(self.snapshots, engine)
         except FolderError as error:
             raise AssistantError("storage", f"{error}.") from None
         except OSError as error:

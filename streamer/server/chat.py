@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -24,6 +25,8 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
     stop = StopSequences(asked.stop)
     async with AsyncExitStack() as stack:
         answer, _ = await stack.enter_async_context(questions.ask(visitor, asked.question))
+        if answer.moment is not None:
+            writer = replace(writer, moment=answer.moment.facts())
         if asked.streaming:
             # The answer outlives this call: whoever sends the events lets it go.
             return StreamingResponse(_events(writer, answer, stop, stack.pop_all()), media_type="text/event-stream")

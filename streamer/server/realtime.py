@@ -173,7 +173,7 @@ class RealtimeConnection:
                 self._answers[ask.response] = answer
                 if ask.response in self._cancelled:
                     answer.cancel()
-                self._do(self._session.accepted(ask.response, [limit]))
+                self._do(self._session.accepted(ask.response, [limit], _moment(answer)))
                 async for thought, words in answer.pieces():
                     tell = self._session.thought if thought else self._session.delta
                     self._do(tell(ask.response, words), unasked=True)
@@ -187,7 +187,7 @@ class RealtimeConnection:
         trouble = ("failed", answer.error or "The answer broke off.") if reason == "failed" else None
         shown = len(ask.question.attachments) * self._assistant.model.tokens_per_step
         usage = Usage(answer.usage.prompt_tokens + shown, answer.usage.completion_tokens, shown)
-        self._do(self._session.finished(ask.response, reason, usage, trouble), unasked=True)
+        self._do(self._session.finished(ask.response, reason, usage, trouble, _moment(answer)), unasked=True)
 
     async def _listen(self, stream: str) -> None:
         if stream not in self._streams.names():
@@ -226,3 +226,7 @@ class RealtimeConnection:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _moment(answer: Answer) -> dict[str, Any] | None:
+    return None if answer.moment is None else answer.moment.facts()

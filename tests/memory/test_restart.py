@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,10 +25,10 @@ from tests.streamer.serving import eventually
 from tests.tiny import TINY
 
 
-def config(folder: Path | None, *streams: dict[str, Any], **storage: Any) -> Any:
+def config(folder: Path | None, *streams: dict[str, Any], model: Any = TINY, **storage: Any) -> Any:
     kept = {"folder": None if folder is None else str(folder), **storage}
     limits = {"streams": 3, "answers": 2}
-    return parse_config({"streams": streams, "model": TINY, "limits": limits, "storage": kept})
+    return parse_config({"streams": streams, "model": model, "limits": limits, "storage": kept})
 
 
 def run(test: Any) -> None:
@@ -66,11 +67,11 @@ def test_nothing_is_kept_unless_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-async def show(assistant: Assistant, name: str, *seeds: int) -> None:
-    """Shows pictures one after the other, each seen before the next."""
-    for seed in seeds:
+async def show(assistant: Assistant, name: str, *shown: int | np.ndarray) -> None:
+    """Shows pictures one after the other, each seen before the next; a number stands for noise of its own."""
+    for each in shown:
         seen = status(assistant, name).frames_seen
-        assistant.push(name, picture(seed), seed / 2)
+        assistant.push(name, picture(each) if isinstance(each, int) else each, seen / 2)
         while status(assistant, name).frames_seen == seen:
             await asyncio.sleep(0.01)
 

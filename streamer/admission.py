@@ -1,0 +1,42 @@
+"""Whether one more stream is taken on: a slot for its memory, and time for its frames."""
+
+from __future__ import annotations
+
+import asyncio
+
+from streamer.config import LimitsConfig
+from streamer.engine.engine import Engine
+from streamer.engine.stream import Stream
+from streamer.errors import AssistantError
+
+
+async def full(engine: Engine, most: int) -> str:
+    """Says that all slots for streams are taken, and whether memory has room for more."""
+    runner = engine.runner
+    each, more = runner.state_bytes / 1e6, await asyncio.wrap_future(engine.call(lambda: runner.more_slots))
+    mend = (
+        "or raise limits.streams."
+        if more is None
+        else f"or raise limits.streams: free memory holds {more} more."
+        if more
+        else "or, as free memory holds no slot more, raise limits.streams and lower limits.answers by as many."
+    )
+    return f"All {most} slots for streams are taken, 1 of {each:.1f} MB is missing: detach a stream {mend}"
+
+
+async def admit(engine: Engine, limits: LimitsConfig, stream: Stream) -> None:
+    """Refuses a stream that the device has no time for, where admission is by measured cost.
+
+    Raises AssistantError: too_many_frames.
+    """
+    if limits.admission == "slots" or stream.terms.every:
+        return
+    capacity, demand = await asyncio.wrap_future(engine.load())
+    missing = demand + stream.expected_rate - capacity
+    if missing > 0:
+        raise AssistantError(
+            "too_many_frames",
+            f"The device sees {capacity:.0f} frames a second, streams bring {demand:.0f}, and {stream.name!r} would "
+            f"bring {stream.expected_rate:.0f}: {missing:.0f} are missing. Detach a stream, set a lower fps, or set "
+            "limits.admission to slots.",
+        )

@@ -1,0 +1,58 @@
+"""The configured model on its way into the engine, and what is said where the device can't hold it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import torch
+
+from model import AttentionPolicy, CapacityError, Runner, load_runner
+from streamer.config import Config
+from streamer.engine.engine import Engine
+from streamer.errors import AssistantError
+
+
+def load(config: Config) -> Runner:
+    """The configured model with its slots. Raises AssistantError, CheckpointError, ConfigError, CapacityError."""
+    model, slots = config.model, config.limits.streams + config.limits.answers
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
+    attention = model.attention
+    return load_runner(
+        model.name,
+        device=model.device,
+        dtype=model.dtype,
+        slots=slots,
+        random_weights=model.random_weights,
+        policy=None if attention is None else AttentionPolicy(attention.sinks, attention.window, attention.context),
+        position_horizon=model.position_horizon,
+        frames_per_step=model.frames_per_step,
+        picture_tokens=model.picture_tokens,
+    )
+
+
+async def start(engine: Engine, config: Config) -> None:
+    """Starts the engine. Raises AssistantError where the device's memory is too small for what is configured."""
+    name, limits = config.model.name, config.limits
+    try:
+        await asyncio.wrap_future(engine.start())
+    except CapacityError as error:
+        mend = (
+            "Free some of it, or choose a smaller model or attention window."
+            if error.fit < 2
+            else f"Lower limits.streams ({limits.streams}) and limits.answers ({limits.answers}) to {error.fit} "
+            "together, or free some of it."
+        )
+        raise AssistantError("no_memory", f"Model {name}: {error}. {mend}") from None
+    except torch.OutOfMemoryError as error:
+        raise AssistantError(
+            "no_memory",
+            f"Model {name} has too little of the device's memory ({str(error).splitlines()[0]}): lower limits.streams "
+            "or limits.answers, or free some of it.",
+        ) from None
+
+
+def threads(device: str) -> int:
+    """CPU threads of the model: half the cores, as the others decode and talk; one beside a GPU, where more spin in vain."""
+    return max(1, len(os.sched_getaffinity(0)) // 2) if device == "cpu" else 1

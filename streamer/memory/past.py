@@ -1,0 +1,127 @@
+"""Asking the past: which snapshot answers for a moment, and how far before it that was taken."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from model.state import Snapshot
+from streamer.engine.answer import Answer
+from streamer.engine.engine import Engine
+from streamer.engine.executor import Request
+from streamer.errors import AssistantError
+from streamer.memory.moments import read_moment, written
+from streamer.memory.snapshots import Kept, Snapshots
+
+EXACT = 0.04
+"""Seconds before a moment at which a state is still that moment's: one frame of 25 a second."""
+AT_ONCE = 2
+"""Answers about the past whose states are in memory at once; the others wait on the disk."""
+
+
+@dataclass(slots=True)
+class Moment:
+    """A moment that was asked about, and the one that the answer speaks of: Unix seconds of the newest frame in its state."""
+
+    asked: float
+    reached: float
+
+    def facts(self) -> dict[str, Any]:
+        """As every wire shows it."""
+        before = max(self.asked - self.reached, 0.0)
+        return {
+            "asked": written(self.asked),
+            "reached": written(self.reached),
+            "how": "exact" if before <= EXACT else "nearest snapshot",
+            "before_s": round(before, 3),
+        }
+
+
+class Past:
+    """The moments that snapshots can answer for. Lives on the assistant's event loop."""
+
+    def __init__(self, snapshots: Snapshots, engine: Engine) -> None:
+        self._snapshots, self._engine = snapshots, engine
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """By answer, what brings its moment back."""
+
+    def find(self, stream: str, at: str | float) -> Recall:
+        """What is needed to answer for a moment.
+
+        Raises AssistantError: bad_moment for what is none or is to come, not_remembered for one before the memory begins.
+        """
+        now = time.time()
+        try:
+            moment = read_moment(at, now) if isinstance(at, str) else at
+        except ValueError as error:
+            raise AssistantError("bad_moment", f"The moment {error}.") from None
+        if not moment <= now:
+            raise AssistantError(
+                "bad_moment", f"The moment {written(moment)} is in the future: ask about one that was."
+            )
+        kept = self._snapshots.of(stream)
+        before = [each for each in reversed(kept) if each.wall <= moment]
+        if not before:
+            begins = f"it begins at {written(min(each.wall for each in kept))}" if kept else "it has not begun"
+            raise AssistantError(
+                "not_remembered",
+                f"Stream {stream!r} has no memory of {written(moment)}: {begins}; ask about a later moment.",
+            )
+        before.sort(key=lambda each: each.wall, reverse=True)
+        return Recall(self, Moment(moment, before[0].wall), before)
+
+    def begin(self, recall: Recall, answer: Answer, request: Request) -> None:
+        """Has a request answered in the state of a moment; whatever happens, its answer comes to an end."""
+        answer.moment = recall.moment
+        task = self._tasks[answer.id] = asyncio.create_task(self._carry_out(recall, answer, request))
+
+        def done(task: asyncio.Task[None]) -> None:
+            del self._tasks[answer.id]
+            if task.cancelled():  # perhaps before it began
+                answer.finished("cancelled", None)
+
+        task.add_done_callback(done)
+
+    def cancel(self, answer: str) -> None:
+        """The answer isn't wanted any more."""
+        if answer in self._tasks:
+            self._tasks[answer].cancel()
+
+    async def _carry_out(self, recall: Recall, answer: Answer, request: Request) -> None:
+        try:
+            async with self._places:
+                found = await self._load(recall.kept)
+                if found is None:
+                    answer.finished("failed", "no snapshot before that moment can be read by this model")
+                    return
+                recall.moment.reached = found[0].wall
+                self._engine.ask(replace(request, state=found[1]))
+                await answer.over.wait()
+        except Exception as error:
+            answer.finished("failed", f"the moment could not be brought back: {error}")
+
+    async def _load(self, kept: Sequence[Kept]) -> tuple[Kept, Snapshot] | None:
+        """The first of these snapshots that can be read and is of this model, on its device."""
+        runner = self._engine.runner
+        for each in kept:
+            found = await asyncio.to_thread(self._snapshots.load, each)
+            if found is not None and found[0].fingerprint == runner.fingerprint:
+                return each, await asyncio.to_thread(runner.stage, found[1])
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """A moment that is to be brought back, and the snapshots before it, the nearest first."""
+
+    past: Past
+    moment: Moment
+    kept: list[Kept]
+
+    def begin(self, answer: Answer, request: Request) -> None:
+        """See `Past.begin`."""
+        self.past.begin(self, answer, request)
