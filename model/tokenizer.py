@@ -11,6 +11,7 @@ import tokenizers
 
 from model.config import ConfigError, InfiniteVLConfig
 from model.families.family import FAMILIES
+from model.families.tools import Round, Tool
 
 PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 BYTES = {chr(byte): byte for byte in PRINTABLE}
@@ -83,9 +84,11 @@ class Tokenizer:
         instructions: str = "",
         history: Sequence[tuple[str, str]] = (),
         thinking: bool = False,
+        tools: Sequence[Tool] = (),
+        rounds: Sequence[Round] = (),
     ) -> list[int]:
         """The whole prompt of a question, in the family's form: see `model.families.family.Prompt.question`."""
-        return self.prompt.question(text, instructions, history, thinking)
+        return self.prompt.question(text, instructions, history, thinking, tools, rounds)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text, special tokens left out."""

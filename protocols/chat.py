@@ -28,7 +28,8 @@ from protocols.fields import (
     uri_bytes,
 )
 from protocols.json_format import ChatFormat
-from protocols.question import Attachment, Question, Sampling, Thinking
+from protocols.question import Attachment, Question, Sampling, Thinking, ToolRound
+from protocols.tools import ToolChoice, Tools, chosen, round_of
 
 VIDEO_KINDS = ("video/", "image/", "application/octet-stream")
 HISTORY_CHARACTERS = 2_000
@@ -88,6 +89,7 @@ class _Message(Model):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | _Parts | None = None
     tool_calls: Any = None
+    tool_call_id: Text | None = None
 
 
 class _StreamOptions(Model):
@@ -128,7 +130,8 @@ class _Body(Sampling, Thinking):
     at: Moment | None = None
     """Ours: the moment of the past that is asked about."""
     n: Annotated[None, only(1, why="can't be done: a question has one answer, so ask again for another")] = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     response_format: ChatFormat | None = None
     functions: Annotated[None, only([], why="can't be done: the old form of tools is not spoken here")] = None
@@ -208,9 +211,11 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
     except ValidationError as error:
         raise refusal(error, data) from None
     stream = chosen_stream(asked.model, model, streams)
+    tools, call = chosen(asked.tools or (), asked.tool_choice)
+    messages, rounds = _rounds(asked.messages) if asked.tools else (asked.messages, ())
     items: list[Item] = []
     attachments: list[Attachment] = []
-    for index, message in enumerate(asked.messages):
+    for index, message in enumerate(messages):
         path = f"messages[{index}].content"
         text, given = _read_content(message.content, path)
         if message.role == "assistant":
@@ -232,6 +237,9 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         sampling=asked.over(Sampling()),
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
         thinking=_thinking(asked).tokens(),
+        tools=tools,
+        call=call,
+        rounds=rounds,
         format=asked.response_format.form("response_format") if asked.response_format else None,
         at=asked.at,
     )
@@ -242,6 +250,20 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         bool(asked.stream_options and asked.stream_options.include_usage),
         tuple(asked.stop or ()),
     )
+
+
+def _rounds(messages: Sequence[_Message]) -> tuple[Sequence[_Message], tuple[ToolRound, ...]]:
+    """The messages up to the last question, and what was called since then to answer it. Raises ProtocolError."""
+    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=len(messages) - 1)
+    rounds: list[ToolRound] = []
+    at = last + 1
+    while at < len(messages) and messages[at].role == "assistant" and messages[at].tool_calls:
+        end = next((i for i in range(at + 1, len(messages)) if messages[i].role != "tool"), len(messages))
+        told = [(each.tool_call_id, _read_content(each.content, "")[0]) for each in messages[at + 1 : end]]
+        text, _ = _read_content(messages[at].content, "")
+        rounds.append(round_of(text, messages[at].tool_calls, told, f"messages[{at}]"))
+        at = end
+    return (messages, ()) if at < len(messages) else (messages[: last + 1], tuple(rounds))
 
 
 def _thinking(asked: _Body) -> Thinking:
@@ -312,14 +334,36 @@ class ChatWriter:
         completion_tokens: int,
         thoughts: str = "",
         reasoning_tokens: int = 0,
+        calls: Sequence[tuple[str, str]] = (),
     ) -> dict[str, Any]:
-        """The body of an answer that is not streamed; `reasoning_tokens` are part of `completion_tokens`."""
+        """The body of an answer that is not streamed; `reasoning_tokens` are part of `completion_tokens`, `calls` (name, arguments)."""
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                {"id": self.call_id(i), "type": "function", "function": {"name": name, "arguments": arguments}}
+                for i, (name, arguments) in enumerate(calls)
+            ]
         if thoughts:
             message["reasoning_content"] = thoughts
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(reason)}
         usage = _usage(prompt_tokens, completion_tokens, reasoning_tokens)
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage}
+
+    def call(self, index: int, name: str) -> bytes:
+        """The head of a call."""
+        function = {"name": name, "arguments": ""}
+        return self._chunk(
+            {"tool_calls": [{"index": index, "id": self.call_id(index), "type": "function", "function": function}]}
+        )
+
+    def arguments(self, index: int, text: str) -> bytes:
+        """More of a call's arguments."""
+        return self._chunk({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+
+    def call_id(self, index: int) -> str:
+        """The id of the answer's call at `index`."""
+        return f"call_{self.id.removeprefix('chatcmpl-')}_{index}"
 
     def begin(self) -> bytes:
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
@@ -414,7 +458,7 @@ def error_body(code: str, message: str, param: str | None = None) -> dict[str, A
 
 
 def _finish(reason: str) -> str:
-    return "length" if reason == "length" else "stop"
+    return reason if reason in ("length", "tool_calls") else "stop"
 
 
 def _usage(prompt_tokens: int, completion_tokens: int, reasoning_tokens: int) -> dict[str, Any]:

@@ -75,6 +75,24 @@ class JsonSchema:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `parameters` is the JSON schema of its arguments, an object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRound:
+    """Calls (name, arguments) that were made to answer a question, words said before them, and their results in order."""
+
+    text: str
+    calls: tuple[tuple[str, Mapping[str, Any]], ...]
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What is asked, about which stream, and how it is to be answered; None leaves a choice to the daemon.
 
@@ -93,4 +111,8 @@ class Question:
     thinking: int = 0
     """Tokens that the model may think before it answers; 0 is not at all."""
     format: JsonSchema | None = None
+    tools: tuple[Tool, ...] = ()
+    """Those that may be called; with `call` the answer is a call of one of them."""
+    call: bool = False
+    rounds: tuple[ToolRound, ...] = ()
     at: str | float | None = None

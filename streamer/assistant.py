@@ -317,11 +317,14 @@ class Assistant:
         return self.answer(asked)
 
     async def compile(self, question: Question) -> Grammar | None:
-        """The form that a question wants of its answer, ready to be followed. Raises AssistantError: not_ready, bad_format."""
-        if question.format is None:
+        """The form that a question wants of its answer, ready to be followed.
+
+        Raises AssistantError: not_ready, bad_format, no_tools.
+        """
+        if question.format is None and not question.tools:
             return None
         self._check_ready()
-        return await self._forms.compile(self.model.grammars, question.format)
+        return await self._forms.compile(self.model, question)
 
     def answer(self, question: Question, grammar: Grammar | None = None) -> Answer:
         """As `ask`, for a question that a wire has brought; its answer keeps to `grammar`, which `compile` made of it."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
-from model.serving.grammar import Grammar, GrammarError, Grammars
-from protocols.question import JsonSchema
+from model import Runner
+from model.serving.grammar import Grammar, Grammars
+from protocols.question import Question
 from streamer.errors import AssistantError
+from streamer.prompt import tool_of_model
 
 COMPILE_SECONDS = 1.0
+T = TypeVar("T")
 
 
 class Forms:
@@ -18,15 +24,39 @@ class Forms:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(2, "forms")
 
-    async def compile(self, grammars: Grammars, form: JsonSchema) -> Grammar:
-        """Raises AssistantError: bad_format, with what is wrong and where, or that it took longer than a second."""
+    async def compile(self, model: Runner, question: Question) -> Grammar | None:
+        """None where the answer is free, though it may call tools.
+
+        Raises AssistantError: no_tools, and bad_format with what is wrong and where, or that it took longer than a second.
+        """
+        grammars, form = model.grammars, question.format
+        if form is not None and not question.tools:
+            return await self._in_time(grammars, lambda: grammars.schema(form.schema), form.param)
+        spelling = model.tokenizer.prompt.tools
+        if spelling is None:
+            raise AssistantError(
+                "no_tools", f"{model.name} (family {model.config.family}) calls no tools: leave them out.", "tools"
+            )
+        if form is not None:
+            raise AssistantError(
+                "bad_format",
+                "An answer can't keep to a format while it may call tools: set tool_choice to 'none'.",
+                "tool_choice",
+            )
+        tools = [tool_of_model(tool) for tool in question.tools]
+        for i, tool in enumerate(tools):
+            await self._in_time(grammars, partial(grammars.check, tool.parameters), f"tools[{i}].function.parameters")
+        if not question.call:
+            return None
+        return await self._in_time(grammars, lambda: grammars.lark(spelling.grammar(tools)), "tools")
+
+    async def _in_time(self, grammars: Grammars, do: Callable[[], T], param: str) -> T:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._pool, grammars.prepare)
-        work = loop.run_in_executor(self._pool, grammars.schema, form.schema)
         try:
-            return await asyncio.wait_for(work, COMPILE_SECONDS)
-        except GrammarError as error:
+            return await asyncio.wait_for(loop.run_in_executor(self._pool, do), COMPILE_SECONDS)
+        except ValueError as error:
             wrong = str(error)
         except TimeoutError:
             wrong = f"it takes longer than {COMPILE_SECONDS:g} s to compile: make it smaller"
-        raise AssistantError("bad_format", f"Invalid value for '{form.param}': {wrong}.", form.param) from None
+        raise AssistantError("bad_format", f"Invalid value for '{param}': {wrong}.", param) from None

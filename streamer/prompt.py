@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+import protocols.question
 from model import ConfigError, InfiniteVLConfig
+from model.families.tools import CallParser, Round, Tool
 from model.tokenizer import Tokenizer
 from protocols.question import Question, Sampling
 from streamer.config import Config
@@ -43,14 +45,29 @@ def default_sampling(model: InfiniteVLConfig, thinking: bool = False) -> dict[st
     return {name: value for name, value in own.items() if name != "top_k" or value}
 
 
+def tool_of_model(tool: protocols.question.Tool) -> Tool:
+    """A wire's tool as the model has it."""
+    return Tool(tool.name, tool.description, tool.parameters)
+
+
+def call_parser(question: Question, tokenizer: Tokenizer) -> CallParser | None:
+    """What reads calls out of the answer's text; None where none may be made."""
+    spelling = tokenizer.prompt.tools
+    return spelling.parser([tool_of_model(tool) for tool in question.tools]) if spelling and question.tools else None
+
+
 def prompt_tokens(question: Question, tokenizer: Tokenizer, most: int) -> list[int]:
     """The whole prompt's ids, `most` at most. Raises AssistantError: question_too_long, no_thinking."""
     text, instructions, history = question.text, question.instructions, question.history
-    characters = sum(map(len, (text, instructions, *(words for turn in history for words in turn))))
+    told = [tool.description + str(tool.parameters) for tool in question.tools]
+    told += [part for turn in question.rounds for part in (turn.text, str(turn.calls), *turn.results)]
+    characters = sum(map(len, (text, instructions, *told, *(words for turn in history for words in turn))))
     tokens: list[int] = []
     try:
         if characters <= most * CHARACTERS_A_TOKEN:
-            tokens = tokenizer.encode_question(text, instructions, history, question.thinking > 0)
+            tools = [tool_of_model(tool) for tool in question.tools]
+            rounds = [Round(turn.text, turn.calls, turn.results) for turn in question.rounds]
+            tokens = tokenizer.encode_question(text, instructions, history, question.thinking > 0, tools, rounds)
     except ConfigError as error:
         raise AssistantError("no_thinking", f"{str(error).capitalize()}: leave reasoning_effort out.") from None
     if not tokens or len(tokens) > most:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from model.config import ConfigError, DecoderConfig, InfiniteVLConfig, VisionConfig
+from model.families.tools import Round, Tool, ToolFormat
 
 if TYPE_CHECKING:
     from model.tokenizer import Tokenizer
@@ -31,10 +32,24 @@ class Prompt(Protocol):
         """What precedes the grid of a step whose frames show this stream time."""
         ...
 
-    def question(self, text: str, instructions: str, history: Sequence[tuple[str, str]], thinking: bool) -> list[int]:
+    @property
+    def tools(self) -> ToolFormat | None:
+        """How tools are told and called; None where the family was not trained for any."""
+        ...
+
+    def question(
+        self,
+        text: str,
+        instructions: str,
+        history: Sequence[tuple[str, str]],
+        thinking: bool,
+        tools: Sequence[Tool] = (),
+        rounds: Sequence[Round] = (),
+    ) -> list[int]:
         """What a fork of a stream reads, up to where the answer begins.
 
-        `history` holds earlier (question, answer) pairs, oldest first. Raises ConfigError for `thinking` where the family can't.
+        `history` holds earlier (question, answer) pairs, oldest first, `rounds` the calls that were made to answer this question. Raises
+        ConfigError for `thinking`, and for `tools` and `rounds`, where the family can't.
         """
         ...
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model.cache import SequenceCache, SlotCache
 from model.config import ConfigError, DecoderConfig, InfiniteVLConfig, parse_config
 from model.families.family import FAMILIES, Family
+from model.families.tools import Round, Tool, ToolFormat
 from model.layers.decoder import Decoder
 from model.layers.mixer import Mixer
 from model.layers.vision import MLP, VisionTower
@@ -202,6 +203,7 @@ class ChatPrompt:
     """Frames stand between `<|vision_start|>` and `<|vision_end|>`, nothing between them; the chat of Qwen2.5 follows."""
 
     after: Sequence[int] = ()
+    tools: ToolFormat | None = None
 
     def __init__(self, tokenizer: Tokenizer, config: InfiniteVLConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
@@ -211,10 +213,20 @@ class ChatPrompt:
         """Nothing: time is in the positions."""
         return []
 
-    def question(self, text: str, instructions: str, history: Sequence[tuple[str, str]], thinking: bool) -> list[int]:
+    def question(
+        self,
+        text: str,
+        instructions: str,
+        history: Sequence[tuple[str, str]],
+        thinking: bool,
+        tools: Sequence[Tool] = (),
+        rounds: Sequence[Round] = (),
+    ) -> list[int]:
         """See `Prompt.question`; `instructions` stand in the system turn, the model's own system text where empty."""
         if thinking:
             raise ConfigError("this model does not think before it answers")
+        if tools or rounds:
+            raise ConfigError("this model calls no tools")
         encode, config = self.tokenizer.encode, self.config
         turns = [("system", instructions or config.system)] if instructions or config.system else []
         for question, answer in history:

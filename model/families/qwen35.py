@@ -18,6 +18,8 @@ from model.config import (
     layer_kind,
 )
 from model.families.family import FAMILIES, Family
+from model.families.qwen35_tools import QwenTools
+from model.families.tools import Round, Tool
 from model.layers.qwen_vision import QwenVisionTower
 
 if TYPE_CHECKING:
@@ -313,24 +315,40 @@ class TimedPrompt:
         self.tokenizer, self.config = tokenizer, config
         self.opening = (config.im_start_token_id, *tokenizer.encode("user\n"))
         self.after = (config.vision_end_token_id,)
+        self.tools = QwenTools(tokenizer)
 
     def before(self, seconds: float) -> list[int]:
         """The time, to a tenth of a second as Python rounds, which begins again at the clock's cap."""
         shown = seconds if self.config.clock_cap is None else seconds % self.config.clock_cap
         return [*self.tokenizer.encode(f"<{shown:.1f} seconds>"), self.config.vision_start_token_id]
 
-    def question(self, text: str, instructions: str, history: Sequence[tuple[str, str]], thinking: bool) -> list[int]:
-        """See `Prompt.question`; instructions stand before the text, since a system turn may only stand before the frames."""
+    def question(
+        self,
+        text: str,
+        instructions: str,
+        history: Sequence[tuple[str, str]],
+        thinking: bool,
+        tools: Sequence[Tool] = (),
+        rounds: Sequence[Round] = (),
+    ) -> list[int]:
+        """See `Prompt.question`; tools and instructions stand before the text, since a system turn may only stand before the frames."""
         config, encode = self.config, self.tokenizer.encode
         assert config.think_start_token_id is not None and config.think_end_token_id is not None
         start, end, newline = config.im_start_token_id, config.eos_token_id, encode("\n")
         ids: list[int] = []
         told = f"{instructions.strip()}\n\n{text}" if instructions.strip() else text
         for i, (asked, answer) in enumerate((*history, (told, ""))):
+            if tools and i == len(history):
+                ids += [start, *encode("user\n")] if i else []
+                ids += [*self.tools.told(tools), *encode(f"\n\n{asked.strip()}"), end, *newline, start]
+                continue
             ids += encode(asked.rstrip()) if i == 0 else [start, *encode(f"user\n{asked.strip()}")]
             ids += [end, *newline, start]
             if i < len(history):
                 ids += [*encode(f"assistant\n{answer.strip()}"), end, *newline]
+        for turn in rounds:
+            said, came = self.tools.answered(turn)
+            ids += [*encode("assistant\n"), *said, end, *newline, start, *encode("user\n"), *came, end, *newline, start]
         ids += [*encode("assistant\n"), config.think_start_token_id]
         return [*ids, *newline] if thinking else [*ids, *encode("\n\n"), config.think_end_token_id, *encode("\n\n")]
 

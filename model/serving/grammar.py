@@ -32,7 +32,7 @@ BOUNDS: dict[str, Any] = {
 }
 """What a schema may cost to compile and to follow: whatever exceeds it is refused in a fraction of a second."""
 LIMITS = LLParserLimits(**BOUNDS)
-STYLE: Any = {"whitespace_flexible": True, "whitespace_pattern": " ?", "lenient": False, "coerce_one_of": False}
+STYLE: Any = {"whitespace_flexible": True, "whitespace_pattern": " ?", "coerce_one_of": False}
 """At most one space between JSON's signs: more would let an answer fill its length with nothing."""
 MOST_CHARACTERS = 32_768
 MOST_NESTED = 48
@@ -137,7 +137,21 @@ class Grammars:
     def lark(self, source: str) -> Grammar:
         """What a grammar in llguidance's Lark allows. Raises GrammarError."""
         self.prepare()
-        return self._compiled(LLMatcher.grammar_from_lark(source), {})
+        grammar = LLMatcher.grammar_from_lark(source)
+        if grammar not in self._kept:
+            attempt(grammar)
+        return self._compiled(grammar, {})
+
+    def check(self, schema: Mapping[str, Any]) -> None:
+        """Refuses what is no schema, though not what it says beyond what an answer can be held to. Raises GrammarError."""
+        self.prepare()
+        assert self._vocabulary is not None
+        check(schema)
+        grammar = json_grammar(schema, lenient=True)
+        if combines(schema):
+            attempt(grammar)
+        if error := LLMatcher(self._vocabulary, grammar, log_level=0, limits=LIMITS).get_error():
+            raise GrammarError(brief(error), self._place(schema, error))
 
     def _spells(self) -> None:
         known = {self._tokenizer.spelling(token) for token in range(self._size)} if self._size <= 4096 else None
@@ -227,9 +241,10 @@ def combines(schema: Mapping[str, Any]) -> bool:
     )
 
 
-def json_grammar(schema: Mapping[str, Any]) -> str:
-    """llguidance's grammar of a schema."""
-    grammar: str = LLMatcher.grammar_from_json_schema(dict(schema), overrides=STYLE)
+def json_grammar(schema: Mapping[str, Any], lenient: bool = False) -> str:
+    """llguidance's grammar of a schema; a `lenient` one leaves out what it can't follow."""
+    style: Any = {**STYLE, "lenient": lenient}
+    grammar: str = LLMatcher.grammar_from_json_schema(dict(schema), overrides=style)
     return grammar
 
 

@@ -8,9 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from model.families.tools import CallParser
 from protocols.question import Question
 from streamer.assistant import LOADING, Answer, Assistant
 from streamer.errors import AssistantError
+from streamer.prompt import call_parser
 from streamer.server.attachments import fetched, shown
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
@@ -45,6 +47,10 @@ class Questions:
     def renew(self, *, media_domains: Collection[str]) -> None:
         """Takes what a changed configuration says of addresses."""
         self._domains = media_domains
+
+    def call_parser(self, question: Question) -> CallParser | None:
+        """What reads calls out of the answer's text; None where none may be made."""
+        return call_parser(question, self._assistant.model.tokenizer)
 
     def turned_away(self) -> None:
         """A question was refused before it came here."""

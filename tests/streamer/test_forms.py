@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import jsonschema
 import pytest
 
 from model.serving.grammar import Grammars
-from protocols.question import JsonSchema
+from protocols.question import JsonSchema, Question
 from streamer import forms
 from streamer.errors import AssistantError
 from streamer.forms import Forms
@@ -105,7 +106,7 @@ def test_a_schema_that_takes_too_long_is_refused_and_does_not_hold_up_the_loop(m
         nonlocal loop
         loop = asyncio.get_running_loop()
         with pytest.raises(AssistantError, match=r"longer than 0\.05 s"):
-            await Forms().compile(Slow(), JsonSchema({}))
+            await Forms().compile(SimpleNamespace(grammars=Slow()), Question("What?", format=JsonSchema({})))  # type: ignore[arg-type]
         assert began.is_set()
         ended.set_result(None)
 

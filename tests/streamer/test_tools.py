@@ -1,0 +1,111 @@
+"""Tools over chat completions: called whole and in events, forced and read back, and refused where a family has none."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from tests.streamer import serving
+from tests.streamer.serving import Daemon, Served
+from tests.tiny_qwen import TINY_QWEN
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"where": {"enum": ["left", "right"]}, "times": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["where", "times"],
+    "additionalProperties": False,
+}
+LOOK = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": PARAMETERS}}
+WAIT = {"type": "function", "function": {"name": "wait"}}
+USER = {"role": "user", "content": "What is there?"}
+ASKED: dict[str, Any] = {"model": "tiny-qwen", "messages": [USER], "max_tokens": 300, "temperature": 1, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    """A daemon of the family that calls tools."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(serving.CONFIG, "model", TINY_QWEN)
+        daemon = Daemon()
+    try:
+        with (
+            daemon.served(model=TINY_QWEN) as server,
+            httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client,
+        ):
+            yield client
+    finally:
+        daemon.stop()
+
+
+def test_a_forced_call_satisfies_its_schema_whole_and_in_events(http: httpx.Client) -> None:
+    named = {"type": "function", "function": {"name": "look"}}
+    body = {**ASKED, "tools": [WAIT, LOOK], "tool_choice": named}
+    choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    call = choice["message"]["tool_calls"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    assert (call["type"], call["function"]["name"]) == ("function", "look")
+    jsonschema.validate(json.loads(call["function"]["arguments"]), PARAMETERS)
+    with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
+    deltas = [
+        event["choices"][0]["delta"]["tool_calls"][0]
+        for event in events
+        if "tool_calls" in event["choices"][0]["delta"]
+    ]
+    assert deltas[0]["function"] == {"name": "look", "arguments": ""} and deltas[0]["id"].startswith("call_")
+    assert "".join(delta["function"]["arguments"] for delta in deltas) == call["function"]["arguments"]
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls" and len(deltas) > 3
+    assert not any(event["choices"][0]["delta"].get("content") for event in events)
+
+
+def test_a_required_call_is_cut_by_its_length_and_says_so(http: httpx.Client) -> None:
+    body = {**ASKED, "tools": [LOOK], "tool_choice": "required", "max_tokens": 25}
+    assert http.post("/v1/chat/completions", json=body).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_results_are_read_back(http: httpx.Client) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"where": "left", "times": 2}'}}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "A red door."}
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    body = {**ASKED, "max_tokens": 3, "tools": [LOOK]}
+    alone = http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    told = http.post("/v1/chat/completions", json={**body, "messages": messages}).json()
+    assert told["usage"]["prompt_tokens"] > alone + 20
+    other = {**result, "tool_call_id": "c2"}
+    error = http.post("/v1/chat/completions", json={**body, "messages": [*messages[:2], other]}).json()["error"]
+    assert error["param"] == "messages[1]" and "'c2' names no call" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"tools": [{**LOOK, "function": {"name": "a", "parameters": {"properties": {"x": {"type": "intger"}}}}}]},
+            "intger",
+        ),
+        ({"tools": [LOOK], "response_format": {"type": "json_object"}}, "tool_choice to 'none'"),
+        ({"tools": [LOOK, LOOK]}, "two are named 'look'"),
+    ],
+)
+def test_bad_tools_are_refused(http: httpx.Client, fields: dict[str, Any], message: str) -> None:
+    told = http.post("/v1/chat/completions", json={**ASKED, **fields})
+    assert told.status_code == 400 and message in told.json()["error"]["message"]
+
+
+def test_a_family_without_tools_refuses_them_by_name(server: Served, daemon: Daemon) -> None:
+    body = {**ASKED, "model": daemon.do(lambda: daemon.assistant.model.name), "tools": [LOOK]}
+    told = httpx.post(f"{server.url}/v1/chat/completions", json=body, trust_env=False, timeout=60)
+    error = told.json()["error"]
+    assert (told.status_code, error["code"]) == (400, "no_tools") and "(family infinitevl) calls no tools" in error[
+        "message"
+    ]
+    free = httpx.post(
+        f"{server.url}/v1/chat/completions",
+        json={**body, "tool_choice": "none", "max_tokens": 2},
+        trust_env=False,
+        timeout=60,
+    )
+    assert free.status_code == 200
