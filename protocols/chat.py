@@ -212,7 +212,7 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         raise refusal(error, data) from None
     stream = chosen_stream(asked.model, model, streams)
     tools, call = chosen(asked.tools or (), asked.tool_choice)
-    messages, rounds = _rounds(asked.messages) if asked.tools else (asked.messages, ())
+    messages, rounds = _rounds(asked.messages) if tools else (asked.messages, ())
     items: list[Item] = []
     attachments: list[Attachment] = []
     for index, message in enumerate(messages):

@@ -8,7 +8,7 @@ import pytest
 
 from protocols.chat import ChatRequest, ChatWriter, StopSequences, error_body, error_status, models_body, read_chat
 from protocols.fields import ProtocolError
-from protocols.question import JsonSchema, Sampling
+from protocols.question import JsonSchema, Sampling, ToolRound
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 PNG_URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -216,6 +216,21 @@ def test_what_tools_said_belongs_to_the_question() -> None:
         ]
     )
     assert (asked.question.text, asked.question.history) == ("Is the door shut?\nIt is unlocked.", ())
+
+
+def test_rounds_of_calls_where_tools_may_be_called() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"n": 2}'}}
+    messages = [
+        {"role": "user", "content": "Is the door shut?"},
+        {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "It is unlocked."},
+    ]
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    asked = read(messages, tools=tools).question
+    assert asked.text == "Is the door shut?" and [tool.name for tool in asked.tools] == ["look"]
+    assert asked.rounds == (ToolRound("I look.", (("look", {"n": 2}),), ("It is unlocked.",)),)
+    never = read(messages, tools=tools, tool_choice="none").question
+    assert (never.tools, never.rounds) == ((), ()) and "It is unlocked." in never.text
 
 
 def test_parts_as_other_doors_name_them() -> None:
