@@ -205,6 +205,22 @@ class Assistant:
             await self.keeper.remove(name)
             await self.keeper.forget(name)
 
+    async def forget(
+        self, name: str, since: float = float("-inf"), until: float = float("inf"), *, keep_memory: bool = False
+    ) -> dict[str, Any]:
+        """Removes what is kept of a stream's span (Unix seconds) and every later snapshot; says what went and what remains.
+
+        What the stream remembers begins anew too, unless `keep_memory`. Raises AssistantError: unknown_stream, storage.
+        """
+        stream = self._stream(name)
+        if not keep_memory:
+            await asyncio.wrap_future(self.engine.call(lambda: self.engine.executor.forget(stream)))
+        gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0}
+        if self.keeper is not None:
+            gone = await self.keeper.forget_span(name, since, until)
+        remains = "what it has seen until now, which it keeps" if keep_memory else "nothing: it begins anew"
+        return {"stream": name, **gone, "memory": remains}
+
     async def _detach(self, name: str) -> None:
         stream = self._stream(name)
         del self._streams[name]

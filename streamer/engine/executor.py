@@ -216,6 +216,12 @@ class Executor:
         log.warning("stream %s was reset: %s", stream.name, reason)
         self.reset(stream.name, reason)
 
+    def forget(self, stream: Stream) -> None:
+        """The stream's memory is emptied because somebody wants it so, and begun again with the next frame."""
+        stream.opened, stream.saved_wall = False, None
+        self.runner.reset(stream.slot)
+        self.reset(stream.name, "it was told to forget")
+
     def prefill(self, step: Prefill) -> None:
         """Reads the next part of a question into its fork, which the first part makes; the last brings the first token."""
         answer = self.answers[step.answer]

@@ -185,6 +185,18 @@ class Keeper:
         """Removes all snapshots of a stream."""
         await self._kept(self.store.do(lambda: self.snapshots.forget(name)))
 
+    async def forget_span(self, name: str, since: float, until: float) -> dict[str, Any]:
+        """Removes what is kept of a stream's span (Unix seconds), and every later snapshot, which has seen it; says what went.
+
+        Raises AssistantError: storage, where the disk is at fault.
+        """
+        try:
+            snapshots = await asyncio.wrap_future(self.store.do(lambda: self.snapshots.forget(name, since)))
+        except StoreError as error:
+            raise AssistantError("storage", f"Stream {name!r} can't be forgotten now: {error}.") from None
+        segments, seconds = await asyncio.to_thread(self.recordings.forget, name, since, until)
+        return {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3)}
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)

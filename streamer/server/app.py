@@ -52,7 +52,7 @@ from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 from streamer.server.questions import Questions
 from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection
-from streamer.server.recordings import Footage
+from streamer.server.recordings import Footage, read_time
 from streamer.server.responses import respond
 from streamer.server.streams import Streams
 from streamer.server.tokens import known_tokens, signed_tokens
@@ -96,6 +96,7 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             Route("/v1/streams/{stream}/frame.jpg", routes.frame),
             Route("/v1/streams/{stream}/video.mjpeg", routes.video),
             Route("/v1/streams/{stream}/clip", routes.clip),
+            Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
             Route("/v1/streams/{stream}/still", routes.still),
             Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
             Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
@@ -322,6 +323,17 @@ class Routes:
         self.limits.connect(visitor.name)
         pictures = self._streams.pictures(name, lambda: not self._closing.is_set() and self.stands(visitor))
         return Viewing(pictures, kind, lambda: self.limits.disconnect(visitor.name))
+
+    async def forget(self, request: Request) -> Response:
+        """`?from=…&to=…`, all of it without them; `keep_memory=true` lets the stream remember what it has seen."""
+        self._admit(request, "admin")
+        name = self._streams.known(request.path_params["stream"])
+        since = read_time(request, "from") if "from" in request.query_params else float("-inf")
+        until = read_time(request, "to") if "to" in request.query_params else float("inf")
+        keep = request.query_params.get("keep_memory", "false")
+        if keep not in ("true", "false"):
+            raise RequestError("bad_option", f"keep_memory is true or false, not {keep[:40]!r}.")
+        return JSONResponse(await self._assistant.forget(name, since, until, keep_memory=keep == "true"))
 
     async def clip(self, request: Request) -> Response:
         self._admit(request, "view")

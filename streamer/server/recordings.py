@@ -34,7 +34,7 @@ class Footage:
             raise RequestError(
                 "bad_option", f"A clip's codec can be h264, not {codec!r}; without one it is the camera's own."
             )
-        since, until = self._moment(request, "from"), self._moment(request, "to", "now")
+        since, until = read_time(request, "from"), read_time(request, "to", "now")
         async with self._making:
             made = await asyncio.to_thread(clips.clip, stream, since, until, encoded=codec is not None)
         name = f"{stream}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(made.clip.begins))}Z.mp4"
@@ -51,7 +51,7 @@ class Footage:
     async def still(self, request: Request) -> Response:
         """`?at=…`: the picture that stood then."""
         clips, stream = self._clips(request)
-        at = self._moment(request, "at")
+        at = read_time(request, "at")
         async with self._making:
             picture, taken = await asyncio.to_thread(clips.still, stream, at)
         headers = {"Cache-Control": "no-store", "Streamer-Captured": f"{taken:.3f}"}
@@ -66,11 +66,13 @@ class Footage:
             )
         return keeper.clips, stream
 
-    def _moment(self, request: Request, name: str, otherwise: str | None = None) -> float:
-        text, now = request.query_params.get(name, otherwise), time.time()
-        if text is None:
-            raise RequestError("missing_required_parameter", f"Name the moment: ?{name}=14:03, say.")
-        try:
-            return float(text) if SECONDS.fullmatch(text) else read_moment(text, now)
-        except ValueError as error:
-            raise RequestError("bad_moment", f"{name}: {error}.") from None
+
+def read_time(request: Request, name: str, otherwise: str | None = None) -> float:
+    """A moment that a request names, in Unix seconds. Raises RequestError: missing_required_parameter, bad_moment."""
+    text, now = request.query_params.get(name, otherwise), time.time()
+    if text is None:
+        raise RequestError("missing_required_parameter", f"Name the moment: ?{name}=14:03, say.")
+    try:
+        return float(text) if SECONDS.fullmatch(text) else read_moment(text, now)
+    except ValueError as error:
+        raise RequestError("bad_moment", f"{name}: {error}.") from None
