@@ -304,6 +304,8 @@ class StorageConfig(_Section):
     """Bytes that the recordings of all streams may take; the oldest go first."""
     recording_hours: Annotated[_Number, Field(gt=0, le=87_600)] = 168.0
     """Hours after which a recording goes."""
+    replay: Seconds = 10.0
+    """Seconds of recorded video that an answer about the past is shown at most; beyond them the nearest snapshot answers."""
 
 
 class Config(_Section):

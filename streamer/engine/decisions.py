@@ -39,10 +39,17 @@ class Decode:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """One more step of what an answer about the past is shown before its question is read; the first also needs its slot."""
+
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Idle:
     """Nothing until an event comes, or until this time."""
 
     until: float | None
 
 
-Decision = FrameStep[F] | Prefill | Decode | Idle
+Decision = FrameStep[F] | Prefill | Decode | Replay | Idle

@@ -19,7 +19,7 @@ import torch
 from capture import Frame
 from model import Runner
 from model.serving.runner import Encoded
-from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill
+from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill, Replay
 from streamer.engine.executor import Batch, Executor, Request, line, pictures
 from streamer.engine.integrity import faults
 from streamer.engine.scheduler import Pace, Scheduler
@@ -74,7 +74,7 @@ class Engine:
         self.pace = pace or Pace()
         self.executor = Executor(stream_slots, answer_slots, reset)
         self.step_seconds: dict[str, deque[float]] = {
-            kind: deque(maxlen=4096) for kind in ("frames", "prefill", "decode")
+            kind: deque(maxlen=4096) for kind in ("frames", "prefill", "decode", "replay")
         }
         self.steps: Counter[str] = Counter()
         self._answering = 0.0
@@ -243,6 +243,8 @@ class Engine:
             if ahead:
                 self.scheduler.begun(decision)
                 return 0.0
+        if isinstance(decision, Replay) and looking is not None:
+            self._take(looking)  # one picture is looked at at a time
         return self._timed(decision)
 
     def _check(self, now: float) -> None:
@@ -363,4 +365,4 @@ class Engine:
 
 
 def _kind(decision: Decision[Frame]) -> str:
-    return {FrameStep: "frames", Prefill: "prefill", Decode: "decode"}[type(decision)]
+    return {FrameStep: "frames", Prefill: "prefill", Decode: "decode", Replay: "replay"}[type(decision)]

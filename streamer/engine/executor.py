@@ -20,12 +20,14 @@ from model.state import Snapshot
 from model.tokenizer import Detokenizer
 from protocols.question import Question
 from streamer.engine.answer import FinishReason
-from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
+from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill, Replay
 from streamer.engine.scheduler import Scheduler
 from streamer.engine.stream import Resumed, Stream
 from streamer.engine.thoughts import Thoughts
 
 log = logging.getLogger("streamer")
+NOT_READY = 0.01
+"""Seconds after which it is asked again for a step of the past that was not decoded yet."""
 
 
 class Listener(Protocol):
@@ -38,12 +40,35 @@ class Listener(Protocol):
         """With reason "failed", `error` is one line."""
 
 
+class ShownStep(Protocol):
+    """Frames that the model once saw together: uint8 [H, W, 3] RGB pictures, and their seconds of stream time."""
+
+    @property
+    def pixels(self) -> tuple[np.ndarray, ...]: ...
+
+    @property
+    def times(self) -> tuple[float, ...]: ...
+
+
+class Shown(Protocol):
+    """Steps of the past for the model to see again."""
+
+    count: int
+
+    def take(self) -> ShownStep | None:
+        """The next step; None where it is not ready yet. Raises EOFError where there are no more."""
+
+    def close(self) -> None:
+        """No more are wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A question that nothing is left open in, on its way to an answer: `tokens` are the whole prompt's ids.
 
     `grammar` is the form that the answer must keep to.
     With a `state` it is asked there, instead of in a fork of its stream.
+    What `replay` shows is taken into that state before the question is read.
     """
 
     id: str
@@ -52,6 +77,7 @@ class Request:
     listener: Listener
     grammar: Grammar | None = None
     state: Snapshot | None = None
+    replay: Shown | None = None
 
 
 @dataclass
@@ -62,6 +88,7 @@ class _Answer:
     constraint: Constraint | None = None
     slot: int | None = None
     read: int = 0
+    shown: int = 0
     token: int = 0
     spoken: int = 0
     thoughts: Thoughts = field(default_factory=Thoughts)
@@ -116,7 +143,8 @@ class Executor:
         thoughts = Thoughts(*tokenizer.think, request.question.thinking)
         constraint = None if request.grammar is None else request.grammar.begin()
         self.answers[request.id] = _Answer(request, sampling, tokenizer.detokenizer(), constraint, thoughts=thoughts)
-        self.scheduler.ask(request.id, len(request.tokens), time.monotonic())
+        shown = 0 if request.replay is None else request.replay.count
+        self.scheduler.ask(request.id, len(request.tokens), time.monotonic(), shown)
 
     def end_answers(self, reason: FinishReason, error: str | None) -> None:
         """Tells every listener that its answer is over; the slots are left as they are, as the model may be dead."""
@@ -132,6 +160,8 @@ class Executor:
             self.prefill(decision)
         elif isinstance(decision, Decode):
             self.decode(decision)
+        elif isinstance(decision, Replay):
+            self.replay(decision)
 
     def batch(self, step: FrameStep[Frame]) -> Batch:
         """The streams of a step with their frames."""
@@ -247,6 +277,28 @@ class Executor:
         except Exception as error:
             self.finish(step.answer, "failed", line(error))
 
+    def replay(self, step: Replay) -> None:
+        """Shows an answer one more step of the past; what can't be shown any more is left out."""
+        answer = self.answers[step.answer]
+        request, now = answer.request, time.monotonic()
+        assert request.replay is not None and request.state is not None
+        try:
+            if answer.slot is None:
+                answer.slot = self.free_answers.pop()
+                self.runner.restore(answer.slot, request.state)
+            shown = request.replay.take()
+            if shown is None:
+                return self.scheduler.shows(step.answer, request.replay.count - answer.shown, now + NOT_READY)
+            moment = self.runner.moment(shown.times)
+            if not self.runner.see([answer.slot], [list(shown.pixels)], [moment])[0]:
+                return self.finish(step.answer, "failed", "its state was no longer finite (NaN)")
+            answer.shown += 1
+            self.scheduler.shows(step.answer, request.replay.count - answer.shown, now)
+        except EOFError:
+            self.scheduler.shows(step.answer, 0, now)
+        except Exception as error:
+            self.finish(step.answer, "failed", line(error))
+
     def decode(self, step: Decode) -> None:
         """One more token for each of these answers."""
         answers = [self.answers[name] for name in step.answers]
@@ -291,6 +343,8 @@ class Executor:
         if answer is None:
             return
         self.scheduler.end_answer(name)
+        if answer.request.replay is not None:
+            answer.request.replay.close()
         if rest := answer.detokenizer.flush():
             answer.request.listener.spoke(rest, 0, answer.thoughts.going_on)
         if answer.slot is not None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from streamer.engine.costs import Costs
-from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Prefill
+from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Prefill, Replay
 
 MOST_WAITING = 8
 """Frames of one stream that may ever wait here."""
@@ -82,6 +82,8 @@ class _Answer:
     left: int
     progress: float
     due: float
+    shown: int = 0
+    """Steps that it is still shown before its question is read."""
     opened: bool = False
 
 
@@ -137,9 +139,13 @@ class Scheduler(Generic[F]):
             stream.waiting.popleft()
             self._drops[name, "overload"] += 1
 
-    def ask(self, answer: str, tokens: int, now: float) -> None:
-        """A question of `tokens` tokens waits for its answer."""
-        self._answers[answer] = _Answer(tokens, now, now)
+    def ask(self, answer: str, tokens: int, now: float, shown: int = 0) -> None:
+        """A question of `tokens` tokens waits for its answer, which is `shown` so many steps of the past before."""
+        self._answers[answer] = _Answer(tokens, now, now, shown)
+
+    def shows(self, answer: str, left: int, due: float) -> None:
+        """An answer is shown `left` more steps of the past, the next one no sooner than `due`."""
+        self._answers[answer].shown, self._answers[answer].due = left, due
 
     def end_answer(self, answer: str) -> None:
         """An answer is complete, cancelled or failed."""
@@ -309,10 +315,10 @@ class Scheduler(Generic[F]):
         opened = 0
         waits = None
         for name, answer in self._answers.items():
-            if answer.opened and answer.left:
+            if answer.opened and answer.left and not answer.shown:
                 return name
             opened += answer.opened
-            if not answer.opened and waits is None:
+            if not answer.opened and not answer.shown and waits is None:
                 waits = name
         return waits if opened < self.answer_slots else None
 
@@ -320,7 +326,7 @@ class Scheduler(Generic[F]):
         """When the floor promises the answer its next step."""
         return answer.progress + 1 / self.pace.floor
 
-    def _answer(self, now: float, spare: float, by: float) -> Prefill | Decode | None:
+    def _answer(self, now: float, spare: float, by: float) -> Prefill | Decode | Replay | None:
         """What is done for answers within `spare` seconds, or beyond them where the floor promises it until `by`."""
         question = self._question()
         due = [answer for answer in self._speaking().values() if answer.due <= now]
@@ -332,7 +338,18 @@ class Scheduler(Generic[F]):
         )
         if question is not None and reads and not (speaks and self._prefilled_last):
             return self._prefill(question, now, max(spare, self.pace.question_budget))
-        return self._decode(now) if speaks else None
+        return self._decode(now) if speaks else self._replay(now, spare, by)
+
+    def _replay(self, now: float, spare: float, by: float) -> Replay | None:
+        """The next step that an answer about the past is shown, whose pictures are looked at and taken in one after the other."""
+        cost = 2 * self.frame_costs.worst(1)
+        opened = sum(answer.opened for answer in self._answers.values())
+        for name, answer in self._answers.items():
+            begun = answer.opened or opened < self.answer_slots
+            if answer.shown and begun and answer.due <= now and (cost < spare or self._owed(answer) <= by):
+                answer.opened, answer.progress = True, now
+                return Replay(name)
+        return None
 
     def _prefill(self, name: str, now: float, budget: float) -> Prefill:
         answer, pace = self._answers[name], self.pace
@@ -390,6 +407,7 @@ class Scheduler(Generic[F]):
         question = self._question()
         if question is not None:
             times.append(self._owed(self._answers[question]))
+        times.extend(max(answer.due, now) for answer in self._answers.values() if answer.shown and answer.opened)
         soonest = min(times, default=float("inf"))
         return None if soonest == float("inf") else soonest
 

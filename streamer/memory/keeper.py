@@ -58,7 +58,7 @@ class Keeper:
             self.store = Store(Path(config.folder).expanduser(), self._write_again)
             self.snapshots = Snapshots(self.store.folder, config.snapshots)
             self.recordings = Recordings(self.store.folder, config.recordings, config.recording_hours)
-            self.past = Past(self.snapshots, engine)
+            self.past = Past(self.snapshots, engine, self.recordings, config.replay)
         except FolderError as error:
             raise AssistantError("storage", f"{error}.") from None
         except OSError as error:

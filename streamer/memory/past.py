@@ -14,10 +14,15 @@ from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
 from streamer.errors import AssistantError
 from streamer.memory.moments import read_moment, written
+from streamer.memory.recording import Recordings
+from streamer.memory.replay import Replay, find_replay
+from streamer.memory.snapshot import Taken
 from streamer.memory.snapshots import Kept, Snapshots
 
 EXACT = 0.04
 """Seconds before a moment at which a state is still that moment's: one frame of 25 a second."""
+PREPARING = 10.0
+"""Seconds that the first pictures of a recording may take, which begin with the key frame before them."""
 AT_ONCE = 2
 """Answers about the past whose states are in memory at once; the others wait on the disk."""
 
@@ -28,6 +33,8 @@ class Moment:
 
     asked: float
     reached: float
+    replayed: bool = False
+    """Whether all that the model saw from a snapshot on up to the moment was shown to it again."""
 
     def facts(self) -> dict[str, Any]:
         """As every wire shows it."""
@@ -35,7 +42,7 @@ class Moment:
         return {
             "asked": written(self.asked),
             "reached": written(self.reached),
-            "how": "exact" if before <= EXACT else "nearest snapshot",
+            "how": "exact" if self.replayed or before <= EXACT else "nearest snapshot",
             "before_s": round(before, 3),
         }
 
@@ -43,8 +50,9 @@ class Moment:
 class Past:
     """The moments that snapshots can answer for. Lives on the assistant's event loop."""
 
-    def __init__(self, snapshots: Snapshots, engine: Engine) -> None:
-        self._snapshots, self._engine = snapshots, engine
+    def __init__(self, snapshots: Snapshots, engine: Engine, recordings: Recordings, longest: float) -> None:
+        """What was recorded after a snapshot is shown to its state again, of `longest` seconds at most."""
+        self._snapshots, self._engine, self._recordings, self._longest = snapshots, engine, recordings, longest
         self._places = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """By answer, what brings its moment back."""
@@ -99,18 +107,34 @@ class Past:
                     answer.finished("failed", "no snapshot before that moment can be read by this model")
                     return
                 recall.moment.reached = found[0].wall
-                self._engine.ask(replace(request, state=found[1]))
+                shown = await asyncio.to_thread(self._replay, recall.moment, found[2])
+                self._engine.ask(replace(request, state=found[1], replay=shown))
                 await answer.over.wait()
         except Exception as error:
             answer.finished("failed", f"the moment could not be brought back: {error}")
 
-    async def _load(self, kept: Sequence[Kept]) -> tuple[Kept, Snapshot] | None:
+    def _replay(self, moment: Moment, taken: Taken) -> Replay | None:
+        """What was recorded between a snapshot and the moment, where that is not too long; waits for its first pictures."""
+        if not EXACT < moment.asked - taken.wall <= self._longest:
+            return None
+        made = find_replay(self._recordings, taken.stream, taken, moment.asked)
+        if made is None:
+            return None
+
+        def told(wall: float, whole: bool) -> None:
+            moment.reached, moment.replayed = wall, whole
+
+        shown = Replay(made, told)
+        shown.prepare(PREPARING)
+        return shown
+
+    async def _load(self, kept: Sequence[Kept]) -> tuple[Kept, Snapshot, Taken] | None:
         """The first of these snapshots that can be read and is of this model, on its device."""
         runner = self._engine.runner
         for each in kept:
             found = await asyncio.to_thread(self._snapshots.load, each)
             if found is not None and found[0].fingerprint == runner.fingerprint:
-                return each, await asyncio.to_thread(runner.stage, found[1])
+                return each, await asyncio.to_thread(runner.stage, found[1]), found[0]
         return None
 
 
