@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from streamer.cli.bench import add_arguments as bench_arguments
 from streamer.cli.eval import add_arguments as evaluation_arguments
-from streamer.cli.remote import ask, reach, setting, status, stream_add, stream_remove
+from streamer.cli.remote import ask, forget, reach, setting, status, stream_add, stream_remove
 from streamer.cli.run import run
 from streamer.client import ClientError
 
@@ -89,6 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     ask_parser.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
     reach(ask_parser)
     ask_parser.set_defaults(command=ask)
+
+    forget_parser = commands.add_parser("forget", help="remove what is kept of a stream, and what it remembers")
+    forget_parser.add_argument("name")
+    forget_parser.add_argument(
+        "--from", dest="since", metavar="MOMENT", help="from when on, such as '10 minutes ago' or 14:03"
+    )
+    forget_parser.add_argument("--to", dest="until", metavar="MOMENT", help="until when recordings are removed")
+    forget_parser.add_argument("--keep-memory", action="store_true", help="let the stream remember what it has seen")
+    reach(forget_parser)
+    forget_parser.set_defaults(command=forget)
 
     status_parser = commands.add_parser("status", help="one line a stream")
     reach(status_parser)

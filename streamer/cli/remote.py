@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import ssl
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from streamer.client import DEFAULT_URL, Client, ClientError
 
@@ -25,15 +29,22 @@ def reach(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print facts as JSON")
 
 
-def _client(options: argparse.Namespace) -> Client:
-    token = None
+def _token(options: argparse.Namespace) -> str | None:
     try:
-        if options.token_file:
-            token = Path(options.token_file).read_text(encoding="utf-8").strip()
-        tls = ssl.create_default_context(cafile=options.ca) if options.ca else None
+        return Path(options.token_file).read_text(encoding="utf-8").strip() if options.token_file else None
+    except OSError as error:
+        raise ClientError("bad_file", f"{error.filename}: {error.strerror or error}.") from None
+
+
+def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+    try:
+        return ssl.create_default_context(cafile=options.ca) if options.ca else None
     except OSError as error:
         raise ClientError("bad_file", f"{error.filename or options.ca}: {error.strerror or error}.") from None
-    return Client(options.url, token=token, tls=tls)
+
+
+def _client(options: argparse.Namespace) -> Client:
+    return Client(options.url, token=_token(options), tls=_tls(options))
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -89,6 +100,36 @@ def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any])
                 print(f"streamer: {why[0].lower()}{why[1:]}: waiting", file=sys.stderr, flush=True)
             waiting = True
         time.sleep(TRY_SECONDS)
+
+
+def forget(options: argparse.Namespace) -> int:
+    """Over HTTP, as forgetting is no matter of a conversation."""
+    chosen = {"from": options.since, "to": options.until, "keep_memory": "true" if options.keep_memory else None}
+    query = urlencode({key: value for key, value in chosen.items() if value is not None})
+    base = (options.url or os.environ.get("STREAMER_URL") or DEFAULT_URL).rstrip("/")
+    token = _token(options) or os.environ.get("STREAMER_TOKEN")
+    asked = urllib.request.Request(
+        f"{base}/v1/streams/{quote(options.name, safe='')}/memory?{query}",
+        method="DELETE",
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=30, context=_tls(options)) as reply:
+            gone = json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            refused = json.load(error)["error"]
+        raise ClientError(refused["code"], refused["message"]) from None
+    except (OSError, ValueError) as error:
+        raise ClientError("unreachable", f"No daemon answers at {base} ({error}): name it with --url.") from None
+    if options.json:
+        print(json.dumps(gone, ensure_ascii=False))
+    else:
+        print(
+            f"{options.name}: {gone['snapshots']} snapshots and {gone['segments']} recordings of {gone['recorded_s']:.0f} s are gone; "
+            f"of memory remains {gone['memory']}"
+        )
+    return 0
 
 
 def status(options: argparse.Namespace) -> int:

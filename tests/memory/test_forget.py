@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 from pathlib import Path
 
 import httpx
@@ -34,7 +37,9 @@ def test_a_span_is_forgotten_with_every_later_snapshot(tmp_path: Path) -> None:
                 assert [each.wall for each in keeper.snapshots.of("door")] == walls[:1]
                 assert assistant._streams["door"].opened
 
-                gone = (await web.delete(where)).json()
+                command = [sys.executable, "-m", "streamer.cli.main", "forget", "door", "--json", "--url", server.url]
+                made = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+                gone = json.loads((await made.communicate())[0])
                 assert gone["snapshots"] == 1 and "begins anew" in gone["memory"]
             assert not list(tmp_path.rglob("*.snapshot")) and status(assistant, "door").saved_age_s is None
             with pytest.raises(AssistantError) as error:
