@@ -190,7 +190,7 @@ class Assistant:
             config = parse_config({"streams": [{"name": name, "source": source, **options}]}, "stream").streams[0]
         except ConfigError as error:
             problems = "; ".join(problem.removeprefix("streams[0].") for problem in error.problems)
-            raise AssistantError("bad_option", f"The stream is refused: {problems}.") from None
+            raise AssistantError("bad_option", f"The stream is refused: {problems.rstrip('?.')}.") from None
         if not self.ready:
             raise AssistantError("not_ready", f"No stream can be attached now: {self.trouble}.")
         status = await self._attach(config)
