@@ -1,5 +1,6 @@
-"""What may import what: the contracts of pyproject.toml, which `lint-imports` holds."""
+"""The house's order: what may import what, as `lint-imports` holds it, and that the map of it is whole."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,3 +13,15 @@ def test_every_import_keeps_the_contracts(pytestconfig: pytest.Config) -> None:
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
     held = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True, timeout=60)
     assert held.returncode == 0, held.stdout[-2000:]
+
+
+def test_the_architecture_names_every_file(pytestconfig: pytest.Config) -> None:
+    root = pytestconfig.rootpath
+    named = re.findall(r"^\| \[[^]]+\]\(\.\./([^)]+\.py)\)", (root / "docs/architecture.md").read_text(), re.MULTILINE)
+    there = [
+        str(path.relative_to(root))
+        for package in ("streamer", "capture", "protocols", "model")
+        for path in (root / package).rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    assert sorted(named) == sorted(there)
