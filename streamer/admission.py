@@ -1,13 +1,30 @@
-"""Whether one more stream is taken on: a slot for its memory, and time for its frames."""
+"""Whether one more stream is taken on: a source that opens, a slot for its memory, and time for its frames."""
 
 from __future__ import annotations
 
 import asyncio
 
-from streamer.config import LimitsConfig
+from capture import Source, SourceError
+from streamer.config import LimitsConfig, StreamConfig, WebRtcConfig
 from streamer.engine.engine import Engine
-from streamer.engine.stream import Stream
+from streamer.engine.stream import Stream, configured_source
 from streamer.errors import AssistantError
+
+
+async def opened(config: StreamConfig, webrtc: WebRtcConfig, *, kept: bool) -> Source:
+    """A configured stream's source; `kept` says that there is a state folder.
+
+    Raises AssistantError: bad_source, bad_option for what is to be recorded where nothing is kept.
+    """
+    if config.record and not kept:
+        raise AssistantError(
+            "bad_option",
+            f"Stream {config.name!r} is to be recorded, but nothing is kept: name storage.folder, or leave out record.",
+        )
+    try:
+        return await asyncio.to_thread(configured_source, config, webrtc)
+    except SourceError as error:
+        raise AssistantError("bad_source", f"Stream {config.name!r} can't be watched: {error}") from None
 
 
 async def full(engine: Engine, most: int) -> str:

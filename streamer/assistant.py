@@ -20,17 +20,16 @@ from model import Runner
 from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
-from streamer.admission import admit, full
+from streamer.admission import admit, full, opened
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
-from streamer.engine.scheduler import Pace
-from streamer.engine.stream import Stream, StreamStatus, configured_source, suited
+from streamer.engine.stream import Stream, StreamStatus, suited
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
 from streamer.forms import Forms
-from streamer.loading import load, start, threads
+from streamer.loading import load, pace, start, threads
 from streamer.memory.keeper import Keeper
 from streamer.memory.past import Recall
 from streamer.prompt import prompt_tokens, settled
@@ -59,7 +58,7 @@ class Assistant:
             partial(load, config),
             stream_slots=limits.streams,
             answer_slots=limits.answers,
-            pace=_pace(config),
+            pace=pace(config),
             threads=config.model.threads or threads(config.model.device),
             reset=self.news.reset,
             progress=progress,
@@ -254,7 +253,7 @@ class Assistant:
         """
         asked = plan(self.config, config, {name: stream.config for name, stream in self._streams.items()})
         self.config = asked.config
-        await asyncio.wrap_future(self.engine.set_pace(_pace(config)))
+        await asyncio.wrap_future(self.engine.set_pace(pace(config)))
         lines = asked.lines
         for change in asked.changes:
             try:
@@ -399,16 +398,8 @@ class Assistant:
         return self._streams[name]
 
     async def _open(self, config: StreamConfig) -> Source:
-        if config.record and self.keeper is None:
-            raise AssistantError(
-                "bad_option",
-                f"Stream {config.name!r} is to be recorded, but nothing is kept: name storage.folder, or leave out record.",
-            )
-        try:
-            rate = self.model.trained_rate if self._loaded else None
-            return await asyncio.to_thread(configured_source, suited(config, rate), self.config.webrtc)
-        except SourceError as error:
-            raise AssistantError("bad_source", f"Stream {config.name!r} can't be watched: {error}") from None
+        rate = self.model.trained_rate if self._loaded else None
+        return await opened(suited(config, rate), self.config.webrtc, kept=self.keeper is not None)
 
     async def _attach(self, config: StreamConfig, source: Source | None = None) -> StreamStatus:
         name, most = config.name, self.config.limits.streams
@@ -455,7 +446,3 @@ class Assistant:
             if stuck and not self._stuck:
                 log.error("the engine's step has run for more than %g s", STUCK_SECONDS)
             self._stuck = stuck
-
-
-def _pace(config: Config) -> Pace:
-    return Pace(floor=config.answers.floor_tokens_per_second, ceiling=config.answers.ceiling_tokens_per_second)

@@ -10,6 +10,7 @@ import torch
 from model import AttentionPolicy, CapacityError, Runner, load_runner
 from streamer.config import Config
 from streamer.engine.engine import Engine
+from streamer.engine.scheduler import Pace
 from streamer.errors import AssistantError
 
 
@@ -56,3 +57,8 @@ async def start(engine: Engine, config: Config) -> None:
 def threads(device: str) -> int:
     """CPU threads of the model: half the cores, as the others decode and talk; one beside a GPU, where more spin in vain."""
     return max(1, len(os.sched_getaffinity(0)) // 2) if device == "cpu" else 1
+
+
+def pace(config: Config) -> Pace:
+    """How fast answers are spoken."""
+    return Pace(floor=config.answers.floor_tokens_per_second, ceiling=config.answers.ceiling_tokens_per_second)

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from model.families.tools import CallBegun, CallParser, Spoken, Words
-from protocols.chat import ChatRequest, ChatWriter, StopSequences
+from protocols.chat import ChatRequest, StopSequences
+from protocols.completion import ChatWriter
 from streamer.assistant import Answer
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from protocols.chat import ChatRequest, ChatWriter, StopSequences, error_body, error_status, models_body, read_chat
+from protocols.chat import ChatRequest, StopSequences, error_body, error_status, models_body, read_chat
+from protocols.completion import ChatWriter
 from protocols.fields import ProtocolError
 from protocols.question import JsonSchema, Sampling, ToolRound
 
