@@ -78,6 +78,11 @@ class Tokenizer:
         ids: list[int] = self.inner.encode(whole, add_special_tokens=False).ids
         return ids
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its spelling; None where there is no such token."""
+        found: int | None = self.inner.token_to_id(token)
+        return found
+
     def encode_question(
         self,
         text: str,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from model.config import ConfigError, DecoderConfig, InfiniteVLConfig, VisionConfig
 from model.families.tools import Round, Tool, ToolFormat
-
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
+from model.families.vocabulary import Vocabulary
 
 
 class Prompt(Protocol):
@@ -74,7 +72,7 @@ class Family:
     parse: Callable[[dict[str, Any]], InfiniteVLConfig]
     convert: Callable[[str, Tensor, DecoderConfig], Iterable[tuple[str, Tensor]]]
     tower: Tower
-    prompt: Callable[[Tokenizer, InfiniteVLConfig], Prompt]
+    prompt: Callable[[Vocabulary, InfiniteVLConfig], Prompt]
 
 
 FAMILIES: dict[str, Family] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,12 @@ from model.cache import SequenceCache, SlotCache
 from model.config import ConfigError, DecoderConfig, InfiniteVLConfig, parse_config
 from model.families.family import FAMILIES, Family
 from model.families.tools import Round, Tool, ToolFormat
+from model.families.vocabulary import Vocabulary
 from model.layers.decoder import Decoder
 from model.layers.mixer import Mixer
 from model.layers.vision import MLP, VisionTower
 from model.ops.rope import frame_positions
 from model.state import StreamState
-
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
 
 
 class InfiniteVL(nn.Module):
@@ -205,7 +203,7 @@ class ChatPrompt:
     after: Sequence[int] = ()
     tools: ToolFormat | None = None
 
-    def __init__(self, tokenizer: Tokenizer, config: InfiniteVLConfig) -> None:
+    def __init__(self, tokenizer: Vocabulary, config: InfiniteVLConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.opening = (config.vision_start_token_id,)
 

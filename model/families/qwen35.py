@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -20,10 +20,8 @@ from model.config import (
 from model.families.family import FAMILIES, Family
 from model.families.qwen35_tools import QwenTools
 from model.families.tools import Round, Tool
+from model.families.vocabulary import Vocabulary
 from model.layers.qwen_vision import QwenVisionTower
-
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
 
 NAME = "qwen3_5"
 HALF = (0.5, 0.5, 0.5)
@@ -311,7 +309,7 @@ def convert(name: str, value: Tensor, config: DecoderConfig) -> Iterable[tuple[s
 class TimedPrompt:
     """Frames open the user's turn, each step with the time before it; a question ends that turn."""
 
-    def __init__(self, tokenizer: Tokenizer, config: InfiniteVLConfig) -> None:
+    def __init__(self, tokenizer: Vocabulary, config: InfiniteVLConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.opening = (config.im_start_token_id, *tokenizer.encode("user\n"))
         self.after = (config.vision_end_token_id,)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from model.families.tools import Arguments, CallBegun, Round, Spoken, Tool, Words
-
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
+from model.families.vocabulary import Vocabulary
 
 TOLD = """# Tools
 
@@ -54,9 +52,9 @@ STRING_RULES = frozenset({"minLength", "maxLength", "pattern", "format"})
 class QwenTools:
     """See `model.families.tools.ToolFormat`; what users and tools say spells no token."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Vocabulary) -> None:
         self.encode = tokenizer.encode
-        known = {mark: tokenizer.inner.token_to_id(mark) for mark in MARKS}
+        known = {mark: tokenizer.id_of(mark) for mark in MARKS}
         self.marks = {mark: tokenizer.encode(mark) if token is None else [token] for mark, token in known.items()}
 
     def told(self, tools: Sequence[Tool]) -> list[int]:
