@@ -215,7 +215,7 @@ def test_a_source_that_can_never_work_is_told_before_the_model_is_loaded() -> No
 def test_a_signal_is_obeyed_while_the_engine_is_inside_of_a_long_call() -> None:
     code = """
 import sys, torch
-from streamer import assistant
+from streamer import loading
 from streamer.config import parse_config
 from streamer.daemon import run
 
@@ -224,7 +224,7 @@ def load(*arguments, **options):
     while True:
         torch.ones(2000, 2000) @ torch.ones(2000, 2000)
 
-assistant.load_runner = load
+loading.load_runner = load
 sys.exit(run(parse_config({"server": {"port": 0}})))
 """
     with subprocess.Popen(

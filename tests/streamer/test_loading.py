@@ -3,26 +3,27 @@
 import asyncio
 import sys
 import threading
-from typing import Any
 
 import httpx
 import pytest
 
+from model import Runner
 from streamer.assistant import Assistant
 from streamer.config import Config
+from streamer.loading import load
 from tests.streamer.serving import CONFIG, _served, ask, until
 
 QUESTION = {"messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 2}
 
 
 def test_who_asks_while_the_model_is_loaded_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    go, load = threading.Event(), Assistant._load
+    go = threading.Event()
 
-    def slowly(self: Assistant) -> Any:
+    def slowly(config: Config) -> Runner:
         assert go.wait(120)
-        return load(self)
+        return load(config)
 
-    monkeypatch.setattr(Assistant, "_load", slowly)
+    monkeypatch.setattr("streamer.assistant.load", slowly)
 
     async def story() -> None:
         config = Config.model_validate(CONFIG)
