@@ -287,6 +287,8 @@ def test_a_picture_over_the_limit_is_told_the_limit_and_no_reset(daemon: Daemon)
                 b"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
             )
+            while b"session.created" not in (hello := client.recv(65_536)):  # no client sends before it is let in
+                assert hello
             size = 20_000_000
             client.sendall(b"\x82\xff" + size.to_bytes(8) + bytes(4) + bytes(size))
             client.shutdown(sockets.SHUT_WR)
