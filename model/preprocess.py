@@ -79,16 +79,16 @@ def fit(config: InfiniteVLConfig, picture: np.ndarray, grid: tuple[int, int]) ->
 def fit_all(
     config: InfiniteVLConfig, pictures: Sequence[np.ndarray], grid: tuple[int, int], device: torch.device | str
 ) -> Tensor:
-    """Pictures at the grid's size in pixels, uint8 [pictures, 3, height, width], made on a CUDA `device`.
+    """Pictures at the grid's size in pixels, uint8 [pictures, 3, height, width], made on `device`.
 
-    Those of one size cross in one copy and are resized at once. The host does not wait for the device.
+    Those of one size cross in one copy and are resized at once. The host does not wait for a CUDA device.
     """
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, picture in enumerate(pictures):
         alike[picture.shape].append(i)
     rows: dict[int, Tensor] = {}
     for shape, places in alike.items():
-        host = torch.empty(len(places), *shape, dtype=torch.uint8, pin_memory=True)
+        host = torch.empty(len(places), *shape, dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
         for row, i in zip(host, places, strict=True):
             row.copy_(torch.from_numpy(pictures[i]))
         fitted = placed(config, host.to(device, non_blocking=True).permute(0, 3, 1, 2), grid)
@@ -120,7 +120,7 @@ def resize(pictures: Tensor, height: int, width: int) -> Tensor:
     """`pictures` uint8 [..., 3, H, W] resized with antialiasing, bicubic as Qwen2.5-VL's processor."""
     before = pictures.shape[-2:]
     if pictures.is_cuda:
-        # An axis at a time, as products: PyTorch's own kernel weighs all of a window for each pixel and takes ten times as long.
+        # An axis at a time, as products: PyTorch's own kernel weighs the whole window for each pixel.
         down, across = bicubic(before[0], height, pictures.device), bicubic(before[1], width, pictures.device)
         return (down @ pictures.float() @ across.T).round_().clamp_(0, 255).to(torch.uint8)
     flat = F.interpolate(pictures.reshape(-1, 3, *before), (height, width), mode="bicubic", antialias=True)

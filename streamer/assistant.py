@@ -175,6 +175,11 @@ class Assistant:
         now = time.monotonic()
         return max((answer.waited(now) for answer in self._answers.values()), default=0.0)
 
+    @property
+    def names(self) -> list[str]:
+        """Every stream's name, in order of attaching."""
+        return list(self._streams)
+
     def streams(self) -> list[StreamStatus]:
         """Every stream's status, in order of attaching."""
         now = time.monotonic()
@@ -364,9 +369,9 @@ class Assistant:
                 f"{limits.answers} answers are open and {limits.waiting_questions} questions wait, which is all that is "
                 "allowed: ask again when one is complete, or raise limits.waiting_questions.",
             )
-        answer = Answer(f"ans_{uuid4().hex[:20]}", watched.name, len(tokens), self._cancel, self._forget)
-        self._answers[answer.id] = answer
-        request = Request(answer.id, question, tokens, answer, grammar)
+        id, forget = f"ans_{uuid4().hex[:20]}", self._answers.pop
+        answer = self._answers[id] = Answer(id, watched.name, len(tokens), self._cancel, lambda _: forget(id, None))
+        request = Request(id, question, tokens, answer, grammar)
         if past is None:
             self.engine.ask(request)
         else:
@@ -432,9 +437,6 @@ class Assistant:
         if self.keeper is not None:
             self.keeper.past.cancel(answer.id)
         self.engine.cancel(answer.id)
-
-    def _forget(self, answer: Answer) -> None:
-        self._answers.pop(answer.id, None)
 
     async def _tell(self) -> None:
         """Tells of drops, and notices an engine that does not get on."""

@@ -153,20 +153,11 @@ class Output(io.TextIOBase):
         return ""
 
 
-_outputs: list[Output] = []
-
-
-def dropped_lines() -> int:
-    """Lines of the daemon's output that could not be written."""
-    return sum(output.dropped for output in _outputs)
-
-
 @contextmanager
 def output_aside() -> Iterator[None]:
     """Meanwhile what this process writes to stdout and stderr holds nobody up, and the project's log goes to stderr."""
     stdout, stderr = sys.stdout, sys.stderr
     outputs = [Output(stdout, "stdout"), Output(stderr, "stderr")]
-    _outputs[:] = outputs
     sys.stdout, sys.stderr = outputs
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter() if stderr.isatty() else JsonFormatter())

@@ -84,9 +84,8 @@ def pack(weight: Tensor) -> Any:
     torch.backends.quantized.engine = ENGINE
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # that its quantized tensors are deprecated is known; packed ones have no other door
+            # That quantized tensors are deprecated is known; packed ones have no other door.
+            warnings.simplefilter("ignore")
             zero = torch.zeros(len(weight), dtype=torch.int64)
             rows = torch.quantize_per_channel(weight.contiguous(), scales, zero, 0, torch.qint8)
             return torch.ops.quantized.linear_prepack(rows, None)

@@ -44,7 +44,12 @@ class Answer:
     """
 
     def __init__(
-        self, id: str, stream: str, prompt_tokens: int, cancel: Callable[[Answer], None], done: Callable[[Answer], None]
+        self,
+        id: str,
+        stream: str,
+        prompt_tokens: int,
+        cancel: Callable[[Answer], None],
+        done: Callable[[Answer], object],
     ) -> None:
         self.id, self.stream = id, stream
         self.finish_reason: FinishReason | None = None

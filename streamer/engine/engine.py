@@ -134,8 +134,7 @@ class Engine:
         inbox.append(run)
         self._wake.set()
         if self._ended:
-            self._take_calls(self._questions)
-            self._take_calls(self._inbox)
+            self._take_all()
         return future
 
     def add(self, stream: Stream) -> Future[None]:
@@ -295,6 +294,9 @@ class Engine:
         if self._looker is not None:
             self._looker.shutdown(wait=False, cancel_futures=True)
         self.executor.end_answers("failed" if self.failure else "cancelled", self.failure)
+        self._take_all()
+
+    def _take_all(self) -> None:
         self._take_calls(self._questions)
         self._take_calls(self._inbox)
 

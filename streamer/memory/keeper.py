@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -259,7 +259,9 @@ class Keeper:
         return out
 
 
+@cache
 def _version() -> str:
+    """Asked once: it is read from the disk, and each snapshot names it on the engine's thread."""
     try:
         return version("streamer")
     except PackageNotFoundError:

@@ -72,14 +72,15 @@ class Past:
                 "bad_moment", f"The moment {written(moment)} is in the future: ask about one that was."
             )
         kept = self._snapshots.of(stream)
-        before = [each for each in reversed(kept) if each.wall <= moment]
+        before = sorted(
+            (each for each in reversed(kept) if each.wall <= moment), key=lambda each: each.wall, reverse=True
+        )
         if not before:
             begins = f"it begins at {written(min(each.wall for each in kept))}" if kept else "it has not begun"
             raise AssistantError(
                 "not_remembered",
                 f"Stream {stream!r} has no memory of {written(moment)}: {begins}; ask about a later moment.",
             )
-        before.sort(key=lambda each: each.wall, reverse=True)
         return Recall(self, Moment(moment, before[0].wall), before)
 
     def begin(self, recall: Recall, answer: Answer, request: Request) -> None:

@@ -249,7 +249,7 @@ class Recordings:
         self.folder, self.budget, self.hours = folder, budget, hours
         self.fault: str | None = None
         """Why nothing can be recorded now, in one line."""
-        self.faults = self.removed = 0
+        self.faults = 0
         self._lock = threading.Lock()
         self._kept: dict[str, list[Segment]] = {}
         for stream in folder.streams(KIND):
@@ -343,7 +343,6 @@ class Recordings:
                 break
             self._drop(stream, [each])
             size -= each.size
-            self.removed += 1
 
     def _drop(self, stream: str, gone: Iterable[Segment]) -> None:
         for each in gone:

@@ -20,6 +20,9 @@ from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 from streamer.server.questions import Questions
 
+BROKE = "The answer broke off."
+SHUT_DOWN = "The daemon is shutting down."
+
 
 async def complete(request: Request, asked: ChatRequest, visitor: Visitor, questions: Questions) -> Response:
     """Answers; a client that leaves ends its answer. Raises what `Questions.ask` raises."""
@@ -40,7 +43,7 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
         said.feed(text)
         said.rest()
         if answer.finish_reason == "failed":
-            raise RequestError("failed", answer.error or "The answer broke off.")
+            raise RequestError("failed", answer.error or BROKE)
         usage = answer.usage
         tokens = usage.prompt_tokens, usage.completion_tokens
         reason = said.reason(_reason(answer, stop))
@@ -116,9 +119,9 @@ async def _events(
         for event in said.events(writer, None):
             yield event
         if answer.finish_reason == "failed":
-            yield writer.broken(answer.error or "The answer broke off.")
+            yield writer.broken(answer.error or BROKE)
         elif answer.finish_reason == "cancelled" and not stop.met:
-            yield writer.broken("The daemon is shutting down.")
+            yield writer.broken(SHUT_DOWN)
         else:
             usage = answer.usage
             tokens = usage.prompt_tokens, usage.completion_tokens

@@ -13,11 +13,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from protocols.responses import ResponseRequest, ResponseWriter
 from streamer.assistant import Answer
 from streamer.server.auth import Visitor
-from streamer.server.chat import while_there
+from streamer.server.chat import BROKE, SHUT_DOWN, while_there
 from streamer.server.errors import RequestError
 from streamer.server.questions import Questions
-
-BROKE = "The answer broke off."
 
 
 async def respond(request: Request, asked: ResponseRequest, visitor: Visitor, questions: Questions) -> Response:
@@ -45,6 +43,6 @@ async def _events(writer: ResponseWriter, answer: Answer, stack: AsyncExitStack)
             text += words
             yield writer.delta(words)
         reason, usage = answer.finish_reason or "stop", answer.usage
-        trouble = {"failed": answer.error or BROKE, "cancelled": "The daemon is shutting down."}.get(reason)
+        trouble = {"failed": answer.error or BROKE, "cancelled": SHUT_DOWN}.get(reason)
         tokens = usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens
         yield writer.end(text, reason, *tokens, trouble)

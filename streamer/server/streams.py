@@ -69,7 +69,7 @@ class Streams:
         """Those that there are; while the model is being loaded, those that there will be."""
         if self._assistant.loading_s is not None:
             return [stream.name for stream in self._assistant.config.streams]
-        return [status.name for status in self.all()]
+        return [name for name in self._assistant.names if not name.startswith(PREFIX)]
 
     def only(self) -> str | None:
         """The name of the stream that needs no naming, as there is no other."""

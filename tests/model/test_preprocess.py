@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from model.config import PRESETS, VisionConfig
-from model.preprocess import GREY, MEAN, STD, bicubic, choose_grid, fit, patchify
+from model.preprocess import GREY, MEAN, STD, bicubic, choose_grid, fit, fit_all, patchify
 
 CONFIG = PRESETS["4b"]
 sides = st.integers(1, 4000)
@@ -132,3 +132,13 @@ def test_resizing_by_products_is_pytorchs_antialiased_bicubic(size: tuple[int, i
     down, across = (bicubic(*sides, torch.device("cpu")) for sides in zip((720, 1280), size, strict=True))
     wanted = F.interpolate(shown.double(), size, mode="bicubic", antialias=True)
     torch.testing.assert_close((down @ shown.float() @ across.T).double(), wanted, atol=5e-3, rtol=0)
+
+
+def test_pictures_of_several_sizes_are_fitted_as_each_alone() -> None:
+    """In their own order, whatever sizes they share: some need no resizing, some another shape's letterbox."""
+    sizes = [(448, 448), (300, 500), (448, 448), (720, 720), (300, 500)]
+    pictures = [noise(*size, seed=i) for i, size in enumerate(sizes)]
+    together = fit_all(CONFIG, pictures, (32, 32), "cpu")
+    assert torch.equal(together, torch.stack([fit(CONFIG, picture, (32, 32)) for picture in pictures]))
+    alike = fit_all(CONFIG, pictures[1::3], (32, 32), "cpu")
+    assert torch.equal(alike, together[1::3])
