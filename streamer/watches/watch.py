@@ -126,7 +126,7 @@ class Watch:
             return "snooze"
         if any(hours.has(at, terms.zone) for hours in terms.quiet):
             return "quiet"
-        if state.sent is not None and at < state.sent + terms.cooldown:
+        if state.sent is not None and at - state.sent < terms.cooldown:
             return "cooldown"
         return None
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamer.watches.quiet import Hours
@@ -159,6 +159,8 @@ def test_words_tell_what_they_were_and_are() -> None:
     ]
 
 
+@settings(deadline=None)
+@example([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], "becomes_true", 0.0, 0.0, 3.0000000001)
 @given(
     st.lists(st.floats(0, 1), max_size=60),
     st.sampled_from(["becomes_true", "becomes_false", "both"]),
