@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+
+from streamer.fields import NAME_MEND, Bytes, Name, Number, PerSecond, Seconds, Section, Whole
 
 
 class ConfigError(ValueError):
@@ -42,29 +44,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_UNITS = {"ms": 0.001, "s": 1, "sec": 1, "seconds": 1, "min": 60, "m": 60, "h": 3600, "fps": 1, "hz": 1, "/s": 1}
-
-
-def _plain_number(value: Any) -> Any:
-    """Refuses what is not a number by saying which number it probably is ("25fps", "200ms", "1 min")."""
-    if not isinstance(value, bool | str):
-        return value
-    written = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-z/]*)\s*", str(value).lower())
-    if written and (not written[2] or written[2] in _UNITS):
-        raise ValueError(f"is not a plain number: write {float(written[1]) * _UNITS.get(written[2], 1):g}")
-    raise ValueError("is not a number")
-
-
-_Number = Annotated[float, BeforeValidator(_plain_number), Field(allow_inf_nan=False)]
-_Whole = Annotated[int, BeforeValidator(_plain_number)]
-Seconds = Annotated[_Number, Field(gt=0, le=86_400, description="seconds")]
-PerSecond = Annotated[_Number, Field(gt=0, le=1_000, description="a number per second")]
-Bytes = Annotated[_Whole, Field(ge=1_000, description="bytes, or bytes a second")]
-Count = Annotated[_Whole, Field(ge=1, description="a count")]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-NAME_MEND = "use letters, digits, '_', '-' and '.', 64 at most"
-
-
 def _network(value: str) -> str:
     try:
         ipaddress.ip_network(value)
@@ -73,14 +52,7 @@ def _network(value: str) -> str:
     return value
 
 
-Name = Annotated[str, Field(pattern=NAME)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
-
-
-class TokenConfig(_Section):
+class TokenConfig(Section):
     """A bearer token, kept by its SHA-256; `streamer token` makes one."""
 
     name: Name
@@ -88,7 +60,7 @@ class TokenConfig(_Section):
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
-class JwtConfig(_Section):
+class JwtConfig(Section):
     """Tokens that somebody else signs (JSON Web Tokens), accepted beside the daemon's own while they last."""
 
     key_file: Annotated[str, Field(min_length=1)]
@@ -102,11 +74,11 @@ class JwtConfig(_Section):
     """Where it names view, ask, publish or admin: words with spaces between, or a list."""
 
 
-class ServerConfig(_Section):
+class ServerConfig(Section):
     """Where the one port is, and who may use it."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[_Whole, Field(ge=0, le=65_535)] = 8765
+    port: Annotated[Whole, Field(ge=0, le=65_535)] = 8765
     """0 takes any free port."""
     tokens: tuple[TokenConfig, ...] = ()
     """Bearer tokens; with none here, in `token_file` and in $STREAMER_TOKENS, whoever reaches the port may do everything."""
@@ -127,9 +99,9 @@ class ServerConfig(_Section):
     """Hosts that pictures and videos named in a request may be fetched from."""
     private_sources: bool = False
     """Clients on other machines may attach this machine's files and devices and cameras at private addresses."""
-    insecure: Annotated[_Whole, Field(ge=0, le=2)] = 0
+    insecure: Annotated[Whole, Field(ge=0, le=2)] = 0
     """2 allows an address that others reach without tokens or without TLS."""
-    max_message_bytes: Annotated[_Whole, Field(ge=1_024, le=64 * 2**20)] = 16 * 2**20
+    max_message_bytes: Annotated[Whole, Field(ge=1_024, le=64 * 2**20)] = 16 * 2**20
     """Of one message of a websocket: a JPEG of 12 megapixels, in base64, fits."""
 
     @model_validator(mode="after")
@@ -139,7 +111,7 @@ class ServerConfig(_Section):
         return self
 
 
-class IceServerConfig(_Section):
+class IceServerConfig(Section):
     """A STUN or TURN server."""
 
     urls: Annotated[tuple[Annotated[str, Field(pattern=r"^(stun|turn)s?:.+$")], ...], Field(min_length=1)]
@@ -148,22 +120,22 @@ class IceServerConfig(_Section):
     credential: str | None = Field(default=None, repr=False)
 
 
-class WebRtcConfig(_Section):
+class WebRtcConfig(Section):
     """How publishers over WebRTC are reached."""
 
     ice_servers: tuple[IceServerConfig, ...] = ()
 
 
-class AttentionConfig(_Section):
+class AttentionConfig(Section):
     """Another attention than the model's own: key j is seen by query i if j < sinks or i - j < window."""
 
-    sinks: Annotated[_Whole, Field(ge=0)]
-    window: Annotated[_Whole, Field(ge=1)] | None
+    sinks: Annotated[Whole, Field(ge=0)]
+    window: Annotated[Whole, Field(ge=1)] | None
     """null is full attention, to the last `context` tokens."""
-    context: Annotated[_Whole, Field(ge=1_024, le=262_144)] = 32_768
+    context: Annotated[Whole, Field(ge=1_024, le=262_144)] = 32_768
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which model, where it runs, and how far back its positions may show."""
 
     name: Annotated[str, Field(min_length=1)] = "nano"
@@ -176,12 +148,12 @@ class ModelConfig(_Section):
     """For measurements: a preset with seeded random weights, whose answers mean nothing."""
     frames_per_step: Literal[1, 2] | None = None
     """2 pairs frames as video does, for half the tokens a second; unset keeps the model's own."""
-    picture_tokens: Annotated[_Whole, Field(ge=4, le=768)] | None = None
+    picture_tokens: Annotated[Whole, Field(ge=4, le=768)] | None = None
     """Tokens of a picture at most, which its size follows; unset keeps the model's own, or what a CPU has time for."""
     attention: AttentionConfig | None = None
-    position_horizon: Annotated[_Number, Field(gt=0)] | None = None
+    position_horizon: Annotated[Number, Field(gt=0)] | None = None
     """Seconds of age that a stream shows on the rotary axes; unset keeps the model's own."""
-    threads: Annotated[_Whole, Field(ge=1, le=256)] | None = None
+    threads: Annotated[Whole, Field(ge=1, le=256)] | None = None
     """CPU threads of the model; unset chooses half the machine's cores, or 1 beside a GPU. Its vision tower has as many more
     on a CPU of several cores."""
 
@@ -194,7 +166,7 @@ class ModelConfig(_Section):
         return self
 
 
-class StreamConfig(_Section):
+class StreamConfig(Section):
     """One camera: where its frames come from and what is expected of them."""
 
     name: Name
@@ -206,9 +178,9 @@ class StreamConfig(_Section):
     loop: bool = False
     realtime: bool = True
     """Play a file at its own pace; false, as fast as the device takes it (with policy `every`)."""
-    start: Annotated[_Number, Field(ge=0)] = 0.0
+    start: Annotated[Number, Field(ge=0)] = 0.0
     """Seconds into a file."""
-    change: Annotated[_Number, Field(gt=0, le=255)] | None = None
+    change: Annotated[Number, Field(gt=0, le=255)] | None = None
     """Frames that differ from the last seen one by less than this (levels of 255 in the most changed part) are left out."""
     change_floor: PerSecond = 1.0
     """So many frames a second are seen even where nothing changes."""
@@ -217,7 +189,7 @@ class StreamConfig(_Section):
     """Hardware that decodes; where it can't, the CPU does."""
     public_only: bool = False
     """Reach public addresses alone, whatever redirects and playlists name; what clients on other machines attach always does."""
-    camera_size: tuple[Annotated[_Whole, Field(ge=16)], Annotated[_Whole, Field(ge=16)]] | None = None
+    camera_size: tuple[Annotated[Whole, Field(ge=16)], Annotated[Whole, Field(ge=16)]] | None = None
     """Width and height asked of a local camera."""
     camera_rate: PerSecond | None = None
     pixel_format: Annotated[str, Field(min_length=1)] | None = None
@@ -227,7 +199,7 @@ class StreamConfig(_Section):
     """Seconds without a frame before the stream counts as stalled."""
     deadline: Annotated[Seconds, Field(ge=0.02, le=10)] = 0.2
     """A frame is fresh if it is in the state this many seconds after its capture."""
-    priority: Annotated[_Whole, Field(ge=1, le=100)] = 1
+    priority: Annotated[Whole, Field(ge=1, le=100)] = 1
     """When the device is short, a stream of priority 2 keeps twice the frame rate of one of 1."""
     keep: Literal["everything", "nothing"] = "everything"
     """`nothing` leaves no trace of the stream in storage."""
@@ -245,15 +217,15 @@ class StreamConfig(_Section):
         return self
 
 
-class AnswersConfig(_Section):
+class AnswersConfig(Section):
     """How answers are spoken unless a question says otherwise, and how fast."""
 
-    max_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 256
-    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=32_768)] = 256
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     """0 always takes the likeliest token; unset, as the three below, is as the model's card recommends (the nano: 0)."""
-    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[_Whole, Field(ge=1)] | None = None
-    presence_penalty: Annotated[_Number, Field(ge=-2, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[Whole, Field(ge=1)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     floor_tokens_per_second: PerSecond = 4.0
     """An open answer keeps at least this speed when frames want the whole device."""
     ceiling_tokens_per_second: PerSecond = 30.0
@@ -269,27 +241,27 @@ class AnswersConfig(_Section):
         return self
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """How much the daemon takes on; what does not fit is refused by name."""
 
     admission: Literal["slots", "measured"] = "slots"
     """`slots` takes every stream that finds a slot and lowers frame rates where the device is short; `measured` refuses a
     stream whose frames the device, by its measured step costs, has no time for."""
-    streams: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
-    answers: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
+    streams: Annotated[Whole, Field(ge=1, le=1_024)] = 8
+    answers: Annotated[Whole, Field(ge=1, le=1_024)] = 8
     """Answers that are spoken at once; each takes a slot of the model's memory."""
-    waiting_questions: Annotated[_Whole, Field(ge=0, le=10_000)] = 32
-    visitor_connections: Annotated[_Whole, Field(ge=1, le=100_000)] = 64
+    waiting_questions: Annotated[Whole, Field(ge=0, le=10_000)] = 32
+    visitor_connections: Annotated[Whole, Field(ge=1, le=100_000)] = 64
     """Websockets of one token, or of one address where there are no tokens; so are the next two."""
-    visitor_answers: Annotated[_Whole, Field(ge=1, le=1_024)] = 8
-    visitor_questions_per_minute: Annotated[_Whole, Field(ge=1, le=1_000_000)] = 600
-    question_tokens: Annotated[_Whole, Field(ge=16, le=32_768)] = 1_024
-    answer_tokens: Annotated[_Whole, Field(ge=1, le=32_768)] = 1_024
-    thinking_tokens: Annotated[_Whole, Field(ge=0, le=32_768)] = 4_096
+    visitor_answers: Annotated[Whole, Field(ge=1, le=1_024)] = 8
+    visitor_questions_per_minute: Annotated[Whole, Field(ge=1, le=1_000_000)] = 600
+    question_tokens: Annotated[Whole, Field(ge=16, le=32_768)] = 1_024
+    answer_tokens: Annotated[Whole, Field(ge=1, le=32_768)] = 1_024
+    thinking_tokens: Annotated[Whole, Field(ge=0, le=32_768)] = 4_096
     """Tokens that a model may think before an answer, at most."""
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """What outlasts the process, and how much of the disk it may take."""
 
     folder: Annotated[str, Field(min_length=1)] | None = None
@@ -300,15 +272,15 @@ class StorageConfig(_Section):
     """Bytes a second that snapshots may write in all; where they would be more, they are taken less often."""
     snapshots: Bytes = 10_000_000_000
     """Bytes that all snapshots may take, shared fairly among streams."""
-    recordings: Annotated[_Whole, Field(ge=1_000_000)] = 50_000_000_000
+    recordings: Annotated[Whole, Field(ge=1_000_000)] = 50_000_000_000
     """Bytes that the recordings of all streams may take; the oldest go first."""
-    recording_hours: Annotated[_Number, Field(gt=0, le=87_600)] = 168.0
+    recording_hours: Annotated[Number, Field(gt=0, le=87_600)] = 168.0
     """Hours after which a recording goes."""
     replay: Seconds = 10.0
     """Seconds of recorded video that an answer about the past is shown at most; beyond them the nearest snapshot answers."""
 
 
-class Config(_Section):
+class Config(Section):
     """The whole daemon."""
 
     server: ServerConfig = ServerConfig()

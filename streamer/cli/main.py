@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _token(options: argparse.Namespace) -> int:
-    from streamer.config import NAME, NAME_MEND
+    from streamer.fields import NAME, NAME_MEND
     from streamer.server.auth import new_token, read_scopes, token_digest
 
     try:

@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from streamer.config import NAME
+from streamer.fields import NAME
 
 PRIVATE = 0o700
 DATABASE, LOCK = "streamer.sqlite", "lock"
