@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What only a GPU can show: kernels against brute force, the fused path against the reference, graphs against the same
 # kernels without one; the engine's table; the whole daemon with answers open; how long a start from saved weights takes.
-# Usage: bash tests/gpu.sh [FOLDER] [SECONDS] [PART…]   parts: tests table four six eight start (default: the first two)
+# Usage: bash tests/gpu.sh [FOLDER] [SECONDS] [PART…]   parts: tests table qwen four six eight start (default: the first two)
+# qwen: Qwen3.5's fused path held to its oracles, then its table in four sizes; 290 s are enough for both.
 # Every part has a limit of its own and writes into FOLDER as it ends (default gpu-run); one that fails stops no other.
 # DEVICE=cpu PRESET=nano rehearses it on a machine without a GPU: tests are skipped there, and the table fails.
 set -u
@@ -29,7 +30,7 @@ least() { echo $(($1 < $2 ? $1 : $2)); }
 group() { # NAME FILE [PYTEST OPTIONS]
     local name=$1 code
     shift
-    timeout "$(least 300 "$(left)")" python3 -m pytest -q -s -p no:cacheprovider --confcutdir=tests/model "$@" > "$logs/$name" 2>&1
+    timeout "$(least "${checked:-300}" "$(left)")" python3 -m pytest -q -s -p no:cacheprovider --confcutdir=tests/model "$@" > "$logs/$name" 2>&1
     code=$?
     {
         echo "== $name: exit $code"
@@ -53,6 +54,31 @@ run_tests() {
     group nano-fp8 tests/model/test_gpu_exam.py -k fp8 &
     group age-fp8 tests/model/test_gpu_fast.py -k "age or fp8" &
     wait
+}
+
+run_qwen() {
+    enough 100 qwen || return
+    local checked=140 file=tests/model/test_gpu_qwen.py size limit
+    group qwen-attention-bf16 $file -k "attention and bfloat16" &
+    group qwen-attention-f32 $file -k "attention and float32" &
+    group qwen-delta $file -k "delta_rule" &
+    for size in 0.8b 4b 27b; do group "qwen-float32-$size" $file -k "plain_path_in_float32 and $size" & done
+    for size in 0.8b 4b; do group "qwen-bfloat16-$size" $file -k "no_farther and $size" & done
+    for size in model-qwen3.5-0.8b model-qwen3.5-9b fp8-qwen3.5-0.8b fp8-qwen3.5-9b; do
+        group "qwen-graph-$size" "$file::test_a_graph_is_the_same_kernels_to_the_bit[$size]" &
+    done
+    group qwen-together $file -k "together or outlier" &
+    group qwen-kernels tests/model/test_kernels.py -k "attention or mixing or between or counts" &
+    for size in 0.8b 2b 4b 9b; do
+        timeout 140 python3 -m tests.model.qwen_speed --warm $size > "$logs/warm-$size" 2>&1 &
+    done
+    wait
+    say "qwen: compiled"
+    grep -hE "Error|failed" "$logs"/warm-* | cut -c1-170 | head -8
+    limit=$(left)
+    timeout "$limit" python3 -m tests.model.qwen_speed --budget-seconds $((limit - 25)) > "$out/qwen.txt" 2>&1
+    say "qwen: exit $?"
+    grep -vE "^  floor|^\[" "$out/qwen.txt" | cut -c1-160 | tail -110
 }
 
 run_table() {
@@ -89,6 +115,7 @@ for part in $parts; do
     case $part in
         tests) run_tests ;;
         table) run_table ;;
+        qwen) run_qwen ;;
         four) watch four 4 1 4 $half ;;
         six) watch six 6 1 4 $small ;;
         eight) watch eight 8 3 0 $small ;;

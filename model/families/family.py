@@ -13,8 +13,8 @@ from model.families.tools import Round, Tool, ToolFormat
 from model.families.vocabulary import Vocabulary
 
 
-class Prompt(Protocol):
-    """The token ids around frames and questions, made with one tokenizer."""
+class Framing(Protocol):
+    """The token ids around frames."""
 
     @property
     def opening(self) -> Sequence[int]:
@@ -29,6 +29,10 @@ class Prompt(Protocol):
     def before(self, seconds: float) -> list[int]:
         """What precedes the grid of a step whose frames show this stream time."""
         ...
+
+
+class Prompt(Framing, Protocol):
+    """The token ids around frames and questions, made with one tokenizer."""
 
     @property
     def tools(self) -> ToolFormat | None:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.families.family import Prompt
+from model.config import InfiniteVLConfig
+from model.families.family import Framing
 from model.families.infinitevl import InfiniteVL
 from model.preprocess import patchify
 from model.serving.traced import TracedInfiniteVL
@@ -53,12 +54,24 @@ class Backend(Protocol):
         ...
 
 
+def step_text(framing: Framing, config: InfiniteVLConfig, seconds: Sequence[float]) -> Tensor | None:
+    """The words around grids at `seconds`, as `InfiniteVL.ingest` takes them, on the CPU; None where there are none."""
+    if not config.step_text:
+        return None
+    text = torch.zeros(len(seconds), 2 + config.step_text, dtype=torch.int64)
+    for row, moment in zip(text, seconds, strict=True):
+        before, after = framing.before(moment), framing.after
+        row[0], row[1] = len(before), len(before) + len(after)
+        row[2 : 2 + int(row[1])] = torch.tensor([*before, *after])
+    return text
+
+
 class Eager:
     """The model, operation by operation."""
 
     frame_sizes: Sequence[int] = POWERS
 
-    def __init__(self, model: InfiniteVL, prompt: Prompt, state: StreamState) -> None:
+    def __init__(self, model: InfiniteVL, prompt: Framing, state: StreamState) -> None:
         self.model, self.prompt, self.state, self.config = model, prompt, state, model.config
         self.steps: InfiniteVL | TracedInfiniteVL = model
 
@@ -79,20 +92,10 @@ class Eager:
         assert isinstance(encoding, Tensor)
         index = self.index(slots)
         times = torch.tensor(seconds, dtype=torch.float64, device=index.device)
-        self.steps.ingest(encoding, grid, times, self.state, index, self.text(seconds))
+        text = step_text(self.prompt, self.config, seconds)
+        self.steps.ingest(encoding, grid, times, self.state, index, text if text is None else text.to(index.device))
         finite: list[bool] = self.state.finite(index).tolist()
         return finite
-
-    def text(self, seconds: Sequence[float]) -> Tensor | None:
-        """The words around grids at `seconds`, as `InfiniteVL.ingest` takes them."""
-        if not self.config.step_text:
-            return None
-        text = torch.zeros(len(seconds), 2 + self.config.step_text, dtype=torch.int64)
-        for row, moment in zip(text, seconds, strict=True):
-            before, after = self.prompt.before(moment), self.prompt.after
-            row[0], row[1] = len(before), len(before) + len(after)
-            row[2 : 2 + int(row[1])] = torch.tensor([*before, *after])
-        return text.to(self.state.length.device)
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """See `Backend.read`."""
@@ -104,6 +107,6 @@ class Eager:
 class Traced(Eager):
     """The model through traces: see `model.serving.traced`."""
 
-    def __init__(self, model: InfiniteVL, prompt: Prompt, state: StreamState) -> None:
+    def __init__(self, model: InfiniteVL, prompt: Framing, state: StreamState) -> None:
         super().__init__(model, prompt, state)
         self.steps = TracedInfiniteVL(model)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from model.families.family import Framing
 from model.preprocess import arrange, fit_all
-from model.serving.backends import Encoding, Grid, Pictures
+from model.serving.backends import Encoding, Grid, Pictures, step_text
 from model.serving.fused import FastInfiniteVL
 from model.state import StreamState
 
@@ -56,8 +57,8 @@ class Graphs:
 
     frame_sizes: Sequence[int] = range(1, FRAME_BATCHES + 1)
 
-    def __init__(self, model: FastInfiniteVL, state: StreamState) -> None:
-        self.model, self.state, self.config = model, state, model.config
+    def __init__(self, model: FastInfiniteVL, framing: Framing, state: StreamState) -> None:
+        self.model, self.framing, self.state, self.config = model, framing, state, model.config
         self.spare = state.slots - 1
         self.pool = torch.cuda.graph_pool_handle()
         self.steps: dict[tuple[int, ...], Step] = {}
@@ -65,20 +66,23 @@ class Graphs:
         self.aside = torch.cuda.Stream()
 
     def frame_step(self, batch: int, grid: Grid) -> Step:
-        """The step of `batch` streams whose frames lie in `self.pixels` at the same key, uint8 [batch, frames, 3, H, W]."""
+        """The step of `batch` streams whose frames lie in `self.pixels` at the same key, uint8 [batch, frames, 3, H, W].
+
+        Words are [slots, seconds, and where a step has text: how many tokens before the grid, how many in all, tokens…].
+        """
         key = (batch, *grid)
         if key not in self.steps:
             patch = self.config.vision.patch_size
             shape = (batch, self.config.frames_per_step, 3, grid[0] * patch, grid[1] * patch)
             pixels = self.pixels[key] = torch.zeros(shape, dtype=torch.uint8, device="cuda")
-            dtype = self.state.dtype
+            dtype, told = self.state.dtype, self.config.step_text
 
             def call(words: Tensor) -> tuple[Tensor, ...]:
-                slots, seconds = words[0], words[1].view(torch.float64)
-                self.model.see(arrange(self.config, pixels, dtype), grid, seconds, self.state, slots)
+                slots, seconds, text = words[0], words[1].view(torch.float64), words[2:].T if told else None
+                self.model.see(arrange(self.config, pixels, dtype), grid, seconds, self.state, slots, text)
                 return (self.state.finite(slots),)
 
-            words = torch.zeros(2, batch, dtype=torch.int64)
+            words = torch.zeros(4 + told if told else 2, batch, dtype=torch.int64)
             words[0] = self.spare
             self.steps[key] = Step(call, words, self.pool)
         return self.steps[key]
@@ -99,7 +103,7 @@ class Graphs:
 
     def open(self, slot: int) -> None:
         """See `Backend.open`."""
-        self.read([slot], [[self.config.vision_start_token_id]])
+        self.read([slot], [list(self.framing.opening)])
         self.state.begin(torch.tensor([slot], device="cuda"))
 
     def encode(self, pictures: Pictures, grid: Grid) -> Fitted:
@@ -126,8 +130,13 @@ class Graphs:
             step = self.frame_step(batch, grid)
             self.pixels[(batch, *grid)].copy_(encoding.pixels[part])
             times = torch.tensor(seconds[part], dtype=torch.float64).view(torch.int64)
+            words, text = (
+                torch.stack((torch.tensor(slots[part]), times)),
+                step_text(self.framing, self.config, seconds[part]),
+            )
+            words = words if text is None else torch.cat((words, text.T))
             # Reading the answer waits for the step: only then may the pictures' memory go back to their own stream.
-            finite += step.run(torch.stack((torch.tensor(slots[part]), times)))[0].tolist()
+            finite += step.run(words)[0].tolist()
         return finite
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,8 @@ from model.serving.fused import FastInfiniteVL
 from model.serving.quantize import Matrix
 from model.state import StreamState
 
-SIDE = 32
-"""Patches a side of a 448×448 frame."""
+PICTURE = 448
+"""Pixels a side of the frames that are measured."""
 
 
 def replayed(call: Callable[[], object], seconds: float = 0.4) -> float:
@@ -120,6 +120,11 @@ class Floor:
 
     def __init__(self, fast: FastInfiniteVL, state: StreamState) -> None:
         self.fast, self.state, self.config = fast, state, fast.config
+        vision = fast.config.vision
+        self.patches = (PICTURE // vision.patch_size) ** 2
+        self.pictured = self.patches // vision.spatial_merge_size**2
+        self.tokens = self.pictured + fast.config.step_text
+        """Of a frame: patches, tokens of its grid, and all that a step takes."""
 
     def products(self, matrices: list[Matrix], rows: int) -> Callable[[], None]:
         inputs: dict[tuple[int, bool], Activation] = {}
@@ -146,16 +151,16 @@ class Floor:
         return found
 
     def vision(self) -> list[Matrix]:
-        return [m for b in self.fast.blocks for m in (b.qkv, b.proj, b.mlp.inward, b.mlp.outward)]
+        return [m for b in self.fast.tower.blocks for m in (b.qkv, b.proj, b.mlp.inward, b.mlp.outward)]
 
     def merger(self) -> list[Matrix]:
-        layers = [layer for layer in self.fast.model.visual.merger.mlp if isinstance(layer, torch.nn.Linear)]
-        return [Matrix(layer.weight, layer.bias, "model") for layer in layers]
+        return [Matrix(layer.weight, layer.bias, "model") for layer in self.fast.tower.merger]
 
     def rules(self, batch: int, n: int) -> Callable[[], None]:
         config = self.config.decoder
         heads, value = config.num_linear_heads, config.linear_value_dim
-        mixed = F.normalize(torch.randn(batch, n, heads * (2 * config.linear_head_dim + value), device="cuda"), dim=-1)
+        channels = 2 * config.linear_key_width + config.linear_value_width
+        mixed = F.normalize(torch.randn(batch, n, channels, device="cuda"), dim=-1)
         mixed = mixed.bfloat16()
         decay, beta = -torch.rand(batch, n, heads, device="cuda"), torch.rand(batch, n, heads, device="cuda")
         slots = torch.arange(batch, device="cuda")
@@ -170,8 +175,8 @@ class Floor:
         config, policy = self.config.decoder, self.config.policy
         width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         joint = torch.randn(batch, n, width, device="cuda", dtype=torch.bfloat16)
-        turn = (torch.randn(batch, n, config.head_dim // 2, device="cuda"),) * 2
-        sink_turn = (torch.randn(batch, max(1, policy.sinks), config.head_dim // 2, device="cuda"),) * 2
+        turn = (torch.randn(batch, n, config.rotary_dim // 2, device="cuda"),) * 2
+        sink_turn = (torch.randn(batch, max(1, policy.sinks), config.rotary_dim // 2, device="cuda"),) * 2
         slots = torch.arange(batch, device="cuda")
         starts, counts = torch.full_like(slots, 100_000), torch.full_like(slots, n)
 
@@ -181,11 +186,17 @@ class Floor:
 
         return call
 
-    def tower(self, batch: int) -> Callable[[], None]:
+    @property
+    def window(self) -> int:
+        """Patches that one of a block without full attention sees; in a tower without windows, all."""
         config = self.config.vision
-        head, patches = config.hidden_size // config.num_heads, SIDE * SIDE
+        return (config.window_size // config.patch_size) ** 2 or self.patches
+
+    def tower(self, batch: int) -> Callable[[], None]:
+        config, patches = self.config.vision, self.patches
+        head = config.hidden_size // config.num_heads
         qkv = torch.randn(3, batch, config.num_heads, patches, head, device="cuda", dtype=torch.bfloat16)
-        window = (config.window_size // config.patch_size) ** 2
+        window = self.window
         near = qkv.view(3, batch, config.num_heads, -1, window, head).transpose(2, 3).flatten(1, 2).contiguous()
 
         def call() -> None:
@@ -206,13 +217,12 @@ class Floor:
     def frame_work(self, batch: int) -> Work:
         """What a frame step must do; rows between its products could stay on the chip and are not counted."""
         config, work = self.config.vision, Work()
-        patches, tokens = SIDE * SIDE, SIDE * SIDE // self.config.vision.spatial_merge_size**2
-        for matrices, rows in ((self.vision(), patches), (self.merger(), tokens), (self.decoder(False), tokens)):
+        patches, tokens = self.patches, self.tokens
+        for matrices, rows in ((self.vision(), patches), (self.merger(), self.pictured), (self.decoder(False), tokens)):
             for matrix in matrices:
                 work.product(matrix, batch * rows)
         full = len(config.fullatt_block_indexes)
-        window = (config.window_size // config.patch_size) ** 2
-        seen = full * patches + (config.depth - full) * min(window, patches)
+        seen = full * patches + (config.depth - full) * min(self.window, patches)
         work.bf16 += 4.0 * batch * patches * config.hidden_size * seen
         self.past(work, batch, tokens)
         return work
@@ -227,10 +237,10 @@ class Floor:
 
     def frame(self, batch: int) -> float:
         """Milliseconds of a frame step's floor."""
-        tokens = SIDE * SIDE // self.config.vision.spatial_merge_size**2
+        tokens = self.tokens
         calls = [
-            self.products(self.vision(), batch * SIDE * SIDE),
-            self.products(self.merger(), batch * tokens),
+            self.products(self.vision(), batch * self.patches),
+            self.products(self.merger(), batch * self.pictured),
             self.products(self.decoder(False), batch * tokens),
             self.rules(batch, tokens),
             self.attention(batch, tokens),

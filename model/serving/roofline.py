@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -17,8 +17,9 @@ import torch
 
 from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
-from model.serving.cuda_graphs import Graphs
-from model.serving.floor import SIDE, Floor, Peaks, Work, timed
+from model.serving.backends import step_text
+from model.serving.cuda_graphs import Graphs, Step
+from model.serving.floor import PICTURE, Floor, Peaks, Work, timed
 from model.serving.fused import FastInfiniteVL
 from model.serving.quantize import Precision
 from model.serving.random_weights import random_model
@@ -73,12 +74,25 @@ class Table:
         return time.monotonic() - self.began > self.budget * share
 
 
-def frames_like(batch: int, config: InfiniteVLConfig, side: int = 448) -> list[list[np.ndarray]]:
+def frames_like(batch: int, config: InfiniteVLConfig, side: int = PICTURE) -> list[list[np.ndarray]]:
     generator = np.random.default_rng(0)
     return [
         [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(config.frames_per_step)]
         for _ in range(batch)
     ]
+
+
+class Words:
+    """Framing of the lengths that a family's own has; which words they are costs nothing."""
+
+    def __init__(self, config: InfiniteVLConfig) -> None:
+        told = config.step_text > 0
+        self.opening: Sequence[int] = (1, 2, 3) if told else (1,)
+        self.after: Sequence[int] = (1,) if told else ()
+        self.lead = [1] * (config.step_text - 3) if told else []
+
+    def before(self, seconds: float) -> list[int]:
+        return self.lead
 
 
 class Bench:
@@ -88,7 +102,8 @@ class Bench:
         self.config = model.config
         self.fast = FastInfiniteVL(model, precision)
         self.state = StreamState.allocate(model.config, slots, "cuda", torch.bfloat16)
-        self.graphs = Graphs(self.fast, self.state)
+        self.graphs = Graphs(self.fast, Words(model.config), self.state)
+        self.grid = (PICTURE // model.config.vision.patch_size,) * 2
         self.floor = Floor(self.fast, self.state)
         self.tag = "fp8" if precision == "fp8" else "bf16"
 
@@ -96,21 +111,27 @@ class Bench:
         """Opens streams and feeds them until every ring has wrapped."""
         wrap = self.config.policy.ring_size(self.config.step_tokens) // self.config.tokens_per_frame + 3
         for slot in range(slots):
-            self.graphs.read([slot], [[self.config.vision_start_token_id]])
-            self.state.begin(torch.tensor([slot], device="cuda"))
+            self.graphs.open(slot)
         for first in range(0, slots, 8):
             chosen = list(range(first, min(first + 8, slots)))
             frames = frames_like(len(chosen), self.config)
-            shown = self.graphs.encode(frames, (SIDE, SIDE))
+            shown = self.graphs.encode(frames, self.grid)
             for i in range(wrap):
-                fine = self.graphs.ingest(chosen, shown, [0.04 * i] * len(chosen), (SIDE, SIDE))
+                fine = self.graphs.ingest(chosen, shown, [0.04 * i] * len(chosen), self.grid)
             assert all(fine), "a state is not finite"
 
-    def frame(self, batch: int, table: Table, name: str = "") -> float:
-        step = self.graphs.frame_step(batch, (SIDE, SIDE))
-        words = step.words.clone()
-        words[0] = torch.arange(batch, device="cuda")
+    def aim(self, step: Step, batch: int) -> None:
+        """Points a frame step at the first streams, or a reading step with a token for each of them."""
+        words = torch.zeros_like(step.words)
+        words[0], words[1] = torch.arange(batch, device="cuda"), 0 if len(words) == 2 else 1
+        text = step_text(self.graphs.framing, self.config, [0.0] * batch)
+        if text is not None and len(words) == 2 + text.shape[1]:
+            words[1], words[2:] = 0, text.T.to(words.device)
         step.words.copy_(words)
+
+    def frame(self, batch: int, table: Table, name: str = "") -> float:
+        step = self.graphs.frame_step(batch, self.grid)
+        self.aim(step, batch)
         ms = timed(step.graph.replay)
         per = self.config.frames_per_step
         table.add(
@@ -129,8 +150,8 @@ class Bench:
         for i in range(11):
             if i == 1:
                 began = time.perf_counter()
-            shown = self.graphs.encode(frames, (SIDE, SIDE))
-            self.graphs.ingest(chosen, shown, [10.0] * batch, (SIDE, SIDE))
+            shown = self.graphs.encode(frames, self.grid)
+            self.graphs.ingest(chosen, shown, [10.0] * batch, self.grid)
         ms = (time.perf_counter() - began) * 100
         table.add(
             f"see() from the host, {side}², {self.tag} batch {batch}", ms, note=f"{batch / ms * 1e3:.0f} frames/s"
@@ -138,9 +159,7 @@ class Bench:
 
     def token(self, batch: int, table: Table) -> None:
         step = self.graphs.read_step(batch, 1)
-        words = step.words.clone()
-        words[0], words[1] = torch.arange(batch, device="cuda"), 1
-        step.words.copy_(words)
+        self.aim(step, batch)
         ms = timed(step.graph.replay)
         table.add(
             f"decode {self.tag} {batch} answers",
@@ -169,7 +188,7 @@ class Bench:
 
     def ages(self, table: Table) -> None:
         """The same step at a young and a very old age."""
-        step = self.graphs.frame_step(1, (SIDE, SIDE))
+        step = self.graphs.frame_step(1, self.grid)
         step.words.zero_()
         for name, length in (("1,000", 256_000), ("20,000", 5_120_000), ("10⁸", 256 * 10**8)):
             self.state.length.fill_(length)
@@ -228,7 +247,7 @@ def measure(model: InfiniteVL, table: Table, profiled: bool) -> None:
         plain.token(1, table)
     if profiled:
         with table.part("profile"):
-            plain.profile("a frame step", plain.graphs.frame_step(1, (SIDE, SIDE)).graph.replay)
+            plain.profile("a frame step", plain.graphs.frame_step(1, plain.grid).graph.replay)
             plain.profile("a token", plain.graphs.read_step(1, 1).graph.replay)
     with table.part("batches"):
         for batch in (4, 5, 8):
@@ -256,7 +275,7 @@ def measure(model: InfiniteVL, table: Table, profiled: bool) -> None:
         coarse.token(1, table)
         coarse.token(8, table)
         if profiled:
-            coarse.profile("a frame step in fp8", coarse.graphs.frame_step(1, (SIDE, SIDE)).graph.replay)
+            coarse.profile("a frame step in fp8", coarse.graphs.frame_step(1, coarse.grid).graph.replay)
         del coarse
         torch.cuda.empty_cache()
     if table.late(0.85):

@@ -36,7 +36,7 @@ def matrices() -> Iterator[tuple[str, object]]:
     network, _ = load_checkpoint(NANO, device="cuda", dtype=torch.bfloat16)
     network.eval().fuse()
     engine = FastInfiniteVL(network, "fp8")
-    for i, block in enumerate(engine.blocks):
+    for i, block in enumerate(engine.tower.blocks):
         yield f"block {i} qkv", block.qkv
         yield f"block {i} proj", block.proj
         yield f"block {i} mlp in", block.mlp.inward

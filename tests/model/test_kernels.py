@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model.cache import SlotCache
 from model.config import AttentionPolicy, InfiniteVLConfig
 from model.ops.rope import rotation
 from model.state import StreamState
 
-from .small import small
+from .small import DECODER, small
 
 pytest.importorskip("triton", reason="triton is not installed; needs CUDA or its interpreter")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -20,12 +22,12 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from model.ops.convolution import short_convolution
 from model.ops.delta_rule import recurrent
-from model.ops.kernels.attention import Tiling, attend
+from model.ops.kernels.attention import HeadNorms, Tiling, attend
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
-from model.ops.kernels.norm import swiglu
+from model.ops.kernels.norm import add_norm, gated_norm, gelu, open_gate, swiglu
 from model.ops.kernels.product import Cut, product
-from model.serving.cursor_kernels import Span, frame_span, text_span
+from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
 from model.serving.quantize import quantize_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,43 +39,63 @@ def ratio(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x` [n, heads, head] rotated by [n, head / 2]."""
-    low, high = x.double().chunk(2, -1)
+    """`x` [n, heads, head], the first of its values rotated by [n, turned / 2]."""
+    half = cos.shape[-1]
+    low, high, still = x.double().split((half, half, x.shape[-1] - 2 * half), -1)
     cos, sin = cos[:, None].double(), sin[:, None].double()
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin, still), -1)
 
 
 @pytest.mark.parametrize("policy", [AttentionPolicy(20, 75), AttentionPolicy(0, 75), AttentionPolicy(33, 30)], ids=str)
 @pytest.mark.parametrize(
-    "dtype, cut",
-    [(torch.float32, None), (torch.float32, Tiling(64, 32, 2, 4, 2)), (torch.bfloat16, Tiling(16, 32, 4, 4, 2))],
+    "dtype, cut, half",
+    [
+        (torch.float32, None, 16),
+        (torch.float32, Tiling(64, 32, 2, 4, 2), 16),
+        (torch.bfloat16, Tiling(16, 32, 4, 4, 2), 16),
+        (torch.float32, None, 4),
+        (torch.bfloat16, Tiling(16, 32, 4, 4, 2), 4),
+    ],
     ids=str,
 )
 def test_attention_sees_exactly_what_the_policy_shows(
-    policy: AttentionPolicy, dtype: torch.dtype, cut: Tiling | None
+    policy: AttentionPolicy, dtype: torch.dtype, cut: Tiling | None, half: int
 ) -> None:
-    """Streams of different ages, padded calls, a ring that wraps at no tile's edge: against softmax over the whole past."""
+    """Streams of different ages, padded calls, a ring that wraps at no tile's edge: against softmax over the whole past.
+
+    Where only a part of each head is turned, heads are normed before, and gates follow the values.
+    """
     torch.manual_seed(0)
     heads, group, head, step, pool = 2, 3, 32, 23, 3
+    weights = [1 + 0.3 * torch.randn(head, device=DEVICE) for _ in range(2)]
+    norms = HeadNorms(weights[0], weights[1], 1e-6) if half < head // 2 else None
+
+    def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        x = x.double()
+        return x if norms is None else x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight.double()
+
     sinks, ring = policy.sinks, policy.ring_size(step)
     keys = torch.randn(pool, sinks + ring + 1, heads, head, device=DEVICE).to(dtype)
     values = torch.randn_like(keys)
     past: dict[int, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {0: [], 2: []}
     lengths = {0: 0, 2: 0}
-    sink_turn = (torch.randn(2, max(sinks, 1), head // 2, device=DEVICE).cos(),) * 2
+    sink_turn = (torch.randn(2, max(sinks, 1), half, device=DEVICE).cos(),) * 2
     for call in range(9):
         order, n = ([0, 2] if call % 2 else [2, 0]), 1 if call == 6 else step
         counts = [n, n] if call != 4 else [n - 4, 0]
-        joint = torch.randn(2, n, (group + 2) * heads * head, device=DEVICE).to(dtype)
-        angle = torch.randn(2, n, head // 2, device=DEVICE)
+        joint = torch.randn(2, n, (group + 2 + (norms is not None)) * heads * head, device=DEVICE).to(dtype)
+        angle = torch.randn(2, n, half, device=DEVICE)
         turn = angle.cos(), angle.sin()
         starts = torch.tensor([lengths[slot] for slot in order], device=DEVICE)
         found = attend(
             joint, turn, sink_turn, torch.tensor(order, device=DEVICE), starts, torch.tensor(counts, device=DEVICE),
-            keys, values, heads * group, policy, cut,
+            keys, values, heads * group, policy, cut, norms,
         )  # fmt: skip
         for i, slot in enumerate(order):
-            q, k, v = joint[i].unflatten(-1, (-1, head)).split((heads * group, heads, heads), 1)
+            q, k, v = (
+                joint[i].unflatten(-1, (-1, head))[:, : (group + 2) * heads].split((heads * group, heads, heads), 1)
+            )
+            q, k = normed(q, weights[0]), normed(k, weights[1])
             placed = turned(k, turn[0][i], turn[1][i]).to(dtype)
             past[slot] += [(k[j], placed[j], v[j]) for j in range(counts[i])]
             lengths[slot] += counts[i]
@@ -142,14 +164,14 @@ def test_delta_rule_is_the_recurrence(
 
 
 @pytest.mark.parametrize("n, counts", [(1, (1, 1, 0)), (2, (2, 1, 2)), (20, (20, 3, 17))])
-@pytest.mark.parametrize("padding", [0, 8])
+@pytest.mark.parametrize("padding, heads, group", [(0, 2, 1), (8, 2, 1), (0, 6, 3)])
 def test_mixing_is_the_short_convolution_of_each_streams_own_tokens(
-    n: int, counts: tuple[int, ...], padding: int
+    n: int, counts: tuple[int, ...], padding: int, heads: int, group: int
 ) -> None:
     """Slots in any order, padded calls, and tokens that stand farther apart than they are wide, as fp8's products leave them."""
     torch.manual_seed(0)
-    heads, key, value, width, batch, pool = 2, 16, 32, 4, 3, 5
-    keys, values = heads * key, heads * value
+    key, value, width, batch, pool = 16, 32, 4, 3, 5
+    keys, values = heads // group * key, heads * value
     channels = 2 * keys + values
     outs = channels + values + 2 * heads
     joint = torch.randn(batch * n, outs + padding, device=DEVICE)[:, :outs].unflatten(0, (batch, -1))
@@ -160,7 +182,7 @@ def test_mixing_is_the_short_convolution_of_each_streams_own_tokens(
     number = torch.tensor(counts, device=DEVICE)
     mixed, decay, beta = mix(joint, kept, weight, a_log, dt_bias, slots, number, key, values)
     wanted = short_convolution(inputs, weight)
-    q, k = (part.unflatten(-1, (heads, -1)) for part in wanted[..., : 2 * keys].split(keys, -1))
+    q, k = (part.unflatten(-1, (-1, key)) for part in wanted[..., : 2 * keys].split(keys, -1))
     q, k = (part * (part.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for part in (q, k))
     wanted = torch.cat((q.flatten(-2), k.flatten(-2), wanted[..., 2 * keys :]), -1)
     b, a = joint[..., -2 * heads :].split(heads, -1)
@@ -171,6 +193,24 @@ def test_mixing_is_the_short_convolution_of_each_streams_own_tokens(
         assert torch.allclose(beta[i, :count], b[i, :count].sigmoid(), rtol=1e-5) and not beta[i, count:].any()
         assert torch.equal(kept[slot], inputs[i, count : count + width - 1])
     assert torch.equal(kept[[1, 2]], before[[1, 2]])
+
+
+def test_what_lies_between_the_products_is_the_plain_formula() -> None:
+    """At widths and numbers of heads that are no power of two, gates in rows of something wider."""
+    torch.manual_seed(0)
+    x, y = (torch.randn(5, 200, device=DEVICE) for _ in range(2))
+    weight, bias = torch.randn(200, device=DEVICE), torch.randn(200, device=DEVICE)
+    residual = y.clone()
+    found = add_norm(x, residual, weight, 1e-6, bias=bias)
+    assert ratio(residual, x + y) < 1e-6
+    assert ratio(found, F.layer_norm((x + y).double(), (200,), weight.double(), bias.double(), 1e-6)) < 1e-6
+    assert ratio(gelu(3 * x), F.gelu(3 * x.double(), approximate="tanh")) < 1e-6
+    gates = torch.randn(5, 300, device=DEVICE)[:, 50:250]
+    assert ratio(open_gate(x, gates), x.double() * gates.double().sigmoid()) < 1e-6
+    heads = torch.randn(5, 3, 32, device=DEVICE)
+    gates, weight = torch.randn(5, 120, device=DEVICE)[:, :96], torch.randn(32, device=DEVICE)
+    wanted = F.rms_norm(heads.double(), (32,), weight.double(), 1e-6) * F.silu(gates.double()).unflatten(-1, (3, 32))
+    assert ratio(gated_norm(heads, gates, weight, 1e-6), wanted.flatten(1)) < 1e-6
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16])
@@ -222,12 +262,12 @@ def check_span(found: Span, state: StreamState, reference: StreamState, position
     reference.length.copy_(taken)
     for (name, x, _), (_, y, _) in zip(state.tensors(), reference.tensors(), strict=True):
         assert x.dtype == y.dtype and torch.equal(x, y), name
-    turn = rotation(positions, decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
+    turn = rotation(positions, decoder.rotary_dim, decoder.rope_theta, decoder.mrope_section, decoder.mrope_interleaved)
     pairs = [(found.turn, turn)] + ([(found.sink_turn, memory.sink_rotation)] if config.policy.sinks else [])
     for some, wanted in pairs:
         for x, y in zip(some, wanted, strict=True):
             assert x.dtype == torch.float32 and x.is_contiguous()
-            assert torch.allclose(x, y[..., : decoder.head_dim // 2], rtol=0, atol=2e-7)
+            assert torch.allclose(x, y[..., : decoder.rotary_dim // 2], rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("sinks", [0, 6, 21])
@@ -269,3 +309,34 @@ def test_frames_are_placed_as_the_reference_places_them(sinks: int, horizon: flo
         seconds = torch.full((4,), second, dtype=torch.float64, device=DEVICE)
         positions = [each.frame_positions(slots, seconds, 3, 4) for each in (state, reference)]
         check_span(frame_span(positions[0], state, slots, counts), state, reference, positions[1])
+
+
+@pytest.mark.parametrize("sinks", [0, 21])
+@pytest.mark.parametrize("cap", [None, 60])
+def test_text_and_grids_are_placed_as_the_reference_counts_them(sinks: int, cap: int | None) -> None:
+    """Steps of a grid between texts of different lengths, questions after them; half of each head turned, axes in turns."""
+    torch.manual_seed(0)
+    config = small(
+        policy=AttentionPolicy(sinks, 20), positions="counter", position_cap=cap, step_text=7, tokens_per_frame=12,
+        decoder=replace(DECODER, partial_rotary_dim=8, mrope_section=(2, 1, 1), mrope_interleaved=True),
+    )  # fmt: skip
+    state, reference = aged(config), StreamState.allocate(config, POOL, DEVICE)
+    for (_, x, _), (_, y, _) in zip(reference.tensors(), state.tensors(), strict=True):
+        x.copy_(y)
+    slots = torch.tensor([2, 0, 4], device=DEVICE)
+    table = torch.randn(50, 48, device=DEVICE)
+    for height, width in ((3, 4), (2, 5)):
+        text = torch.randint(0, 50, (9, 3), device=DEVICE).T
+        text[:, :2] = torch.tensor([[3, 4], [5, 7], [0, 1]], device=DEVICE)
+        grid = torch.randn(3, height * width, 48, device=DEVICE)
+        found, rows = step_span(text, grid, (height, width), table, state, slots)
+        lead, count = text[:, 0], text[:, 1]
+        positions = reference.step_positions(slots, lead, count, 7, height, width)
+        assert torch.equal(found.counts, count + height * width)
+        check_span(found, state, reference, positions)
+        for row, told, shown in zip(rows.unflatten(0, (3, -1)), text, grid, strict=True):
+            before, after = table[told[2 : 2 + told[0]]], table[told[2 + told[0] : 2 + told[1]]]
+            assert torch.equal(row[: told[1] + height * width], torch.cat((before, shown, after)))
+        tokens, number = torch.randint(0, 50, (3, 5), device=DEVICE), torch.tensor([5, 0, 2], device=DEVICE)
+        found, _ = text_span(tokens, table, state, slots, number)
+        check_span(found, state, reference, reference.text_positions(slots, 5, number))

@@ -19,41 +19,57 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def load_turned(x, cos, sin, inside, offset, HEAD: tl.constexpr):
-    """Loads [rows, HEAD] at `x` + `offset` (both [rows, 1]) and rotates it by [rows, HEAD / 2] at `cos` and `sin` ([rows, 1])."""
+def load_normed(x, weight, inside, offset, eps, HEAD: tl.constexpr):
+    """Loads [rows, HEAD] at `x` + `offset` ([rows, 1]) in float32, RMS normed where there is a `weight` [HEAD]; and each row's factor."""
     d = tl.arange(0, HEAD)[None, :]
-    half: tl.constexpr = HEAD // 2
-    straight = tl.load(x + offset + d, mask=inside, other=0.0).to(tl.float32)
-    crossed = tl.load(x + offset + (d + half) % HEAD, mask=inside, other=0.0).to(tl.float32)
-    c = tl.load(cos + d % half, mask=inside, other=0.0)
-    s = tl.load(sin + d % half, mask=inside, other=0.0)
-    return straight * c + tl.where(d < half, -crossed, crossed) * s
+    y = tl.load(x + offset + d, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.full((y.shape[0], 1), 1.0, tl.float32)
+    if weight is not None:
+        scale = tl.rsqrt(tl.sum(y * y, 1) / HEAD + eps)[:, None]
+        y = y * scale * tl.load(weight + d).to(tl.float32)
+    return y, scale
+
+
+@triton.jit
+def load_turned(x, cos, sin, weight, inside, offset, eps, HEAD: tl.constexpr, HALF: tl.constexpr):
+    """`load_normed`, the first 2 * HALF of each row rotated by [rows, HALF] at `cos` and `sin` (both [rows, 1])."""
+    d = tl.arange(0, HEAD)[None, :]
+    moving = d < 2 * HALF
+    other = tl.where(moving, (d + HALF) % (2 * HALF), d)
+    straight, scale = load_normed(x, weight, inside, offset, eps, HEAD)
+    crossed = tl.load(x + offset + other, mask=inside & moving, other=0.0).to(tl.float32)
+    if weight is not None:
+        crossed = crossed * scale * tl.load(weight + other).to(tl.float32)
+    c = tl.load(cos + d % HALF, mask=inside & moving, other=0.0)
+    s = tl.load(sin + d % HALF, mask=inside & moving, other=0.0)
+    turned = straight * c + tl.where(d < HALF, -crossed, crossed) * s
+    return turned if HEAD == 2 * HALF else tl.where(moving, turned, straight)
 
 
 @triton.jit
 def place_kernel(
-    joint, cos, sin, sink_cos, sink_sin, slots, starts, counts, keys, values, sinks,
-    n, stride, ring, slot_stride,
-    QUERIES: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, SINKS: tl.constexpr, ROWS: tl.constexpr,
+    joint, cos, sin, sink_cos, sink_sin, slots, starts, counts, keys, values, sinks, weight,
+    n, stride, ring, slot_stride, eps,
+    QUERIES: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, HALF: tl.constexpr, SINKS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     block, work, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     head = work % HEADS
     start, count = tl.load(starts + batch), tl.load(counts + batch)
     slot = tl.load(slots + batch) * slot_stride
     d = tl.arange(0, HEAD)[None, :]
-    half: tl.constexpr = HEAD // 2
     source = joint + batch * n * stride + (QUERIES + head) * HEAD
     row = block * ROWS + tl.arange(0, ROWS)
     if work < HEADS:
         index = start + row
         new = (row < count)[:, None]
         at = row[:, None].to(tl.int64) * stride
-        table = (batch * n + row)[:, None] * half
-        turned = load_turned(source, cos + table, sin + table, new, at, HEAD)
-        raw = tl.load(source + at + d, mask=new, other=0.0)
+        table = (batch * n + row)[:, None] * HALF
+        turned = load_turned(source, cos + table, sin + table, weight, new, at, eps, HEAD, HALF)
+        raw, _ = load_normed(source, weight, new, at, eps, HEAD)
         to = tl.where(index < SINKS, index, SINKS + index % ring)
         to = slot + (to[:, None] * HEADS + head) * HEAD + d
-        kept = tl.where((index < SINKS)[:, None], raw, turned.to(keys.dtype.element_ty))
+        kept = tl.where((index < SINKS)[:, None], raw, turned).to(keys.dtype.element_ty)
         tl.store(keys + to, kept, mask=new)
         v = tl.load(source + HEADS * HEAD + at + d, mask=new, other=0.0)
         tl.store(values + to, v, mask=new)
@@ -61,11 +77,12 @@ def place_kernel(
         # A sink that arrives in this very call is read from the call: its row may not be written yet.
         inside = (row < SINKS)[:, None]
         fresh = ((row >= start) & (row < start + count))[:, None]
-        table = (batch * SINKS + row)[:, None] * half
+        table = (batch * SINKS + row)[:, None] * HALF
         here = (row - start)[:, None] * stride
         there = slot + (row[:, None].to(tl.int64) * HEADS + head) * HEAD
-        arrived = load_turned(source, sink_cos + table, sink_sin + table, inside & fresh, here, HEAD)
-        stored = load_turned(keys, sink_cos + table, sink_sin + table, inside & (fresh == 0), there, HEAD)
+        turn_c, turn_s = sink_cos + table, sink_sin + table
+        arrived = load_turned(source, turn_c, turn_s, weight, inside & fresh, here, eps, HEAD, HALF)
+        stored = load_turned(keys, turn_c, turn_s, None, inside & (fresh == 0), there, eps, HEAD, HALF)
         to = ((batch * SINKS + row)[:, None] * HEADS + head) * HEAD + d
         tl.store(sinks + to, (arrived + stored).to(sinks.dtype.element_ty), mask=inside)
 
@@ -98,15 +115,14 @@ def load_ring(keys, values, ahead, newest, origin, ring, offset, HEADS: tl.const
 
 @triton.jit
 def attend_kernel(
-    joint, cos, sin, slots, starts, counts, keys, values, sinks, out, tops, norms,
-    n, stride, ring, slot_stride, window, scale,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, SINKS: tl.constexpr,
+    joint, cos, sin, slots, starts, counts, keys, values, sinks, weight, out, tops, norms,
+    n, stride, ring, slot_stride, window, scale, eps,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, HALF: tl.constexpr, SINKS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # Rows are the queries of one key head, so that a tile of keys serves the whole group.
     block, work, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     head, split = work // SPLITS, work % SPLITS
-    half: tl.constexpr = HEAD // 2
     start, count = tl.load(starts + batch), tl.load(counts + batch).to(tl.int32)
     slot = tl.load(slots + batch) * slot_stride
     keys, values = keys + slot, values + slot
@@ -115,8 +131,8 @@ def attend_kernel(
     step = row // GROUP
     inside = (step < n)[:, None]
     at = step[:, None] * stride + (head * GROUP + row % GROUP)[:, None] * HEAD
-    table = (batch * n + step)[:, None] * half
-    q = load_turned(joint + batch * n * stride, cos + table, sin + table, inside, at, HEAD)
+    table = (batch * n + step)[:, None] * HALF
+    q = load_turned(joint + batch * n * stride, cos + table, sin + table, weight, inside, at, eps, HEAD, HALF)
     q = q.to(joint.dtype.element_ty)
     acc = tl.zeros((ROWS, HEAD), tl.float32)
     top = tl.full((ROWS,), -1e30, tl.float32)
@@ -193,12 +209,16 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tiling(rows: int, heads: int, keys: int, dtype: torch.dtype) -> Tiling:
+def tiling(rows: int, heads: int, keys: int, dtype: torch.dtype, head: int = 128) -> Tiling:
     """For `rows` queries of each of `heads` (over the batch) that see `keys` keys: a program for every processor of a large card."""
     if dtype == torch.float32:
         lines, size, warps, stages = 16 if rows <= 16 else 32, 32, 4, 2
     elif rows <= 64:
         lines, size, warps, stages = max(16, triton.next_power_of_2(rows)), 64, 4, 3
+        if head > 128:
+            size = 32
+    elif head > 128:
+        lines, size, warps, stages = 64, 64, 4, 2
     else:
         lines, size, warps, stages = 128, 128, 8, 2
     programs, tiles, splits = triton.cdiv(rows, lines) * heads, triton.cdiv(keys, size), 1
@@ -207,46 +227,69 @@ def tiling(rows: int, heads: int, keys: int, dtype: torch.dtype) -> Tiling:
     return Tiling(lines, size, splits, warps, stages)
 
 
+class HeadNorms(NamedTuple):
+    """RMS norms of each head of queries and of keys: weights [head], and what is added to the mean square."""
+
+    queries: Tensor
+    keys: Tensor
+    eps: float
+
+
+def place(
+    joint: Tensor, turn: tuple[Tensor, Tensor], sink_turn: tuple[Tensor, Tensor], slots: Tensor, starts: Tensor,
+    counts: Tensor, keys: Tensor, values: Tensor, queries: int, policy: AttentionPolicy, norms: HeadNorms | None = None,
+) -> Tensor:  # fmt: skip
+    """Puts n new keys and values a stream into its rows, as `attend` does. Returns the sinks' keys, turned, [batch, sinks, heads, head]."""
+    assert joint.is_contiguous(), "rows that a product padded would be read askew"
+    batch, n, width = joint.shape
+    _, rows, heads, head = keys.shape
+    scratch = torch.empty(batch, max(policy.sinks, 1), heads, head, device=joint.device, dtype=joint.dtype)
+    block = 16
+    works = 2 * heads if policy.sinks else heads
+    place_kernel[(triton.cdiv(max(n, policy.sinks), block), works, batch)](
+        joint, *turn, *sink_turn, slots, starts, counts, keys, values, scratch, norms and norms.keys,
+        n, width, rows - 1 - policy.sinks, keys.stride(0), norms.eps if norms else 0.0,
+        QUERIES=queries, HEADS=heads, HEAD=head, HALF=turn[0].shape[-1], SINKS=policy.sinks, ROWS=block, num_warps=4,
+    )  # fmt: skip
+    return scratch
+
+
 def attend(
     joint: Tensor, turn: tuple[Tensor, Tensor], sink_turn: tuple[Tensor, Tensor], slots: Tensor, starts: Tensor,
-    counts: Tensor, keys: Tensor, values: Tensor, queries: int, policy: AttentionPolicy, cut: Tiling | None = None,
+    counts: Tensor, keys: Tensor, values: Tensor, queries: int, policy: AttentionPolicy,
+    cut: Tiling | None = None, norms: HeadNorms | None = None,
 ) -> Tensor:  # fmt: skip
     """Puts n new keys and values a stream into its rows, then attends over all that the policy shows.
 
-    `joint` [batch, n, heads of q, k and v side by side], contiguous; `turn` cosines and sines, float32 [batch, n, head / 2],
-    `sink_turn` [batch, sinks, head / 2]; `slots`, `starts` (tokens taken before), `counts` (real tokens of the n) int64
-    [batch]; `keys`, `values` [slots of the pool, rows, heads, head] as `StreamState` keeps them. `cut` overrides the tiling chosen by size.
-    Returns [batch, n, queries * head].
+    `joint` [batch, n, heads of q, k and v side by side, and whatever else], contiguous; `turn` cosines and sines, float32
+    [batch, n, turned / 2], `sink_turn` [batch, sinks, turned / 2], where the first `turned` of a head's values are turned; `slots`,
+    `starts` (tokens taken before), `counts` (real tokens of the n) int64 [batch]; `keys`, `values` [slots of the pool, rows,
+    heads, head] as `StreamState` keeps them. Heads are normed before they are turned where there are `norms`. `cut` overrides
+    the tiling chosen by size. Returns [batch, n, queries * head].
     """
-    assert joint.is_contiguous(), "rows that a product padded would be read askew"
+    scratch = place(joint, turn, sink_turn, slots, starts, counts, keys, values, queries, policy, norms)
     batch, n, width = joint.shape
     _, rows, heads, head = keys.shape
     sinks, ring = policy.sinks, rows - 1 - policy.sinks
     device, group = joint.device, queries // heads
-    scratch = torch.empty(batch, max(sinks, 1), heads, head, device=device, dtype=joint.dtype)
-    block = 16
-    works = 2 * heads if sinks else heads
-    place_kernel[(triton.cdiv(max(n, sinks), block), works, batch)](
-        joint, *turn, *sink_turn, slots, starts, counts, keys, values, scratch, n, width, ring, keys.stride(0),
-        QUERIES=queries, HEADS=heads, HEAD=head, SINKS=sinks, ROWS=block, num_warps=4,
-    )  # fmt: skip
     window = EVER if policy.window is None else policy.window
-    cut = cut or tiling(n * group, heads * batch, sinks + min(ring, window + n), joint.dtype)
+    cut = cut or tiling(n * group, heads * batch, sinks + min(ring, window + n), joint.dtype, head)
     splits = cut.splits
     out = torch.empty(batch, n, queries * head, device=device, dtype=joint.dtype)
     parts = torch.empty(splits, batch, n, queries, head, device=device) if splits > 1 else out
     tops = torch.empty(splits, batch, n, queries, device=device)
-    norms = torch.empty_like(tops)
+    sums = torch.empty_like(tops)
     attend_kernel[(triton.cdiv(n * group, cut.rows), heads * splits, batch)](
-        joint, *turn, slots, starts, counts, keys, values, scratch, parts, tops, norms,
-        n, width, ring, keys.stride(0), window, head**-0.5 * LOG2E,
-        HEADS=heads, GROUP=group, HEAD=head, SINKS=sinks, ROWS=cut.rows, KEYS=cut.keys, SPLITS=splits,
-        PRECISION="tf32x3" if joint.dtype == torch.float32 else "tf32", num_warps=cut.warps, num_stages=cut.stages,
+        joint, *turn, slots, starts, counts, keys, values, scratch, norms and norms.queries, parts, tops, sums,
+        n, width, ring, keys.stride(0), window, head**-0.5 * LOG2E, norms.eps if norms else 0.0,
+        HEADS=heads, GROUP=group, HEAD=head, HALF=turn[0].shape[-1], SINKS=sinks, ROWS=cut.rows, KEYS=cut.keys,
+        SPLITS=splits, PRECISION="tf32x3" if joint.dtype == torch.float32 else "tf32",
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     if splits > 1:
         total = batch * n * queries
         lines = max(1, 32 // splits)
         join_kernel[(triton.cdiv(total, lines),)](
-            parts, tops, norms, out, total, HEAD=head, SPLITS=splits, ROWS=lines, num_warps=4
+            parts, tops, sums, out, total, HEAD=head, SPLITS=splits, ROWS=lines, num_warps=4
         )
     return out

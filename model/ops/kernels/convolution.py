@@ -13,22 +13,23 @@ def mix_kernel(
     joint, kept, weight, a_log, dt_bias, slots, counts, out, decay, beta,
     n, batch_stride, stride, b_offset, a_offset,
     CHANNELS: tl.constexpr, NORMED: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr,
-    BLOCK: tl.constexpr, STEPS: tl.constexpr, TAIL: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     part, first, batch = tl.program_id(0), tl.program_id(1) * STEPS, tl.program_id(2).to(tl.int64)
     step = first + tl.arange(0, STEPS)
     count = tl.load(counts + batch)
     source = joint + batch * batch_stride
     if part == CHANNELS // BLOCK:
-        head = tl.arange(0, HEADS)
-        inside = (step < n)[:, None]
+        head = tl.arange(0, PADDED)
+        some = head < HEADS
+        inside = (step < n)[:, None] & some[None, :]
         real = (step < count)[:, None]
         at = step[:, None] * stride + head[None, :]
         b = tl.load(source + at + b_offset, mask=inside, other=0.0).to(tl.float32)
         a = tl.load(source + at + a_offset, mask=inside, other=0.0).to(tl.float32)
-        a += tl.load(dt_bias + head).to(tl.float32)[None, :]
+        a += tl.load(dt_bias + head, mask=some, other=0.0).to(tl.float32)[None, :]
         soft = tl.where(a > 20.0, a, tl.log(1.0 + tl.exp(tl.minimum(a, 20.0))))
-        g = -tl.exp(tl.load(a_log + head).to(tl.float32))[None, :] * soft
+        g = -tl.exp(tl.load(a_log + head, mask=some, other=0.0).to(tl.float32))[None, :] * soft
         to = (batch * n + step)[:, None] * HEADS + head[None, :]
         tl.store(decay + to, tl.where(real, g, 0.0), mask=inside)
         tl.store(beta + to, tl.where(real, tl.sigmoid(b), 0.0), mask=inside)
@@ -82,7 +83,8 @@ def mix(
 
     `kept` [slots of the pool, width - 1, channels of q, k and v] is read and updated at `slots` int64 [batch], of whose n
     tokens only the first `counts` int64 [batch] are real; those of `joint` may stand farther apart than they are wide.
-    `weight` is [channels, width], `head` the size of q's and k's heads.
+    `weight` is [channels, width], `head` the size of q's and k's heads, of which there may be fewer than
+    of v's; the gate has `gate_channels`, as v has.
     Returns q, k (L2-normalised) and v side by side [batch, n, channels], the log decay and beta, float32 [batch, n, heads],
     both 0 where padding.
     """
@@ -96,7 +98,7 @@ def mix(
     mix_kernel[(channels // head + 1, triton.cdiv(n, steps), batch)](
         joint, kept, weight, a_log, dt_bias, slots, counts, out, decay, beta,
         n, joint.stride(0), joint.stride(1), channels + gate_channels, channels + gate_channels + heads,
-        CHANNELS=channels, NORMED=2 * heads * head, WIDTH=width, HEADS=heads, BLOCK=head, STEPS=steps,
-        TAIL=triton.next_power_of_2(width - 1), num_warps=2 if n == 1 else 4,
+        CHANNELS=channels, NORMED=channels - gate_channels, WIDTH=width, HEADS=heads, PADDED=triton.next_power_of_2(heads),
+        BLOCK=head, STEPS=steps, TAIL=triton.next_power_of_2(width - 1), num_warps=2 if n == 1 else 4,
     )  # fmt: skip
     return out, decay, beta

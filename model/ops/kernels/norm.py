@@ -21,7 +21,7 @@ def quantize_row(y, out, scales, row, offsets, inside, LIMIT: tl.constexpr):
 
 @triton.jit
 def add_norm_kernel(
-    x, residual, weight, out, scales, width, eps,
+    x, residual, weight, bias, out, scales, width, eps,
     ADD: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -34,8 +34,12 @@ def add_norm_kernel(
         total = total.to(residual.dtype.element_ty)
         tl.store(residual + offsets, total, mask=inside)
         total = total.to(tl.float32)
+    if bias is not None:
+        total = tl.where(inside, total - tl.sum(total) / width, 0.0)
     scale = tl.rsqrt(tl.sum(total * total) / width + eps)
     y = total * scale * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if bias is not None:
+        y += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     if FP8:
         quantize_row(y, out, scales, row, offsets, inside, LIMIT)
     else:
@@ -59,22 +63,52 @@ def swiglu_kernel(
 
 
 @triton.jit
+def gelu_kernel(x, out, scales, inner, LIMIT: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < inner
+    value = tl.load(x + row * inner + column, mask=inside, other=0.0).to(tl.float32)
+    # The tanh of half an argument, raised to between 0 and 1, is its sigmoid.
+    y = value * tl.sigmoid(1.5957691216057308 * (value + 0.044715 * value * value * value))
+    if FP8:
+        quantize_row(y, out, scales, row, row * inner + column, inside, LIMIT)
+    else:
+        tl.store(out + row * inner + column, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def open_gate_kernel(
+    x, gate, out, scales, width, gate_stride, LIMIT: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    y = value * tl.sigmoid(tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32))
+    if FP8:
+        quantize_row(y, out, scales, row, row * width + column, inside, LIMIT)
+    else:
+        tl.store(out + row * width + column, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def gated_norm_kernel(
     x, gate, weight, out, scales, gate_stride, eps,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr,
+    HEADS: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
-    tile = tl.arange(0, HEADS)[:, None] * SIZE + column[None, :]
-    value = tl.load(x + row * HEADS * SIZE + tile).to(tl.float32)
+    tile = tl.arange(0, PADDED)[:, None] * SIZE + column[None, :]
+    inside = tile < HEADS * SIZE
+    value = tl.load(x + row * HEADS * SIZE + tile, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 1) / SIZE + eps)
-    opened = tl.load(gate + row * gate_stride + tile).to(tl.float32)
+    opened = tl.load(gate + row * gate_stride + tile, mask=inside, other=0.0).to(tl.float32)
     y = value * scale[:, None] * tl.load(weight + column).to(tl.float32)[None, :] * opened * tl.sigmoid(opened)
     offsets = row * HEADS * SIZE + tile
     if FP8:
-        quantize_row(y, out, scales, row, offsets, tile >= 0, LIMIT)
+        quantize_row(y, out, scales, row, offsets, inside, LIMIT)
     else:
-        tl.store(out + offsets, y.to(out.dtype.element_ty))
+        tl.store(out + offsets, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -120,16 +154,27 @@ def warps(block: int, rows: int) -> int:
     return max(1, min(most, block // columns))
 
 
-def add_norm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, fp8: bool = False) -> Activation:
-    """`residual += x` in place (where there is an x), then its RMS norm; both [rows, width], contiguous."""
+def add_norm(
+    x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, fp8: bool = False, bias: Tensor | None = None
+) -> Activation:
+    """`residual += x` in place (where there is an x), then its RMS norm, or layer norm where there is a `bias`.
+
+    Both are [rows, width], contiguous.
+    """
     rows, width = residual.shape
     out, scales = output(residual, width, fp8)
     block = triton.next_power_of_2(width)
     add_norm_kernel[(rows,)](
-        residual if x is None else x, residual, weight, out, scales, width, eps,
+        residual if x is None else x, residual, weight, bias, out, scales, width, eps,
         ADD=x is not None, FP8=fp8, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=warps(block, rows),
     )  # fmt: skip
     return finished(out, scales, fp8)
+
+
+def cut(inner: int, rows: int, fp8: bool) -> tuple[int, int]:
+    """Columns and warps of a program that makes a part of a row, or all of one whose scale must be known."""
+    whole = triton.next_power_of_2(inner)
+    return (whole, warps(whole, rows)) if fp8 else (min(2048, whole), 4)
 
 
 def swiglu(joint: Tensor, fp8: bool = False) -> Activation:
@@ -137,9 +182,32 @@ def swiglu(joint: Tensor, fp8: bool = False) -> Activation:
     assert joint.is_contiguous(), "rows that a product padded would be read askew"
     rows, inner = joint.shape[0], joint.shape[1] // 2
     out, scales = output(joint, inner, fp8)
-    block = triton.next_power_of_2(inner) if fp8 else min(2048, triton.next_power_of_2(inner))
+    block, number = cut(inner, rows, fp8)
     swiglu_kernel[(rows, triton.cdiv(inner, block))](
-        joint, out, scales, inner, LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=warps(block, rows) if fp8 else 4
+        joint, out, scales, inner, LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=number
+    )
+    return finished(out, scales, fp8)
+
+
+def gelu(x: Tensor, fp8: bool = False) -> Activation:
+    """GELU, as tanh approximates it, of `x` [rows, inner], contiguous."""
+    assert x.is_contiguous(), "rows that a product padded would be read askew"
+    rows, inner = x.shape
+    out, scales = output(x, inner, fp8)
+    block, number = cut(inner, rows, fp8)
+    gelu_kernel[(rows, triton.cdiv(inner, block))](
+        x, out, scales, inner, LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=number
+    )
+    return finished(out, scales, fp8)
+
+
+def open_gate(x: Tensor, gate: Tensor, fp8: bool = False) -> Activation:
+    """`x` [rows, width], contiguous, times the sigmoid of `gate`, whose rows may be strided."""
+    rows, width = x.shape
+    out, scales = output(x, width, fp8)
+    block, number = cut(width, rows, fp8)
+    open_gate_kernel[(rows, triton.cdiv(width, block))](
+        x, gate, out, scales, width, gate.stride(0), LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=number
     )
     return finished(out, scales, fp8)
 
@@ -150,7 +218,8 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, fp8: bool = 
     out, scales = output(x.view(rows, -1), heads * size, fp8)
     gated_norm_kernel[(rows,)](
         x, gate, weight, out, scales, gate.stride(0), eps,
-        HEADS=heads, SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT, num_warps=warps(heads * size, rows),
+        HEADS=heads, PADDED=triton.next_power_of_2(heads), SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT,
+        num_warps=warps(heads * size, rows),
     )  # fmt: skip
     return finished(out, scales, fp8)
 
