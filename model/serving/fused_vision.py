@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.layers import qwen_vision
 from model.layers.qwen_vision import QwenVisionTower
-from model.layers.vision import MLP, VisionAttention, VisionBlock, VisionTower, plan_grid
+from model.layers.vision import MLP, RMSNorm, VisionAttention, VisionBlock, VisionTower, plan_grid
 from model.ops.kernels.activation import Activation
 from model.ops.kernels.norm import add_norm, gelu, rotate_heads, swiglu
 from model.serving.quantize import Matrix, Precision
@@ -67,12 +67,12 @@ class FastVisionBlock:
 
     def __init__(
         self,
-        norms: tuple[nn.Module, nn.Module],
+        norms: tuple[RMSNorm | nn.LayerNorm, RMSNorm | nn.LayerNorm],
         attention: VisionAttention,
         mlp: FastMLP | FastGeluMLP,
         precision: Precision,
     ) -> None:
-        self.norms = [(norm.weight, getattr(norm, "bias", None)) for norm in norms]
+        self.norms = [(norm.weight, None if isinstance(norm, RMSNorm) else norm.bias) for norm in norms]
         self.heads = attention.heads
         self.qkv = Matrix(attention.qkv.weight, attention.qkv.bias, precision)
         self.proj = Matrix(attention.proj.weight, attention.proj.bias, precision)

@@ -112,33 +112,29 @@ def profiles(size: str, bench: Bench) -> None:
         bench.profile(f"{size} {bench.tag}, {name}", step.graph.replay, rows=12)
 
 
-def sweep(heads: int, group: int) -> None:
-    """Tilings of attention at a step's shape, microseconds for 1 and 8 streams; the one marked is chosen."""
+def sweep(heads: int, group: int, batch: int) -> None:
+    """Tilings of attention at a step's shape in microseconds; the one marked is chosen."""
     n, ring = 208, POLICY.ring_size(208)
     weights = HeadNorms(torch.ones(256, device="cuda"), torch.ones(256, device="cuda"), 1e-6)
-    for batch in (1, 8):
-        joint = torch.randn(batch, n, (2 * group + 2) * heads * 256, device="cuda").bfloat16()
-        keys, values = torch.randn(2, batch, POLICY.sinks + ring + 1, heads, 256, device="cuda").bfloat16()
-        turn = (torch.rand(batch, n, 32, device="cuda"),) * 2
-        sink_turn = (torch.rand(batch, POLICY.sinks, 32, device="cuda"),) * 2
-        slots = torch.arange(batch, device="cuda")
-        starts, counts = torch.full_like(slots, 100_000), torch.full_like(slots, 205)
-        chosen = tiling(n * group, heads * batch, POLICY.sinks + POLICY.window, joint.dtype, 256)  # type: ignore[operator]
-        splits = sorted({1, 2, 4, chosen.splits}) if batch == 1 else [1]
-        for rows, size, warps, stages in ((64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (128, 32, 8, 3)):
-            for split in splits:
-                cut = Tiling(rows, size, split, warps, stages)
+    joint = torch.randn(batch, n, (2 * group + 2) * heads * 256, device="cuda").bfloat16()
+    keys, values = torch.randn(2, batch, POLICY.sinks + ring + 1, heads, 256, device="cuda").bfloat16()
+    turn = (torch.rand(batch, n, 32, device="cuda"),) * 2
+    sink_turn = (torch.rand(batch, POLICY.sinks, 32, device="cuda"),) * 2
+    slots = torch.arange(batch, device="cuda")
+    starts, counts = torch.full_like(slots, 100_000), torch.full_like(slots, 205)
+    chosen = tiling(n * group, heads * batch, POLICY.sinks + ring, joint.dtype, 256)
+    for rows, size, warps, stages in ((64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (128, 32, 8, 3)):
+        for split in sorted({1, 2, 4, chosen.splits}) if batch == 1 else [1]:
+            cut = Tiling(rows, size, split, warps, stages)
 
-                def call(cut: Tiling = cut) -> None:
-                    attend(
-                        joint, turn, sink_turn, slots, starts, counts, keys, values, heads * group, POLICY, cut, weights
-                    )
+            def call(cut: Tiling = cut) -> None:
+                attend(joint, turn, sink_turn, slots, starts, counts, keys, values, heads * group, POLICY, cut, weights)
 
-                try:
-                    took = f"{1e3 * replayed(call, 0.05):7.0f} us"
-                except Exception as error:  # a tiling that the card has no room for costs no other its place
-                    took = f"{type(error).__name__}: {str(error)[:60]}"
-                print(f"  attention {batch} x {heads} x {group}: {tuple(cut)} {took}{' <-' if cut == chosen else ''}")
+            try:
+                took = f"{1e3 * replayed(call, 0.05):7.0f} us"
+            except Exception as error:  # a tiling that the card has no room for costs no other its place
+                took = f"{type(error).__name__}: {str(error)[:60]}"
+            print(f"  attention {batch} x {heads} x {group}: {tuple(cut)} {took}{' <-' if cut == chosen else ''}")
 
 
 def main() -> None:
@@ -157,8 +153,9 @@ def main() -> None:
         )
         if not options.warm:
             with table.part("attention"):
-                sweep(2, 4)
-                sweep(4, 4)
+                for heads in (2, 4):
+                    for batch in (1, 8):
+                        sweep(heads, 4, batch)
         for size in options.sizes:
             if table.late():
                 print(f"{size} left out: no time")
@@ -168,8 +165,7 @@ def main() -> None:
                 precisions: tuple[Precision, ...] = ("model", "fp8")
                 for precision in precisions:
                     bench = Bench(model, precision, slots=10)
-                    if not options.warm:
-                        bench.fill(8)
+                    bench.fill(1 if options.warm else 8)
                     lines += measure(size, precision, bench, table, options.warm)
                     if not options.warm and precision == "model":
                         profiles(size, bench)
