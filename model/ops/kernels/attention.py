@@ -249,7 +249,8 @@ def place(
     place_kernel[(triton.cdiv(max(n, policy.sinks), block), works, batch)](
         joint, *turn, *sink_turn, slots, starts, counts, keys, values, scratch, norms and norms.keys,
         n, width, rows - 1 - policy.sinks, keys.stride(0), norms.eps if norms else 0.0,
-        QUERIES=queries, HEADS=heads, HEAD=head, HALF=turn[0].shape[-1], SINKS=policy.sinks, ROWS=block, num_warps=4,
+        QUERIES=queries, HEADS=heads, HEAD=head, HALF=turn[0].shape[-1], SINKS=policy.sinks, ROWS=block,
+        num_warps=8 if head > 128 else 4,
     )  # fmt: skip
     return scratch
 
