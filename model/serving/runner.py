@@ -317,7 +317,7 @@ def prepare(
 
     fast = FastInfiniteVL(model, precision)
     torch.cuda.empty_cache()
-    return partial(Graphs, fast), 1
+    return partial(Graphs, fast, prompt), 1
 
 
 def load_runner(

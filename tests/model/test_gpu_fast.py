@@ -19,6 +19,7 @@ if torch.cuda.is_available():
     from model.evaluation.distributed import limit_autotuning
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
+    from model.serving.roofline import Words
 
     limit_autotuning()  # fla's, in the plain path: a cold start tries candidates for a minute
 
@@ -190,7 +191,7 @@ def test_graph_is_the_same_kernels_to_the_bit(config: InfiniteVLConfig) -> None:
     model = build(config, torch.bfloat16)
     fast = FastInfiniteVL(model)
     eager, state = (StreamState.allocate(config, 6, "cuda", torch.bfloat16) for _ in range(2))
-    graphs = Graphs(fast, state)
+    graphs = Graphs(fast, Words(config), state)
     grid = (16, 16) if config.square_grid else (32, 32)
     side = grid[0] * config.vision.patch_size
     from model.preprocess import arrange
