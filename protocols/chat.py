@@ -28,7 +28,7 @@ from protocols.fields import (
 )
 from protocols.json_format import ChatFormat
 from protocols.question import Attachment, Question, Sampling, Thinking, ToolRound
-from protocols.tools import ToolChoice, Tools, chosen, round_of
+from protocols.tools import Result, ToolChoice, Tools, chat_round, chosen
 
 VIDEO_KINDS = ("video/", "image/", "application/octet-stream")
 HISTORY_CHARACTERS = 2_000
@@ -258,9 +258,10 @@ def _rounds(messages: Sequence[_Message]) -> tuple[Sequence[_Message], tuple[Too
     at = last + 1
     while at < len(messages) and messages[at].role == "assistant" and messages[at].tool_calls:
         end = next((i for i in range(at + 1, len(messages)) if messages[i].role != "tool"), len(messages))
-        told = [(each.tool_call_id, _read_content(each.content, "")[0]) for each in messages[at + 1 : end]]
+        said = messages[at + 1 : end]
+        told = [Result(each.tool_call_id or "", _read_content(each.content, "")[0]) for each in said]
         text, _ = _read_content(messages[at].content, "")
-        rounds.append(round_of(text, messages[at].tool_calls, told, f"messages[{at}]"))
+        rounds.append(chat_round(text, messages[at].tool_calls, told, f"messages[{at}]"))
         at = end
     return (messages, ()) if at < len(messages) else (messages[: last + 1], tuple(rounds))
 

@@ -210,8 +210,6 @@ def _message(error: ErrorDetails, path: str) -> str:
         return f"Missing required parameter: '{path}.type'."
     if error["type"] == "union_tag_invalid":
         return f"Invalid value for '{path}.type': {error['ctx']['tag']!r}; use {error['ctx']['expected_tags']}."
-    if path.endswith("tools"):
-        return f"Invalid value for '{path}': the model calls no tools; leave them out."
     if "modalities" in path:
         return f"Invalid value for '{path}': {shown}; answers are text only: use ['text']."
     if error["type"] == "value_error":

@@ -76,11 +76,12 @@ class JsonSchema:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `parameters` is the JSON schema of its arguments, an object."""
+    """A function that the model may call; `parameters` is the JSON schema of its arguments, an object, named by a wire at `param`."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    param: str = "tools"
 
 
 @dataclass(frozen=True, slots=True)

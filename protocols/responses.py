@@ -7,7 +7,7 @@ completions, or by `metadata` (`{"stream": "door"}`).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from protocols.conversation import Item, read_question
 from protocols.fields import Metadata, Model, ProtocolError, Text, number, only, read_object, refusal
 from protocols.json_format import TextSettings
 from protocols.question import Attachment, Effort, Question, Sampling, Thinking
+from protocols.tools import FlatToolChoice, FlatTools, chosen
 
 STATELESS = "can't be done: nothing is kept here, so send the whole conversation as 'input'"
 STATUS = {"length": "incomplete", "cancelled": "cancelled", "failed": "failed"}
@@ -50,14 +51,24 @@ class _Message(Model):
     content: Text | _Parts
 
 
-class _Call(Model):
-    """An answer of the model's that asked for a tool; what the tool said comes behind it."""
+class _Reasoned(Model):
+    """What an answer of some other daemon thought."""
 
-    type: Literal["function_call", "reasoning"]
+    type: Literal["reasoning"]
+
+
+class _Call(Model):
+    """A call that the model made; what came of it stands behind it."""
+
+    type: Literal["function_call"]
+    call_id: Text
+    name: Text
+    arguments: Text
 
 
 class _CallOutput(Model):
     type: Literal["function_call_output"]
+    call_id: Text
     output: Text | _Parts
 
 
@@ -71,7 +82,8 @@ def _messages(value: Any) -> Any:
 
 
 _Items = Annotated[
-    list[Annotated[_Message | _Call | _CallOutput, Field(discriminator="type")]], Field(min_length=1, max_length=256)
+    list[Annotated[_Message | _Reasoned | _Call | _CallOutput, Field(discriminator="type")]],
+    Field(min_length=1, max_length=256),
 ]
 
 
@@ -86,7 +98,8 @@ class _Body(Sampling):
     stream: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1), BeforeValidator(number)] | None = None
     metadata: Metadata | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: FlatTools | None = None
+    tool_choice: FlatToolChoice | None = None
     reasoning: _Reasoning | None = None
     text: TextSettings | None = None
     top_logprobs: Annotated[None, only(0, why="can't be done: no probabilities are told")] = None
@@ -113,23 +126,31 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
         asked = _Body.model_validate(data)
     except ValidationError as error:
         raise refusal(error, data) from None
+    tools, call = chosen(asked.tools or (), asked.tool_choice)
     items: list[Item] = []
     attachments: list[Attachment] = []
     for index, each in enumerate(asked.input):
-        if isinstance(each, _Call):
-            continue
-        told = isinstance(each, _CallOutput)
-        path = f"input[{index}].{'output' if told else 'content'}"
-        role = "user" if isinstance(each, _CallOutput) else each.role
-        text, given = _read_content(each.output if isinstance(each, _CallOutput) else each.content, path)
-        if role == "assistant":
-            # Pictures that an answer was already given about are not looked at again.
-            attachments.clear()
-        elif given and role != "user":
-            raise ProtocolError("invalid_value", "Only a user's message may hold pictures.", path)
-        attachments += given
-        items.append(Item(str(index), ROLES[role], text))
-    question = read_question(items, HISTORY_CHARACTERS)
+        match each:
+            case _Call():
+                called = Item(
+                    str(index), "assistant", each.arguments, kind=each.type, call_id=each.call_id, name=each.name
+                )
+                items.append(called)
+            case _CallOutput():
+                text, given = _read_content(each.output, f"input[{index}].output")
+                attachments += given
+                items.append(Item(str(index), "user", text, kind=each.type, call_id=each.call_id))
+            case _Message():
+                path = f"input[{index}].content"
+                text, given = _read_content(each.content, path)
+                if each.role == "assistant":
+                    # Pictures that an answer was already given about are not looked at again.
+                    attachments.clear()
+                elif given and each.role != "user":
+                    raise ProtocolError("invalid_value", "Only a user's message may hold pictures.", path)
+                attachments += given
+                items.append(Item(str(index), ROLES[each.role], text))
+    question = read_question(items, HISTORY_CHARACTERS, tools=bool(tools))
     if not question.text.strip():
         raise ProtocolError("empty_question", "There is no question: end the input with a user's text.", "input")
     effort = asked.reasoning.effort if asked.reasoning is not None else None
@@ -143,13 +164,18 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
         max_tokens=asked.max_output_tokens,
         thinking=Thinking(reasoning_effort=effort).tokens(),
         format=asked.text.form("text") if asked.text is not None else None,
+        tools=tools,
+        call=call,
     )
+    choice = asked.tool_choice or "auto"
     settings = {
         "instructions": asked.instructions,
         "max_output_tokens": asked.max_output_tokens,
         "metadata": asked.metadata or {},
         "reasoning": {"effort": effort, "summary": None},
         "temperature": asked.temperature,
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+        "tools": [{"strict": None, **tool.model_dump()} for tool in asked.tools or ()],
         "text": {
             "format": {"type": "text"},
             **(asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text else {}),
@@ -184,11 +210,15 @@ def _read_content(content: Any, path: str) -> tuple[str, list[Attachment]]:
 
 
 class ResponseWriter:
-    """Writes one answer, whole or as server-sent events, which are numbered. `created` is unix seconds."""
+    """Writes one answer, whole or as server-sent events, which are numbered. `created` is unix seconds.
+
+    Its items are messages and calls, in the order in which they come; a message's id is `item_id`, then `item_id_1`, ….
+    """
 
     def __init__(self, id: str, item_id: str, created: int, asked: ResponseRequest) -> None:
         self._id, self._item_id, self._created, self._asked = id, item_id, created, asked
         self._number = 0
+        self._items: list[dict[str, Any]] = []
 
     def whole(
         self,
@@ -198,62 +228,118 @@ class ResponseWriter:
         completion_tokens: int,
         reasoning_tokens: int = 0,
         trouble: str | None = None,
+        calls: Sequence[tuple[str, str]] = (),
     ) -> dict[str, Any]:
-        """The body of an answer that is not streamed, and the response that ends a stream.
+        """The body of an answer that is not streamed.
 
-        `reason` is how it ended, `trouble` why it broke off; `reasoning_tokens` are part of `completion_tokens`.
+        `reason` is how it ended, `trouble` why it broke off; `reasoning_tokens` are part of `completion_tokens`, `calls`
+        are (name, arguments).
         """
-        status = STATUS.get(reason, "completed")
-        usage = {
-            "input_tokens": prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
-            "total_tokens": prompt_tokens + completion_tokens,
-        }
-        item = self._item(text, "completed" if status == "completed" else "incomplete")
-        return self._response(status, [item], usage, trouble)
+        if text or not calls:
+            self._items.append(self._message(text))
+        for name, arguments in calls:
+            self._items.append({**self._call(name), "arguments": arguments})
+        for item in self._items:
+            item["status"] = "completed"
+        return self._ended(reason, prompt_tokens, completion_tokens, reasoning_tokens, trouble)
 
     def begin(self) -> bytes:
-        """What comes before the first word."""
+        """What comes before the first word or call."""
         response = self._response("in_progress", [], None)
-        return (
-            self._event("response.created", response=response)
-            + self._event("response.in_progress", response=response)
-            + self._event("response.output_item.added", output_index=0, item=self._item(None, "in_progress"))
-            + self._event("response.content_part.added", **self._place, part=_part(""))
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
         )
 
     def delta(self, text: str) -> bytes:
-        return self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
+        """More of what is said."""
+        out = b""
+        if not self._items or self._items[-1]["type"] != "message":
+            out = self._close() + self._open(self._message(None))
+            out += self._event("response.content_part.added", **self._part, part=_part(""))
+            self._items[-1]["content"] = [_part("")]
+        self._items[-1]["content"][0]["text"] += text
+        return out + (self._event("response.output_text.delta", **self._part, delta=text, logprobs=[]) if text else b"")
+
+    def call(self, name: str) -> bytes:
+        """The beginning of a call."""
+        return self._close() + self._open(self._call(name))
+
+    def arguments(self, text: str) -> bytes:
+        """More of the newest call's arguments."""
+        self._items[-1]["arguments"] += text
+        return self._event("response.function_call_arguments.delta", **self._place, delta=text)
 
     def end(
         self,
-        text: str,
         reason: str,
         prompt_tokens: int,
         completion_tokens: int,
         reasoning_tokens: int = 0,
         trouble: str | None = None,
     ) -> bytes:
-        """What comes behind the last word; `text` is the whole answer, all else as in `whole`."""
-        response = self.whole(text, reason, prompt_tokens, completion_tokens, reasoning_tokens, trouble)
+        """What comes behind the last word or call; all as in `whole`."""
+        out = b"" if self._items else self.delta("")
+        out += self._close("incomplete" if reason in STATUS else "completed")
+        response = self._ended(reason, prompt_tokens, completion_tokens, reasoning_tokens, trouble)
         # A cancelled response has no closing event of its own.
         kind = "failed" if response["status"] in ("failed", "cancelled") else response["status"]
-        return (
-            self._event("response.output_text.done", **self._place, text=text, logprobs=[])
-            + self._event("response.content_part.done", **self._place, part=_part(text))
-            + self._event("response.output_item.done", output_index=0, item=response["output"][0])
-            + self._event(f"response.{kind}", response=response)
-        )
+        return out + self._event(f"response.{kind}", response=response)
+
+    def _open(self, item: dict[str, Any]) -> bytes:
+        self._items.append(item)
+        return self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
+
+    def _close(self, status: str = "completed") -> bytes:
+        """The end of the newest item, if there is one."""
+        if not self._items:
+            return b""
+        item = self._items[-1]
+        item["status"] = status
+        if item["type"] == "message":
+            part = item["content"][0]
+            out = self._event("response.output_text.done", **self._part, text=part["text"], logprobs=[])
+            out += self._event("response.content_part.done", **self._part, part=part)
+        else:
+            fields = {**self._place, "name": item["name"], "arguments": item["arguments"]}
+            out = self._event("response.function_call_arguments.done", **fields)
+        return out + self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
+
+    def _ended(self, reason: str, prompt: int, completion: int, reasoning: int, trouble: str | None) -> dict[str, Any]:
+        status = STATUS.get(reason, "completed")
+        if status != "completed" and self._items:
+            self._items[-1]["status"] = "incomplete"
+        usage = {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": completion,
+            "output_tokens_details": {"reasoning_tokens": reasoning},
+            "total_tokens": prompt + completion,
+        }
+        return self._response(status, self._items, usage, trouble)
 
     @property
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
 
-    def _item(self, text: str | None, status: str) -> dict[str, Any]:
+    @property
+    def _part(self) -> dict[str, Any]:
+        return {**self._place, "content_index": 0}
+
+    def _message(self, text: str | None) -> dict[str, Any]:
         content = [] if text is None else [_part(text)]
-        return {"id": self._item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+        item_id = f"{self._item_id}_{len(self._items)}" if self._items else self._item_id
+        return {"id": item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": content}
+
+    def _call(self, name: str) -> dict[str, Any]:
+        own = f"{self._id.removeprefix('resp_')}_{len(self._items)}"
+        return {
+            "id": f"fc_{own}",
+            "type": "function_call",
+            "status": "in_progress",
+            "call_id": f"call_{own}",
+            "name": name,
+            "arguments": "",
+        }
 
     def _response(
         self, status: str, output: list[Any], usage: Mapping[str, Any] | None, trouble: str | None = None
@@ -271,8 +357,6 @@ class ResponseWriter:
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
-            "tool_choice": "auto",
-            "tools": [],
             "truncation": "disabled",
             "usage": usage,
             "user": None,

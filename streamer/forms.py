@@ -44,8 +44,8 @@ class Forms:
                 "tool_choice",
             )
         tools = [tool_of_model(tool) for tool in question.tools]
-        for i, tool in enumerate(tools):
-            await self._in_time(grammars, partial(grammars.check, tool.parameters), f"tools[{i}].function.parameters")
+        for tool in question.tools:
+            await self._in_time(grammars, partial(grammars.check, tool.parameters), tool.param)
         if not question.call:
             return None
         return await self._in_time(grammars, lambda: grammars.lark(spelling.grammar(tools)), "tools")

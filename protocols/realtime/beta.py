@@ -36,5 +36,7 @@ def beta_event(event: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _item(item: dict[str, Any]) -> dict[str, Any]:
+    if "content" not in item:
+        return item
     parts = [{**part, "type": "text"} if part["type"] == "output_text" else part for part in item["content"]]
     return {**item, "content": parts}

@@ -24,6 +24,7 @@ from protocols.fields import (
 )
 from protocols.json_format import TextSettings
 from protocols.question import Sampling, Thinking
+from protocols.tools import FlatToolChoice, FlatTools
 
 
 class TextPart(Model):
@@ -47,6 +48,28 @@ class MessageItem(Model):
     ]
 
 
+class CallItem(Model):
+    """A call of a tool, as an answer had it."""
+
+    type: Literal["function_call"]
+    id: ItemId | None = None
+    call_id: ItemId | None = None
+    name: Text
+    arguments: Text
+
+
+class CallOutputItem(Model):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    id: ItemId | None = None
+    call_id: ItemId
+    output: Text
+
+
+NewItem = MessageItem | CallItem | CallOutputItem
+
+
 class ReferenceItem(Model):
     """An item that the conversation already holds, named in a response's `input`."""
 
@@ -62,7 +85,8 @@ class SessionSettings(Model):
     output_modalities: Modalities | None = None
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: FlatTools | None = None
+    tool_choice: FlatToolChoice | None = None
     text: TextSettings | None = None
     modalities: Modalities | None = None
     """Of the dialect's beta, as is the next one."""
@@ -78,8 +102,7 @@ def _text_among(value: list[str]) -> list[str]:
 class ResponseSettings(Sampling, Thinking):
     conversation: Literal["auto", "none"] = "auto"
     input: (
-        Annotated[list[Annotated[MessageItem | ReferenceItem, Field(discriminator="type")]], Field(max_length=64)]
-        | None
+        Annotated[list[Annotated[NewItem | ReferenceItem, Field(discriminator="type")]], Field(max_length=64)] | None
     ) = None
     stream: StreamName | None = None
     at: Moment | None = None
@@ -89,7 +112,8 @@ class ResponseSettings(Sampling, Thinking):
     """Of the dialect's beta: those that an answer may have."""
     max_output_tokens: Tokens | None = None
     metadata: Metadata | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: FlatTools | None = None
+    tool_choice: FlatToolChoice | None = None
     text: TextSettings | None = None
 
 
@@ -102,7 +126,7 @@ class SessionUpdate(ClientEvent):
 
 
 class ItemCreate(ClientEvent):
-    item: MessageItem
+    item: Annotated[NewItem, Field(discriminator="type")]
     previous_item_id: ItemId | None = None
 
 
@@ -188,7 +212,8 @@ def read_event(data: dict[str, Any]) -> ClientEvent:
         why = " This daemon hears no audio." if "audio" in kind else ""
         known = ", ".join(EVENTS)
         raise ProtocolError("unknown_event", f"Unknown event {kind[:80]!r}.{why} Known: {known}.", "type", own_id)
-    _default_types(data.get("response"))
+    response = data.get("response")
+    _default_types(response.get("input") if isinstance(response, dict) else data.get("item"))
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -219,8 +244,7 @@ def _own_id(data: dict[str, Any]) -> str | None:
 
 
 def _default_types(part: Any) -> None:
-    """Input items of a response may leave out `type`; a union needs it to choose."""
-    if isinstance(part, dict) and isinstance(part.get("input"), list):
-        for item in part["input"]:
-            if isinstance(item, dict) and "role" in item:
-                item.setdefault("type", "message")
+    """Messages may leave out `type`; a union needs it to choose."""
+    for item in part if isinstance(part, list) else [part]:
+        if isinstance(item, dict) and "role" in item:
+            item.setdefault("type", "message")

@@ -24,7 +24,7 @@ class SessionView(TypedDict):
     max_output_tokens: int | Literal["inf"]
     temperature: float | None
     tools: list[Any]
-    tool_choice: Literal["auto"]
+    tool_choice: str | dict[str, str]
     truncation: Literal["auto"]
     text: dict[str, Any]
     stream: str | None
@@ -208,6 +208,29 @@ class OutputTextDelta(ContentEvent):
 class OutputTextDone(ContentEvent):
     type = "response.output_text.done"
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEvent(ServerEvent):
+    """About one call of a tool."""
+
+    response_id: str
+    item_id: str
+    output_index: int
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallArgumentsDelta(CallEvent):
+    type = "response.function_call_arguments.delta"
+    delta: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallArgumentsDone(CallEvent):
+    type = "response.function_call_arguments.done"
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

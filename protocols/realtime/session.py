@@ -14,11 +14,13 @@ from typing import Any, Literal, cast
 from protocols.conversation import Conversation, Item, read_question
 from protocols.fields import ProtocolError, picture_file, read_object
 from protocols.json_format import TextSettings
-from protocols.question import Question, Sampling
+from protocols.question import Question, Sampling, Tool
 from protocols.realtime import client_events as events
 from protocols.realtime import server_events as told
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
+from protocols.realtime.output import OpenAnswer
 from protocols.realtime.server_events import ResponseView, ServerEvent, SessionView, UsageView
+from protocols.tools import FlatTool, FlatToolChoice, chosen
 
 INSTRUCTIONS = ""
 
@@ -55,21 +57,6 @@ class Usage:
         }
 
 
-@dataclass(slots=True)
-class _Response:
-    """One answer between its request and its `response.done`."""
-
-    id: str
-    event_id: str | None
-    in_conversation: bool
-    stream: str | None
-    max_output_tokens: int | Literal["inf"]
-    metadata: dict[str, str] | None
-    item: Item | None = None
-    thoughts: str = ""
-    moment: dict[str, Any] | None = None
-
-
 def _random_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
 
@@ -81,6 +68,7 @@ class RealtimeSession:
         model: name shown to the client.
         stream: the stream that the client named when it connected, or None.
         limits: what the session may hold.
+        calls_tools: whether the model can call tools.
         new_id: makes ids; takes the kind ("event", "resp", "item", ...), which becomes the prefix.
     """
 
@@ -90,15 +78,19 @@ class RealtimeSession:
         *,
         stream: str | None = None,
         limits: Limits = Limits(),
+        calls_tools: bool = True,
         new_id: Callable[[str], str] = _random_id,
     ) -> None:
         self.stream = stream
         self._limits = limits
+        self._calls_tools = calls_tools
         self._new_id = new_id
         self._conversation = Conversation(limits.items)
         self._conversation_id = new_id("conv")
-        self._responses: dict[str, _Response] = {}
+        self._responses: dict[str, OpenAnswer] = {}
         self._text = TextSettings()
+        self._tools: list[FlatTool] = []
+        self._tool_choice: FlatToolChoice = "auto"
         self._settings: SessionView = {
             "type": "realtime",
             "object": "realtime.session",
@@ -195,9 +187,14 @@ class RealtimeSession:
         if asked.stream is not None and asked.stream not in streams:
             refused = [*refused, _unknown_stream(asked.stream, streams, "session.stream", event.event_id)]
             given.discard("stream")
+        try:
+            self._choose(asked, given & {"tools", "tool_choice"})
+        except ProtocolError as error:
+            refused = [*refused, ProtocolError(error.code, error.message, error.param, event.event_id)]
+            given -= {"tools", "tool_choice"}
         out: list[Decision] = []
         if given or not refused:
-            changed = {key: getattr(asked, key) for key in given - {"type", "model", "tools"}}
+            changed = {key: getattr(asked, key) for key in given - {"type", "model", "tools", "tool_choice"}}
             for beta, key in (("modalities", "output_modalities"), ("max_response_output_tokens", "max_output_tokens")):
                 if beta in changed:
                     changed.setdefault(key, changed.pop(beta))
@@ -206,13 +203,26 @@ class RealtimeSession:
             if "text" in changed:
                 self._text = changed.pop("text") or TextSettings()
                 changed["text"] = self._text.model_dump(by_alias=True, exclude_none=True)
-            chosen = {key: defaults.get(key) if value is None else value for key, value in changed.items()}
-            self._settings = cast(SessionView, {**self._settings, **chosen})
+            settled = {key: defaults.get(key) if value is None else value for key, value in changed.items()}
+            settled |= {
+                "tools": [tool.model_dump(exclude_none=True) for tool in self._tools],
+                "tool_choice": _dumped(self._tool_choice),
+            }
+            self._settings = cast(SessionView, {**self._settings, **settled})
             out.append(self._send(told.SessionUpdated, session=self._settings))
         if "stream" in given and asked.stream != self.stream:
             self.stream = asked.stream
             out.append(Listen(self.stream))
         return [*out, *map(self._error, refused)]
+
+    def _choose(self, asked: events.SessionSettings, given: Collection[str]) -> None:
+        """Takes the session's tools and which of them is to be called. Raises ProtocolError."""
+        tools = (asked.tools or []) if "tools" in given else self._tools
+        choice = (asked.tool_choice or "auto") if "tool_choice" in given else self._tool_choice
+        if tools and not self._calls_tools:
+            raise ProtocolError("no_tools", "This model calls no tools: leave them out.", "session.tools")
+        chosen(tools, choice, "session.")
+        self._tools, self._tool_choice = tools, choice
 
     def _create_item(self, event: events.ItemCreate) -> list[Decision]:
         item = self._read_item(event.item, "item", event.event_id)
@@ -232,7 +242,7 @@ class RealtimeSession:
 
     def _truncate(self, event: events.ItemTruncate) -> list[Decision]:
         item = self._item(event.item_id, event.event_id)
-        if item.role != "assistant":
+        if item.role != "assistant" or item.kind != "message":
             raise ProtocolError("invalid_value", "Only an assistant's item can be cut.", "item_id", event.event_id)
         if event.audio_end_ms:
             raise ProtocolError(
@@ -244,7 +254,7 @@ class RealtimeSession:
     def _create_response(self, event: events.ResponseCreate, streams: Collection[str]) -> list[Decision]:
         asked = event.response or events.ResponseSettings()
         in_conversation = asked.conversation == "auto"
-        if in_conversation and any(response.in_conversation for response in self._responses.values()):
+        if in_conversation and any(response.conversation for response in self._responses.values()):
             raise ProtocolError(
                 "conversation_already_has_active_response",
                 "An answer in this conversation is still open: wait for response.done, cancel it, or use "
@@ -261,10 +271,17 @@ class RealtimeSession:
             raise _unknown_stream(
                 stream, streams, "response.stream" if asked.stream else "session.stream", event.event_id
             )
-        question = self._question(asked, event.event_id)
+        tools, call = self._callable(asked)
+        question = self._question(asked, bool(tools), event.event_id)
         tokens = asked.max_output_tokens or self._settings["max_output_tokens"]
-        response = _Response(
-            self._new_id("resp"), event.event_id, in_conversation, stream, tokens, asked.metadata or None
+        response = OpenAnswer(
+            self._new_id("resp"),
+            event.event_id,
+            self._conversation if in_conversation else None,
+            stream,
+            tokens,
+            asked.metadata or None,
+            self._new_id,
         )
         self._responses[response.id] = response
         question = replace(
@@ -274,13 +291,21 @@ class RealtimeSession:
             max_tokens=None if tokens == "inf" else tokens,
             thinking=asked.tokens(),
             format=self._text.form("session.text") if asked.text is None else asked.text.form("response.text"),
+            tools=tools,
+            call=call,
             at=asked.at,
         )
         return [Ask(response.id, question)]
 
-    def _question(self, asked: events.ResponseSettings, event_id: str | None) -> Question:
+    def _callable(self, asked: events.ResponseSettings) -> tuple[tuple[Tool, ...], bool]:
+        """The tools that may be called: the response's own, else the session's; and whether one must be. Raises ProtocolError."""
+        own = asked.tools is not None or asked.tool_choice is not None
+        tools = self._tools if asked.tools is None else asked.tools
+        return chosen(tools, asked.tool_choice or self._tool_choice, "response." if own else "session.")
+
+    def _question(self, asked: events.ResponseSettings, tools: bool, event_id: str | None) -> Question:
         """The question with its instructions: the response's own, else the session's, then the system items'."""
-        items = self._conversation.items
+        items: list[Item] = self._conversation.items
         if asked.input is not None:
             items = []
             for index, part in enumerate(asked.input):
@@ -289,7 +314,7 @@ class RealtimeSession:
                     items.append(self._item(part.id, event_id, f"{path}.id"))
                 else:
                     items.append(self._read_item(part, path, event_id))
-        question = read_question(items, self._limits.history_characters)
+        question = read_question(items, self._limits.history_characters, tools=tools)
         lead = asked.instructions if asked.instructions is not None else self._settings["instructions"]
         if not question.text.strip() and asked.instructions:
             question = replace(question, text=asked.instructions)
@@ -307,7 +332,7 @@ class RealtimeSession:
         if event.response_id is not None:
             response = self._responses.get(event.response_id)
         else:
-            response = next((each for each in self._responses.values() if each.in_conversation), None)
+            response = next((each for each in self._responses.values() if each.conversation), None)
         if response is None:
             raise ProtocolError(
                 "response_cancel_not_active", "There is no such open answer.", "response_id", event.event_id
@@ -335,12 +360,12 @@ class RealtimeSession:
             out.append(self._send(told.RateLimitsUpdated, rate_limits=[dict(limit) for limit in rate_limits]))
         return out
 
-    def refused(self, response_id: str, code: str, message: str) -> list[Decision]:
+    def refused(self, response_id: str, code: str, message: str, param: str | None = None) -> list[Decision]:
         """The answer can't start (one that was shut down meanwhile says nothing)."""
         response = self._responses.pop(response_id, None)
         if response is None:
             return []
-        param = {"unknown_stream": "session.stream", "empty_question": "response.input"}.get(code)
+        param = {"unknown_stream": "session.stream", "empty_question": "response.input"}.get(code, param)
         return [self._error(ProtocolError(code, message, param, response.event_id))]
 
     def delta(self, response_id: str, text: str) -> list[Decision]:
@@ -348,21 +373,22 @@ class RealtimeSession:
         response = self._responses.get(response_id)
         if response is None or not text:
             return []
-        out = [*self._begin(response), *self._thought(response)]
-        assert response.item is not None
-        response.item.text += text
-        out.append(self._send(told.OutputTextDelta, **_place(response), delta=text))
-        return out
+        return [*response.words(text)]
 
     def thought(self, response_id: str, text: str) -> list[Decision]:
         """More of what the model thinks before its answer, which is no part of it (one that was shut down meanwhile says nothing)."""
         response = self._responses.get(response_id)
-        if response is None or not text:
-            return []
-        out = self._begin(response)
-        response.thoughts += text
-        out.append(self._send(told.ReasoningTextDelta, **_place(response), delta=text))
-        return out
+        return [] if response is None or not text else [*response.thought(text)]
+
+    def call(self, response_id: str, name: str) -> list[Decision]:
+        """A call of a tool begins (one that was shut down meanwhile says nothing)."""
+        response = self._responses.get(response_id)
+        return [] if response is None else [*response.call(name)]
+
+    def arguments(self, response_id: str, text: str) -> list[Decision]:
+        """More of the call's arguments (one that was shut down meanwhile says nothing)."""
+        response = self._responses.get(response_id)
+        return [] if response is None or not text else [*response.arguments(text)]
 
     def finished(
         self,
@@ -385,20 +411,7 @@ class RealtimeSession:
             details["reason"] = "client_cancelled"
         if error is not None:
             details["error"] = {"type": "server_error", "code": error[0], "message": error[1]}
-        out: list[Decision] = []
-        if reason in ("stop", "length"):
-            out += self._begin(response)
-        item = response.item
-        if item is not None:
-            item.status = "completed" if reason == "stop" else "incomplete"
-            out += self._thought(response)
-            part = {"type": "text", "text": item.text}
-            out.append(self._send(told.OutputTextDone, **_place(response), text=item.text))
-            out.append(self._send(told.ContentPartDone, **_place(response), part=part))
-            if response.in_conversation and self._conversation.find(item.id):
-                previous = self._before(item)
-                out.append(self._send(told.ItemDone, previous_item_id=previous, item=item.view()))
-            out.append(self._send(told.OutputItemDone, response_id=response.id, item=item.view()))
+        out: list[Decision] = [*response.end(whole=reason == "stop", answered=reason in ("stop", "length"))]
         del self._responses[response_id]
         view = self._view(response, status, None if reason == "stop" else details, usage)
         out.append(self._send(told.ResponseDone, response=view))
@@ -424,27 +437,9 @@ class RealtimeSession:
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def _thought(self, response: _Response) -> list[Decision]:
-        """The event at the end of the model's thoughts, once."""
-        thoughts, response.thoughts = response.thoughts, ""
-        return [self._send(told.ReasoningTextDone, **_place(response), text=thoughts)] if thoughts else []
-
-    def _begin(self, response: _Response) -> list[Decision]:
-        """The events that come before an answer's first word, once."""
-        if response.item is not None:
-            return []
-        response.item = item = Item(self._new_id("item"), "assistant", status="in_progress")
-        view = item.view(content=False)
-        out: list[Decision] = [self._send(told.OutputItemAdded, response_id=response.id, item=view)]
-        if response.in_conversation:
-            previous = self._conversation.insert(item)
-            out.append(self._send(told.ItemAdded, previous_item_id=previous, item=view))
-        out.append(self._send(told.ContentPartAdded, **_place(response), part={"type": "text", "text": ""}))
-        return out
-
     def _view(
         self,
-        response: _Response,
+        response: OpenAnswer,
         status: str,
         details: dict[str, Any] | None = None,
         usage: Usage | None = None,
@@ -454,8 +449,8 @@ class RealtimeSession:
             "id": response.id,
             "status": status,
             "status_details": details,
-            "output": [response.item.view()] if response.item else [],
-            "conversation_id": self._conversation_id if response.in_conversation else None,
+            "output": [item.view() for item in response.items],
+            "conversation_id": self._conversation_id if response.conversation else None,
             "output_modalities": ["text"],
             "max_output_tokens": response.max_output_tokens,
             "metadata": response.metadata,
@@ -464,7 +459,14 @@ class RealtimeSession:
             "moment": response.moment,
         }
 
-    def _read_item(self, message: events.MessageItem, path: str, event_id: str | None) -> Item:
+    def _read_item(self, given: events.NewItem, path: str, event_id: str | None) -> Item:
+        own = given.id or self._new_id("item")
+        if isinstance(given, events.CallItem):
+            call = given.call_id or self._new_id("call")
+            return Item(own, "assistant", given.arguments, kind=given.type, call_id=call, name=given.name)
+        if isinstance(given, events.CallOutputItem):
+            return Item(own, "user", given.output, kind=given.type, call_id=given.call_id)
+        message = given
         texts = [part.text for part in message.content if isinstance(part, events.TextPart)]
         images = tuple(part.image_url for part in message.content if isinstance(part, events.ImagePart))
         text = "\n".join(texts)
@@ -474,17 +476,13 @@ class RealtimeSession:
             )
         if images and message.role != "user":
             raise ProtocolError("invalid_value", "Only a user's item may hold pictures.", f"{path}.content", event_id)
-        return Item(message.id or self._new_id("item"), message.role, text, images)
+        return Item(own, message.role, text, images)
 
     def _item(self, item_id: str, event_id: str | None, param: str = "item_id") -> Item:
         item = self._conversation.find(item_id)
         if item is None:
             raise ProtocolError("item_not_found", f"No item {item_id!r} in this conversation.", param, event_id)
         return item
-
-    def _before(self, item: Item) -> str | None:
-        place = self._conversation.items.index(item)
-        return self._conversation.items[place - 1].id if place else None
 
     def _trim(self) -> list[Decision]:
         return [self._send(told.ItemDeleted, item_id=item.id) for item in self._conversation.trim()]
@@ -514,9 +512,8 @@ _REPLIES: Mapping[str, type[told.StreamEvent]] = {
 }
 
 
-def _place(response: _Response) -> dict[str, Any]:
-    assert response.item is not None
-    return {"response_id": response.id, "item_id": response.item.id, "output_index": 0, "content_index": 0}
+def _dumped(choice: FlatToolChoice) -> str | dict[str, str]:
+    return choice if isinstance(choice, str) else choice.model_dump()
 
 
 def _unknown_stream(stream: str, streams: Collection[str], param: str, event_id: str | None) -> ProtocolError:

@@ -249,7 +249,9 @@ class Routes:
                 stream = chosen_stream(model, self._config.model.name, self._streams.names())
             except ProtocolError:
                 stream = None
-        return RealtimeSession(model, stream=stream or None)
+        loaded = self._assistant.loading_s is None
+        calls_tools = not loaded or self._assistant.model.tokenizer.prompt.tools is not None
+        return RealtimeSession(model, stream=stream or None, calls_tools=calls_tools)
 
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")

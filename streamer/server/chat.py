@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from model.families.tools import CallBegun, CallParser, Spoken, Words
+from model.families.tools import CallBegun, Spoken, Words
 from protocols.chat import ChatRequest, StopSequences
 from protocols.completion import ChatWriter
 from streamer.assistant import Answer
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 from streamer.server.questions import Questions
+from streamer.server.said import Said
 
 BROKE = "The answer broke off."
 SHUT_DOWN = "The daemon is shutting down."
@@ -30,7 +31,7 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
     stop = StopSequences(asked.stop)
     async with AsyncExitStack() as stack:
         answer, _ = await stack.enter_async_context(questions.ask(visitor, asked.question))
-        said = _Said(questions.call_parser(asked.question))
+        said = Said(questions.call_parser(asked.question))
         if answer.moment is not None:
             writer = replace(writer, moment=answer.moment.facts())
         if asked.streaming:
@@ -46,51 +47,22 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
             raise RequestError("failed", answer.error or BROKE)
         usage = answer.usage
         tokens = usage.prompt_tokens, usage.completion_tokens
-        reason = said.reason(_reason(answer, stop))
+        reason = _reason(answer, stop, said)
         whole = writer.whole(said.text, reason, *tokens, thoughts, usage.reasoning_tokens, said.calls)
         return JSONResponse(whole)
 
 
-class _Said:
-    """An answer's text and its calls (name, arguments), put together as they come."""
-
-    def __init__(self, parser: CallParser | None) -> None:
-        self.parser = parser
-        self.text = ""
-        self.calls: list[tuple[str, str]] = []
-
-    def feed(self, words: str) -> list[Spoken]:
-        return self.take([Words(words)] if self.parser is None else self.parser.feed(words))
-
-    def rest(self) -> list[Spoken]:
-        return [] if self.parser is None else self.take(self.parser.rest())
-
-    def take(self, parts: list[Spoken]) -> list[Spoken]:
-        for part in parts:
-            if isinstance(part, Words):
-                self.text += part.text
-            elif isinstance(part, CallBegun):
-                self.calls.append((part.name, ""))
-            else:
-                name, arguments = self.calls[-1]
-                self.calls[-1] = name, arguments + part.text
-        return parts
-
-    def reason(self, reason: str) -> str:
-        """Why the answer ended, where it may have ended with calls."""
-        return "tool_calls" if self.calls and reason == "stop" else reason
-
-    def events(self, writer: ChatWriter, words: str | None) -> Iterator[bytes]:
-        """What `words` complete, or with None what was kept back, as events."""
-        calls = len(self.calls)
-        for part in self.rest() if words is None else self.feed(words):
-            if isinstance(part, Words):
-                yield writer.delta(part.text)
-            elif isinstance(part, CallBegun):
-                yield writer.call(calls, part.name)
-                calls += 1
-            else:
-                yield writer.arguments(calls - 1, part.text)
+def _written(writer: ChatWriter, said: Said, parts: Sequence[Spoken]) -> Iterator[bytes]:
+    """What was just said, as events."""
+    calls = len(said.calls) - sum(isinstance(part, CallBegun) for part in parts)
+    for part in parts:
+        if isinstance(part, Words):
+            yield writer.delta(part.text)
+        elif isinstance(part, CallBegun):
+            yield writer.call(calls, part.name)
+            calls += 1
+        else:
+            yield writer.arguments(calls - 1, part.text)
 
 
 async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[tuple[bool, str]]:
@@ -104,19 +76,20 @@ async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[tuple[boo
         yield False, rest
 
 
-def _reason(answer: Answer, stop: StopSequences) -> str:
-    return "stop" if stop.met else answer.finish_reason or "stop"
+def _reason(answer: Answer, stop: StopSequences, said: Said) -> str:
+    reason = "stop" if stop.met else answer.finish_reason or "stop"
+    return "tool_calls" if said.calls and reason == "stop" else reason
 
 
 async def _events(
-    writer: ChatWriter, answer: Answer, stop: StopSequences, said: _Said, stack: AsyncExitStack
+    writer: ChatWriter, answer: Answer, stop: StopSequences, said: Said, stack: AsyncExitStack
 ) -> AsyncIterator[bytes]:
     async with stack:
         yield writer.begin()
         async for thought, words in _words(answer, stop):
-            for event in [writer.thought(words)] if thought else said.events(writer, words):
+            for event in [writer.thought(words)] if thought else _written(writer, said, said.feed(words)):
                 yield event
-        for event in said.events(writer, None):
+        for event in _written(writer, said, said.rest()):
             yield event
         if answer.finish_reason == "failed":
             yield writer.broken(answer.error or BROKE)
@@ -125,7 +98,7 @@ async def _events(
         else:
             usage = answer.usage
             tokens = usage.prompt_tokens, usage.completion_tokens
-            yield writer.end(said.reason(_reason(answer, stop)), *tokens, usage.reasoning_tokens)
+            yield writer.end(_reason(answer, stop, said), *tokens, usage.reasoning_tokens)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from capture.image import PictureError
+from model.families.tools import CallBegun, Spoken, Words
 from protocols.realtime.beta import beta_event
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
 from protocols.realtime.server_events import Error, ServerEvent
@@ -24,6 +25,7 @@ from streamer.server.errors import RequestError
 from streamer.server.limits import message_bucket, message_cost
 from streamer.server.outbox import Outbox
 from streamer.server.questions import Questions
+from streamer.server.said import Said
 from streamer.server.views import event_view, frame_view, stream_view
 
 OUTGOING_BYTES = 256 * 1024
@@ -174,11 +176,16 @@ class RealtimeConnection:
                 if ask.response in self._cancelled:
                     answer.cancel()
                 self._do(self._session.accepted(ask.response, [limit], _moment(answer)))
+                said = Said(self._questions.call_parser(ask.question))
                 async for thought, words in answer.pieces():
-                    tell = self._session.thought if thought else self._session.delta
-                    self._do(tell(ask.response, words), unasked=True)
+                    if thought:
+                        self._do(self._session.thought(ask.response, words), unasked=True)
+                    else:
+                        self._tell(ask.response, said.feed(words))
+                self._tell(ask.response, said.rest())
         except (AssistantError, RequestError) as error:
-            self._do(self._session.refused(ask.response, error.code, error.message))
+            param = error.param if isinstance(error, AssistantError) else None
+            self._do(self._session.refused(ask.response, error.code, error.message, param))
             return
         finally:
             self._answers.pop(ask.response, None)
@@ -188,6 +195,17 @@ class RealtimeConnection:
         shown = len(ask.question.attachments) * self._assistant.model.tokens_per_step
         usage = Usage(answer.usage.prompt_tokens + shown, answer.usage.completion_tokens, shown)
         self._do(self._session.finished(ask.response, reason, usage, trouble, _moment(answer)), unasked=True)
+
+    def _tell(self, response: str, parts: Iterable[Spoken]) -> None:
+        for part in parts:
+            match part:
+                case Words():
+                    told = self._session.delta(response, part.text)
+                case CallBegun():
+                    told = self._session.call(response, part.name)
+                case _:
+                    told = self._session.arguments(response, part.text)
+            self._do(told, unasked=True)
 
     async def _listen(self, stream: str) -> None:
         if stream not in self._streams.names():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from protocols.question import ToolRound
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
 from protocols.realtime.session import Limits, RealtimeSession, Usage
 
@@ -454,7 +455,11 @@ def test_frames_are_pushed_as_text_or_binary() -> None:
             "invalid_value",
             "session.max_output_tokens",
         ),
-        ('{"type": "session.update", "session": {"tools": [{}]}}', "invalid_value", "session.tools"),
+        (
+            '{"type": "session.update", "session": {"tools": [{}]}}',
+            "missing_required_parameter",
+            "session.tools[0].name",
+        ),
         ('{"type": "session.update", "session": {"instructions": "\\ud800"}}', "invalid_value", "session.instructions"),
         ('{"type": "conversation.item.create"}', "missing_required_parameter", "item"),
         (
@@ -521,3 +526,89 @@ def test_rate_limits_are_shown_with_the_answer() -> None:
     limit = {"name": "requests", "limit": 60, "remaining": 59, "reset_seconds": 1.0}
     created, limits = sent(talk.session.accepted(ask.response, [limit]))
     assert created["type"] == "response.created" and limits["rate_limits"] == [limit]
+
+
+LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}}
+
+
+def test_words_then_calls_are_items_of_one_answer() -> None:
+    talk = Talk()
+    talk.say("session.update", session={"tools": [LOOK], "tool_choice": "required"})
+    talk.user("What?")
+    ask = talk.ask()
+    assert ask.question.call and [tool.name for tool in ask.question.tools] == ["look"]
+    session, out = talk.session, []
+    out += session.thought(ask.response, "hm")
+    out += session.delta(ask.response, "I look.")
+    for n in "12":
+        out += session.call(ask.response, "look")
+        out += session.arguments(ask.response, '{"n": ')
+        out += session.arguments(ask.response, f"{n}}}")
+    out += session.finished(ask.response, "stop")
+    told = sent(out)
+    done = told[-1]["response"]["output"]
+    assert [item["type"] for item in done] == ["message", "function_call", "function_call"]
+    assert [event["output_index"] for event in told if event["type"] == "response.output_item.done"] == [0, 1, 2]
+    assert done == [event["item"] for event in told if event["type"] == "response.output_item.done"]
+    assert [item["arguments"] for item in done[1:]] == ['{"n": 1}', '{"n": 2}']
+    assert {item["status"] for item in done} == {"completed"}
+    for call, result in zip(done[1:], ("a door", "a wall"), strict=True):
+        item = {"type": "function_call_output", "call_id": call["call_id"], "output": result}
+        added, _ = sent(talk.say("conversation.item.create", item=item))
+        assert added["item"]["output"] == result
+        if result == "a door":
+            trouble = error(talk.say("response.create"))
+            assert "2 calls have 1 results" in trouble["message"]
+    (turn,) = talk.ask().question.rounds
+    assert turn == ToolRound("I look.", (("look", {"n": 1}), ("look", {"n": 2})), ("a door", "a wall"))
+
+
+def test_results_are_words_where_no_tool_may_be_called_and_behind_the_next_question() -> None:
+    talk = Talk()
+    talk.user("What?")
+    talk.say(
+        "conversation.item.create", item={"type": "function_call", "call_id": "c", "name": "look", "arguments": ""}
+    )
+    talk.say("conversation.item.create", item={"type": "function_call_output", "call_id": "c", "output": "A door."})
+    assert talk.session.receive('{"type": "response.create"}', STREAMS)[0].question.text == "What?\nA door."  # type: ignore[union-attr]
+    talk.session.close()
+    later = Talk()
+    later.user("What?")
+    later.say(
+        "conversation.item.create", item={"type": "function_call", "call_id": "c", "name": "look", "arguments": ""}
+    )
+    later.user("And now?")
+    question = later.ask(tools=[LOOK]).question
+    assert (question.text, question.rounds) == ("What?\nAnd now?", ())
+
+
+def test_a_call_that_is_cut_is_incomplete_and_not_read_back() -> None:
+    talk = Talk()
+    talk.user("What?")
+    ask = talk.ask(tools=[LOOK])
+    talk.session.call(ask.response, "look")
+    talk.session.arguments(ask.response, '{"n"')
+    (*_, done) = sent(talk.session.finished(ask.response, "length"))
+    assert done["response"]["status"] == "incomplete" and done["response"]["output"][0]["status"] == "incomplete"
+    assert talk.ask(tools=[LOOK]).question.rounds == ()
+
+
+def test_tools_are_chosen_for_the_session_or_one_answer() -> None:
+    talk = Talk()
+    named = {"type": "function", "name": "look"}
+    (updated,) = sent(talk.say("session.update", session={"tools": [LOOK], "tool_choice": named}))
+    assert (updated["session"]["tools"], updated["session"]["tool_choice"]) == ([LOOK], named)
+    talk.user("What?")
+    assert talk.ask(conversation="none").question.call
+    free = talk.ask(conversation="none", tool_choice="none").question
+    assert (free.tools, free.call) == ((), False)
+    assert not talk.ask(conversation="none", tools=[], tool_choice="auto").question.tools
+    trouble = error(talk.say("session.update", session={"tools": []}))
+    assert trouble["param"] == "session.tool_choice" and "no tool is named 'look'" in trouble["message"]
+    trouble = error(talk.say("response.create", response={"tools": [LOOK, LOOK]}))
+    assert trouble["param"] == "response.tools" and "two are named" in trouble["message"]
+    session = RealtimeSession("nano", calls_tools=False)
+    message = json.dumps({"type": "session.update", "session": {"tools": [LOOK], "instructions": "Be brief."}})
+    updated, refused = sent(session.receive(message, STREAMS))
+    assert (updated["session"]["instructions"], updated["session"]["tools"]) == ("Be brief.", [])
+    assert (refused["error"]["code"], refused["error"]["param"]) == ("no_tools", "session.tools")

@@ -150,10 +150,7 @@ def test_answer_in_events(reason: str, last: str) -> None:
     writer = ResponseWriter("resp_1", "msg_1", 5, read())
     trouble = "It broke." if last == "failed" else None
     told = events(
-        writer.begin()
-        + writer.delta("A ")
-        + writer.delta("cat.\n\n")
-        + writer.end("A cat.\n\n", reason, 10, 2, 0, trouble)
+        writer.begin() + writer.delta("A ") + writer.delta("cat.\n\n") + writer.end(reason, 10, 2, 0, trouble)
     )
     assert [each["type"] for each in told] == [
         "response.created",

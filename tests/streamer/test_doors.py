@@ -113,7 +113,7 @@ def test_client_that_leaves_a_completion_ends_it(server: Served, daemon: Daemon)
         ("GET", "/v1/nothing", b"", 404, "not_found"),
         ("PUT", "/v1/models", b"", 405, "method_not_allowed"),
         ("POST", "/v1/responses", b'{"model": "nano"}', 400, "missing_required_parameter"),
-        ("POST", "/v1/responses", b'{"model": "nano", "input": "x", "tools": [{}]}', 400, "invalid_value"),
+        ("POST", "/v1/responses", b'{"model": "nano", "input": "x", "tools": [{}]}', 400, "missing_required_parameter"),
     ],
 )
 def test_refusals_have_openais_shape(

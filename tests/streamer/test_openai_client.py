@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,14 @@ from PIL import Image
 
 from tests.streamer.serving import Served
 
-ROOT = Path(__file__).parents[2]
-HOME = ROOT / ".venv-openai"
-PACKAGE = "openai[realtime]>=3.51,<4"
-
 
 @pytest.fixture(scope="module")
-def python() -> Path:
-    """The interpreter of an environment with the client in it; made once and kept."""
-    executable, mark = HOME / "bin" / "python", HOME / "installed"
-    if not mark.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True, timeout=200)
-        install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=200)
-        if done.returncode:
-            pytest.skip(f"{PACKAGE} can't be installed: {done.stderr.strip().splitlines()[-1]}")
-        mark.touch()
-    return executable
-
-
-@pytest.fixture(scope="module")
-def saw(python: Path, server: Served) -> dict[str, Any]:
+def saw(openai_python: Path, server: Served) -> dict[str, Any]:
     program = Path(__file__).with_name("openai_program.py")
     data = io.BytesIO()
     Image.new("RGB", (64, 48), "red").save(data, "PNG")
     picture = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    done = subprocess.run([python, program, server.url, picture], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([openai_python, program, server.url, picture], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen

@@ -1,7 +1,9 @@
-"""Tools over chat completions: called whole and in events, forced and read back, and refused where a family has none."""
+"""Tools at every door: called whole and in events, forced and read back, and refused where a family has none."""
 
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,19 +27,34 @@ ASKED: dict[str, Any] = {"model": "tiny-qwen", "messages": [USER], "max_tokens":
 
 
 @pytest.fixture(scope="module")
-def http() -> Iterator[httpx.Client]:
+def caller() -> Iterator[Served]:
     """A daemon of the family that calls tools."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(serving.CONFIG, "model", TINY_QWEN)
         daemon = Daemon()
     try:
-        with (
-            daemon.served(model=TINY_QWEN) as server,
-            httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client,
-        ):
-            yield client
+        with daemon.served(model=TINY_QWEN) as server:
+            yield server
     finally:
         daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def http(caller: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=caller.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def seen(caller: Served, openai_python: Path) -> dict[str, Any]:
+    """What the official client saw of responses and the realtime dialect."""
+    program = Path(__file__).with_name("openai_tools.py")
+    flat = json.dumps([{"type": "function", **tool["function"]} for tool in (WAIT, LOOK)])
+    command = [openai_python, program, caller.url, "tiny-qwen", flat]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
 
 
 def test_a_forced_call_satisfies_its_schema_whole_and_in_events(http: httpx.Client) -> None:
@@ -79,6 +96,46 @@ def test_results_are_read_back(http: httpx.Client) -> None:
     assert error["param"] == "messages[1]" and "'c2' names no call" in error["message"]
 
 
+def test_responses_call_whole_and_in_events_and_read_results_back(seen: dict[str, Any]) -> None:
+    told = seen["responses"]
+    call = told["call"]
+    assert (call["type"], call["name"], call["status"], told["status"]) == ("function_call", "look", *["completed"] * 2)
+    jsonschema.validate(json.loads(call["arguments"]), PARAMETERS)
+    kinds = list(dict.fromkeys(told["events"]))
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert told["arguments"] == told["item"]["arguments"] == call["arguments"] and told["back"] > 20
+
+
+def test_realtime_calls_in_events_and_reads_results_back(seen: dict[str, Any]) -> None:
+    told = seen["realtime"]
+    kinds = [kind for kind, _ in told["events"]]
+    assert list(dict.fromkeys(kinds[kinds.index("response.created") :])) == [
+        "response.created",
+        "rate_limits.updated",
+        "response.output_item.added",
+        "conversation.item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "conversation.item.done",
+        "response.output_item.done",
+        "response.done",
+    ]
+    assert not [name for _, name in told["events"] if name == "BaseModel"]
+    call, done = told["call"], told["done"]
+    assert (call["type"], call["name"], call["status"]) == ("function_call", "look", "completed")
+    assert told["arguments"] == call["arguments"] == done["arguments"] and done["call_id"] == call["call_id"]
+    jsonschema.validate(json.loads(call["arguments"]), PARAMETERS)
+    assert [tool["name"] for tool in told["session"]["tools"]] == ["wait", "look"] and told["back"] > 20
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -102,6 +159,14 @@ def test_a_family_without_tools_refuses_them_by_name(server: Served, daemon: Dae
     assert (told.status_code, error["code"]) == (400, "no_tools") and "(family infinitevl) calls no tools" in error[
         "message"
     ]
+    flat = {"type": "function", **LOOK["function"]}
+    told = httpx.post(
+        f"{server.url}/v1/responses",
+        json={"model": body["model"], "input": "What?", "tools": [flat]},
+        trust_env=False,
+        timeout=60,
+    )
+    assert (told.status_code, told.json()["error"]["code"]) == (400, "no_tools")
     free = httpx.post(
         f"{server.url}/v1/chat/completions",
         json={**body, "tool_choice": "none", "max_tokens": 2},
