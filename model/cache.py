@@ -9,7 +9,9 @@ from torch import Tensor
 
 from model.config import AttentionPolicy, DecoderConfig
 from model.ops.attention import masked_attention, visible
+from model.ops.retrieval import Whole, retrieve
 from model.ops.rope import rotate, rotation
+from model.policy import RetrievalPolicy
 from model.state import DECLARED, StreamState
 
 
@@ -145,6 +147,8 @@ class SequenceCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
         """See `Cache.attend`; long inputs are attended in blocks of the window, so that cost stays linear."""
         n, policy = q.shape[1], self.policy
+        if isinstance(policy, RetrievalPolicy):
+            return self.retrieve(policy, layer, q, k_rotated, v)
         none = k[:, :0]
         sink_k, sink_v = self.sinks.get(layer, (none, none))
         tail_k, tail_v = self.tail.get(layer, (none, none))
@@ -168,6 +172,14 @@ class SequenceCache:
         self.sinks[layer] = sink_k, sink_v
         self.tail[layer] = all_k[:, -self.window :], all_v[:, -self.window :]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def retrieve(self, policy: RetrievalPolicy, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` where each query chooses its blocks: everything is kept."""
+        before = self.tail.get(layer, (k[:, :0], v[:, :0]))
+        keys, values = (torch.cat(pair, 1) for pair in zip(before, (k, v), strict=True))
+        self.tail[layer] = keys, values
+        rows = zip(q, keys, values, strict=True)
+        return torch.stack([retrieve(row, self.length, Whole(k, v, policy), policy) for row, k, v in rows])
 
     def load(self, layer: int, name: str) -> Tensor:
         """See `Cache.load`."""

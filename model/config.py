@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from model.policy import FULL as FULL
+from model.policy import AttentionPolicy as AttentionPolicy
+from model.policy import ConfigError as ConfigError
+from model.policy import RetrievalPolicy
+
 ARCHITECTURE = "InfiniteVLForConditionalGeneration"
-
-
-class ConfigError(ValueError):
-    """A model configuration that cannot be built; the message names the key, its value and the mend."""
 
 
 @dataclass(frozen=True)
@@ -128,31 +129,6 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class AttentionPolicy:
-    """Which keys a query sees: key `j` is visible to query `i` (`j <= i`) iff `j < sinks` or `i - j < window` (paper, eq. 8).
-
-    `window` None is full attention (Base): everything is kept, up to `context` tokens.
-    """
-
-    sinks: int = 256
-    window: int | None = 2048
-    context: int = 32_768
-
-    def __post_init__(self) -> None:
-        if self.window is not None and self.window < 1:
-            raise ConfigError(f"attention window {self.window} must be at least 1 token (or null for full attention)")
-        if self.sinks < 0:
-            raise ConfigError(f"attention sinks {self.sinks} must not be negative")
-
-    def ring_size(self, step: int) -> int:
-        """Tokens a ring must hold so that writing `step` keys before attending destroys none that eq. 8 still shows."""
-        return self.context if self.window is None else self.window + step
-
-
-FULL = AttentionPolicy(sinks=0, window=None)
-
-
-@dataclass(frozen=True)
 class SamplingConfig:
     """How answers are drawn: temperature 0 takes the likeliest token, `top_k` 0 draws from all, a `presence_penalty` of 0 is none."""
 
@@ -266,6 +242,7 @@ class InfiniteVLConfig:
             "sliding_window": self.policy.window,
             "attention_sinks": self.policy.sinks,
             "max_position_embeddings": self.policy.context,
+            **({"sparse_config": self.policy.sparse_config()} if isinstance(self.policy, RetrievalPolicy) else {}),
             "vision_config": asdict(self.vision) | {"model_type": "qwen2_5_vl"},
             "vision_start_token_id": self.vision_start_token_id,
             "vision_end_token_id": self.vision_end_token_id,
@@ -334,8 +311,9 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
     """An InfiniteVLConfig from a `config.json`'s contents: v1's keys and the ones that `InfiniteVLConfig.to_dict` writes.
 
     Text keys may stand at the top or under `text_config`. Ours beyond Qwen2.5-VL's and v1's: `attention_sinks`,
-    `tokens_per_frame`, `square_grid`, `frames_per_step`, `position_horizon`, `system`. A v1 checkpoint (no sinks named)
-    runs as it was trained: plain sliding window. Raises ConfigError.
+    `tokens_per_frame`, `square_grid`, `frames_per_step`, `position_horizon`, `system`, `sparse_config` (`RetrievalPolicy`'s
+    fields; its presence makes the attention one that retrieves). A v1 checkpoint (no sinks named) runs as it was trained:
+    plain sliding window. Raises ConfigError.
     """
     named = [str(name) for name in found.get("architectures") or []]
     if not any("InfiniteVL" in name for name in named) and found.get("model_type") != "infinitevl":
@@ -369,10 +347,17 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
             fullatt_block_indexes=tuple(vision.get("fullatt_block_indexes", VisionConfig.fullatt_block_indexes)),
         )
         sliding = text.get("use_sliding_window", text.get("sliding_window") is not None)
-        policy = AttentionPolicy(
-            sinks=int(text.get("attention_sinks") or 0),
-            window=int(text.get("sliding_window") or 8192) if sliding else None,
-            context=min(int(text.get("max_position_embeddings") or AttentionPolicy.context), AttentionPolicy.context),
+        sparse = text.get("sparse_config")
+        kind = AttentionPolicy if sparse is None else RetrievalPolicy
+        context = min(int(text.get("max_position_embeddings") or kind.context), kind.context)
+        policy = (
+            AttentionPolicy(
+                sinks=int(text.get("attention_sinks") or 0),
+                window=int(text.get("sliding_window") or 8192) if sliding else None,
+                context=context,
+            )
+            if sparse is None
+            else RetrievalPolicy(**{**checked(RetrievalPolicy, sparse, least=0), "context": context})
         )
         rest = checked(InfiniteVLConfig, known, least=0)
         if "tokens_per_second" not in rest and "tokens_per_second" in vision:

@@ -1,0 +1,142 @@
+"""Attention that retrieves: each query chooses the blocks of history it sees (InfLLM-V2, arXiv 2509.24663), as plain torch.
+
+A query token at `index` below `dense_len` sees all before it. Any other sees the first `init_blocks` blocks, the last
+`window_size` tokens and the `topk` best of the blocks between them. Keys are mean-pooled over spans of `kernel_size` tokens, one every
+`kernel_stride`; those that end before the query are scored by the softmax of q·pooled, summed over the heads that share keys, and a
+block's score is the largest of the spans that touch it. Of equal blocks the earlier is chosen.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.policy import RetrievalPolicy
+
+ROWS = 64
+"""Queries that are scored and attended at once: what they have chosen together is fetched once, and memory stays bounded."""
+
+
+class History(Protocol):
+    """Keys and values of one sequence in one layer, by blocks; the last block may be filled in part."""
+
+    groups: int
+    """Heads of keys and values."""
+
+    def pooled(self, spans: int) -> Tensor:
+        """The first `spans` pooled keys, [groups, spans, head]."""
+        ...
+
+    def fetch(self, group: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [len(blocks) * block_size, head] of `blocks` int64 [any]; finite beyond the end."""
+        ...
+
+
+class Whole:
+    """A history in two tensors [n, groups, head]."""
+
+    def __init__(self, keys: Tensor, values: Tensor, policy: RetrievalPolicy) -> None:
+        self.groups, self.policy = keys.shape[1], policy
+        self.spans = pool(keys.transpose(0, 1), policy)
+        short = -len(keys) % policy.block_size
+        self.blocks = [
+            F.pad(x.transpose(0, 1), (0, 0, 0, short)).unflatten(1, (-1, policy.block_size)) for x in (keys, values)
+        ]
+
+    def pooled(self, spans: int) -> Tensor:
+        """See `History.pooled`."""
+        return self.spans[:, :spans]
+
+    def fetch(self, group: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """See `History.fetch`."""
+        keys, values = (x[group][blocks].flatten(0, 1) for x in self.blocks)
+        return keys, values
+
+
+def pool(keys: Tensor, policy: RetrievalPolicy) -> Tensor:
+    """Means of `keys` [..., n, head] over the spans that are complete, float32 [..., spans, head]."""
+    stride, parts = policy.kernel_stride, policy.kernel_size // policy.kernel_stride
+    whole = keys.shape[-2] // stride
+    sums = keys[..., : whole * stride, :].unflatten(-2, (whole, stride)).sum(-2, dtype=torch.float32)
+    spans = max(0, whole - parts + 1)
+    total: Tensor = reduce(torch.add, [sums[..., part : part + spans, :] for part in range(parts)])
+    return total / policy.kernel_size
+
+
+def retrieve(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -> Tensor:
+    """Attention of `q` [n, heads, head], the tokens from index `first` on, over a history that holds them. Returns its shape.
+
+    Which part of a sequence is asked for at once changes nothing. Differentiable, save for the choice of blocks.
+    """
+    parts, stop, start = [], first + len(q), first
+    while start < stop:
+        end = min(start + ROWS, stop)
+        if start < policy.dense_len < end:
+            end = policy.dense_len
+        parts.append(_attend(q[start - first : end - first], start, history, policy))
+        start = end
+    return torch.cat(parts)
+
+
+def choose(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -> Tensor:
+    """Which blocks each of `q` [n, heads, head] at `first` and after chooses: bool [groups, n, blocks up to the last query's]."""
+    index = torch.arange(first, first + len(q), device=q.device)
+    last = first + len(q) - 1
+    blocks, far = last // policy.block_size + 1, (last - policy.window_size) // policy.block_size + 1
+    chosen = torch.zeros(history.groups, len(q), blocks, dtype=torch.bool, device=q.device)
+    if far <= policy.init_blocks:
+        return chosen
+    number = torch.arange(far, device=q.device)
+    eligible = (number >= policy.init_blocks) & (number * policy.block_size <= index[:, None] - policy.window_size)
+    if far - policy.init_blocks > policy.topk:
+        scores = block_scores(q, index, history, policy, far).masked_fill(
+            ~eligible, -2.0
+        )  # below those that no span has touched yet
+        least = scores.topk(policy.topk, -1).values[..., -1:]
+        above, equal = scores > least, scores == least
+        room = policy.topk - above.sum(-1, keepdim=True)
+        eligible = eligible & (above | (equal & (equal.cumsum(-1) <= room)))
+    chosen[..., :far] = eligible
+    return chosen
+
+
+def block_scores(q: Tensor, index: Tensor, history: History, policy: RetrievalPolicy, blocks: int) -> Tensor:
+    """Scores float32 [groups, n, blocks] of the first `blocks` blocks for `q` [n, heads, head] at `index` int64 [n]."""
+    stride, parts, ratio = policy.kernel_stride, policy.kernel_size // policy.kernel_stride, policy.ratio
+    spans = max(0, (int(index[-1]) - policy.kernel_size) // stride + 1)
+    pooled = history.pooled(spans)
+    heads = q.detach().float().transpose(0, 1).unflatten(0, (history.groups, -1))
+    weights = heads @ pooled.detach()[:, None].transpose(-1, -2) * q.shape[-1] ** -0.5
+    ended = torch.arange(spans, device=q.device) * stride + policy.kernel_size <= index[:, None]
+    shares = weights.masked_fill_(~ended, float("-inf")).softmax(-1).sum(1)
+    shares = F.pad(torch.where(ended, shares, -1.0), (parts - 1, blocks * ratio), value=-1.0)
+    touching = [shares[..., part : part + blocks * ratio : ratio] for part in range(ratio + parts - 1)]
+    return reduce(torch.maximum, touching)
+
+
+def _attend(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -> Tensor:
+    """Attention of at most ROWS queries, all of them below `dense_len` or none."""
+    n, size, last = len(q), policy.block_size, first + len(q) - 1
+    index = torch.arange(first, first + n, device=q.device)
+    number = torch.arange(last // size + 1, device=q.device)
+    heads = q.transpose(0, 1).unflatten(0, (history.groups, -1))
+    dense = first < policy.dense_len
+    if dense:
+        seen = torch.ones(1, 1, 1, dtype=torch.bool, device=q.device).expand(history.groups, n, len(number))
+    else:
+        seen = choose(q, first, history, policy) | (number < policy.init_blocks)
+    near = (number + 1) * size > first - policy.window_size + 1
+    outputs = []
+    for group in range(history.groups):
+        blocks = number if dense else (seen[group].any(0) | near).nonzero().flatten()
+        keys, values = history.fetch(group, blocks)
+        key = (blocks[:, None] * size + torch.arange(size, device=q.device)).flatten()
+        age = index[:, None] - key
+        shown = (age >= 0) & (seen[group][:, blocks].repeat_interleave(size, 1) | (age < policy.window_size))
+        k, v = (x[None].expand(heads.shape[1], -1, -1) for x in (keys, values))
+        outputs.append(F.scaled_dot_product_attention(heads[group], k, v, shown))
+    return torch.cat(outputs).transpose(0, 1)
