@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from pydantic_core import ErrorDetails
 
 from streamer.fields import NAME_MEND, Bytes, Name, Number, PerSecond, Seconds, Section, Whole
+from streamer.output_config import OutputsConfig
 
 
 class ConfigError(ValueError):
@@ -290,6 +291,7 @@ class Config(Section):
     limits: LimitsConfig = LimitsConfig()
     webrtc: WebRtcConfig = WebRtcConfig()
     storage: StorageConfig = StorageConfig()
+    outputs: OutputsConfig = OutputsConfig()
 
     @model_validator(mode="after")
     def _reachable(self) -> Config:
@@ -357,6 +359,8 @@ def _problem(error: ErrorDetails) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in error["loc"]).lstrip(".")
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     shown = _short(redact(repr(value)))
+    if (key := f"{error['loc'][-1] if error['loc'] else ''}=value") != redact(key):
+        shown = "what it holds"  # a secret
     if kind == "extra_forbidden":
         known = _keys(error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)

@@ -24,6 +24,7 @@ from streamer.assistant import Assistant
 from streamer.config import Config, ConfigError, ServerConfig
 from streamer.errors import AssistantError
 from streamer.logs import output_aside
+from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
 from streamer.reload import SERVER_FIXED
 from streamer.server.app import close_connections, create_app, server_options
@@ -53,7 +54,8 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.assistant = Assistant(config, _progress_bar())
-        self._app = create_app(self.assistant, config)
+        self.outputs = Outputs(config.outputs)
+        self._app = create_app(self.assistant, config, self.outputs)
         self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._serving: asyncio.Task[None] | None = None
         self._revoking: asyncio.Task[None] | None = None
@@ -70,6 +72,7 @@ class Daemon:
         self._revoking = asyncio.create_task(self._revoke_expired())
         try:
             await self.assistant.start()
+            await self.outputs.start(None if self.assistant.keeper is None else self.assistant.keeper.store)
             self._capacity, _ = await asyncio.wrap_future(engine.load())
             self._more_slots = await asyncio.wrap_future(engine.call(lambda: engine.runner.more_slots))
         except (AssistantError, CheckpointError, ModelConfigError) as error:
@@ -93,6 +96,7 @@ class Daemon:
         self._server.should_exit = True
         if self._revoking is not None:
             self._revoking.cancel()
+        await self.outputs.stop()
         await asyncio.gather(close_connections(self._app), self.assistant.stop())
         if self._serving is not None:
             done, _ = await asyncio.wait([self._serving], timeout=0.5)
@@ -111,6 +115,7 @@ class Daemon:
         guarded = config.model_copy(update={"server": config.server.model_copy(update=kept)})
         tokens, signed = await asyncio.to_thread(lambda: (known_tokens(guarded), signed_tokens(guarded)))
         lines = await self.assistant.reload(config)
+        lines += await self.outputs.reload(config.outputs)
         told = self._app.state.routes.reload(self.assistant.config, tokens, signed)
         return [*(line for line in lines if line != "nothing changed"), *told] or ["nothing changed"]
 

@@ -13,6 +13,10 @@ log = logging.getLogger("streamer")
 MIGRATIONS: tuple[str, ...] = (
     # 1: streams that were added while running
     "CREATE TABLE streams (name TEXT PRIMARY KEY, config TEXT NOT NULL, added REAL NOT NULL) STRICT;",
+    # 2: events that wait to be delivered, and outputs that were added while running
+    "CREATE TABLE outbox (output TEXT NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL, at REAL NOT NULL, event BLOB NOT NULL, "
+    "PRIMARY KEY (output, number)) STRICT, WITHOUT ROWID; "
+    "CREATE TABLE outputs (name TEXT PRIMARY KEY, config TEXT NOT NULL, added REAL NOT NULL) STRICT;",
 )
 """Each brings a database from its place in this row to the next; none is ever changed once released."""
 

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive
 from starlette.types import Scope as ASGIScope
-from starlette.types import Send as ASGISend
 from starlette.websockets import WebSocket
 
 from protocols.chat import chosen_stream, model_body, model_ids, models_body, read_chat
@@ -33,10 +30,12 @@ from protocols.responses import read_response
 from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.errors import AssistantError
+from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
 from streamer.server.addresses import RootPath, misplaced
 from streamer.server.admission import Admission, Held
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
+from streamer.server.bodies import PICTURE_HEADERS, Viewing, read_body
 from streamer.server.chat import complete
 from streamer.server.connections import Crowd, HttpProtocol, WebSocketProtocol, most_connections
 from streamer.server.errors import (
@@ -50,6 +49,7 @@ from streamer.server.errors import (
 )
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
+from streamer.server.outputs import OutputRoutes
 from streamer.server.questions import Questions
 from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection
 from streamer.server.recordings import Footage, read_time
@@ -61,12 +61,7 @@ from streamer.server.whip import Publishing
 
 log = logging.getLogger("streamer.http")
 WHIP_METHODS = ["OPTIONS", "POST", "PATCH", "DELETE", "GET", "HEAD", "PUT"]
-BODY_BYTES = 32 * 2**20
-"""The largest body of a request: pictures and short videos come in it."""
-BODY_SECONDS = 60.0
-"""Within which a body must have come."""
 WEB = Path(__file__).parent.parent / "web"
-PICTURE_HEADERS = {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Referrer-Policy": "no-referrer",
@@ -75,12 +70,12 @@ PAGE_HEADERS = {
 }
 
 
-def create_app(assistant: Assistant, config: Config) -> Starlette:
+def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starlette:
     """The daemon's routes. Serve it with `server_options(config)`; call `close_connections(app)` before stopping.
 
     Raises ConfigError where tokens can't be read, or where others could reach the daemon without them.
     """
-    routes = Routes(assistant, config, known_tokens(config), signed_tokens(config))
+    routes = Routes(assistant, config, outputs, known_tokens(config), signed_tokens(config))
     app = Starlette(
         routes=[
             WebSocketRoute("/v1/realtime", routes.realtime),
@@ -98,6 +93,7 @@ def create_app(assistant: Assistant, config: Config) -> Starlette:
             Route("/v1/streams/{stream}/clip", routes.clip),
             Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
             Route("/v1/streams/{stream}/still", routes.still),
+            *routes.outputs.routes,
             Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
             Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
             Route("/healthz", routes.health),
@@ -159,8 +155,10 @@ async def close_connections(app: Starlette) -> None:
 class Routes:
     """The endpoints, and the connections that are open."""
 
-    def __init__(self, assistant: Assistant, config: Config, tokens: list[Token], signed: Signed | None) -> None:
-        self._assistant, self._config = assistant, config
+    def __init__(
+        self, assistant: Assistant, config: Config, outputs: Outputs, tokens: list[Token], signed: Signed | None
+    ) -> None:
+        self._assistant, self._config, self._outputs = assistant, config, outputs
         self.gate = Gate(tokens, config.server.origins, names=own_names(config.server.host), signed=signed)
         limits = config.limits
         self.limits = Limits(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
@@ -175,6 +173,7 @@ class Routes:
         )
         self._publishing = Publishing(assistant, f"{config.server.root_path}/whip")
         self._footage = Footage(assistant)
+        self.outputs = OutputRoutes(outputs, self.limits, self._admit, self._stays, config.server.private_sources)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -192,6 +191,7 @@ class Routes:
         lines = self.gate.renew(tokens, server.origins, signed)
         self.limits.renew(limits.visitor_connections, limits.visitor_answers, limits.visitor_questions_per_minute)
         self._streams.renew(private_sources=server.private_sources)
+        self.outputs.renew(private_sources=server.private_sources)
         self._questions.renew(media_domains=server.media_domains)
         self._config = self._config.model_copy(update={"server": server, "limits": limits})
         self.revoke()
@@ -205,6 +205,10 @@ class Routes:
 
     def stands(self, visitor: Visitor) -> bool:
         return self.gate.stands(visitor, time.time())
+
+    def _stays(self, visitor: Visitor) -> bool:
+        """Whether what a visitor looks at goes on."""
+        return not self._closing.is_set() and self.stands(visitor)
 
     async def realtime(self, websocket: WebSocket) -> None:
         """Any scope comes in; what a client may do is asked event by event."""
@@ -256,13 +260,13 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
         names = self._streams.names()
-        asked = await asyncio.to_thread(read_chat, await _body(request), self._config.model.name, names)
+        asked = await asyncio.to_thread(read_chat, await read_body(request), self._config.model.name, names)
         return await complete(request, asked, visitor, self._questions)
 
     async def responses(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
         names = self._streams.names()
-        asked = await asyncio.to_thread(read_response, await _body(request), self._config.model.name, names)
+        asked = await asyncio.to_thread(read_response, await read_body(request), self._config.model.name, names)
         return await respond(request, asked, visitor, self._questions)
 
     async def models(self, request: Request) -> Response:
@@ -297,7 +301,7 @@ class Routes:
 
     async def attach(self, request: Request) -> Response:
         visitor = self._admit(request, "admin")
-        fields = await asyncio.to_thread(read_object, await _body(request))
+        fields = await asyncio.to_thread(read_object, await read_body(request))
         name, source = fields.pop("name", None), fields.pop("source", None)
         if not isinstance(name, str) or not isinstance(source, str):
             raise ProtocolError("missing_required_parameter", "A stream needs a 'name' and a 'source'.", "name")
@@ -323,7 +327,7 @@ class Routes:
         if request.method == "HEAD":
             return Response(media_type=kind, headers=PICTURE_HEADERS)
         self.limits.connect(visitor.name)
-        pictures = self._streams.pictures(name, lambda: not self._closing.is_set() and self.stands(visitor))
+        pictures = self._streams.pictures(name, lambda: self._stays(visitor))
         return Viewing(pictures, kind, lambda: self.limits.disconnect(visitor.name))
 
     async def forget(self, request: Request) -> Response:
@@ -349,7 +353,7 @@ class Routes:
         """Publishing by WebRTC (RFC 9725); what a session's URL may do is known to its publisher alone."""
         place = request.path_params
         visitor = self._admit(request, "publish") if request.method != "OPTIONS" else None
-        body = await _body(request)
+        body = await read_body(request)
         reply = await self._publishing.request(
             request.method, place["stream"], place.get("session"), request.headers, body, visitor
         )
@@ -365,7 +369,8 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         self._admit(request, "view")
         return PlainTextResponse(
-            self._metrics.text(self._assistant), media_type="text/plain; version=0.0.4; charset=utf-8"
+            self._metrics.text(self._assistant, self._outputs.status()),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
         )
 
     def _admit(self, connection: HTTPConnection, *scopes: Scope) -> Visitor:
@@ -374,21 +379,6 @@ class Routes:
         self.limits.request(visitor.name, time.monotonic())
         visitor.need(*scopes)
         return visitor
-
-
-class Viewing(StreamingResponse):
-    """Pictures for one who watches; `over` is called once nobody does any more."""
-
-    def __init__(self, pictures: AsyncIterator[bytes], kind: str, over: Callable[[], None]) -> None:
-        super().__init__(pictures, media_type=kind, headers=PICTURE_HEADERS)
-        self._over = over
-
-    async def __call__(self, scope: ASGIScope, receive: Receive, send: ASGISend) -> None:
-        """See `StreamingResponse`."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._over()
 
 
 class Page(StaticFiles):
@@ -408,22 +398,6 @@ class Page(StaticFiles):
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(PAGE_HEADERS)
         return response
-
-
-async def _body(request: Request) -> bytes:
-    """A request's whole body. Raises RequestError: payload_too_large, request_timeout, unsupported_media_type."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise RequestError("unsupported_media_type", "A body is read as it comes: send it without Content-Encoding.")
-    out = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                out += chunk
-                if len(out) > BODY_BYTES:
-                    raise RequestError("payload_too_large", f"A body may hold {BODY_BYTES // 2**20} MiB at most.")
-    except TimeoutError:
-        raise RequestError("request_timeout", f"The body has not come within {BODY_SECONDS:g} s.") from None
-    return bytes(out)
 
 
 def own_names(host: str) -> list[str]:

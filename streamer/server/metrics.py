@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from streamer.assistant import Assistant, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.integrity import KINDS
+from streamer.outputs.delivery import OutputStatus
 from streamer.server.attachments import PREFIX
 
 STEP_BUCKETS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 5.0)
@@ -63,10 +64,13 @@ class Metrics:
             if usage.seconds is not None and usage.completion_tokens > 1:
                 self._token.observe((usage.seconds - usage.first_token_s) / (usage.completion_tokens - 1))
 
-    def text(self, assistant: Assistant) -> str:
+    def text(self, assistant: Assistant, outputs: Sequence[OutputStatus] = ()) -> str:
         """Everything, as Prometheus reads it."""
         self._count_steps(assistant.engine)
-        return generate_latest(_Collected(self._metrics(assistant))).decode()
+        found = self._metrics(assistant)
+        if outputs:
+            _outputs(found, outputs)
+        return generate_latest(_Collected(found)).decode()
 
     def _metrics(self, assistant: Assistant) -> list[Metric]:
         out: list[Metric] = []
@@ -162,6 +166,20 @@ def _storage(out: list[Metric], assistant: Assistant) -> None:
     )
     ages = [(n, s.saved_age_s) for n, s in streams if s.saved_age_s is not None]
     _gauge(out, "streamer_snapshot_age_seconds", "Age of the newest snapshot.", ages)
+
+
+def _outputs(out: list[Metric], outputs: Sequence[OutputStatus]) -> None:
+    each = [({"output": output.name, "kind": output.kind}, output) for output in outputs]
+    _gauge(out, "streamer_output_waiting", "Events that wait to be delivered.", [(n, o.waiting) for n, o in each])
+    oldest = [(n, o.oldest_s or 0.0) for n, o in each]
+    _gauge(out, "streamer_output_oldest_seconds", "Age of the one that waits longest.", oldest)
+    failing = [(n, o.trouble is not None) for n, o in each]
+    _gauge(out, "streamer_output_failing", "1 while the last try has failed.", failing)
+    _counter(out, "streamer_output_delivered_total", "Events delivered.", [(n, o.delivered) for n, o in each])
+    tries = [(n, o.failed_tries) for n, o in each]
+    _counter(out, "streamer_output_failures_total", "Tries that failed.", tries)
+    gone = [({**n, "reason": reason}, o.discarded.get(reason, 0)) for n, o in each for reason in ("count", "age")]
+    _counter(out, "streamer_output_discarded_total", "Events thrown away undelivered, by reason.", gone)
 
 
 def _gauge(out: list[Metric], name: str, help: str, samples: Iterable[tuple[Labels, float]]) -> None:

@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from streamer.assistant import Assistant
 from streamer.config import Config
+from streamer.outputs.outputs import Outputs
 from streamer.server.app import close_connections, create_app, server_options
 
 T = TypeVar("T")
@@ -28,8 +29,8 @@ CONFIG: dict[str, Any] = {
 class Served:
     """A server on a free port."""
 
-    def __init__(self, app: Any, port: int) -> None:
-        self.app, self.port = app, port
+    def __init__(self, app: Any, port: int, outputs: Outputs) -> None:
+        self.app, self.port, self.outputs = app, port, outputs
         self.url = f"http://127.0.0.1:{port}"
 
     def connect(self, query: str = "", **options: Any) -> connect:
@@ -92,7 +93,9 @@ class Daemon:
 
 @asynccontextmanager
 async def _served(assistant: Assistant, config: Config, send_buffer: int, port: int) -> AsyncIterator[Served]:
-    app = create_app(assistant, config)
+    outputs = Outputs(config.outputs)
+    await outputs.start(None)
+    app = create_app(assistant, config, outputs)
     server = uvicorn.Server(uvicorn.Config(app, **server_options(config)))
     listener = socket.create_server(("127.0.0.1", port))
     if send_buffer:
@@ -101,11 +104,12 @@ async def _served(assistant: Assistant, config: Config, send_buffer: int, port: 
     while not server.started:
         await asyncio.sleep(0.005)
     try:
-        yield Served(app, listener.getsockname()[1])
+        yield Served(app, listener.getsockname()[1], outputs)
     finally:
         await close_connections(app)
         server.should_exit = True
         await task
+        await outputs.stop()
 
 
 async def send(client: ClientConnection, kind: str, **fields: Any) -> None:

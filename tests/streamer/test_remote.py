@@ -12,6 +12,7 @@ from capture import Source, SourceOptions, open_source
 from capture.network import policy as guard
 from streamer.config import Config, ConfigError, parse_config
 from streamer.engine import stream
+from streamer.outputs.outputs import Outputs
 from streamer.server.app import create_app
 from tests.streamer.serving import CONFIG, Daemon, Served
 
@@ -21,7 +22,9 @@ def attach(
 ) -> httpx.Response:
     """POSTs a source as if from `address`, and detaches what was attached."""
     config = Config.model_validate({**CONFIG, "server": server})
-    transport = httpx.ASGITransport(create_app(daemon.assistant, config), client=(address, 4711))
+    transport = httpx.ASGITransport(
+        create_app(daemon.assistant, config, Outputs(config.outputs)), client=(address, 4711)
+    )
 
     async def post() -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
