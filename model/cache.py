@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.config import AttentionPolicy, DecoderConfig
 from model.ops.attention import masked_attention, visible
-from model.ops.retrieval import Whole, retrieve
+from model.ops.retrieval import Whole, attended, retrieve
 from model.ops.rope import rotate, rotation
 from model.policy import RetrievalPolicy
 from model.state import DECLARED, StreamState
@@ -125,6 +125,40 @@ class SlotCache:
     def commit(self) -> None:
         """Counts the tokens that every layer has now taken."""
         self.state.length[self.slots] += self.taken
+
+
+class PagedCache(SlotCache):
+    """The past of some slots where attention retrieves: keys and values go into pages. One call may add any number of tokens."""
+
+    def __init__(self, state: StreamState, slots: Tensor, positions: Tensor, counts: Tensor | None = None) -> None:
+        n = positions.shape[-1]
+        self.state, self.slots, self.counts = state, slots, counts
+        self.taken = torch.full_like(slots, n) if counts is None else counts
+        self.valid = None if counts is None else torch.arange(n, device=slots.device) < counts[:, None]
+        self.rows_of = dict(zip(slots.tolist(), self.taken.tolist(), strict=True))
+        assert state.pages is not None
+        self.pages = state.pages
+        for slot, taken in self.rows_of.items():
+            self.pages.reserve(slot, taken)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
+        """See `Cache.attend`."""
+        outputs, pages = torch.zeros_like(q), self.pages
+        for row, (slot, n) in enumerate(self.rows_of.items()):
+            if n:
+                first = pages.lengths[slot]
+                pages.write(layer, slot, k_rotated[row, :n], v[row, :n])
+                history = pages.history(layer, slot, first + n)
+                outputs[row, :n] = retrieve(q[row, :n], first, history, pages.policy)
+                if pages.watched == slot:
+                    pages.note(attended(q[row, n - 1 : n], first + n - 1, history, pages.policy))
+        return outputs
+
+    def commit(self) -> None:
+        """See `SlotCache.commit`."""
+        super().commit()
+        for slot, n in self.rows_of.items():
+            self.pages.advance(slot, n)
 
 
 class SequenceCache:

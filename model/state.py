@@ -11,6 +11,8 @@ from torch import Tensor
 
 from model.config import AttentionPolicy, ConfigError, DecoderConfig, InfiniteVLConfig
 from model.ops.rope import frame_positions
+from model.pages import Pages
+from model.policy import RetrievalPolicy
 
 Snapshot = dict[str, Tensor]
 """One slot's state by name, on the CPU."""
@@ -80,10 +82,11 @@ class StreamState:
     next: Tensor
     origin: Tensor
 
-    def __init__(self, config: InfiniteVLConfig, tensors: Sequence[Tensor]) -> None:
-        """`tensors` in the order of `layout`."""
+    def __init__(self, config: InfiniteVLConfig, tensors: Sequence[Tensor], pages: Pages | None = None) -> None:
+        """`tensors` in the order of `layout`; `pages` where attention retrieves."""
         self.config, self.layout = config, layout(config)
         self.held = dict(zip(self.layout, tensors, strict=True))
+        self.pages = pages
         vars(self).update(self.held)
 
     def __getattr__(self, name: str) -> Tensor:
@@ -104,7 +107,10 @@ class StreamState:
             shape = (slots, *part.shape) if part.shared else (len(layers), slots, *part.shape)
             return torch.full(shape, part.initial, dtype=part.dtype or dtype, device=device)
 
-        return cls(config, [empty(*declared) for declared in layout(config).values()])
+        policy, tensors = config.policy, [empty(*declared) for declared in layout(config).values()]
+        if isinstance(policy, RetrievalPolicy):
+            return cls(config, tensors, Pages(config.decoder, policy, slots, device, dtype))
+        return cls(config, tensors)
 
     @property
     def slots(self) -> int:
@@ -132,11 +138,15 @@ class StreamState:
         """Empties a slot."""
         for name, tensor, axis in self.tensors():
             tensor.select(axis, slot).fill_(self.layout[name][0].initial)
+        if self.pages is not None:
+            self.pages.reset(slot)
 
     def fork(self, source: int, target: int) -> None:
         """Makes `target` the same as `source`; `source` is only read."""
         for _, tensor, axis in self.tensors():
             tensor.select(axis, target).copy_(tensor.select(axis, source))
+        if self.pages is not None:
+            self.pages.fork(source, target)
 
     def kept(self, slot: int) -> Snapshot:
         """Views of all that one slot keeps: rows that take padding are left out."""
@@ -147,15 +157,22 @@ class StreamState:
         return parts
 
     def snapshot(self, slot: int) -> Snapshot:
-        """A copy of one slot on the CPU."""
-        return {name: part.detach().to("cpu", copy=True) for name, part in self.kept(slot).items()}
+        """A copy of one slot on the CPU, the tokens in its pages with it."""
+        snapshot = {name: part.detach().to("cpu", copy=True) for name, part in self.kept(slot).items()}
+        if self.pages is not None:
+            snapshot["tokens"] = self.pages.rows(slot, 0, self.pages.lengths[slot]).cpu()
+        return snapshot
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Puts a snapshot into a slot.
 
         Raises ConfigError where it was taken from a model of other sizes or policy; the slot is then as it was.
         """
-        parts = self.kept(slot)
+        parts, pages = self.kept(slot), self.pages
+        if pages is not None:
+            tokens, each = snapshot.get("tokens"), (len(pages.layers), 2, pages.groups, pages.head)
+            if tokens is None or tokens.shape[1:] != each or len(tokens) != int(snapshot["length"]):
+                raise ConfigError(f"snapshot's tokens are not {each} each: restore it into the model it was taken from")
         for name, part in parts.items():
             if name not in snapshot or snapshot[name].shape != part.shape:
                 found = "is missing" if name not in snapshot else f"has shape {tuple(snapshot[name].shape)}"
@@ -164,6 +181,9 @@ class StreamState:
                 )
         for name, part in parts.items():
             part.copy_(snapshot[name])
+        if pages is not None:
+            pages.reset(slot)
+            pages.extend(slot, snapshot["tokens"])
 
     def finite(self, slots: Tensor) -> Tensor:
         """Whether each slot's recurrence is finite, bool [batch]: the last layer's, which what went wrong below it reaches.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import SequenceCache, SlotCache
+from model.cache import PagedCache, SequenceCache, SlotCache
 from model.config import ConfigError, DecoderConfig, InfiniteVLConfig, parse_config
 from model.families.family import FAMILIES, Family
 from model.families.tools import Round, Tool, ToolFormat
@@ -60,9 +60,10 @@ class InfiniteVL(nn.Module):
     ) -> Tensor | None:
         """Takes embeddings `x` [batch, n, hidden] at `positions` [3, batch, n] into `slots` (int64 [batch], distinct).
 
-        n is at most `config.step_tokens`; longer inputs go in pieces. Returns the last hidden states, or None without `outputs`.
+        n is at most `config.step_tokens`, save where attention retrieves; longer inputs go in pieces. Returns the last hidden
+        states, or None without `outputs`.
         """
-        cache = SlotCache(state, slots, positions, counts)
+        cache = (SlotCache if state.pages is None else PagedCache)(state, slots, positions, counts)
         hidden: Tensor | None = self.model(x, positions, cache, outputs)
         cache.commit()
         return hidden

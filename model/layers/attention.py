@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.cache import Cache
-from model.config import AttentionPolicy, ConfigError, DecoderConfig
+from model.config import AttentionPolicy, DecoderConfig
 from model.layers.mixer import Mixer
 from model.layers.vision import RMSNorm
 from model.ops.linear import JointLinear, laid_out
@@ -44,9 +44,7 @@ class Attention(Mixer, kind="attention"):
         All attention layers share the sinks' positions, int64 [3, sinks], less the stream's origin.
         """
         if isinstance(policy, RetrievalPolicy):
-            raise ConfigError(
-                "attention that retrieves keeps every key, which a slot does not hold: give it a sequence"
-            )
+            return ()  # in pages, as they grow
         rows = (policy.sinks + policy.ring_size(step) + 1, config.num_key_value_heads, config.head_dim)
         return (
             Part("keys", rows, spare=1),

@@ -8,6 +8,7 @@ block's score is the largest of the spans that touch it. Of equal blocks the ear
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from typing import Protocol
 
@@ -118,8 +119,28 @@ def block_scores(q: Tensor, index: Tensor, history: History, policy: RetrievalPo
     return reduce(torch.maximum, touching)
 
 
+def attended(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -> Tensor:
+    """How much of its attention the query `q` [1, heads, head] at index `first` gives to each block: float32 [blocks], its heads' sum."""
+    size, shares = policy.block_size, q.new_zeros(first // policy.block_size + 1, dtype=torch.float32)
+    for heads, blocks, keys, _, shown in _shown(q, first, history, policy):
+        weights = (heads[:, 0].float() @ keys.float().T * q.shape[-1] ** -0.5).masked_fill(~shown, float("-inf"))
+        shares[blocks] += weights.softmax(-1).sum(0).unflatten(0, (-1, size)).sum(-1)
+    return shares
+
+
 def _attend(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -> Tensor:
     """Attention of at most ROWS queries, all of them below `dense_len` or none."""
+    outputs = []
+    for heads, _, keys, values, shown in _shown(q, first, history, policy):
+        k, v = (x[None].expand(heads.shape[0], -1, -1) for x in (keys, values))
+        outputs.append(F.scaled_dot_product_attention(heads, k, v, shown))
+    return torch.cat(outputs).transpose(0, 1)
+
+
+def _shown(
+    q: Tensor, first: int, history: History, policy: RetrievalPolicy
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """By group: its queries [heads, n, head], the blocks that they see between them, those' keys and values, and who sees which."""
     n, size, last = len(q), policy.block_size, first + len(q) - 1
     index = torch.arange(first, first + n, device=q.device)
     number = torch.arange(last // size + 1, device=q.device)
@@ -130,13 +151,10 @@ def _attend(q: Tensor, first: int, history: History, policy: RetrievalPolicy) ->
     else:
         seen = choose(q, first, history, policy) | (number < policy.init_blocks)
     near = (number + 1) * size > first - policy.window_size + 1
-    outputs = []
     for group in range(history.groups):
         blocks = number if dense else (seen[group].any(0) | near).nonzero().flatten()
         keys, values = history.fetch(group, blocks)
         key = (blocks[:, None] * size + torch.arange(size, device=q.device)).flatten()
         age = index[:, None] - key
         shown = (age >= 0) & (seen[group][:, blocks].repeat_interleave(size, 1) | (age < policy.window_size))
-        k, v = (x[None].expand(heads.shape[1], -1, -1) for x in (keys, values))
-        outputs.append(F.scaled_dot_product_attention(heads[group], k, v, shown))
-    return torch.cat(outputs).transpose(0, 1)
+        yield heads[group], blocks, keys, values, shown

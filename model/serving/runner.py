@@ -17,6 +17,7 @@ from model.checkpoint import CheckpointError, load_checkpoint, locate
 from model.config import PRESETS, AttentionPolicy, ConfigError
 from model.families.family import Prompt
 from model.families.infinitevl import InfiniteVL
+from model.policy import RetrievalPolicy
 from model.preprocess import choose_grid
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Grid, Pictures, Traced
 from model.serving.capacity import capacity
@@ -304,13 +305,15 @@ def prepare(
     Returns what makes the backend over a pool, and the slots that the pool must have beyond those in use.
     """
     counted = model.config.positions == "counter"
-    if counted and precision == "fp8":
-        raise ConfigError(f"dtype 'fp8' is not to be had for the family {model.config.family} yet: choose bfloat16")
+    paged = isinstance(model.config.policy, RetrievalPolicy)
+    if (counted or paged) and precision == "fp8":
+        what = f"the family {model.config.family}" if counted else "attention that retrieves"
+        raise ConfigError(f"dtype 'fp8' is not to be had for {what} yet: choose bfloat16")
     if model.model.embed_tokens.weight.device.type != "cuda":
         if precision == "int8":
             to_int8(model)
-        return partial(Traced if TRACEABLE else Eager, model, prompt), 0
-    if counted:
+        return partial(Traced if TRACEABLE and not paged else Eager, model, prompt), 0
+    if counted or paged:
         return partial(Eager, model, prompt), 0
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
