@@ -78,7 +78,7 @@ run_qwen() {
     limit=$(left)
     timeout "$limit" python3 -m tests.model.qwen_speed --budget-seconds $((limit - 25)) > "$out/qwen.txt" 2>&1
     say "qwen: exit $?"
-    grep -vE "^  floor|^\[" "$out/qwen.txt" | cut -c1-160 | tail -110
+    grep -vE "^  floor|^\[" "$out/qwen.txt" | cut -c1-130 | tail -125
 }
 
 run_table() {

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
+from model.ops.kernels.activation import Activation
 from model.ops.kernels.attention import HeadNorms, Tiling, attend, tiling
+from model.ops.kernels.norm import gelu
 from model.serving.floor import Floor, Peaks, replayed, timed
 from model.serving.quantize import Precision
 from model.serving.random_weights import random_model
@@ -109,7 +112,7 @@ def profiles(size: str, bench: Bench) -> None:
         ("a step of 8", bench.graphs.frame_step(8, bench.grid)),
         ("a token", bench.graphs.read_step(1, 1)),
     ):
-        bench.profile(f"{size} {bench.tag}, {name}", step.graph.replay, rows=12)
+        bench.profile(f"{size} {bench.tag}, {name}", step.graph.replay, rows=6)
 
 
 def sweep(heads: int, group: int, batch: int) -> None:
@@ -137,6 +140,25 @@ def sweep(heads: int, group: int, batch: int) -> None:
             print(f"  attention {batch} x {heads} x {group}: {tuple(cut)} {took}{' <-' if cut == chosen else ''}")
 
 
+def joined_gelu(width: int, inner: int, batch: int) -> None:
+    """The tower's first map and its GELU in two launches, and in the one that cuBLAS offers."""
+    x = torch.randn(784 * batch, width, device="cuda").bfloat16()
+    weight, bias = (torch.randn(shape, device="cuda").bfloat16() * width**-0.5 for shape in ((inner, width), (inner,)))
+
+    def apart() -> Activation:
+        return gelu(F.linear(x, weight, bias))
+
+    def joined() -> Tensor:
+        return torch._addmm_activation(bias, x, weight.T, use_gelu=True)
+
+    wanted = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+    off = [float((torch.as_tensor(call()).double() - wanted).norm() / wanted.norm()) for call in (apart, joined)]
+    took = [1e3 * replayed(call, 0.05) for call in (apart, joined)]
+    print(
+        f"  gelu {batch} x {width} to {inner}: apart {took[0]:.0f} us ({off[0]:.1e}), joined {took[1]:.0f} us ({off[1]:.1e})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sizes", nargs="*", default=SIZES, help=" ".join(SIZES))
@@ -156,6 +178,9 @@ def main() -> None:
                 for heads in (2, 4):
                     for batch in (1, 8):
                         sweep(heads, 4, batch)
+                for width, inner in ((768, 3072), (1024, 4096), (1152, 4352)):
+                    for batch in (1, 8):
+                        joined_gelu(width, inner, batch)
         for size in options.sizes:
             if table.late():
                 print(f"{size} left out: no time")
