@@ -35,7 +35,7 @@ run: setup ## start the daemon on the demo clip, ask it a first question
 
 test: setup-dev ## run the tests, two modules at a time
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup-dev ## lint, type-check and hold the contracts of imports
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Tests that mostly wait, run beside one another: those of a module that are marked `beside`, and that are to run, begin together.
 
 Each stays a test of its own, with a verdict of its own: where its turn comes, it waits for what became of it. One that needs
-a fixture of a single test's (monkeypatch, caplog …) runs alone, after the others.
+a fixture of a single test's (monkeypatch, caplog …) runs alone, after the others; what every test has (`EVERY`) hinders none.
+A daemon that keeps something needs a state folder of its own there, as the environment is all tests'.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import pytest
 from hypothesis import is_hypothesis_test
 
 TOGETHER = 6
+EVERY = ("adding_up", "state_home")
+"""Fixtures of single tests that all tests have: what they look after is the process', whichever test it comes from."""
 RUNNING = pytest.StashKey[dict[str, Future[None]]]()
 NAME: ContextVar[str] = ContextVar("NAME")
 """The test that this thread runs."""
@@ -30,7 +33,7 @@ def shared(item: pytest.Item) -> bool:
         return False
     if is_hypothesis_test(item.obj) or any(mark.args[0] for mark in item.iter_markers("skipif")):
         return False
-    own = {"tmp_path", *parameters(item)}
+    own = {"tmp_path", *EVERY, *parameters(item)}
     found = item._fixtureinfo.name2fixturedefs
     return all(fixtures[-1].scope != "function" for name, fixtures in found.items() if name not in own)
 
@@ -52,7 +55,7 @@ def begin(first: pytest.Function, module: pytest.Module) -> dict[str, Future[Non
         for name in item.fixturenames:
             if name == "tmp_path":
                 given[name] = first._request.getfixturevalue("tmp_path_factory").mktemp("beside")
-            elif name not in given:
+            elif name not in given and name not in EVERY:
                 given[name] = first._request.getfixturevalue(name)
         wanted = inspect.signature(item.obj).parameters
         arguments = {name: given[name] for name in wanted}

@@ -30,13 +30,17 @@ def adding_up() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a test's daemon keeps is kept for that test alone, and never in the home of whoever runs the tests."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    os.environ["XDG_STATE_HOME"] = KEPT.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests skip themselves without CUDA."""
+    """Files with a slow test come first, so that no worker is left alone with one; GPU tests skip themselves without CUDA."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -38,8 +38,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def threads() -> list[str]:
-    """All threads, but for one that tqdm keeps for good."""
-    return sorted(thread.name for thread in threading.enumerate() if thread.name != "tqdm_monitor")
+    """All threads, but for those that a process keeps for good: one of tqdm's, and two at most that decode attached pictures."""
+    kept = ("tqdm_monitor", "pictures_")
+    return sorted(thread.name for thread in threading.enumerate() if not thread.name.startswith(kept))
 
 
 def descriptors() -> list[str]:

@@ -29,7 +29,12 @@ def seen_and_asked(folder: Path, source: str, *keys: str, **environment: str) ->
     with log.open("w") as out:
         command = [sys.executable, "-m", "streamer.cli.main", "run", str(config), "--ask", "What do you see?"]
         running = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=out, text=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, "XDG_STATE_HOME": str(folder), **environment},
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
         )
     try:
         assert running.stdout is not None

@@ -323,6 +323,7 @@ def test_what_is_read_is_spelled(tokenizer):
     assert len(tokenizer.encode("EXIT")) == 4
 
 
+@pytest.mark.slow
 def test_a_run_told_to_end_saves_what_it_learned_and_another_goes_on_from_it(tmp_path, monkeypatch):
     """What a run has learned is not lost when its time is cut short."""
     learn = Learner.learn

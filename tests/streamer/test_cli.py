@@ -239,8 +239,8 @@ def test_run_asks_the_first_question_and_ends_in_good_order_mid_answer() -> None
         (("--model", "/no/such/model"), "/no/such/model"),
     ],
 )
-def test_run_that_can_not_work_says_so_in_a_line(arguments: tuple[str, ...], mend: str) -> None:
-    process: Any = start(*arguments)
+def test_run_that_can_not_work_says_so_in_a_line(arguments: tuple[str, ...], mend: str, tmp_path: Path) -> None:
+    process: Any = start(*arguments, XDG_STATE_HOME=str(tmp_path))
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1 and mend in err, out + err
     assert "Traceback" not in err

@@ -160,6 +160,7 @@ def alone() -> Path:
     return executable
 
 
+@pytest.mark.slow
 def test_the_client_installs_alone(alone: Path, server: Served, tmp_path: Path) -> None:
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([alone, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
