@@ -10,10 +10,17 @@ from tests.streamer.serving import Daemon, Served
 
 
 @pytest.fixture(scope="session")
-def daemon() -> Iterator[Daemon]:
+def one_for_all() -> Iterator[Daemon]:
     daemon = Daemon()
     yield daemon
     daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def daemon(one_for_all: Daemon) -> Iterator[Daemon]:
+    one_for_all.wake()
+    yield one_for_all
+    one_for_all.rest()
 
 
 @pytest.fixture

@@ -13,13 +13,20 @@ OPENAI_PACKAGE = "openai[realtime]>=3.51,<4"
 
 
 @pytest.fixture(scope="session")
-def daemon() -> Iterator[Daemon]:
+def one_for_all() -> Iterator[Daemon]:
     daemon = Daemon()
     yield daemon
     daemon.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def daemon(one_for_all: Daemon) -> Iterator[Daemon]:
+    one_for_all.wake()
+    yield one_for_all
+    one_for_all.rest()
+
+
+@pytest.fixture(scope="module")
 def server(daemon: Daemon) -> Iterator[Served]:
     with daemon.served() as server:
         yield server

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import uvicorn
@@ -50,9 +51,29 @@ class Daemon:
     async def _start(self) -> Assistant:
         assistant = Assistant(self.config)
         await assistant.start()
-        while not all(status.frames_seen for status in assistant.streams()):
-            await asyncio.sleep(0.05)
+        await self._seen(assistant)
         return assistant
+
+    async def _seen(self, assistant: Assistant) -> None:
+        while not all(status.frames_seen for status in assistant.streams()):
+            await asyncio.sleep(0.02)
+
+    def rest(self) -> None:
+        """Watches nothing until `wake`: a daemon that many modules share costs those between them nothing."""
+        for status in self.do(self.assistant.streams):
+            self.run(partial(self.assistant.detach, status.name))
+
+    def wake(self) -> None:
+        """Watches what is configured, if it rested."""
+
+        async def attach() -> None:
+            if not self.assistant.streams():
+                for stream in self.config.streams:
+                    keys = stream.model_dump(exclude_unset=True, exclude={"name", "source"})
+                    await self.assistant.attach(stream.name, stream.source, **keys)
+            await self._seen(self.assistant)
+
+        self.run(attach)
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Awaits `call()` in the daemon's loop."""
