@@ -79,14 +79,17 @@ class Plug:
             await client.__aexit__(None, None, None)
             await asyncio.sleep(0.1)
 
-    async def round(self, first: bool, seconds: float) -> None:
-        """Starts, looks at what is remembered, lets it watch and answer for a while, and kills it at a random moment."""
+    async def round(self, seconds: float | None) -> None:
+        """Starts, looks at what is remembered, lets it watch and answer for a while, and kills it at a random moment.
+
+        With None, the first: nothing is remembered yet, and it is killed as soon as every stream has a snapshot.
+        """
         with self.start() as daemon:
             try:
                 client = await self.up(daemon)
                 now = {each["name"]: each for each in await client.streams()}
                 assert self.added <= now.keys(), "a stream that a client was told of was lost"
-                if not first:
+                if seconds is not None:
                     for name, each in now.items():
                         assert each["resumes"], f"{name} began anew"
                         self.lost.append(self.killed - max(self.newest[name], self.watched))
@@ -95,7 +98,11 @@ class Plug:
                     await client.attach("added", "demo:", fps=2)
                     self.added.add("added")
                 open_answers = [asyncio.create_task(self.asked(client, f"s{n}")) for n in range(2)]
-                await asyncio.sleep(seconds)
+                if seconds is not None:
+                    await asyncio.sleep(seconds)
+                else:
+                    while not all(each["saved_age_s"] is not None for each in await client.streams()):
+                        await asyncio.sleep(0.1)
                 daemon.send_signal(signal.SIGKILL)
                 self.killed = time.time()
                 await asyncio.gather(*open_answers)
@@ -126,9 +133,9 @@ class Plug:
 async def pull(folder: Path, kills: int, seed: int = 1) -> Plug:
     chance = random.Random(seed)
     plug = Plug(folder, chance)
-    await plug.round(True, 8.0)
+    await plug.round(None)
     for n in range(kills - 1):
-        await plug.round(False, chance.uniform(0.0, 11.0) if kills > 2 else 6.0)
+        await plug.round(chance.uniform(0.0, 11.0) if kills > 2 else 6.0)
         print(f"kill {n + 2}: lost {max(plug.lost[-STREAMS:]):.1f} s", file=sys.stderr)
     return plug
 
