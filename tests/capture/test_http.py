@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -373,9 +374,10 @@ def growing(folder: Path, down: threading.Event, faulty: range) -> Iterator[None
 
 
 @pytest.mark.parametrize("faulty", [range(0), range(7, 10)], ids=["sound", "interrupted"])
-def test_a_broadcast_is_seen_once_and_ends(segments: Path, faulty: range) -> None:
+def test_a_broadcast_is_seen_once_and_ends(segments: Path, faulty: range, tmp_path: Path) -> None:
     down, asked = threading.Event(), []
-    steps = growing(segments, down, faulty)
+    folder = shutil.copytree(segments, tmp_path / "broadcast")
+    steps = growing(folder, down, faulty)
     next(steps)
     over = threading.Event()
 
@@ -383,7 +385,7 @@ def test_a_broadcast_is_seen_once_and_ends(segments: Path, faulty: range) -> Non
         while next(steps, over) is not over:
             over.wait(0.5)
 
-    with http_server(Broadcaster, folder=segments, down=down, asked=asked) as url:
+    with http_server(Broadcaster, folder=folder, down=down, asked=asked) as url:
         with watching(url + "/live.m3u8") as watcher:
             growth = threading.Thread(target=grow, daemon=True)
             growth.start()

@@ -49,7 +49,7 @@ def seen_and_asked(folder: Path, source: str, *keys: str, **environment: str) ->
         return told + log.read_text()
     finally:
         running.terminate()
-        running.wait(20)
+        running.wait(60)
 
 
 @needs_rtsp

@@ -122,12 +122,12 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
             with pytest.raises(AssistantError) as error:
                 assistant.ask("What? " * 500)
             refused(error, "question_too_long", "200 are allowed", "limits.question_tokens")
-            began = time.monotonic()
+            began = time.thread_time()
             for history in ([("é🙂" * 2_000_000, "no")], [("What?", "é🙂" * 2_000_000)]):
                 with pytest.raises(AssistantError) as error:
                     assistant.ask("What?", history=history)
                 refused(error, "question_too_long", "characters", "limits.question_tokens")
-            assert time.monotonic() - began < 1, "what is far too long is refused before it is read"
+            assert time.thread_time() - began < 1, "what is far too long is refused before it is read"
             with pytest.raises(AssistantError) as error:
                 assistant.ask("What?", temperature=-1)
             refused(error, "bad_sampling", "-1")

@@ -128,7 +128,7 @@ def test_says_what_full_attention_forgets(tmp_path: Path) -> None:
 def test_systemd_hears_of_it(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(10)
+        manager.settimeout(60)
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
         with daemon(environment=environment) as (process, _, _):
             assert manager.recv(100) == b"READY=1"
@@ -152,7 +152,7 @@ def test_a_bad_configuration_on_sighup_changes_nothing_and_the_log_is_json() -> 
 
 
 def facts(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(url + "/healthz", timeout=10) as reply:
+    with urllib.request.urlopen(url + "/healthz", timeout=60) as reply:
         found: dict[str, Any] = json.load(reply)
     return found
 
