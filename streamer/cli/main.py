@@ -147,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     sources.add_argument("--json", action="store_true", help="print facts as JSON")
     sources.set_defaults(command=_sources)
 
+    models = commands.add_parser("models", help="list the models that are known, and which this machine has memory for")
+    models.add_argument("--json", action="store_true", help="print facts as JSON")
+    models.set_defaults(command=_models)
+
     doctor = commands.add_parser("doctor", help="say what works on this machine, and what to mend")
     doctor.add_argument("--host", default="127.0.0.1", help="address that the daemon is to listen at")
     doctor.add_argument("--port", type=int, default=8765, help="its port")
@@ -213,6 +217,12 @@ def _sources(options: argparse.Namespace) -> int:
     print("" if cameras else "no local camera is attached", end="" if cameras else "\n")
     print(f"Also: {', '.join(KINDS)}")
     return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from streamer.cli.models import run as listed
+
+    return listed(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

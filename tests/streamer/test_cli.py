@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from capture.sources.demo import CLIP
+from model.serving.capacity import Capacity
 from streamer.assistant import StreamStatus
 from streamer.cli.doctor import cameras
 from streamer.cli.main import _parser, main
@@ -132,6 +133,23 @@ def test_sources_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rtsp://" in capsys.readouterr().out
     assert main(["sources", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"cameras", "kinds"}
+
+
+def test_models_are_listed_with_what_they_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Totals as published, less the MTP layer that is not loaded; what is missing counts the slots of a daemon."""
+    monkeypatch.setattr("model.serving.catalogue.capacity", lambda device, each: Capacity(10**10, each))
+    assert main(["models", "--json"]) == 0
+    found = {(one["name"], one["dtype"]): one for one in json.loads(capsys.readouterr().out)["models"]}
+    small, large = found["Qwen/Qwen3.5-0.8B", "float32"], found["Qwen/Qwen3.5-27B", "float32"]
+    assert small["weight_bytes"] == 4 * small["parameters"] == pytest.approx(3.41e9, rel=0.01)
+    assert large["parameters"] == pytest.approx(27_781e6 - 425e6, rel=0.001)
+    assert small["missing_bytes"] == 0 and "--model Qwen/Qwen3.5-0.8B" in small["command"]
+    assert large["missing_bytes"] == large["weight_bytes"] + 16 * large["state_bytes"] - 10**10
+    assert found["hustvl/InfiniteVL", "float32"]["parameters"] == pytest.approx(4.41e9, rel=0.001)
+    assert main(["models"]) == 0
+    assert "GB of memory are missing" in capsys.readouterr().out
 
 
 def test_doctor_says_what_works_and_what_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
