@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from model.checkpoint import kept_dtype
+from model.checkpoint import Unfilled, kept_dtype
 from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
 from model.serving import int8
@@ -60,10 +60,10 @@ def known() -> list[Known]:
     ]
 
 
-def outline(one: Known) -> InfiniteVL:
-    """Its model without memory for weights."""
-    with torch.device("meta"):
-        return InfiniteVL(one.config)
+def outline(config: InfiniteVLConfig) -> InfiniteVL:
+    """A model of these sizes without memory for weights."""
+    with torch.device("meta"), Unfilled():
+        return InfiniteVL(config)
 
 
 def dtypes(config: InfiniteVLConfig, device: torch.device) -> tuple[Dtype, ...]:

@@ -50,6 +50,7 @@ def examine(host: str, port: int) -> Iterator[Finding]:
         cameras,
         lambda: listening(host, port),
         weights,
+        checkpoints,
     ]
     for check in checks:
         name = getattr(check, "__name__", "check")
@@ -137,3 +138,33 @@ def weights() -> Iterator[Finding]:
     place = next(each for each in (home, *home.parents) if each.exists())
     if not os.access(place, os.W_OK):
         yield Finding("downloads", "bad", f"{home} can't be written to", "set HF_HOME to a folder that can")
+
+
+def checkpoints() -> Iterator[Finding]:
+    """Those beside the nano that this machine has memory for, in its device's plain dtype."""
+    import torch
+
+    from model.serving.catalogue import dtypes, fit, known, outline
+    from model.serving.expectation import expect, products_per_second
+    from streamer.cli.models import command
+    from streamer.config import LimitsConfig
+    from streamer.loading import threads
+
+    kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    slots = LimitsConfig().streams + LimitsConfig().answers
+    there = [(one, dtypes(one.config, kind)[0]) for one in known() if one.name != "nano"]
+    fitting = [(one, dtype) for one, dtype in there if not fit(outline(one.config), dtype, kind, slots).missing]
+    if not fitting:
+        yield Finding(
+            "checkpoints", "hint", "none but the nano fits into free memory", "streamer models says what is missing"
+        )
+        return
+    torch.set_num_threads(threads(kind.type))
+    speed = products_per_second(kind)
+    for one, dtype in fitting:
+        found = expect(one.config, speed)
+        fact = f"about {found.rate:.2g} steps a second at {found.side}×{found.side} in {dtype}"
+        if one.config.frames_per_second is not None:
+            fact += f", trained with {found.trained:g}"
+        verdict: Literal["good", "hint"] = "good" if found.rate >= found.trained else "hint"
+        yield Finding(one.name, verdict, fact, command(one.name, kind.type, dtype))

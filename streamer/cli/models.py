@@ -37,7 +37,7 @@ def choices() -> Iterator[dict[str, Any]]:
     for one in known():
         # The nano is made for a CPU.
         device = torch.device("cuda" if torch.cuda.is_available() and one.name != "nano" else "cpu")
-        model = outline(one)
+        model = outline(one.config)
         for dtype in dtypes(one.config, device):
             found = fit(model, dtype, device, limits.streams + limits.answers)
             yield {
@@ -50,11 +50,11 @@ def choices() -> Iterator[dict[str, Any]]:
                 "weight_bytes": found.weights,
                 "state_bytes": found.state,
                 "missing_bytes": found.missing,
-                "command": _command(one.name, device.type, dtype),
+                "command": command(one.name, device.type, dtype),
             }
 
 
-def _command(name: str, device: str, dtype: str) -> str:
+def command(name: str, device: str, dtype: str) -> str:
     """What runs it: device and dtype have no option, only a configuration file says them."""
     if (device, dtype) == ("cpu", "float32"):
         return "streamer run" if name == "nano" else f"streamer run --model {name}"

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from capture.sources.demo import CLIP
+from model.config import PRESETS, AttentionPolicy
 from model.serving.capacity import Capacity
+from model.serving.expectation import expect, products_per_second
 from streamer.assistant import StreamStatus
 from streamer.cli.doctor import cameras
 from streamer.cli.main import _parser, main
@@ -23,6 +27,7 @@ from streamer.cli.remote import _duration
 from streamer.cli.run import run_config
 from streamer.config import Config, ConfigError
 from streamer.server.auth import read_tokens
+from tests import tiny_qwen
 from tests.streamer.serving import Daemon, Served
 
 
@@ -152,15 +157,32 @@ def test_models_are_listed_with_what_they_take(
     assert "GB of memory are missing" in capsys.readouterr().out
 
 
-def test_doctor_says_what_works_and_what_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_says_what_works_and_what_to_mend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.serving.expectation.products_per_second", lambda device: 70e9)
+    monkeypatch.setattr("model.serving.catalogue.capacity", lambda device, each: Capacity(2 * 10**10, each))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["doctor", "--port", str(taken.getsockname()[1]), "--json"]) == 0
     findings = {each["part"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
     assert {"machine", "GPU", "decoders", "cameras", "port", "nano"} <= set(findings)
     assert findings["port"]["verdict"] == "hint" and "in use" in findings["port"]["fact"]
     assert findings["decoders"]["verdict"] == "good"
+    small = findings["Qwen/Qwen3.5-0.8B"]
+    assert (small["verdict"], small["mend"]) == ("good", "streamer run --model Qwen/Qwen3.5-0.8B")
+    assert small["fact"] == "about 2 steps a second at 160×160 in float32, trained with 1"
+    assert findings["Qwen/Qwen3.5-2B"]["verdict"] == "hint" and "Qwen/Qwen3.5-4B" not in findings
     assert main(["doctor", "--port", "0"]) == 0
     assert "ok    port" in capsys.readouterr().out
+
+
+def test_a_rate_to_expect_comes_of_whole_steps_and_chooses_the_picture() -> None:
+    tiny = replace(PRESETS[tiny_qwen.TINY_QWEN["name"]], policy=AttentionPolicy(sinks=4, window=64))
+    assert products_per_second(torch.device("cpu"), tiny) > 0
+    small = PRESETS["qwen3.5-0.8b"]
+    fast, slow = expect(small, 1e12), expect(small, 1e9)
+    assert (fast.side, slow.side, fast.trained) == (448, 160, 1)
+    assert fast.rate * 0.7 >= 1 > slow.rate > 0
 
 
 def test_doctor_names_a_camera_that_may_not_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
