@@ -93,7 +93,8 @@ class Assistant:
         self._starting = time.monotonic()
         try:
             if self.config.storage.folder is not None:
-                self.keeper = await asyncio.to_thread(Keeper, self.config.storage, self.engine, self.news.publish)
+                self.keeper = await asyncio.to_thread(Keeper, self.config.storage, self.engine, self._streams)
+                self.keeper.listen(self.news)
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._open(stream) for stream in self.config.streams]
             await start(self.engine, self.config)
@@ -102,7 +103,7 @@ class Assistant:
                 await self._attach(stream, source if self.model.trained_rate is None else None)
             if self.keeper is not None:
                 await self.keeper.attach_added(self._streams, self._attach)
-                self.keeper.begin(self._streams)
+                self.keeper.begin(self._answer, lambda: bool(self._answers))
         except BaseException:
             await self.stop()
             raise
@@ -219,7 +220,7 @@ class Assistant:
         stream = self._stream(name)
         if not keep_memory:
             await asyncio.wrap_future(self.engine.call(lambda: self.engine.executor.forget(stream)))
-        gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0}
+        gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0, "entries": 0}
         if self.keeper is not None:
             gone = await self.keeper.forget_span(name, since, until)
         remains = "what it has seen until now, which it keeps" if keep_memory else "nothing: it begins anew"
@@ -230,6 +231,8 @@ class Assistant:
         del self._streams[name]
         self.news.dropped(name, stream.drops)
         self.news.forget(name)
+        if self.keeper is not None:
+            self.keeper.left(name)
         try:
             await asyncio.wrap_future(self.engine.remove(name))
         finally:
@@ -346,8 +349,19 @@ class Assistant:
         self._check_ready()
         return await self._forms.compile(self.model, question)
 
-    def answer(self, question: Question, grammar: Grammar | None = None) -> Answer:
-        """As `ask`, for a question that a wire has brought; its answer keeps to `grammar`, which `compile` made of it."""
+    def answer(self, question: Question, grammar: Grammar | None = None, visitor: str | None = None) -> Answer:
+        """As `ask`, for a question that a wire has brought; its answer keeps to `grammar`, which `compile` made of it.
+
+        `visitor` is whose question it is, where it is kept.
+        """
+        if self.keeper is None:
+            return self._answer(question, grammar)
+        self.keeper.notes.give_way()
+        answer = self._answer(question, grammar)
+        self.keeper.diary.asked(answer, question, visitor)
+        return answer
+
+    def _answer(self, question: Question, grammar: Grammar | None = None) -> Answer:
         limits, tokenizer = self.config.limits, self.model.tokenizer
         self._check_ready()
         if not question.text.strip():
@@ -369,8 +383,8 @@ class Assistant:
                 f"{limits.answers} answers are open and {limits.waiting_questions} questions wait, which is all that is "
                 "allowed: ask again when one is complete, or raise limits.waiting_questions.",
             )
-        id, forget = f"ans_{uuid4().hex[:20]}", self._answers.pop
-        answer = self._answers[id] = Answer(id, watched.name, len(tokens), self._cancel, lambda _: forget(id, None))
+        id = f"ans_{uuid4().hex[:20]}"
+        answer = self._answers[id] = Answer(id, watched.name, len(tokens), self._cancel, self._over)
         request = Request(id, question, tokens, answer, grammar)
         if past is None:
             self.engine.ask(request)
@@ -432,6 +446,11 @@ class Assistant:
             stream.recorder = self.keeper.recordings.recorder(name)
         stream.start(lambda stream, status: self.news.changed(stream.name, status))
         return stream.status(time.monotonic())
+
+    def _over(self, answer: Answer) -> None:
+        self._answers.pop(answer.id, None)
+        if self.keeper is not None:
+            self.keeper.diary.answered(answer)
 
     def _cancel(self, answer: Answer) -> None:
         if self.keeper is not None:

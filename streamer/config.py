@@ -167,6 +167,16 @@ class ModelConfig(Section):
         return self
 
 
+class NotesConfig(Section):
+    """What is noted of a stream in its timeline, in time that no question needs."""
+
+    question: Annotated[str, Field(min_length=1, max_length=1_000)] = "What is happening?"
+    every: Seconds = 60.0
+    """Seconds between two notes; what differs from the last one is kept."""
+    change: Annotated[Number, Field(gt=0, le=255)] | None = 25.0
+    """A picture that differs from the last note's by this much (levels of 255 in the most changed part) is noted before."""
+
+
 class StreamConfig(Section):
     """One camera: where its frames come from and what is expected of them."""
 
@@ -208,13 +218,18 @@ class StreamConfig(Section):
     """The stream, by the name that it had, whose memory this one goes on with though its name or source is another now."""
     record: bool = False
     """Keep what the camera sends, without sound, within storage.recordings and storage.recording_hours."""
+    keep_questions: bool = False
+    """Keep what is asked about the stream, and what is answered, in its timeline."""
+    notes: NotesConfig | None = None
+    """Have the model note what happens; `{}` takes all as it stands here."""
 
     @model_validator(mode="after")
     def _reachable(self) -> StreamConfig:
         if not self.realtime and self.policy == "newest":
             raise ValueError("realtime false with policy newest would drop most of a file: set policy to every")
-        if self.record and self.keep == "nothing":
-            raise ValueError("record true with keep nothing would leave a trace of it: leave out one of them")
+        kept = [key for key in ("record", "keep_questions", "notes") if getattr(self, key)]
+        if kept and self.keep == "nothing":
+            raise ValueError(f"{kept[0]} with keep nothing would leave a trace of it: leave out one of them")
         return self
 
 
@@ -279,6 +294,10 @@ class StorageConfig(Section):
     """Hours after which a recording goes."""
     replay: Seconds = 10.0
     """Seconds of recorded video that an answer about the past is shown at most; beyond them the nearest snapshot answers."""
+    timeline: Annotated[Whole, Field(ge=100_000)] = 1_000_000_000
+    """Bytes that the timelines of all streams may take, with their stills; the oldest entries go first."""
+    timeline_hours: Annotated[Number, Field(gt=0, le=876_000)] = 720.0
+    """Hours after which an entry of a timeline goes."""
 
 
 class Config(Section):

@@ -82,6 +82,8 @@ class News:
 
     def __init__(self) -> None:
         self.subscriptions: set[Subscription] = set()
+        self.heard: Callable[[StreamEvent], None] | None = None
+        """Is told of every event, unmerged."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told: dict[str, Counter[str]] = {}
 
@@ -128,6 +130,8 @@ class News:
 
     def publish(self, event: StreamEvent) -> None:
         """Something has happened; called on the event loop."""
+        if self.heard is not None:
+            self.heard(event)
         for subscription in self.subscriptions:
             subscription.put(event)
 

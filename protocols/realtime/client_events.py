@@ -176,6 +176,17 @@ class StreamNamed(ClientEvent):
     stream: StreamName | None = None
 
 
+class MemoryList(StreamNamed):
+    """What happened to a stream, the newest first; `search` is for words in it, `before` the id that the last list ended with."""
+
+    since: Moment | None = Field(default=None, alias="from")
+    until: Moment | None = Field(default=None, alias="to")
+    search: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+    kinds: Annotated[list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=16)] | None = None
+    limit: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    before: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+
+
 class VideoAppend(ClientEvent):
     """One picture for a `push:` stream; `timestamp` in seconds on the sender's own axis."""
 
@@ -197,6 +208,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
     "stream.detach": StreamDetach,
     "stream.status": StreamNamed,
     "stream.frame": StreamNamed,
+    "memory.list": MemoryList,
     "input_video_buffer.append": VideoAppend,
 }
 

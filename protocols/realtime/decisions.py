@@ -45,9 +45,9 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A `stream.*` request; tell `performed` or `failed`."""
+    """A `stream.*` or `memory.*` request; tell `performed` or `failed`."""
 
-    verb: Literal["list", "attach", "detach", "status", "frame"]
+    verb: Literal["list", "attach", "detach", "status", "frame", "memory"]
     event_id: str | None = None
     stream: str | None = None
     source: str = ""

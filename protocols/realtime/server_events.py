@@ -292,6 +292,16 @@ class StreamResumed(StreamEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryListed(ServerEvent):
+    """What happened to a stream, the newest first; whether there is `more` of what was asked for."""
+
+    type = "memory.listed"
+    stream: str
+    entries: Sequence[Mapping[str, Any]]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Error(ServerEvent):
     type = "error"
     error: ErrorView

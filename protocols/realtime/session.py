@@ -174,6 +174,10 @@ class RealtimeSession:
                     raise ProtocolError("missing_required_parameter", "Name a stream.", "stream", event.event_id)
                 if stream not in streams:
                     raise _unknown_stream(stream, streams, "stream", event.event_id)
+                if isinstance(event, events.MemoryList):
+                    query: dict[str, Any] = {"from": event.since, "to": event.until, "kind": event.kinds}
+                    query |= {"search": event.search, "limit": event.limit, "before": event.before}
+                    return [Command("memory", event.event_id, stream, options=query)]
                 verb = data["type"].removeprefix("stream.")
                 return [Command(verb, event.event_id, stream)]
         raise AssertionError(f"no branch for {type(event).__name__}")
@@ -426,6 +430,8 @@ class RealtimeSession:
         """A command has been carried out; `rest` goes into its reply, with the `stream` that it was about."""
         if command.verb == "list":
             return [self._send(told.StreamListed, streams=rest["streams"])]
+        if command.verb == "memory":
+            return [self._send(told.MemoryListed, **rest)]
         if command.verb == "detach" and command.stream == self.stream:
             self.stream = None
             self._settings = {**self._settings, "stream": None}

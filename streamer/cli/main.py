@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from streamer.cli.bench import add_arguments as bench_arguments
 from streamer.cli.eval import add_arguments as evaluation_arguments
-from streamer.cli.remote import ask, forget, reach, setting, status, stream_add, stream_remove
+from streamer.cli.remote import ask, forget, reach, setting, status, stream_add, stream_remove, timeline
 from streamer.cli.run import run
 from streamer.client import ClientError
 
@@ -99,6 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     forget_parser.add_argument("--keep-memory", action="store_true", help="let the stream remember what it has seen")
     reach(forget_parser)
     forget_parser.set_defaults(command=forget)
+
+    timeline_parser = commands.add_parser("timeline", help="what happened to a stream, or to all of them")
+    timeline_parser.add_argument("name", nargs="?")
+    timeline_parser.add_argument(
+        "--search", metavar="WORDS", help="entries with these words: 'van', 'van NOT red', 'ban*'"
+    )
+    timeline_parser.add_argument("--since", metavar="MOMENT", help="from when on, such as '10 minutes ago' or 14:03")
+    timeline_parser.add_argument("--until", metavar="MOMENT")
+    timeline_parser.add_argument("--kind", help="such as note, question or gap; several with commas between")
+    timeline_parser.add_argument("--limit", type=int, default=50, help="how many of the newest are shown (default 50)")
+    reach(timeline_parser)
+    timeline_parser.set_defaults(command=timeline)
 
     status_parser = commands.add_parser("status", help="one line a stream")
     reach(status_parser)

@@ -1,4 +1,4 @@
-"""The commands that talk to a running daemon: ask, status and stream."""
+"""The commands that talk to a running daemon: ask, status, stream, timeline and forget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -102,34 +102,66 @@ def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any])
         time.sleep(TRY_SECONDS)
 
 
-def forget(options: argparse.Namespace) -> int:
-    """Over HTTP, as forgetting is no matter of a conversation."""
-    chosen = {"from": options.since, "to": options.until, "keep_memory": "true" if options.keep_memory else None}
-    query = urlencode({key: value for key, value in chosen.items() if value is not None})
+def _web(options: argparse.Namespace, path: str, query: Mapping[str, Any], method: str = "GET") -> Any:
+    """What the daemon says over HTTP, for what is no matter of a conversation; of `query`, what is None is left out."""
+    chosen = urlencode({key: value for key, value in query.items() if value is not None})
     base = (options.url or os.environ.get("STREAMER_URL") or DEFAULT_URL).rstrip("/")
     token = _token(options) or os.environ.get("STREAMER_TOKEN")
     asked = urllib.request.Request(
-        f"{base}/v1/streams/{quote(options.name, safe='')}/memory?{query}",
-        method="DELETE",
-        headers={"Authorization": f"Bearer {token}"} if token else {},
+        f"{base}/v1/{path}?{chosen}", method=method, headers={"Authorization": f"Bearer {token}"} if token else {}
     )
     try:
         with urllib.request.urlopen(asked, timeout=30, context=_tls(options)) as reply:
-            gone = json.load(reply)
+            return json.load(reply)
     except urllib.error.HTTPError as error:
         with error:
             refused = json.load(error)["error"]
         raise ClientError(refused["code"], refused["message"]) from None
     except (OSError, ValueError) as error:
         raise ClientError("unreachable", f"No daemon answers at {base} ({error}): name it with --url.") from None
+
+
+def forget(options: argparse.Namespace) -> int:
+    chosen = {"from": options.since, "to": options.until, "keep_memory": "true" if options.keep_memory else None}
+    gone = _web(options, f"streams/{quote(options.name, safe='')}/memory", chosen, "DELETE")
     if options.json:
         print(json.dumps(gone, ensure_ascii=False))
     else:
         print(
-            f"{options.name}: {gone['snapshots']} snapshots and {gone['segments']} recordings of {gone['recorded_s']:.0f} s are gone; "
+            f"{options.name}: {gone['snapshots']} snapshots, {gone['segments']} recordings of {gone['recorded_s']:.0f} s and "
+            f"{gone['entries']} entries of the timeline are gone; "
             f"of memory remains {gone['memory']}"
         )
     return 0
+
+
+def timeline(options: argparse.Namespace) -> int:
+    """One stream's entries or all streams', the oldest first as a log has them."""
+    names = [options.name] if options.name else [each["name"] for each in _web(options, "streams", {})["streams"]]
+    chosen = {
+        "from": options.since,
+        "to": options.until,
+        "search": options.search,
+        "kind": options.kind,
+        "limit": options.limit,
+    }
+    found = [
+        entry
+        for name in names
+        for entry in _web(options, f"streams/{quote(name, safe='')}/timeline", chosen)["entries"]
+    ]
+    shown = sorted(found, key=lambda entry: entry["id"])[-options.limit :]
+    if options.json:
+        print(json.dumps({"entries": shown}, ensure_ascii=False))
+    for entry in () if options.json else shown:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["wall"]))
+        print(f"{when}  {entry['stream']}  {entry['kind']}  {_line(entry['text'])}")
+    return 0
+
+
+def _line(text: str) -> str:
+    """Text of others on one line, with nothing in it that a terminal would obey."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def status(options: argparse.Namespace) -> int:

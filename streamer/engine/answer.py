@@ -56,6 +56,8 @@ class Answer:
         self.error: str | None = None
         self.moment: Moment | None = None
         """Which moment it speaks of, where the past was asked."""
+        self.transcript: list[str] | None = None
+        """What it has said, where that is to be kept."""
         self.over = asyncio.Event()
         self.usage = Usage(prompt_tokens)
         self._cancel, self._done = cancel, done
@@ -125,6 +127,8 @@ class Answer:
         self.usage.reasoning_tokens += tokens * thought
         if text:
             self._waiting.append((thought, text))
+            if self.transcript is not None and not thought:
+                self.transcript.append(text)
             self._news.set()
 
     def _end(self, reason: FinishReason, error: str | None, now: float) -> None:

@@ -179,6 +179,16 @@ class Stream:
             self._ahead, self._resumed = self._resumed.time + gap - frame.time, None
         return frame.time + self._ahead
 
+    @property
+    def seen_until(self) -> float | None:
+        """Seconds of stream time of the newest frame in the state; any thread may ask."""
+        newest, resumed = self.newest, self._resumed
+        if newest is None:
+            return None if resumed is None else resumed.time
+        if resumed is not None:
+            return resumed.time + max(captured_wall(newest) - resumed.wall, 0.0)
+        return newest.time + self._ahead
+
     def saw(self, frames: tuple[Frame, ...], now: float) -> None:
         """These frames are in the state now."""
         self.frames_seen += len(frames)

@@ -17,6 +17,25 @@ MIGRATIONS: tuple[str, ...] = (
     "CREATE TABLE outbox (output TEXT NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL, at REAL NOT NULL, event BLOB NOT NULL, "
     "PRIMARY KEY (output, number)) STRICT, WITHOUT ROWID; "
     "CREATE TABLE outputs (name TEXT PRIMARY KEY, config TEXT NOT NULL, added REAL NOT NULL) STRICT;",
+    # 3: the timeline. Ids are in the order of what happened; `at` is the wall clock too, but never goes back.
+    """
+    CREATE TABLE entries (
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, wall REAL NOT NULL, time REAL, stream TEXT NOT NULL, kind TEXT NOT NULL,
+        visitor TEXT, text TEXT NOT NULL, data TEXT NOT NULL, still BLOB, size INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX entries_by_stream ON entries (stream, id, kind, wall);
+    CREATE INDEX entries_by_time ON entries (at, size);
+    CREATE INDEX entries_put_back ON entries (wall) WHERE at > wall;
+    CREATE VIRTUAL TABLE words USING fts5 (
+        text, stream, content = entries, content_rowid = id, tokenize = 'unicode61 remove_diacritics 2'
+    );
+    CREATE TRIGGER entry_added AFTER INSERT ON entries BEGIN
+        INSERT INTO words (rowid, text, stream) VALUES (new.id, new.text, new.stream);
+    END;
+    CREATE TRIGGER entry_gone AFTER DELETE ON entries BEGIN
+        INSERT INTO words (words, rowid, text, stream) VALUES ('delete', old.id, old.text, old.stream);
+    END;
+    """,
 )
 """Each brings a database from its place in this row to the next; none is ever changed once released."""
 
@@ -54,6 +73,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 16777216")
+        connection.execute("PRAGMA secure_delete = ON")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise FolderError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
@@ -16,25 +17,32 @@ from typing import Any
 
 from model import ConfigError as ModelConfigError
 from model.state import Snapshot
+from protocols.question import Question
 from streamer.config import ConfigError, StorageConfig, StreamConfig, parse_config
+from streamer.engine.answer import Answer
 from streamer.engine.engine import Engine
 from streamer.engine.stream import Resumed, Stream, captured_wall
 from streamer.errors import AssistantError
-from streamer.events import StreamEvent
+from streamer.events import News, StreamEvent
 from streamer.memory.clips import Clips
+from streamer.memory.diary import Diary
 from streamer.memory.folder import FolderError
+from streamer.memory.notes import Notes
 from streamer.memory.past import Past
 from streamer.memory.recording import Recordings
 from streamer.memory.retention import Pace
 from streamer.memory.snapshot import Taken
 from streamer.memory.snapshots import Snapshots
 from streamer.memory.store import Store, StoreError
+from streamer.memory.timeline import Timeline
 
 log = logging.getLogger("streamer")
 PATIENCE = 2.0
 """Seconds that a client waits for the disk before it is told that its stream is watched, though it is not kept yet."""
 LAST_SECONDS = 1.0
 """Seconds that the daemon's end waits for the engine to hand over the last snapshots."""
+TRIM_SECONDS = 30.0
+"""Seconds between two looks at what is too much of the timeline."""
 LOOK_SECONDS = 0.5
 """Seconds between two looks at whose snapshot is due."""
 Copy = tuple[Stream, int, Taken, Callable[[], Snapshot]]
@@ -44,13 +52,12 @@ Copy = tuple[Stream, int, Taken, Callable[[], Snapshot]]
 class Keeper:
     """What is kept of streams. Everything but the store's own thread runs on the assistant's event loop."""
 
-    def __init__(self, config: StorageConfig, engine: Engine, tell: Callable[[StreamEvent], None]) -> None:
-        """Takes the state folder; waits for the disk. Raises AssistantError: storage."""
+    def __init__(self, config: StorageConfig, engine: Engine, streams: Mapping[str, Stream]) -> None:
+        """Takes the state folder; waits for the disk. `streams` come and go. Raises AssistantError: storage."""
         assert config.folder is not None
-        self.config, self._engine, self._tell = config, engine, tell
+        self.config, self._engine, self._streams = config, engine, streams
         self._added: dict[str, str] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._streams: Mapping[str, Stream] = {}
+        self._tasks: list[asyncio.Task[None]] = []
         self._pace = Pace(config.every, config.write_rate)
         self.refused = 0
         """Snapshots of another model or source, with which no stream could go on."""
@@ -58,26 +65,32 @@ class Keeper:
             self.store = Store(Path(config.folder).expanduser(), self._write_again)
             self.snapshots = Snapshots(self.store.folder, config.snapshots)
             self.recordings = Recordings(self.store.folder, config.recordings, config.recording_hours)
+            self.timeline = Timeline(self.store, config.timeline, config.timeline_hours)
             self.past = Past(self.snapshots, engine, self.recordings, config.replay)
         except FolderError as error:
             raise AssistantError("storage", f"{error}.") from None
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             self.store.close()
             raise AssistantError("storage", f"The state folder can't be read: {error}.") from None
         self.clips = Clips(self.recordings)
+        self.diary, self.notes = Diary(self.timeline, streams), Notes(self.timeline, streams)
         self._added = dict(self.store.read("SELECT name, config FROM streams ORDER BY added, name"))
 
-    def begin(self, streams: Mapping[str, Stream]) -> None:
-        """Takes snapshots of these streams, which come and go, until `stop`."""
-        self._streams = streams
-        self._task = asyncio.create_task(self._run())
+    def listen(self, news: News) -> None:
+        """Hears what happens to streams, and tells of those that go on."""
+        self._tell, news.heard = news.publish, self.diary.heard
+
+    def begin(self, ask: Callable[[Question], Answer], busy: Callable[[], bool]) -> None:
+        """Takes snapshots, and notes for which it may `ask` while nobody else is `busy`, until `stop`."""
+        self._tasks = [asyncio.create_task(work) for work in (self._run(), self._trim(), self.notes.run(ask, busy))]
 
     async def stop(self) -> None:
         """Takes each stream's last snapshot; what is to be written is so when `close` returns."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        self.diary.end()
+        if self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.take(self._streams.values()), LAST_SECONDS)
 
@@ -140,6 +153,7 @@ class Keeper:
         """Lets a stream that has just been given its slot go on with what is kept of it, if there is anything."""
         if stream.config.keep == "nothing":
             return
+        self.timeline.open(stream.name)
         name = stream.config.memory_of or stream.name
         for kept in reversed(self.snapshots.of(stream.name) or self.snapshots.of(name)):
             found = await asyncio.to_thread(self.snapshots.load, kept)
@@ -182,20 +196,42 @@ class Keeper:
                 await asyncio.shield(asyncio.wrap_future(written))
 
     async def forget(self, name: str) -> None:
-        """Removes all snapshots of a stream."""
+        """Removes all snapshots of a stream, and its timeline."""
         await self._kept(self.store.do(lambda: self.snapshots.forget(name)))
+        try:
+            await asyncio.wait_for(self.timeline.forget(name, float("-inf"), float("inf")), PATIENCE)
+        except (StoreError, OSError, TimeoutError) as error:
+            log.warning(
+                "the timeline of %s is not all gone yet: %s", name, self.store.fault or error or "the disk is slow"
+            )
+
+    def left(self, name: str) -> None:
+        """A stream is not watched any more."""
+        self.diary.left(name)
+        self.timeline.shut(name)
 
     async def forget_span(self, name: str, since: float, until: float) -> dict[str, Any]:
         """Removes what is kept of a stream's span (Unix seconds), and every later snapshot, which has seen it; says what went.
 
         Raises AssistantError: storage, where the disk is at fault.
         """
+        self.notes.give_way()
+        self.diary.forget(name, since, until)
         try:
             snapshots = await asyncio.wrap_future(self.store.do(lambda: self.snapshots.forget(name, since)))
+            entries = await self.timeline.forget(name, since, until)
         except StoreError as error:
             raise AssistantError("storage", f"Stream {name!r} can't be forgotten now: {error}.") from None
         segments, seconds = await asyncio.to_thread(self.recordings.forget, name, since, until)
-        return {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3)}
+        return {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3), "entries": entries}
+
+    async def _trim(self) -> None:
+        """Sums dropped frames up, and holds the timeline to its bounds."""
+        while True:
+            await asyncio.sleep(TRIM_SECONDS)
+            self.diary.sum_up(time.monotonic())
+            with suppress(StoreError, OSError, sqlite3.Error):  # the store tells
+                await self.timeline.trim(time.time())
 
     async def _run(self) -> None:
         while True:

@@ -82,7 +82,7 @@ class Store:
         return next(iter(self._troubles.values()), None)
 
     def write(self, sql: str, values: Sequence[Any] = (), *, now: bool = False) -> Future[int]:
-        """Carries out one statement, in order, committed with others; the future is the row's id.
+        """Carries out one statement, in order, committed with others; the future is the row's id, of a DELETE how many rows went.
 
         `now` says that somebody waits for it. While the disk is at fault rows wait; those that are given up fail with StoreError.
         """
@@ -112,6 +112,21 @@ class Store:
                 self._jobs += 1
                 self._put(made)
         return made.done
+
+    def tidy(self, pages: int, *, thorough: bool = False) -> Future[None]:
+        """Gives so many freed pages of the database back to the disk; `thorough`, nothing of deleted rows is left in any file.
+
+        Like `do`, of which it is one; thoroughness takes seconds where a million entries are kept.
+        """
+
+        def carry_out() -> None:
+            if thorough:
+                self._database.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self._database.executescript(f"PRAGMA incremental_vacuum({pages:d})")  # `execute` would free one page alone
+            if thorough:
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+        return self.do(carry_out)
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a query; waits for the disk. Raises sqlite3.Error."""
@@ -211,7 +226,8 @@ class Store:
             self._database.execute("BEGIN IMMEDIATE")
             for row in batch:
                 try:
-                    ids.append(self._database.execute(row.sql, row.values).lastrowid or 0)
+                    done = self._database.execute(row.sql, row.values)
+                    ids.append(done.rowcount if row.sql.startswith("DELETE") else done.lastrowid or 0)
                 except sqlite3.IntegrityError as error:
                     ids.append(error)
             self._database.execute("COMMIT")

@@ -55,6 +55,7 @@ from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection
 from streamer.server.recordings import Footage, read_time
 from streamer.server.responses import respond
 from streamer.server.streams import Streams
+from streamer.server.timeline import Timelines
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.views import health_view, stream_view
 from streamer.server.whip import Publishing
@@ -94,6 +95,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
             Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
             Route("/v1/streams/{stream}/still", routes.still),
             *routes.outputs.routes,
+            *routes.timelines.routes(),
             Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
             Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
             Route("/healthz", routes.health),
@@ -174,6 +176,7 @@ class Routes:
         self._publishing = Publishing(assistant, f"{config.server.root_path}/whip")
         self._footage = Footage(assistant)
         self.outputs = OutputRoutes(outputs, self.limits, self._admit, self._stays, config.server.private_sources)
+        self.timelines = Timelines(assistant, self._streams, lambda request: self._admit(request, "view"))
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -228,7 +231,9 @@ class Routes:
             await websocket.close(TRY_AGAIN_LATER, error.message)
             return
         session = self._session(websocket)
-        connection = RealtimeConnection(websocket, self._assistant, session, visitor, self._questions, beta=beta)
+        connection = RealtimeConnection(
+            websocket, self._assistant, session, visitor, self._questions, self.timelines, beta=beta
+        )
         self._connections.add(connection)
         self._metrics.connections += 1
         try:

@@ -80,7 +80,7 @@ class Questions:
                 stream = self.streams.only() if question.stream is None else self.streams.known(question.stream)
                 if question.attachments:
                     stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
-                answer = self._assistant.answer(replace(question, stream=stream), grammar)
+                answer = self._assistant.answer(replace(question, stream=stream), grammar, visitor.name)
                 yield answer, limit
         except (AssistantError, RequestError):
             self._metrics.questions["refused"] += answer is None

@@ -26,6 +26,7 @@ from streamer.server.limits import message_bucket, message_cost
 from streamer.server.outbox import Outbox
 from streamer.server.questions import Questions
 from streamer.server.said import Said
+from streamer.server.timeline import Timelines
 from streamer.server.views import event_view, frame_view, stream_view
 
 OUTGOING_BYTES = 256 * 1024
@@ -47,6 +48,7 @@ class RealtimeConnection:
         session: RealtimeSession,
         visitor: Visitor,
         questions: Questions,
+        timelines: Timelines,
         *,
         beta: bool = False,
     ) -> None:
@@ -55,7 +57,7 @@ class RealtimeConnection:
         self._assistant = assistant
         self._session = session
         self._visitor = visitor
-        self._questions, self._streams = questions, questions.streams
+        self._questions, self._streams, self._timelines = questions, questions.streams, timelines
         self._beta = beta
         self._outbox = Outbox()
         self._answers: dict[str, Answer | None] = {}
@@ -235,6 +237,8 @@ class RealtimeConnection:
                 if frame is None:
                     raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
                 return {"stream": command.stream, **await asyncio.to_thread(frame_view, frame)}
+            case "memory":
+                return await self._timelines.entries(self._visitor, command.stream or "", command.options)
             case "status":
                 status = self._streams.status(command.stream or "")
                 return {"stream": status.name, **stream_view(status)}

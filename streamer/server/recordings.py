@@ -72,6 +72,11 @@ def read_time(request: Request, name: str, otherwise: str | None = None) -> floa
     text, now = request.query_params.get(name, otherwise), time.time()
     if text is None:
         raise RequestError("missing_required_parameter", f"Name the moment: ?{name}=14:03, say.")
+    return moment(name, text, now)
+
+
+def moment(name: str, text: str, now: float) -> float:
+    """As `read_time`, of the text that stands under a name."""
     try:
         return float(text) if SECONDS.fullmatch(text) else read_moment(text, now)
     except ValueError as error:

@@ -293,6 +293,9 @@ DOORS: list[tuple[str, str, set[str]]] = [
     ("GET", "/v1/streams/demo/frame.jpg", {"view", "admin"}),
     ("POST", "/v1/streams", {"admin"}),
     ("DELETE", "/v1/streams/cellar", {"admin"}),
+    ("GET", "/v1/streams/demo/timeline", {"view", "admin"}),
+    ("GET", "/v1/streams/demo/timeline/density", {"view", "admin"}),
+    ("GET", "/v1/streams/demo/timeline/1.jpg", {"view", "admin"}),
     ("POST", "/v1/chat/completions", {"ask", "admin"}),
     ("POST", "/v1/responses", {"ask", "admin"}),
     ("POST", "/whip/cam", {"publish", "admin"}),
@@ -301,6 +304,7 @@ DOORS: list[tuple[str, str, set[str]]] = [
 ]
 EVENTS: list[tuple[dict[str, Any], set[str]]] = [
     ({"type": "stream.list"}, {"view", "admin"}),
+    ({"type": "memory.list", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.status", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.frame", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.attach", "stream": "x", "source": "/no/such.mp4"}, {"admin"}),

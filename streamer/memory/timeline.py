@@ -1,0 +1,273 @@
+"""What happened to streams, with times: kept as rows, found by span and by words, forgotten and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from streamer.memory.store import Store
+
+LONGEST_TEXT = 8_192
+"""Characters of an entry's text; of a longer one the rest is left out, which its last sign says."""
+LONGEST_SEARCH = 256
+"""Characters of what is searched for."""
+ROW_BYTES = 400
+"""Of an entry in the database and its indexes, beside its text and its still."""
+TEXT_BYTES = 3
+"""Of a character in the row and in the index of words, on average at most."""
+AT_ONCE = 500
+"""Rows that one statement removes, so that none of the writer's takes long."""
+PAGES = 256
+"""Freed pages of 4 KiB that are given back to the disk at once."""
+FIELDS = "id, wall, time, stream, kind, visitor, text, data, still IS NOT NULL"
+
+
+class SearchError(ValueError):
+    """What is searched for is no query, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something belongs: `id` is the order of all that happens, whatever clocks do; `wall` is Unix seconds.
+
+    `at` is the latest that `wall` has been until then.
+    """
+
+    id: int
+    at: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that happened at `wall`, Unix seconds, when the stream's own time was `time` seconds (None before its first frame).
+
+    `visitor` is whose it is (a question's), `data` are plain facts of its kind, and `still` says whether there is a picture.
+    """
+
+    id: int
+    wall: float
+    time: float | None
+    stream: str
+    kind: str
+    visitor: str | None
+    text: str
+    data: dict[str, Any]
+    still: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which entries are meant: of a stream, of a span (Unix seconds, both ends in it), of these kinds (empty: all), with these words.
+
+    `search` is in the language of FTS5. With a `visitor` those that are another's are left out.
+    """
+
+    stream: str
+    since: float = float("-inf")
+    until: float = float("inf")
+    kinds: Collection[str] = ()
+    search: str | None = None
+    visitor: str | None = None
+
+
+class Timeline:
+    """The entries of a state folder, `budget` bytes and `hours` at most. What is said to read waits for the disk, on any thread.
+
+    All else is called on one event loop, and never waits. Of a stream that was not `open`ed nothing is kept.
+    """
+
+    def __init__(self, store: Store, budget: int, hours: float) -> None:
+        """Reads. Raises sqlite3.Error."""
+        self._store, self._budget, self._hours = store, budget, hours
+        self._last, self._at = (store.read("SELECT id, at FROM entries ORDER BY id DESC LIMIT 1") or [(0, 0.0)])[0]
+        self._bytes: int = store.read("SELECT coalesce(sum(size), 0) FROM entries")[0][0]
+        self._open: set[str] = set()
+
+    def open(self, stream: str) -> None:
+        """From now on entries of this stream are kept."""
+        self._open.add(stream)
+
+    def shut(self, stream: str) -> None:
+        """From now on none are."""
+        self._open.discard(stream)
+
+    def place(self, wall: float | None = None) -> Place:
+        """The place of what happens now, or was noticed now and happened at `wall`; for an `add` that comes later."""
+        wall = time.time() if wall is None else wall
+        self._last += 1
+        self._at = max(self._at, wall)
+        return Place(self._last, self._at, wall)
+
+    def add(
+        self,
+        kind: str,
+        stream: str,
+        text: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        place: Place | None = None,
+        time: float | None = None,
+        visitor: str | None = None,
+        still: bytes | None = None,
+    ) -> int | None:
+        """Keeps an entry and returns its id, or None of a stream of which nothing is kept. `still` is a JPEG.
+
+        While the disk is at fault it waits with all other rows, and is given up where those are.
+        """
+        if stream not in self._open:
+            return None
+        place = place or self.place()
+        if len(text) > LONGEST_TEXT:
+            text = text[: LONGEST_TEXT - 1] + "…"
+        facts = json.dumps(data or {}, ensure_ascii=False, separators=(",", ":"))
+        size = ROW_BYTES + TEXT_BYTES * (len(text) + len(facts)) + len(still or b"")
+        self._bytes += size
+        row = (place.id, place.at, place.wall, time, stream, kind, visitor, text, facts, still, size)
+        self._store.write("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        return place.id
+
+    # Reading
+
+    def entries(self, wanted: Wanted, limit: int, before: int | None = None) -> list[Entry]:
+        """The newest of those that are wanted, the newest first; `before` an id, for those that follow. Reads.
+
+        Raises SearchError, sqlite3.Error.
+        """
+        condition, values = self._condition(wanted, before)
+        table = "entries" if wanted.search is None else "words CROSS JOIN entries ON id = words.rowid"
+        key = "id" if wanted.search is None else "words.rowid"
+        fields = FIELDS.replace("stream", "entries.stream").replace("text", "entries.text")
+        sql = f"SELECT {fields} FROM {table} WHERE {condition} ORDER BY {key} DESC LIMIT ?"
+        rows = self._store.read(sql, (*values, limit))
+        return [_entry(*row) for row in rows]
+
+    def density(self, wanted: Wanted, buckets: int) -> dict[str, list[int]]:
+        """How many there are in each of so many equal parts of the span, by kind. Reads. Raises as `entries`."""
+        condition, values = self._condition(wanted, None)
+        table = "entries" if wanted.search is None else "words CROSS JOIN entries ON id = words.rowid"
+        width = (wanted.until - wanted.since) / buckets
+        sql = f"SELECT kind, CAST((wall - ?) / ? AS INTEGER), count(*) FROM {table} WHERE {condition} GROUP BY 1, 2"
+        out: dict[str, list[int]] = {}
+        for kind, bucket, count in self._store.read(sql, (wanted.since, width, *values)):
+            out.setdefault(kind, [0] * buckets)[min(bucket, buckets - 1)] += count
+        return out
+
+    def still(self, stream: str, id: int) -> bytes | None:
+        """An entry's picture, a JPEG. Reads. Raises sqlite3.Error."""
+        found = self._store.read("SELECT still FROM entries WHERE stream = ? AND id = ?", (stream, id))
+        return found[0][0] if found else None
+
+    def known(self, stream: str) -> bool:
+        """Whether there is any entry of a stream. Reads. Raises sqlite3.Error."""
+        return bool(self._store.read("SELECT 1 FROM entries WHERE stream = ? LIMIT 1", (stream,)))
+
+    def _condition(self, wanted: Wanted, before: int | None) -> tuple[str, list[Any]]:
+        """SQL and its values; the span is narrowed to ids first, as rows are found by those."""
+        first, last = self._ids(wanted.since, wanted.until)
+        last = last if before is None else min(last, before - 1)
+        parts, values = ["entries.stream = ?", "wall BETWEEN ? AND ?"], [wanted.stream, wanted.since, wanted.until]
+        key = "id"
+        if wanted.search is not None:
+            key = "words.rowid"
+            parts.append("words MATCH ?")
+            values.append(_match(wanted.search, wanted.stream))
+        parts.append(f"{key} BETWEEN ? AND ?")
+        values += [first, last]
+        if wanted.kinds:
+            parts.append(f"kind IN ({', '.join('?' * len(wanted.kinds))})")
+            values += wanted.kinds
+        if wanted.visitor is not None:
+            parts.append("(visitor IS NULL OR visitor = ?)")
+            values.append(wanted.visitor)
+        return " AND ".join(parts), values
+
+    def _ids(self, since: float, until: float) -> tuple[int, int]:
+        """The first and the last id that can be of a span: `at` rises with them, and those put back are few."""
+        sql = """
+            SELECT (SELECT id FROM entries WHERE at >= ?1 ORDER BY at, id LIMIT 1),
+                   (SELECT id FROM entries WHERE at <= ?2 ORDER BY at DESC, id DESC LIMIT 1),
+                   (SELECT max(id) FROM entries WHERE at > wall AND wall BETWEEN ?1 AND ?2)
+        """
+        first, last, back = self._store.read(sql, (since, until))[0]
+        return (1, 0) if first is None else (first, max(last or 0, back or 0))
+
+    # Forgetting
+
+    async def forget(self, stream: str, since: float, until: float) -> int:
+        """Removes a stream's entries of a span, so that no file holds them any more; how many. Raises StoreError, OSError."""
+        gone = await self._remove("stream = ? AND wall BETWEEN ? AND ?", (stream, since, until))
+        if gone:
+            await asyncio.wrap_future(self._store.tidy(PAGES, thorough=True))
+        return gone
+
+    async def trim(self, now: float) -> int:
+        """Removes what is too old, and the oldest of what is too much; how many. Raises StoreError, OSError, sqlite3.Error."""
+        gone = await self._remove("at < ?", (now - self._hours * 3_600,))
+        await self._weigh()
+        while self._bytes > self._budget:
+            sql = f"SELECT id, size FROM entries ORDER BY id LIMIT {AT_ONCE}"
+            oldest = await asyncio.to_thread(self._store.read, sql)
+            if not oldest:
+                break
+            for last, size in oldest:  # noqa: B007 - the last one that goes
+                self._bytes -= size
+                if self._bytes <= self._budget:
+                    break
+            gone += await self._remove("id <= ?", (last,))
+        while gone and (await asyncio.to_thread(self._store.read, "PRAGMA freelist_count"))[0][0] > PAGES:
+            await asyncio.wrap_future(self._store.tidy(PAGES))
+        return gone
+
+    async def _remove(self, condition: str, values: tuple[Any, ...]) -> int:
+        """Removes those that meet a condition, a few at a time."""
+        sql = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {condition} ORDER BY id LIMIT {AT_ONCE})"
+        gone = 0
+        while went := await asyncio.wrap_future(self._store.write(sql, values, now=True)):
+            gone += went
+        return gone
+
+    async def _weigh(self) -> None:
+        """Counts the bytes again: what waits to be written is missed, until the next time."""
+        self._bytes = (await asyncio.to_thread(self._store.read, "SELECT coalesce(sum(size), 0) FROM entries"))[0][0]
+
+
+def _entry(
+    id: int,
+    wall: float,
+    time: float | None,
+    stream: str,
+    kind: str,
+    visitor: str | None,
+    text: str,
+    data: str,
+    still: int,
+) -> Entry:
+    return Entry(id, wall, time, stream, kind, visitor, text, json.loads(data), bool(still))
+
+
+def _match(search: str, stream: str) -> str:
+    """A query that is looked for in texts alone, of one stream's. Raises SearchError."""
+    if not search.strip():
+        raise SearchError("the search has no words: write one, or leave it out")
+    search = "".join(sign if sign.isprintable() else " " for sign in search)
+    if len(search) > LONGEST_SEARCH:
+        raise SearchError(f"the search has {len(search)} characters: {LONGEST_SEARCH} are the most")
+    with closing(sqlite3.connect(":memory:")) as trial:
+        trial.execute("CREATE VIRTUAL TABLE words USING fts5 (text, stream)")
+        try:
+            trial.execute("SELECT 1 FROM words WHERE words MATCH ?", (search,)).fetchall()
+        except sqlite3.Error as error:
+            why = str(error).removeprefix("fts5: ")
+            raise SearchError(
+                f'the search {search[:60]!r} is not understood ({why}): write words, put what has signs in it in "double '
+                'quotes", and join with AND, OR, NOT'
+            ) from None
+    name = stream.replace('"', '""')
+    return f'{{text}} : ({search}) AND {{stream}} : "{name}"'

@@ -1,0 +1,134 @@
+"""The timeline for visitors, over HTTP and websocket: what happened to a stream, how dense that is, and the notes' pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from streamer.assistant import Assistant
+from streamer.errors import AssistantError
+from streamer.memory.moments import written
+from streamer.memory.timeline import SearchError, Timeline, Wanted
+from streamer.server.auth import Visitor
+from streamer.server.errors import RequestError
+from streamer.server.recordings import moment
+from streamer.server.streams import Streams
+
+T = TypeVar("T")
+USUAL_ENTRIES, MOST_ENTRIES = 100, 1_000
+USUAL_BUCKETS, MOST_BUCKETS = 60, 2_000
+USUAL_SPAN = "1 hour ago"
+"""From when on the density is told where nobody says."""
+PICTURE_HEADERS = {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"}
+
+
+class Timelines:
+    """Answers for the timelines of an assistant's streams. `admit` lets in who may see them."""
+
+    def __init__(self, assistant: Assistant, streams: Streams, admit: Callable[[Request], Visitor]) -> None:
+        self._assistant, self._streams, self._admit = assistant, streams, admit
+
+    def routes(self) -> list[Route]:
+        """Where they are, over HTTP."""
+        place = "/v1/streams/{stream}/timeline"
+        return [
+            Route(place, self.listed),
+            Route(f"{place}/density", self.density),
+            Route(f"{place}/{{entry:int}}.jpg", self.still),
+        ]
+
+    async def listed(self, request: Request) -> Response:
+        """`?from=…&to=…&search=…&kind=note,question&limit=…`, the newest first; `before=ID` for those that follow."""
+        visitor, query = self._admit(request), request.query_params
+        told = await self.entries(visitor, request.path_params["stream"], dict(query))
+        return JSONResponse(told)
+
+    async def density(self, request: Request) -> Response:
+        """How many entries there are in each of `?buckets=` equal parts of `from` to `to`, by kind."""
+        visitor, query = self._admit(request), request.query_params
+        stream = request.path_params["stream"]
+        timeline = await self._timeline(stream)
+        buckets = _number("buckets", query.get("buckets"), USUAL_BUCKETS, MOST_BUCKETS)
+        wanted = _wanted(stream, visitor, {"from": USUAL_SPAN, "to": "now", **query})
+        counts = await self._read(lambda: timeline.density(wanted, buckets))
+        told = {
+            "stream": stream,
+            "from": wanted.since,
+            "to": wanted.until,
+            "bucket_s": (wanted.until - wanted.since) / buckets,
+            "counts": counts,
+        }
+        return JSONResponse(told)
+
+    async def still(self, request: Request) -> Response:
+        """A note's picture."""
+        self._admit(request)
+        stream, id = request.path_params["stream"], request.path_params["entry"]
+        timeline = await self._timeline(stream)
+        picture = await self._read(lambda: timeline.still(stream, id)) if id < 2**63 else None
+        if picture is None:
+            raise RequestError("not_found", f"Entry {id} of stream {stream!r} has no picture.")
+        return Response(picture, media_type="image/jpeg", headers=PICTURE_HEADERS)
+
+    async def entries(self, visitor: Visitor, stream: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        """The newest entries that a query means, and whether there are more. Raises RequestError, AssistantError."""
+        timeline = await self._timeline(stream)
+        limit = _number("limit", query.get("limit"), USUAL_ENTRIES, MOST_ENTRIES)
+        before = None if query.get("before") is None else _number("before", query["before"], 0, 2**63 - 1)
+        wanted = _wanted(stream, visitor, query)
+        found = await self._read(lambda: timeline.entries(wanted, limit + 1, before))
+        views = [{**asdict(each), "at": written(each.wall)} for each in found[:limit]]
+        return {"stream": stream, "entries": views, "more": len(found) > limit}
+
+    async def _timeline(self, stream: str) -> Timeline:
+        """That which `stream` is in: one that is watched, or of which there are entries still."""
+        keeper = self._assistant.keeper
+        if keeper is None:
+            self._streams.known(stream)
+            raise AssistantError("not_remembered", "Nothing of the past is kept here: set storage.folder to keep it.")
+        if stream not in self._streams.names() and not await self._read(lambda: keeper.timeline.known(stream)):
+            self._streams.known(stream)
+        return keeper.timeline
+
+    async def _read(self, read: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(read)
+        except SearchError as error:
+            raise RequestError("bad_search", f"{str(error)[0].upper()}{str(error)[1:]}.") from None
+        except sqlite3.Error as error:
+            raise AssistantError("storage", f"The timeline can't be read now: {error}.") from None
+
+
+def _wanted(stream: str, visitor: Visitor, query: Mapping[str, Any]) -> Wanted:
+    """What a query means for a visitor, who sees others' questions as an administrator alone. Raises RequestError: bad_moment."""
+    now = time.time()
+    since = moment("from", query["from"], now) if query.get("from") is not None else -math.inf
+    until = moment("to", query["to"], now) if query.get("to") is not None else math.inf
+    if until <= since:
+        raise RequestError("bad_moment", f"The span from {written(since)} to {written(until)} is empty: turn it round.")
+    kinds: str | Sequence[str] = query.get("kind") or ()
+    return Wanted(
+        stream,
+        since,
+        until,
+        tuple(kinds.split(",")) if isinstance(kinds, str) else tuple(kinds),
+        query.get("search"),
+        None if visitor.may("admin") else visitor.name,
+    )
+
+
+def _number(name: str, given: Any, usual: int, most: int) -> int:
+    """A whole number from 1 to `most`. Raises RequestError: bad_option."""
+    text = str(usual if given is None else given)
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and 1 <= int(text) <= most):
+        raise RequestError("bad_option", f"{name} is a number from 1 to {most}, not {text[:40]!r}.")
+    return int(text)
