@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.adding_up import FOUND, watch_engines
 from tests.beside import pytest_pyfunc_call
@@ -18,6 +19,9 @@ watch_engines(FOUND.extend)
 KEPT = tempfile.TemporaryDirectory(prefix="streamer-tests-")
 os.environ["XDG_STATE_HOME"] = KEPT.name  # of daemons that a fixture of many tests starts; each test has one of its own
 torch.set_num_threads(min(2, torch.get_num_threads()))
+# By the clock, a busy machine fails an example that takes more than 200 ms, or that is slow to draw.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True)
