@@ -56,7 +56,7 @@ from streamer.server.recordings import Footage, read_time
 from streamer.server.responses import respond
 from streamer.server.streams import Streams
 from streamer.server.timeline import Timelines
-from streamer.server.tokens import known_tokens, signed_tokens
+from streamer.server.tokens import known_tokens, signed_tokens, tls_context
 from streamer.server.views import health_view, stream_view
 from streamer.server.whip import Publishing
 
@@ -128,6 +128,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
     app.state.routes = routes
     app.state.refusals = Refusals()
     app.state.crowd = Crowd(most_connections())
+    app.state.tls = tls_context(config.server)
     return app
 
 
@@ -144,8 +145,6 @@ def server_options(config: Config) -> dict[str, Any]:
         "log_level": "critical",
         "server_header": False,
         "timeout_graceful_shutdown": 1,
-        "ssl_certfile": config.server.certificate,
-        "ssl_keyfile": config.server.key,
     }
 
 

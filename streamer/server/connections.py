@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 import secrets
+import ssl
 import time
 from collections import Counter
 from typing import Any
@@ -67,6 +68,11 @@ class Crowd:
         self._of[address] += 1
         return True
 
+    def become(self, connection: object, other: object) -> None:
+        """A connection is another object from now on, as it is once TLS lies over it."""
+        if connection in self._open:
+            self._open[other] = self._open.pop(connection)
+
     def leave(self, connection: object) -> None:
         address = self._open.pop(connection, None)
         if address is not None:
@@ -76,17 +82,50 @@ class Crowd:
 
 
 class HttpProtocol(H11Protocol):
-    """uvicorn's HTTP with a limit to connections, and to the time that a request's head may take."""
+    """uvicorn's HTTP with a limit to connections, and to the time that a TLS handshake and a request's head may take.
+
+    TLS is begun here rather than by the listener, which shows a connection only once its handshake is done.
+    """
 
     head_timer: asyncio.TimerHandle | None = None
+    shaking: asyncio.Task[None] | None = None
+    """The TLS handshake while it lasts."""
+    early = b""
+    """What came along with its end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        tls: ssl.SSLContext | None = self.config.app.state.tls  # type: ignore[union-attr]
         if not self._crowd().enter(transport, network_of(self.client[0] if self.client else "")):
-            transport.write(BUSY)
+            if tls is None:
+                transport.write(BUSY)
             transport.close()
+        elif tls is None:
+            self._time_head()
+        else:
+            self.shaking = self.loop.create_task(self._shake_hands(transport, tls))
+
+    async def _shake_hands(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        try:
+            secured = await self.loop.start_tls(
+                transport,
+                self,
+                tls,
+                server_side=True,
+                ssl_handshake_timeout=HEAD_SECONDS,
+                ssl_shutdown_timeout=CLOSE_SECONDS,
+            )
+        except OSError:
+            secured = None
+        self.shaking = None
+        if secured is None or secured.is_closing():
+            self.connection_lost(None)
             return
+        self._crowd().become(transport, secured)
+        super().connection_made(secured)
         self._time_head()
+        if self.early:
+            self.data_received(self.early)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._crowd().leave(self.transport)
@@ -94,6 +133,9 @@ class HttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.shaking is not None:
+            self.early += data
+            return
         if self.transport.is_closing():
             return
         super().data_received(data)
@@ -101,6 +143,12 @@ class HttpProtocol(H11Protocol):
             self._end_timer()
         elif self.head_timer is None:
             self._time_head()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        super().handle_websocket_upgrade(event)
+        early, _ = self.conn.trailing_data
+        if early:
+            self.transport.get_protocol().data_received(early)  # type: ignore[attr-defined]
 
     def _crowd(self) -> Crowd:
         crowd: Crowd = self.config.app.state.crowd  # type: ignore[union-attr]
@@ -190,8 +238,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _parse(self) -> None:
         while self._unparsed and not self._resting:
-            part = bytes(self._unparsed[:SLICE_BYTES])
-            del self._unparsed[:SLICE_BYTES]
+            # The request's head comes whole and alone, from uvicorn.
+            size = SLICE_BYTES if self.handshake_initiated else len(self._unparsed)
+            part = bytes(self._unparsed[:size])
+            del self._unparsed[:size]
             super().data_received(part)
             if self._leaving is not None:
                 return
@@ -217,8 +267,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
+        # Some send before they are let in: it is kept, and read as soon as they are.
+        self._resting = not self.handshake_complete
         if hasattr(self, "scope"):
             self.scope["extensions"]["streamer.socket"] = {"cut": self.cut, "writable": self.writable}
+
+    async def send(self, message: Any) -> None:
+        waiting = not self.handshake_complete
+        await super().send(message)
+        if waiting and self.handshake_complete:
+            self._go_on()
 
     def handle_text(self, event: Frame) -> None:
         self._count()

@@ -6,7 +6,7 @@ import os
 import ssl
 from pathlib import Path
 
-from streamer.config import Config, ConfigError, JwtConfig
+from streamer.config import Config, ConfigError, JwtConfig, ServerConfig
 from streamer.server.auth import SCOPES, Signed, Token, Visitor, is_loopback, read_tokens
 from streamer.server.errors import RequestError
 
@@ -31,8 +31,7 @@ def known_tokens(config: Config) -> list[Token]:
             lines = Path(server.token_file).read_text(encoding="utf-8").splitlines()
             tokens += read_tokens(lines, f"server.token_file {server.token_file}")
         tokens += read_tokens(os.environ.get("STREAMER_TOKENS", "").split(";"), "$STREAMER_TOKENS")
-        if server.certificate is not None:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(server.certificate, server.key)
+        tls_context(server)
     except ssl.SSLError as error:
         raise ConfigError(
             [f"server.certificate: {server.certificate} and its key don't fit ({error.reason})"]
@@ -55,6 +54,15 @@ def known_tokens(config: Config) -> list[Token]:
             ]
         )
     return tokens
+
+
+def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
+    """What the doors speak TLS with; None where they speak plainly. Raises OSError, of which ssl.SSLError is one kind."""
+    if server.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(server.certificate, server.key)
+    return context
 
 
 def signed_tokens(config: Config) -> Signed | None:

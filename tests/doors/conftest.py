@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.streamer.serving import Daemon, Served
+from tests.streamer.test_hardness import certificate as certificate
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -24,7 +25,7 @@ from streamer.server.errors import Refusals, RequestError
 from streamer.server.limits import Limits, network_of
 from tests.protocols.test_whip import OFFER
 from tests.streamer.serving import CONFIG, Daemon, Served, receive, send, wait_for
-from tests.streamer.test_hardness import frame, raw
+from tests.streamer.test_hardness import HANDSHAKE, frame, raw
 
 
 def answered(server: Served) -> None:
@@ -70,6 +71,58 @@ def test_connections_have_a_number_and_one_address_never_has_all(daemon: Daemon)
         held[0].close()
         wait_for(lambda: len(server.app.state.crowd) == 6)
         answered(server)
+
+
+def test_tls_handshakes_are_connections_like_others(
+    daemon: Daemon, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener that shakes hands by itself shows a connection only afterwards: 500 that never do would be seen by nobody."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+    secured = {"certificate": certificate[0], "key": certificate[1]}
+    with daemon.served(server=secured) as server, ExitStack() as stack:
+        server.app.state.crowd = crowd = Crowd(8)
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(6)]
+        for client, sent in zip(held, (b"", hello, hello[:3], b"GET / HTTP/1.1\r\n\r\n", b"\0" * 9_000, b""), strict=True):
+            client.sendall(sent)
+        wait_for(lambda: len(crowd) == 4)  # what is no handshake at all is gone already
+        for _ in range(2):
+            held.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port))))
+        wait_for(lambda: len(crowd) == 6)
+        with socket.create_connection(("127.0.0.1", server.port)) as seventh, suppress(ConnectionResetError):
+            seventh.settimeout(60)
+            assert not seventh.recv(1000)
+        wait_for(lambda: not len(crowd))
+        with httpx.Client(verify=ssl.create_default_context(cafile=certificate[0]), timeout=60) as client:
+            for _ in range(3):
+                assert client.get(f"https://127.0.0.1:{server.port}/healthz").status_code == 200
+            assert len(crowd) == 1
+        wait_for(lambda: not len(crowd))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_sent_along_with_the_handshake_is_kept(server: Served, parts: int) -> None:
+    """A client ought to wait until it is let in (RFC 6455, 4.1); one that does not loses nothing, and is told of what is wrong."""
+    asked = frame(b'{"type": "stream.list"}') + frame(b"x", 0x89)
+
+    async def story(sent: bytes, told: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        both = HANDSHAKE + sent
+        at = len(both) if parts == 1 else len(HANDSHAKE) + 5
+        writer.write(both[:at])
+        await writer.drain()
+        writer.write(both[at:])
+        assert b" 101 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+        got = b""
+        while told not in got:
+            part = await asyncio.wait_for(reader.read(65_536), 60)
+            assert part, got
+            got += part
+        writer.close()
+
+    asyncio.run(story(asked, b"\x8a\x01x"))
+    asyncio.run(story(asked, b"stream.listed"))
+    asyncio.run(story(b"\x81\xff" + (100 * 2**20).to_bytes(8, "big") + bytes(4) + b"x" * 200_000, b"message_too_large"))
 
 
 def test_an_address_is_counted_by_what_one_machine_can_use() -> None:
