@@ -21,6 +21,8 @@ from capture.source import SourceError
 Pixels = NDArray[np.uint8]
 
 LARGEST_SIDE = 640
+BLANK = b" \t\r\n"
+"""What cameras write before a picture by mistake; no picture begins with it."""
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 4096 * 4096
 """A picture with more is refused, unless it can be decoded at less than its size."""
@@ -75,7 +77,11 @@ class ImageHeader(NamedTuple):
 
 
 def image_format(data: bytes) -> str | None:
-    """The kind of picture that `data`, of which 64 bytes suffice, begins: JPEG, PNG, GIF, WEBP, TIFF, AVIF; None for others."""
+    """The kind of picture that `data`, of which 64 bytes suffice, begins: JPEG, PNG, GIF, WEBP, TIFF, AVIF; None for others.
+
+    Empty lines before it are passed over.
+    """
+    data = data[:64].lstrip(BLANK)
     if data[:3] == b"\xff\xd8\xff":
         return "JPEG"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -99,6 +105,7 @@ def brands(data: bytes) -> set[bytes]:
 
 def image_header(data: bytes) -> ImageHeader:
     """Reads a picture's kind and size, and no pixel. Raises PictureError for what is no picture that can be decoded."""
+    data = data.lstrip(BLANK)
     kind = image_format(data)
     if kind == "JPEG":
         return jpeg_header(data)
@@ -167,6 +174,7 @@ def decode_image(data: bytes, longest_side: int = LARGEST_SIDE) -> Pixels:
     It is scaled down until its longer side is at most `longest_side` pixels. Of an animation it is the first frame.
     Raises PictureError for what is too large, damaged or no picture.
     """
+    data = data.lstrip(BLANK)
     header = checked(data, longest_side)
     try:
         with opened(data, header) as image:
@@ -185,6 +193,7 @@ def decode_animation(data: bytes, longest_side: int = LARGEST_SIDE) -> Iterator[
 
     A picture that does not move is one frame, of 0 seconds. Raises PictureError as `decode_image` does.
     """
+    data = data.lstrip(BLANK)
     header = checked(data, longest_side)
     if header.format in ("JPEG", "TIFF"):
         yield decode_image(data, longest_side), 0.0

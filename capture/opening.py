@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from capture.redaction import HIDDEN, redact
 from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions, check_length
 from capture.sources.camera import CameraSource
-from capture.sources.container import ContainerSource
+from capture.sources.container import ContainerSource, live_lack
 from capture.sources.demo import demo_source
 from capture.sources.http import HttpSource
 from capture.sources.picture import file_source
@@ -28,6 +28,8 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
     if scheme in NETWORK:
         check_address(url, scheme)
         return HttpSource(url, options) if scheme in ("http", "https") else ContainerSource(url, options, live=True)
+    if scheme in ("camera", "push", "whip") and (lack := live_lack(options)):
+        raise SourceError(f"source {redact(url)}: {lack}")
     if scheme == "v4l2":
         if not Path(rest).exists():
             raise SourceError(f"source {url}: there is no such device; `ls /dev/video*` shows those there are")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urljoin
 
 ATTRIBUTE = re.compile(r'([A-Z0-9-]++)=("[^"]*+"|[^,]*+)')
+SUFFIX = re.compile(r"\.(ts|m4s|mp4|m4v|cmfv)(?=[?#]|$)", re.IGNORECASE)
 EDGE = 2
 """Segments before its end at which a broadcast is joined."""
 MOST_BEHIND = 60.0
@@ -31,13 +32,15 @@ class Variant:
 class Playlist:
     """A media playlist with the lengths in seconds of its segments, the first of which has the number `sequence`.
 
-    A master playlist has `variants` and no segments.
+    `segments` are their URLs, and `formats` what they are, "TS" or "fMP4". A master playlist has `variants` and no segments.
     """
 
     sequence: int = 0
     durations: tuple[float, ...] = ()
     ended: bool = False
     variants: tuple[Variant, ...] = ()
+    segments: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
 
     @property
     def end(self) -> int:
@@ -51,6 +54,9 @@ def read_playlist(text: str, url: str) -> Playlist:
     durations: list[float] = []
     variants: list[Variant] = []
     described: dict[str, str] | None = None
+    segments: list[str] = []
+    formats: list[str] = []
+    usual = "TS"
     for line in map(str.strip, text.splitlines()):
         tag, _, value = line.partition(":")
         if tag == "#EXT-X-MEDIA-SEQUENCE" and value.isdigit():
@@ -58,6 +64,8 @@ def read_playlist(text: str, url: str) -> Playlist:
         elif tag == "#EXTINF":
             seconds = re.match(r"\d+(?:\.\d*)?", value)
             durations.append(float(seconds[0]) if seconds else 0.0)
+        elif tag == "#EXT-X-MAP":
+            usual = "fMP4"
         elif tag == "#EXT-X-ENDLIST":
             ended = True
         elif tag == "#EXT-X-STREAM-INF":
@@ -69,7 +77,11 @@ def read_playlist(text: str, url: str) -> Playlist:
                 bits = int(bandwidth) if bandwidth.isdigit() else 0
                 variants.append(Variant(urljoin(url, line), bits, max(sides, default=0)))
             described = None
-    return Playlist(sequence, tuple(durations), ended, tuple(variants))
+        elif line and not line.startswith("#") and len(segments) < len(durations):
+            segments.append(urljoin(url, line))
+            named = SUFFIX.search(line)
+            formats.append(usual if named is None else "TS" if named[1].lower() == "ts" else "fMP4")
+    return Playlist(sequence, tuple(durations), ended, tuple(variants), tuple(segments), tuple(formats))
 
 
 def nearest(variants: tuple[Variant, ...], longer_side: int) -> Variant:

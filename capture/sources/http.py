@@ -174,6 +174,7 @@ class HttpSource(ContainerSource):
         if playlist.variants:
             self.target = self.with_user(nearest(playlist.variants, self.options.largest_side).url)
             playlist = self.playlist(client)
+        fruitless = self.broadcast.span is None
         index = self.broadcast.join(playlist)
         reached = self.broadcast.reached
         self.seen = reached if self.seen is None or reached is None else self.seen
@@ -183,6 +184,14 @@ class HttpSource(ContainerSource):
         self.live = self.live or not playlist.ended
         if self.live:
             self.refuse_recordings_options()
+        elif len(set(playlist.formats)) > 1:
+            # FFmpeg passes over whatever is not like the first; a live one is joined anew where it changes.
+            self.retries = False
+            raise SourceError(
+                "its segments are partly TS and partly fMP4, which is not read: name a variant of one format"
+            )
+        if fruitless and index < len(playlist.segments):
+            look_for(client, playlist.segments[index])
         # Cameras' servers name their segments as they like.
         self.asked = {"live_start_index": str(index), "extension_picky": "0", "fpsprobesize": "0"}
         self.behind = 0.0 if playlist.ended else sum(playlist.durations[index : len(playlist.durations) - EDGE])
@@ -285,6 +294,18 @@ def answered(client: httpx.Client, address: str, conditions: Mapping[str, str] =
         yield answer
     finally:
         answer.close()
+
+
+def look_for(client: httpx.Client, segment: str) -> None:
+    """Raises SourceError where a server has no segment that its playlist names: FFmpeg would look for the next one for ever."""
+    try:
+        with answered(client, segment):
+            pass
+    except httpx.HTTPStatusError as error:
+        name, status = redact(segment), error.response.status_code
+        raise SourceError(
+            f"its playlist is there, but not what it names: the server answers {status} to {name}"
+        ) from None
 
 
 def text_of(chunks: Iterator[bytes]) -> str:

@@ -292,7 +292,8 @@ def test_playlists_are_read_whatever_else_they_hold() -> None:
         "#EXTINF:2.002,no desc\na.m4s\n#EXT-X-DISCONTINUITY\n#EXTINF:2\nb.m4s\n#EXT-X-PART:DURATION=0.3,URI=\"c0.m4s\"\n"
     )  # fmt: skip
     playlist = read_playlist(text, "http://x/")
-    assert playlist == Playlist(7, (2.002, 2.0)) and playlist.end == 9
+    told = {"segments": ("http://x/a.m4s", "http://x/b.m4s"), "formats": ("fMP4", "fMP4")}
+    assert playlist == Playlist(7, (2.002, 2.0), **told) and playlist.end == 9
     assert read_playlist(text + "#EXT-X-ENDLIST", "").ended
 
 
@@ -403,6 +404,36 @@ def test_a_recordings_playlist_plays_from_its_beginning(segments: Path) -> None:
         watcher.until(State.ENDED)
     assert watcher.source.status.reason == "it played to its end"
     assert len(watcher.frames()) == 60
+
+
+def test_segments_that_are_not_there_are_told(segments: Path, tmp_path: Path) -> None:
+    """FFmpeg would look for one after the other for ever, or say that there is no video."""
+    announce(tmp_path, 8)
+    (tmp_path / "vod.m3u8").write_text((segments / "vod.m3u8").read_text())
+    for name in ("vod.m3u8", "live.m3u8"):
+        with serving_folder(tmp_path) as url, watching(f"{url}/{name}") as watcher:
+            watcher.until(State.WAITING)
+            assert "the server answers 404 to http" in (said := watcher.source.status.reason) and ".ts" in said
+
+
+@pytest.mark.parametrize("first", ["00.ts", "part.m4s"])
+def test_a_recording_of_two_formats_is_refused_by_name(tmp_path: Path, first: str) -> None:
+    """FFmpeg would pass over half of it without a word."""
+    fragmented, plain = '#EXT-X-MAP:URI="init.mp4"\n#EXTINF:0.5,\npart.m4s\n', "#EXTINF:0.5,\n00.ts\n"
+    both = plain + "#EXT-X-DISCONTINUITY\n" + fragmented if first == "00.ts" else fragmented + plain
+    (tmp_path / "mixed.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n{both}#EXT-X-ENDLIST\n")
+    with serving_folder(tmp_path) as url, watching(f"{url}/mixed.m3u8") as watcher:
+        watcher.until(State.ENDED)
+        assert "partly TS and partly fMP4" in watcher.source.status.reason
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n\r\n", b" \t"])
+def test_a_blank_line_before_a_picture_is_passed_over(blank: bytes) -> None:
+    sent = SNAPSHOT | {"asked": [], "picture": blank + jpeg(drawn(0))}
+    with http_server(Snapshot, **sent) as url, watching(url, fps=10.0) as watcher:
+        watcher.more(2)
+    assert np.abs(watcher.frames()[-1].pixels.astype(int) - drawn(0)).mean() < 3
+    assert kind_of("video/x-motion-jpeg", blank + jpeg(drawn(0))) is Kind.MOTION
 
 
 def test_only_the_size_that_is_needed_is_fetched(segments: Path, tmp_path: Path) -> None:

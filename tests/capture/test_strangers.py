@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from capture import PushSource, SourceError, State, open_source, redact
+from capture import PushSource, SourceError, SourceOptions, State, open_source, redact
 from capture.image import decode_image, image_header
 from capture.network import policy as guard
 from capture.network.policy import refuse_private
@@ -213,6 +214,13 @@ def test_no_address_of_a_private_network_is_public(network: str, why: str, place
 )
 def test_public_addresses_are_public(address: str) -> None:
     assert guard.is_public(address)
+
+
+@pytest.mark.parametrize("url", ["push://door", "whip://door", "camera://0", "rtsp://x/y", "rtmp://x/y"])
+@pytest.mark.parametrize("options", [{"start": 3.0}, {"loop": True}])
+def test_what_only_recordings_have_is_refused_by_name(url: str, options: dict[str, Any]) -> None:
+    with pytest.raises(SourceError, match="leave out loop and start"):
+        open_source(url, SourceOptions(**options))
 
 
 def test_a_remote_client_may_name_what_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
