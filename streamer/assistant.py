@@ -395,7 +395,8 @@ class Assistant:
     def _recall(self, stream: str, at: str | float) -> Recall:
         """See `Past.find`."""
         if self.keeper is None:
-            raise AssistantError("not_remembered", "Nothing of the past is kept here: set storage.folder to keep it.")
+            mend = "start the daemon without --stateless, or set storage.folder"
+            raise AssistantError("not_remembered", f"Nothing of the past is kept here: {mend}.")
         return self.keeper.past.find(stream, at)
 
     def subscribe(self, stream: str | None = None) -> Subscription:
@@ -424,7 +425,8 @@ class Assistant:
         name, most = config.name, self.config.limits.streams
         if name in self._streams or name in self._attaching:
             raise AssistantError(
-                "stream_exists", f"There is a stream {name!r} already: detach it or take another name."
+                "stream_exists",
+                f"There is a stream {name!r} already: remove it (streamer stream remove {name}) or take another name.",
             )
         if len(self._streams) + len(self._attaching) >= most:
             raise AssistantError("too_many_streams", await full(self.engine, most))

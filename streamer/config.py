@@ -341,6 +341,11 @@ def parse_config(data: Mapping[str, Any], origin: str = "configuration") -> Conf
 
 def load_config(path: str | Path) -> Config:
     """Reads and checks a YAML file. Raises ConfigError, for a file that cannot be read too."""
+    return parse_config(read_config(path), str(path))
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A YAML file's keys and values, unchecked. Raises ConfigError for what has none."""
     path = Path(path)
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -359,7 +364,7 @@ def load_config(path: str | Path) -> Config:
         data = {}
     if not isinstance(data, dict):
         raise ConfigError([f"holds a {type(data).__name__}, not keys and values: start with 'streams:'"], str(path))
-    return parse_config(data, str(path))
+    return data
 
 
 def _short(text: str) -> str:

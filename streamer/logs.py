@@ -153,6 +153,12 @@ class Output(io.TextIOBase):
         return ""
 
 
+def dropped_lines() -> dict[str, int]:
+    """By stdout and stderr, how many lines were not written; of neither where `output_aside` is not."""
+    outputs = {"stdout": sys.stdout, "stderr": sys.stderr}
+    return {name: output.dropped for name, output in outputs.items() if isinstance(output, Output)}
+
+
 @contextmanager
 def output_aside() -> Iterator[None]:
     """Meanwhile what this process writes to stdout and stderr holds nobody up, and the project's log goes to stderr."""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamer.cli.bench import add_arguments as bench_arguments
 from streamer.cli.eval import add_arguments as evaluation_arguments
@@ -19,7 +19,7 @@ from streamer.cli.run import run
 from streamer.client import ClientError
 
 if TYPE_CHECKING:
-    from streamer.config import Config
+    from streamer.config import Config, StreamConfig
 
 KINDS = ("a video file", "demo:", "rtsp://…", "rtmp://…", "http(s)://… (HLS, MJPEG)", "push://NAME", "whip://NAME")
 """What `--source` takes beside local cameras."""
@@ -251,11 +251,10 @@ def _completion(options: argparse.Namespace) -> int:
 
 
 def _config_check(options: argparse.Namespace) -> int:
-    from streamer.config import ConfigError, load_config
+    from streamer.config import ConfigError, read_config
 
     try:
-        config = load_config(options.config)
-        _refuse_what_can_not_run(config, options.config)
+        config = _checked(read_config(options.config), options.config)
     except ConfigError as error:
         if options.json:
             print(json.dumps({"ok": False, "problems": error.problems}, ensure_ascii=False))
@@ -270,8 +269,35 @@ def _config_check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_what_can_not_run(config: Config, origin: str) -> None:
-    """Raises ConfigError for what `streamer run` would refuse: tokens, certificates and sources."""
+def _checked(data: dict[str, Any], origin: str) -> Config:
+    """The configuration of a file. Raises ConfigError with all that is wrong, also where one part hides it in another."""
+    from streamer.config import Config, ConfigError, parse_config
+
+    def sound(part: dict[str, Any]) -> Config | None:
+        try:
+            return parse_config(part)
+        except ConfigError:
+            return None
+
+    try:
+        config, problems = parse_config(data, origin), []
+        streams = dict(enumerate(config.streams))
+    except ConfigError as error:
+        # What is right by itself is judged all the same.
+        right = {key: value for key, value in data.items() if key != "streams" and sound({key: value})}
+        config, problems = sound(right) or Config(), error.problems
+        listed = data.get("streams")
+        read = {
+            index: sound({"streams": [each]}) for index, each in enumerate(listed if isinstance(listed, list) else ())
+        }
+        streams = {index: found.streams[0] for index, found in read.items() if found}
+    if problems := [*problems, *_what_can_not_run(config, streams)]:
+        raise ConfigError(problems, origin)
+    return config
+
+
+def _what_can_not_run(config: Config, streams: dict[int, StreamConfig]) -> list[str]:
+    """What `streamer run` would refuse of tokens, certificates and sources, a line each."""
     from capture import SourceError
     from streamer.config import ConfigError
     from streamer.engine.stream import configured_source
@@ -283,13 +309,12 @@ def _refuse_what_can_not_run(config: Config, origin: str) -> None:
             read(config)
         except ConfigError as error:
             problems += error.problems
-    for index, stream in enumerate(config.streams):
+    for index, stream in streams.items():
         try:
             configured_source(stream, config.webrtc)
         except SourceError as error:
             problems.append(f"streams[{index}].source: {error}")
-    if problems:
-        raise ConfigError(problems, origin)
+    return problems
 
 
 def _version() -> str:

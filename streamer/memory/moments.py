@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 
-KNOWN = "write it as '10 minutes ago', '14:03', 'yesterday 14:03' or 2026-11-29T14:03:00Z"
+KNOWN = "write it as '10 minutes ago' (seconds, minutes, hours, days), '14:03', 'yesterday 14:03', 'now' or 2026-11-29T14:03:00Z"
 UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),

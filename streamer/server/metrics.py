@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from streamer.assistant import Assistant, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.integrity import KINDS
+from streamer.logs import dropped_lines
 from streamer.outputs.delivery import OutputStatus
 from streamer.server.attachments import PREFIX
 
@@ -97,6 +98,8 @@ class Metrics:
         _counter(out, "streamer_questions_total", "Questions by outcome.", outcomes)
         faults = [({"kind": kind}, assistant.engine.integrity_faults[kind]) for kind in KINDS]
         _counter(out, "streamer_integrity_faults_total", "Looks at which the engine's sums did not come out.", faults)
+        unwritten = [({"output": name}, lines) for name, lines in dropped_lines().items()]
+        _counter(out, "streamer_output_lines_dropped_total", "Lines of output that could not be written.", unwritten)
         _streams(out, assistant)
         _storage(out, assistant)
         return out

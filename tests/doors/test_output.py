@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import unicodedata
 from contextlib import suppress
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from streamer import logs
 from streamer.logs import JsonFormatter, LineFormatter, Output
 from tests.capture.lab import wait_for
+from tests.streamer.serving import Served
 from tests.streamer.test_daemon import ROOT, command
 
 
@@ -78,6 +80,17 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_is_dropped_is_counted
     # It tells as it gets on, so that the lines of one flood may be told in parts.
     told = re.findall(r"(\d+) lines for stderr were dropped: nobody reads it", caplog.text)
     assert sum(map(int, told)) == output.dropped
+
+
+def test_dropped_lines_are_in_the_metrics(monkeypatch: pytest.MonkeyPatch, server: Served) -> None:
+    output = Output(os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"), "stderr")
+    monkeypatch.setattr(sys, "stderr", output)
+    output.write("one\ntwo\n")
+    output.finish()
+    told = httpx.get(f"{server.url}/metrics").text
+    assert 'streamer_output_lines_dropped_total{output="stderr"} 2' in told
+    with suppress(OSError):
+        output._beneath.close()
 
 
 @pytest.mark.parametrize("why", ["full", "gone"])

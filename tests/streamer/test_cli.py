@@ -106,6 +106,22 @@ def test_config_check_refuses_what_run_refuses(
     assert line.startswith(f"{file}: ") and mend in line
 
 
+def test_config_check_tells_of_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.yaml"
+    streams = "[{name: a, source: /nowhere.mp4}, {name: b, sauce: x}, {name: c, source: 'foo://x'}, 7]"
+    file.write_text(f"server: {{token_file: /nowhere}}\nanswers: {{max_tokens: no}}\nstreams: {streams}\n")
+    assert main(["config", "check", str(file)]) == 1
+    told = capsys.readouterr().err
+    for mistake in (
+        "/nowhere can't be read",
+        "answers.max_tokens",
+        "streams[0].source: source /nowhere.mp4",
+        "streams[1].sauce",
+    ):
+        assert mistake in told
+    assert "streams[2].source: source foo://x" in told and "streams[3]" in told and told.count("\n") == 7
+
+
 def test_a_token_needs_a_name_that_a_configuration_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["token", "my phone"]) == 2
     told = capsys.readouterr()
