@@ -15,7 +15,7 @@ from streamer.server.errors import RequestError, error_response
 from streamer.server.limits import Limits, network_of
 
 MOST_BYTES = 128 * 2**20
-"""Of the bodies of all requests that are being read or worked on; one address may hold half of it."""
+"""Of the bodies of all requests, and the messages of all websockets, that are being read or worked on; one address may hold half."""
 
 
 class Held:
@@ -53,8 +53,9 @@ class Admission:
             return
         connection = HTTPConnection(scope)
         address = connection.client.host if connection.client else "unknown"
+        network = network_of(address)
         try:
-            self._limits.knock(network_of(address), time.monotonic())
+            self._limits.knock(network, time.monotonic())
             self._gate.check(connection.headers)
         except RequestError as error:
             scope["app"].state.refusals.log(scope.get("method", "websocket"), scope["path"], address, error.code)
@@ -70,7 +71,7 @@ class Admission:
             message = await receive()
             size = len(message.get("body", b""))
             if size:
-                self._held.take(address, size)
+                self._held.take(network, size)
                 taken += size
             return message
 
@@ -78,7 +79,7 @@ class Admission:
             await self._app(scope, counted, send)
         finally:
             if taken:
-                self._held.give_back(address, taken)
+                self._held.give_back(network, taken)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
         if scope["type"] == "websocket":

@@ -77,6 +77,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
     Raises ConfigError where tokens can't be read, or where others could reach the daemon without them.
     """
     routes = Routes(assistant, config, outputs, known_tokens(config), signed_tokens(config))
+    held = Held()
     app = Starlette(
         routes=[
             WebSocketRoute("/v1/realtime", routes.realtime),
@@ -114,7 +115,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
                 expose_headers=["Location", "ETag", "Retry-After"],
             ),
             Middleware(RootPath, root_path=config.server.root_path),
-            Middleware(Admission, gate=routes.gate, limits=routes.limits, held=Held()),
+            Middleware(Admission, gate=routes.gate, limits=routes.limits, held=held),
         ],
         exception_handlers={
             RequestError: refuse,
@@ -127,6 +128,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
     )
     app.state.routes = routes
     app.state.refusals = Refusals()
+    app.state.held = held
     app.state.crowd = Crowd(most_connections())
     app.state.tls = tls_context(config.server)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import secrets
 import tempfile
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from capture.image import PictureError, decode_image
+from capture.image import PictureError, decode_image, image_header
 from protocols.chat import video_file
 from protocols.fields import picture_file
 from protocols.question import Attachment, Question
@@ -32,13 +33,25 @@ FETCH_SECONDS = 10.0
 FETCH_BYTES = 32 * 2**20
 _DECODERS = ThreadPoolExecutor(2, "pictures")
 """A picture that is decoded takes tens of megabytes."""
+LARGE_PIXELS = 2**22
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""glibc's: it keeps what a large picture took for the thread that asked for it, and for each of its threads anew, unless told."""
 VIDEO_FPS = 2.0
 """Frames a second that are seen of an attached video."""
 
 
 async def decoded(data: bytes) -> np.ndarray:
     """A picture's pixels, uint8 [height, width, 3], off the loop, of all clients' pictures few at a time. Raises PictureError."""
-    return await asyncio.get_running_loop().run_in_executor(_DECODERS, decode_image, data)
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, _decoded, data)
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    header = image_header(data)
+    try:
+        return decode_image(data)
+    finally:
+        if not header.reducible and header.width * header.height > LARGE_PIXELS and _TRIM is not None:
+            _TRIM(0)
 
 
 async def fetched(question: Question, domains: Collection[str]) -> Question:

@@ -18,6 +18,8 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
 from protocols.realtime.server_events import Error, ErrorView
+from streamer.server.admission import Held
+from streamer.server.errors import RequestError
 from streamer.server.limits import frame_bucket, network_of
 
 HEAD_SECONDS = 10.0
@@ -33,7 +35,7 @@ SLICE_BYTES = 4_096
 """So much is parsed at once, so that a flood of empty frames leaves the loop to others between."""
 FRAGMENTS = 4_096
 """Of one message."""
-MESSAGE_TOO_BIG = 1009
+MESSAGE_TOO_BIG, TRY_AGAIN_LATER = 1009, 1013
 LINGER_SECONDS, MOST_LINGER_SECONDS = 5.0, 60.0
 """After a message that is too large, the connection is kept until its sender has been quiet for so long, and for how long at
 most: to a connection that is closed while its peer still sends, TCP answers with a reset, and what was said is lost."""
@@ -184,10 +186,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._leaving: float | None = None
         """Until when, at most, what still comes behind a message that is too large is thrown away."""
         self._linger: asyncio.TimerHandle | None = None
+        self._held = self._begun = 0
+        """Bytes that count as held, and those of them that belong to a message which has not come whole."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._network = network_of(self.client[0] if self.client else "")
 
     def connection_lost(self, exc: Exception | None) -> None:
         crowd: Crowd = self.config.app.state.crowd  # type: ignore[union-attr]
         crowd.leave(self.transport)
+        self._give_back(self._held)
         self._unparsed.clear()
         if self._linger is not None:
             self._linger.cancel()
@@ -242,8 +251,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             size = SLICE_BYTES if self.handshake_initiated else len(self._unparsed)
             part = bytes(self._unparsed[:size])
             del self._unparsed[:size]
+            if self.handshake_complete and not self._hold(len(part)):
+                return
             super().data_received(part)
             if self._leaving is not None:
+                self._give_back(self._held)
                 return
             wait = self._bucket.take(time.monotonic(), 0)
             if self._unparsed and not wait:
@@ -261,6 +273,34 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._parse()
         if not self._resting and not self.read_paused:
             self.transport.resume_reading()
+
+    def _hold(self, size: int) -> bool:
+        """Whether there is room for so many bytes more; where there is none, the connection is closed."""
+        held: Held = self.config.app.state.held  # type: ignore[union-attr]
+        try:
+            held.take(self._network, size)
+        except RequestError as error:
+            self._unparsed.clear()
+            self.cut(TRY_AGAIN_LATER, error.message)
+            return False
+        self._held += size
+        self._begun += size
+        return True
+
+    def _give_back(self, size: int) -> None:
+        if size:
+            held: Held = self.config.app.state.held  # type: ignore[union-attr]
+            held.give_back(self._network, size)
+            self._held -= size
+
+    def send_receive_event_to_app(self) -> None:
+        self._begun = 0
+        super().send_receive_event_to_app()
+
+    async def receive(self) -> Any:
+        # Who asks for a message is done with those before.
+        self._give_back(self._held - self._begun)
+        return await super().receive()
 
     def _count(self) -> None:
         self._bucket.level -= 1

@@ -16,6 +16,8 @@ MESSAGES_PER_SECOND = 200.0
 MESSAGES_AT_ONCE = 500.0
 
 
+SOCKETS_AT_ONCE = 4
+"""As many websockets of one visitor as may send as fast as one."""
 MESSAGE_BYTES = 64 * 1024
 """A message of so many bytes costs as much as two of none."""
 FRAMES_PER_SECOND = 1_000.0
@@ -59,6 +61,7 @@ class Limits:
         self._questions: dict[str, Bucket] = {}
         self._requests: dict[str, Bucket] = {}
         self._knocks: dict[str, Bucket] = {}
+        self._messages: dict[str, Bucket] = {}
 
     def renew(self, connections: int, answers: int, questions_per_minute: int) -> None:
         """Takes other limits from now on; what is open stays."""
@@ -110,6 +113,11 @@ class Limits:
     def request(self, visitor: str, now: float) -> None:
         """A request of a visitor has come. Raises RequestError: rate_limit_exceeded."""
         _charge(self._requests, visitor, now)
+
+    def message(self, visitor: str, now: float, cost: float) -> float:
+        """A message has come over one of a visitor's websockets; the seconds to wait before the next is read."""
+        most, rate = SOCKETS_AT_ONCE * MESSAGES_AT_ONCE, SOCKETS_AT_ONCE * MESSAGES_PER_SECOND
+        return _bucket(self._messages, visitor, most, rate, now).take(now, cost)
 
     def knock(self, address: str, now: float) -> None:
         """Anybody's request has come, whose token is not looked at yet. Raises RequestError: rate_limit_exceeded."""

@@ -41,7 +41,7 @@ class Questions:
         media_domains: Collection[str] = (),
     ) -> None:
         self.streams = streams
-        self._assistant, self._limits, self._metrics = assistant, limits, metrics
+        self._assistant, self.limits, self._metrics = assistant, limits, metrics
         self._domains = media_domains
 
     def renew(self, *, media_domains: Collection[str]) -> None:
@@ -67,7 +67,7 @@ class Questions:
             # As long again as it took so far: whoever tries twice has waited long enough in most cases.
             raise RequestError("not_ready", LOADING, min(MOST_SECONDS, max(1.0, loading)))
         try:
-            limit = self._limits.ask(visitor.name, time.monotonic())
+            limit = self.limits.ask(visitor.name, time.monotonic())
         except RequestError:
             self._metrics.questions["refused"] += 1
             raise
@@ -87,7 +87,7 @@ class Questions:
             raise
         finally:
             self._metrics.open_answers -= 1
-            self._limits.answered(visitor.name)
+            self.limits.answered(visitor.name)
             if answer is not None:
                 answer.cancel()
                 self._metrics.answered(answer.finish_reason or "cancelled", answer.usage)

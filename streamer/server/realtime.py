@@ -86,7 +86,9 @@ class RealtimeConnection:
                     await self._carry_out(decision)
                 await self._outbox.room()
                 # Whoever sends faster than is fair is read more slowly; even the fastest leaves room for others between.
-                await asyncio.sleep(bucket.take(time.monotonic(), message_cost(len(text or data or b""))))
+                now, cost = time.monotonic(), message_cost(len(text or data or b""))
+                shared = self._questions.limits.message(self._visitor.name, now, cost)
+                await asyncio.sleep(max(bucket.take(now, cost), shared))
         finally:
             self._do(self._session.close())
             self._closed.set()

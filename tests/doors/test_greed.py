@@ -8,9 +8,10 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
+import aioice.ice
 import httpx
 import pytest
 
@@ -23,8 +24,9 @@ from streamer.server.auth import new_token, token_digest
 from streamer.server.connections import FRAGMENTS, Crowd
 from streamer.server.errors import Refusals, RequestError
 from streamer.server.limits import Limits, network_of
+from tests.capture.publisher import Publisher
 from tests.protocols.test_whip import OFFER
-from tests.streamer.serving import CONFIG, Daemon, Served, receive, send, wait_for
+from tests.streamer.serving import CONFIG, Daemon, Served, eventually, receive, send, wait_for
 from tests.streamer.test_hardness import HANDSHAKE, frame, raw
 
 
@@ -83,7 +85,9 @@ def test_tls_handshakes_are_connections_like_others(
     with daemon.served(server=secured) as server, ExitStack() as stack:
         server.app.state.crowd = crowd = Crowd(8)
         held = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(6)]
-        for client, sent in zip(held, (b"", hello, hello[:3], b"GET / HTTP/1.1\r\n\r\n", b"\0" * 9_000, b""), strict=True):
+        for client, sent in zip(
+            held, (b"", hello, hello[:3], b"GET / HTTP/1.1\r\n\r\n", b"\0" * 9_000, b""), strict=True
+        ):
             client.sendall(sent)
         wait_for(lambda: len(crowd) == 4)  # what is no handshake at all is gone already
         for _ in range(2):
@@ -219,6 +223,40 @@ def test_bytes_that_are_held_are_counted_over_all() -> None:
     held.take("c", 50)
 
 
+def test_messages_are_held_like_bodies(server: Served) -> None:
+    """64 websockets that each begin a message of 16 MiB would hold a gigabyte: what is begun counts, until it is done with."""
+    held = server.app.state.held
+    held.most = 2 * 2**20
+    begun = b"\x01\xff" + (2**20).to_bytes(8, "big") + bytes(4) + b" " * 600_000
+
+    async def story() -> None:
+        _, writer = await raw(server)
+        writer.write(begun)
+        await eventually(lambda: held.bytes > 600_000)
+        other, sending = await raw(server)
+        sending.write(begun)
+        assert (1013).to_bytes(2, "big") + b"Too much" in await asyncio.wait_for(other.read(), 60)
+        await eventually(lambda: held.bytes < 700_000)
+        writer.write(b" " * (2**20 - 600_000) + frame(b"", 0x80))
+        await eventually(lambda: held.bytes < 100)
+        async with server.connect() as client:
+            for _ in range(4):
+                await client.send(" " * 900_000)
+                assert (await receive(client))["type"]
+            await client.send("x" * 5_000)
+        writer.transport.abort()
+        await eventually(lambda: held.bytes == 0)
+
+    asyncio.run(story())
+
+
+def test_a_visitors_websockets_share_what_one_visitor_may_send() -> None:
+    counted = Limits(64, 1, 1)
+    waits = [counted.message("ada", 0.0, 10.0) for _ in range(limits.SOCKETS_AT_ONCE * 60)]
+    assert waits[0] == 0 < waits[-1] and waits == sorted(waits) and not counted.message("bob", 0.0, 10.0)
+    assert counted.message("ada", 60.0, 1.0) == 0
+
+
 def test_bodies_beyond_what_is_held_wait_outside(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamer.server.admission.MOST_BYTES", 4 * 2**20)
     monkeypatch.setattr(Held.__init__, "__defaults__", (4 * 2**20,))
@@ -248,6 +286,37 @@ def test_candidates_have_a_number() -> None:
             trickle(count)
     with pytest.raises(ProtocolError, match="100 candidates"):
         endpoint.request("POST", "door", None, {"content-type": SDP}, (OFFER + candidate * 3_500).encode())
+
+
+def test_one_publisher_never_takes_every_slot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+    ada, bob = new_token(), new_token()
+    tokens = [
+        {"name": name, "scopes": ["publish"], "digest": f"sha256:{token_digest(token)}"}
+        for name, token in (("ada", ada), ("bob", bob))
+    ]
+    with daemon.served(server={"tokens": tokens}) as server, ExitStack() as stack:
+
+        def publish(name: str, token: str) -> tuple[int, str]:
+            told: list[httpx.Response] = []
+
+            def exchange(offer: str) -> str:
+                headers = {"Content-Type": SDP, "Authorization": f"Bearer {token}"}
+                told.append(httpx.post(f"{server.url}/whip/{name}", content=offer, headers=headers, timeout=60))
+                told[0].raise_for_status()
+                return told[0].text
+
+            peer = stack.enter_context(closing(Publisher()))
+            with suppress(httpx.HTTPStatusError):
+                peer.publish(exchange)
+            return told[0].status_code, told[0].text
+
+        assert [publish(f"ada{number}", ada)[0] for number in range(2)] == [201, 201]  # of four slots
+        code, text = publish("ada2", ada)
+        assert code == 429 and "2 streams of this publisher are here already" in text
+        assert publish("bob", bob)[0] == 201
+        for name in ("ada0", "ada1", "bob"):
+            daemon.run(lambda name=name: daemon.assistant.detach(name))
 
 
 def test_viewers_have_a_number(daemon: Daemon) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -20,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from streamer.config import Config, ConfigError, parse_config
 from streamer.daemon import Daemon, _reload
 from streamer.server.auth import Gate, Visitor, new_token, read_tokens
+from streamer.server.tokens import LEEWAY
 from tests.tiny import TINY
 
 ADA, BOB = new_token(), new_token()
@@ -101,6 +103,34 @@ def test_a_token_that_is_removed_is_good_no_longer(tmp_path: Path) -> None:
                 address = url.replace("http", "ws") + "/v1/realtime"
                 async with connect(address, additional_headers=header, proxy=None) as second:
                     assert await closed(second) == 1013, "the new limit holds"
+        finally:
+            await daemon.stop()
+
+    asyncio.run(asyncio.wait_for(story(), 200))
+
+
+def test_what_a_signed_token_opened_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(secret := b"s" * 40)
+    server = {"port": 0, "jwt": {"key_file": str(tmp_path / "key"), "audience": "streamer", "algorithm": "HS256"}}
+    base = config(tmp_path).model_dump(mode="json", exclude_unset=True)
+
+    def token(seconds: float) -> str:
+        claims = {"sub": "eve", "aud": "streamer", "scope": "view ask", "exp": time.time() - LEEWAY + seconds}
+        return jwt.encode(claims, secret, "HS256")
+
+    async def story() -> None:
+        daemon = Daemon(parse_config({**base, "server": server}))
+        url = await daemon.start()
+        try:
+            short, long = token(3), token(600)
+            async with session(url, short) as first, session(url, long) as second:
+                assert await closed(first) == 1008 and first.close_reason == "this token is no longer good"
+                headers = {"Authorization": f"Bearer {short}"}
+                reply = await asyncio.to_thread(httpx.get, f"{url}/v1/streams", headers=headers, timeout=60)
+                assert reply.status_code == 401 and "expired" in reply.text
+                await second.send('{"type": "stream.list"}')
+                while "stream.listed" not in await asyncio.wait_for(second.recv(), 60):
+                    pass
         finally:
             await daemon.stop()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import tempfile
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.streamer.serving import Daemon, Served, wait_for
 
@@ -62,11 +66,31 @@ def test_numbers_that_are_none_are_refused_by_name(server: Served, key: str, val
     assert reply.status_code == 400 and key in reply.json()["error"]["message"]
 
 
+def test_memory_returns_after_pictures_that_are_bombs(server: Served) -> None:
+    """Each is 50 MB of pixels in 50 kB: several at once; what they took is given back."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    with io.BytesIO() as file:
+        Image.new("RGB", (4096, 4096), "red").save(file, "PNG")
+        bomb = "data:image/png;base64," + b64encode(file.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": bomb}}, {"type": "text", "text": "What?"}]
+    body = {"model": "nano", "max_tokens": 1, "messages": [{"role": "user", "content": content}]}
+
+    def attack(_: int) -> int:
+        return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code
+
+    assert attack(0) == 200
+    before = resident()
+    with ThreadPoolExecutor(6) as clients:
+        assert set(clients.map(attack, range(6))) <= {200, 429, 503}
+    wait_for(lambda: resident() < before + 40e6)
+
+
 def test_no_room_for_a_video_is_a_line_and_a_503(
     server: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    from base64 import b64encode
-
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     video = {
         "type": "video_url",
