@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ Pictures = Sequence[Sequence[np.ndarray]]
 """By stream, the pictures of one step: 1 to `frames_per_step`, uint8 [height, width, 3]."""
 Encoding = Any
 """Pictures of one grid as a backend's `encode` leaves them to its `ingest`."""
+Finite = Callable[[], list[bool]]
+"""Waits for a step's end; then of each of its slots whether its state is finite."""
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -32,6 +34,8 @@ class Backend(Protocol):
     """
 
     frame_sizes: Sequence[int]
+    deferred: bool
+    """Whether `ingest` only begins a step, which runs beside the host from then on."""
 
     def open(self, slot: int) -> None:
         """Begins a stream in an empty slot."""
@@ -41,8 +45,12 @@ class Backend(Protocol):
         """What needs no state of a step of streams of one grid; any thread may call it."""
         ...
 
-    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> list[bool]:
-        """Takes encoded pictures into `slots` at `seconds` of stream time; tells of each whether its state is finite."""
+    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> Finite:
+        """Takes encoded pictures into `slots` at `seconds` of stream time.
+
+        What is returned waits for the end of the step and tells of each slot whether its state is finite. It must be called
+        before anything else is asked of the backend but to encode.
+        """
         ...
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -70,6 +78,7 @@ class Eager:
     """The model, operation by operation."""
 
     frame_sizes: Sequence[int] = POWERS
+    deferred = False
 
     def __init__(self, model: InfiniteVL, prompt: Framing, state: StreamState) -> None:
         self.model, self.prompt, self.state, self.config = model, prompt, state, model.config
@@ -87,7 +96,7 @@ class Eager:
         patches = torch.stack([patchify(self.config, each, grid) for each in pictures])
         return self.steps.encode(patches.to(self.state.length.device, self.state.dtype), grid)
 
-    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> list[bool]:
+    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> Finite:
         """See `Backend.ingest`."""
         assert isinstance(encoding, Tensor)
         index = self.index(slots)
@@ -95,7 +104,7 @@ class Eager:
         text = step_text(self.prompt, self.config, seconds)
         self.steps.ingest(encoding, grid, times, self.state, index, text if text is None else text.to(index.device))
         finite: list[bool] = self.state.finite(index).tolist()
-        return finite
+        return lambda: finite
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """See `Backend.read`."""

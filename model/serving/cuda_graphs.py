@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.families.family import Framing
 from model.preprocess import arrange, fit_all
-from model.serving.backends import Encoding, Grid, Pictures, step_text
+from model.serving.backends import Encoding, Finite, Grid, Pictures, step_text
 from model.serving.fused import FastInfiniteVL
 from model.state import StreamState
 
@@ -56,6 +56,7 @@ class Graphs:
     """The model's calls as graphs, captured when first needed: a `Backend`. The state's last slot takes what padding writes."""
 
     frame_sizes: Sequence[int] = range(1, FRAME_BATCHES + 1)
+    deferred = True
 
     def __init__(self, model: FastInfiniteVL, framing: Framing, state: StreamState) -> None:
         self.model, self.framing, self.state, self.config = model, framing, state, model.config
@@ -64,6 +65,8 @@ class Graphs:
         self.steps: dict[tuple[int, ...], Step] = {}
         self.pixels: dict[tuple[int, ...], Tensor] = {}
         self.aside = torch.cuda.Stream()
+        self.told = torch.zeros(FRAME_BATCHES, dtype=torch.bool, pin_memory=True)
+        self.ended = torch.cuda.Event()
 
     def frame_step(self, batch: int, grid: Grid) -> Step:
         """The step of `batch` streams whose frames lie in `self.pixels` at the same key, uint8 [batch, frames, 3, H, W].
@@ -119,12 +122,14 @@ class Graphs:
             ready.record()
         return Fitted(pixels, ready)
 
-    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> list[bool]:
+    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> Finite:
         """See `Backend.ingest`; more than `FRAME_BATCHES` streams go in several steps."""
         assert isinstance(encoding, Fitted)
         torch.cuda.current_stream().wait_event(encoding.ready)
         finite: list[bool] = []
+        part = slice(0)
         for first in range(0, len(slots), FRAME_BATCHES):
+            finite += self._told(len(slots[part]))
             part = slice(first, first + FRAME_BATCHES)
             batch = len(slots[part])
             step = self.frame_step(batch, grid)
@@ -135,9 +140,25 @@ class Graphs:
                 step_text(self.framing, self.config, seconds[part]),
             )
             words = words if text is None else torch.cat((words, text.T))
-            # Reading the answer waits for the step: only then may the pictures' memory go back to their own stream.
-            finite += step.run(words)[0].tolist()
-        return finite
+            self.told[:batch].copy_(step.run(words)[0], non_blocking=True)
+            self.ended.record()
+
+        def end(pixels: Tensor = encoding.pixels) -> list[bool]:
+            # Only when the step has ended may the pictures' memory go back to their own stream.
+            return finite + self._told(batch)
+
+        return end
+
+    def _told(self, batch: int) -> list[bool]:
+        """What the step that was begun last tells of its streams, at its end.
+
+        It is waited for by an event: while a thread waits in a copy to memory that is not pinned, no other thread's work gets to
+        the card.
+        """
+        if batch:
+            self.ended.synchronize()
+        told: list[bool] = self.told[:batch].tolist()
+        return told
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """See `Backend.read`; one slot may be given more tokens than a step holds."""

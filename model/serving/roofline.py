@@ -117,7 +117,7 @@ class Bench:
             frames = frames_like(len(chosen), self.config)
             shown = self.graphs.encode(frames, self.grid)
             for i in range(wrap):
-                fine = self.graphs.ingest(chosen, shown, [0.04 * i] * len(chosen), self.grid)
+                fine = self.graphs.ingest(chosen, shown, [0.04 * i] * len(chosen), self.grid)()
             assert all(fine), "a state is not finite"
 
     def aim(self, step: Step, batch: int) -> None:
@@ -151,7 +151,7 @@ class Bench:
             if i == 1:
                 began = time.perf_counter()
             shown = self.graphs.encode(frames, self.grid)
-            self.graphs.ingest(chosen, shown, [10.0] * batch, self.grid)
+            self.graphs.ingest(chosen, shown, [10.0] * batch, self.grid)()
         ms = (time.perf_counter() - began) * 100
         table.add(
             f"see() from the host, {side}², {self.tag} batch {batch}", ms, note=f"{batch / ms * 1e3:.0f} frames/s"

@@ -19,7 +19,7 @@ from model.families.family import Prompt
 from model.families.infinitevl import InfiniteVL
 from model.policy import RetrievalPolicy
 from model.preprocess import choose_grid
-from model.serving.backends import POWERS, Backend, Eager, Encoding, Grid, Pictures, Traced
+from model.serving.backends import POWERS, Backend, Eager, Encoding, Finite, Grid, Pictures, Traced
 from model.serving.capacity import capacity
 from model.serving.grammar import Constraint, Grammars, allowed
 from model.serving.int8 import to_int8
@@ -168,14 +168,32 @@ class Runner:
         slots and frames, where it has been called. Returns, for each stream, whether its state is still finite: where it is
         not, the slot must be opened again.
         """
+        return self.launch(slots, frames, seconds, encoded)()
+
+    @torch.inference_mode()
+    def launch(
+        self, slots: Sequence[int], frames: Pictures, seconds: Sequence[float], encoded: Encoded | None = None
+    ) -> Finite:
+        """As `see`, but where the backend is `deferred` the step has only begun.
+
+        What is returned waits for its end. Until it has been called nothing but `encode` may be.
+        """
         finite = [True] * len(slots)
         if encoded is None:
             encoded = self.encode(slots, frames)
-        for grid, rows in self.by_grid(slots).items():
-            told = self.backend.ingest([slots[i] for i in rows], encoded[grid], [seconds[i] for i in rows], grid)
-            for i, fine in zip(rows, told, strict=True):
+        told: Finite = list
+        places: list[int] = []
+
+        def end() -> list[bool]:
+            for i, fine in zip(places, told(), strict=True):
                 finite[i] = fine
-        return finite
+            return finite
+
+        for grid, rows in self.by_grid(slots).items():
+            end()
+            told = self.backend.ingest([slots[i] for i in rows], encoded[grid], [seconds[i] for i in rows], grid)
+            places = rows
+        return end
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Reads equally many tokens into each slot; returns the likeliest next ones int64 [batch], and all logits."""

@@ -30,6 +30,8 @@ log = logging.getLogger("streamer")
 T = TypeVar("T")
 RESTART_SECONDS = 60.0
 """An engine that fails twice within this time is beyond help."""
+LOOK_MARGIN = 1.5
+"""How much longer than usual the next step's pictures may take before a device has nothing to do."""
 CHECK_SECONDS = 1.0
 """Seconds between two looks of an idle engine at whether all adds up."""
 
@@ -48,13 +50,26 @@ class _Looking:
     looked: Future[tuple[Encoded, float]]
 
 
+@dataclass
+class _Running:
+    """A frame step that runs on a device beside the host since `began`; `end` waits for it.
+
+    The next one is decided at `due`: as late as leaves time to look at it, so that what comes until then can share it.
+    """
+
+    looking: _Looking
+    end: Callable[[], None]
+    began: float
+    due: float
+
+
 class Engine:
     """Runs one step at a time, as the scheduler decides.
 
     On a machine of several cores a frame step's pictures are looked at on a thread of its own, which touches no state: on a CPU
     by the vision tower, beside a GPU they are fitted and copied to it. Meanwhile answers go on, or the step before is taken
     into the state. Steps are taken in the order of their decisions, and before anything else that is asked of the engine; but
-    questions are heard at once, as they wait for no step.
+    questions are heard at once, as they wait for no step. A step that runs beside the host leaves it free to look at the next.
 
     Every method but `turn` and what it calls may be used from any thread. `reset` (stream, reason) is told when a stream
     lost its memory, `progress` (steps tried, of all) while the model is warmed up; both from the engine's thread.
@@ -84,6 +99,8 @@ class Engine:
         self._questions: deque[Callable[[], None]] = deque()
         self._looker: ThreadPoolExecutor | None = None
         self._looking: _Looking | None = None
+        self._running: _Running | None = None
+        self._look_seconds = 0.0
         self._wake = threading.Event()
         self._stopping = False
         self._began: float | None = None
@@ -217,26 +234,40 @@ class Engine:
 
     def turn(self) -> float | None:
         """Takes what has come and does one step. Returns 0, or for how long there is nothing to do (None: until woken)."""
-        looking = self._looking
+        looking, running, deferred = self._looking, self._running, self.runner.backend.deferred
         self._take_calls(self._questions)
-        if looking is not None and (self._inbox or looking.looked.done()):
+        now = time.monotonic()
+        if running is not None and self._inbox:
+            return self._end(running)
+        if running is not None and now < running.due:
+            return running.due - now
+        looked = looking is not None and looking.looked.done()
+        if looking is not None and (self._inbox or (looked and not deferred)):
             return self._take(looking)
         self._take_calls(self._inbox)
-        now = time.monotonic()
         for name, stream in self.executor.streams.items():
             for frame in stream.take(self.scheduler.room(name)):
                 self.scheduler.offer(name, frame, now)
             stream.share = self.scheduler.share(name)
-        decision = self.scheduler.decide(now)
+        decision = self.scheduler.decide(now, frames=looking is None or not deferred)
         for (name, reason), count in self.scheduler.take_drops().items():
             self.executor.streams[name].drops[reason] += count
+        if looking is not None and looked:  # on a deferred backend: what of answers has time before the step
+            if not isinstance(decision, Idle):
+                self._timed(decision)
+            return self._take(looking)
         if isinstance(decision, Idle):
+            if running is not None:
+                return self._end(running)
             if looking is None:
                 self._check(now)
             return None if decision.until is None else max(decision.until - now, 0.0)
+        ahead = isinstance(decision, FrameStep) and self._ahead(decision)
         if isinstance(decision, FrameStep):
-            ahead = self._ahead(decision)
             self._looking = self._look(decision) if ahead else None
+        if running is not None:
+            self._end(running)
+        if isinstance(decision, FrameStep):
             if looking is not None:
                 self._take(looking)
             if ahead:
@@ -314,7 +345,7 @@ class Engine:
             return
         self._restarted, self.restarting = now, True
         self.executor.end_answers("failed", f"the engine failed and begins again: {reason}")
-        streams, self._looking = list(self.executor.streams.values()), None
+        streams, self._looking, self._running = list(self.executor.streams.values()), None, None
         try:
             self.runner.release()
             self.prepare()
@@ -356,14 +387,33 @@ class Engine:
         self._began = time.monotonic()
         wait_for([looking.looked])
         look = 0.0 if looking.looked.exception() else looking.looked.result()[1]
-        began = time.monotonic()
+        self._look_seconds += 0.1 * (look - self._look_seconds)
+        self._began = began = time.monotonic()
         try:
-            self.executor.enter(looking.batch, looking.looked)
-        finally:
+            end = self.executor.launch(looking.batch, looking.looked)
+            if self.runner.backend.deferred:
+                cost = self.scheduler.frame_costs.estimate(len(looking.step.frames))
+                self._running = _Running(looking, end, began, began + cost - LOOK_MARGIN * self._look_seconds)
+                return 0.0
+            end()
+        except BaseException:
             self._began = None
+            raise
+        self._began = None
         ended = time.monotonic()
         took = max(look + ended - began, ended - self._answering - looking.began)
         return self._account(looking.step, max(look, ended - began), took)
+
+    def _end(self, running: _Running) -> float:
+        """Waits for the step that runs beside the host. Looking at its pictures cost the device nothing."""
+        self._running = None
+        try:
+            running.end()
+        finally:
+            self._began = None
+        ended = time.monotonic()
+        took = ended - self._answering - running.looking.began
+        return self._account(running.looking.step, ended - running.began, took)
 
 
 def _kind(decision: Decision[Frame]) -> str:

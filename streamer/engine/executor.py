@@ -14,6 +14,7 @@ import numpy as np
 
 from capture import Frame
 from model import Runner, Sampling
+from model.serving.backends import Finite
 from model.serving.grammar import Constraint, Grammar
 from model.serving.runner import Encoded
 from model.state import Snapshot
@@ -190,19 +191,32 @@ class Executor:
 
     def enter(self, batch: Batch, looked: Future[tuple[Encoded, float]] | None = None) -> None:
         """Takes a step into the state; a stream that is not open, or was reset since its pictures were looked at, begins."""
+        self.launch(batch, looked)()
+
+    def launch(self, batch: Batch, looked: Future[tuple[Encoded, float]] | None = None) -> Callable[[], None]:
+        """As `enter`, but what is returned waits for the step's end, and is called before anything else is done to the model."""
         if not all(stream.opened for stream, _ in batch):
             batch, looked = [(stream, frames) for stream, frames in batch if self.open(stream, frames)], None
+        told: Finite = list
         try:
-            finite = self.step(batch, None if looked is None else looked.result()[0]) if batch else []
+            told = self.step(batch, None if looked is None else looked.result()[0]) if batch else list
         except Exception as error:
-            log.warning("a step of %d streams failed (%s): each is tried alone", len(batch), line(error))
-            finite = [self.alone(stream, frames) for stream, frames in batch]
-        now = time.monotonic()
-        for (stream, frames), good in zip(batch, finite, strict=True):
-            if good:
-                stream.saw(frames, now)
-            elif stream.opened:
-                self.lose(stream, frames, "its state was no longer finite (NaN)")
+            finite = self.each_alone(batch, error)
+            told = lambda: finite  # noqa: E731
+
+        def end() -> None:
+            try:
+                finite = told()
+            except Exception as error:
+                finite = self.each_alone(batch, error)
+            now = time.monotonic()
+            for (stream, frames), good in zip(batch, finite, strict=True):
+                if good:
+                    stream.saw(frames, now)
+                elif stream.opened:
+                    self.lose(stream, frames, "its state was no longer finite (NaN)")
+
+        return end
 
     def open(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
         """Begins the memory of a stream that has none, by the size of its first frame; False where that failed."""
@@ -224,16 +238,21 @@ class Executor:
         stream.opened = True
         stream.resume(resumed)
 
-    def step(self, batch: Batch, looked: Encoded | None = None) -> list[bool]:
-        """One call of the model; whether each stream's state is still finite."""
+    def step(self, batch: Batch, looked: Encoded | None = None) -> Finite:
+        """One call of the model; at its end, whether each stream's state is still finite."""
         slots = [stream.slot for stream, _ in batch]
         times = [self.runner.moment([stream.moment(frame) for frame in frames]) for stream, frames in batch]
-        return self.runner.see(slots, pictures(batch), times, looked)
+        return self.runner.launch(slots, pictures(batch), times, looked)
+
+    def each_alone(self, batch: Batch, error: Exception) -> list[bool]:
+        """The steps of each stream out of a batch that failed."""
+        log.warning("a step of %d streams failed (%s): each is tried alone", len(batch), line(error))
+        return [self.alone(stream, frames) for stream, frames in batch]
 
     def alone(self, stream: Stream, frames: tuple[Frame, ...]) -> bool:
         """The step of one stream out of a batch that failed."""
         try:
-            return self.step([(stream, frames)])[0]
+            return self.step([(stream, frames)])()[0]
         except Exception as error:
             self.lose(stream, frames, line(error))
             return False

@@ -204,10 +204,13 @@ class Scheduler(Generic[F]):
 
     # Decisions
 
-    def decide(self, now: float) -> Decision[F]:
-        """The next step, taken as begun: the caller carries it out, or ends the answers that it concerns."""
+    def decide(self, now: float, *, frames: bool = True) -> Decision[F]:
+        """The next step, taken as begun: the caller carries it out, or ends the answers that it concerns.
+
+        Without `frames` it is a step for answers or none: the caller has a step of frames still before it.
+        """
         self._plan(now)
-        ready = [name for name, stream in self._streams.items() if self._ready_at(stream) <= now]
+        ready = [name for name, stream in self._streams.items() if frames and self._ready_at(stream) <= now]
         live = [name for name in ready if not self._streams[name].terms.every]
         batch = self._batch(ready, now) if ready else 0
         step = None
@@ -217,7 +220,7 @@ class Scheduler(Generic[F]):
         self._answered_last = step is not None
         if step is not None:
             return step
-        return self._see(live, ready, batch, now) if ready else Idle(self._wake(now))
+        return self._see(live, ready, batch, now) if ready else Idle(self._wake(now, frames))
 
     def _most(self, stream: _Stream[F]) -> int:
         fresh = 0 if stream.terms.every else min(MOST_WAITING, int(stream.terms.deadline / stream.period))
@@ -399,9 +402,9 @@ class Scheduler(Generic[F]):
             spare = min(spare, captured + stream.terms.deadline - cost - now, overflow)
         return spare
 
-    def _wake(self, now: float) -> float | None:
+    def _wake(self, now: float, frames: bool) -> float | None:
         """When time alone makes something ready."""
-        times = [self._ready_at(stream) for stream in self._streams.values()]
+        times = [self._ready_at(stream) for stream in self._streams.values() if frames]
         for answer in self._speaking().values():
             times.append(answer.due if answer.due > now else self._owed(answer))
         question = self._question()

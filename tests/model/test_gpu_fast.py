@@ -211,7 +211,7 @@ def test_graph_is_the_same_kernels_to_the_bit(config: InfiniteVLConfig) -> None:
         frames = pictures[[(i + 2 * slot) % 7 for slot in chosen]]
         seconds = [0.1 * i + slot for slot in chosen]
         shown = graphs.encode([[picture.numpy() for picture in pair] for pair in frames], grid)
-        finite = graphs.ingest(chosen, shown, seconds, grid)
+        finite = graphs.ingest(chosen, shown, seconds, grid)()
         assert finite == [True] * len(chosen)
         patches = arrange(config, frames.cuda().permute(0, 1, 4, 2, 3), torch.bfloat16)
         times = torch.tensor(seconds, dtype=torch.float64, device="cuda")

@@ -212,7 +212,7 @@ def test_a_graph_is_the_same_kernels_to_the_bit(name: str, precision: str) -> No
         frames = pictures[[(i + 2 * slot) % 7 for slot in chosen]]
         seconds = [0.1 * i + 40 * slot for slot in chosen]
         shown = graphs.encode([[picture.numpy() for picture in pair] for pair in frames], GRID)
-        assert graphs.ingest(chosen, shown, seconds, GRID) == [True] * len(chosen)
+        assert graphs.ingest(chosen, shown, seconds, GRID)() == [True] * len(chosen)
         patches = arrange(config, frames.cuda().permute(0, 1, 4, 2, 3), torch.bfloat16)
         text = step_text(Words(), config, seconds)
         assert text is not None

@@ -10,6 +10,7 @@ import numpy as np
 
 from capture import Frame, Mailbox, Recorder, SourceStatus, State
 from model import load_runner
+from model.serving.backends import Backend
 from protocols.question import Question, Sampling
 from streamer.config import StreamConfig
 from streamer.engine.engine import Engine
@@ -63,10 +64,18 @@ def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def defer(backend: Backend) -> None:
+    """Does steps as late as they may be done, so that whatever touches the state before would be seen."""
+    ingest = backend.ingest
+    backend.deferred = True
+    backend.ingest = lambda *step: lambda: ingest(*step)()  # type: ignore[method-assign]
+
+
 class Bench:
     """The real engine and a tiny model, turned by hand."""
 
-    def __init__(self, streams: int = 2, answers: int = 3, **options: object) -> None:
+    def __init__(self, streams: int = 2, answers: int = 3, *, deferred: bool = False) -> None:
+        """`deferred` as a GPU: a step of frames is begun, and done at its end only."""
         self.resets: list[tuple[str, str]] = []
         self.engine = Engine(
             lambda: load_runner(TINY["name"], slots=streams + answers, random_weights=True),
@@ -77,6 +86,8 @@ class Bench:
             reset=lambda stream, reason: self.resets.append((stream, reason)),
         )
         self.engine.prepare()
+        if deferred:
+            defer(self.engine.runner.backend)
         self.sources: dict[str, FedSource] = {}
         self.streams: dict[str, Stream] = {}
 
@@ -102,8 +113,9 @@ class Bench:
 
     def check(self) -> None:
         """Slots, frames and answers add up."""
-        looking = self.engine._looking
-        assert not faults(self.engine.executor, [] if looking is None else looking.batch)
+        running = self.engine._running
+        underway = self.engine._looking if running is None else running.looking
+        assert not faults(self.engine.executor, [] if underway is None else underway.batch)
 
     def ask(
         self, id: str, stream: str, *, length: int = 8, words: str = "What is happening?", seed: int = 0, **how: float

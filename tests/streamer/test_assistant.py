@@ -276,13 +276,13 @@ def test_drops_are_told_and_counted() -> None:
         async with Assistant(config(streams=slow)) as assistant:
             await first_frame(assistant, "left")
             news = assistant.subscribe("left")
-            see = assistant.engine.runner.see
+            see = assistant.engine.runner.launch
 
             def slower(*step: Any) -> list[bool]:
                 time.sleep(0.15)
                 return see(*step)
 
-            assistant.engine.runner.see = slower  # type: ignore[method-assign]
+            assistant.engine.runner.launch = slower  # type: ignore[method-assign]
             told: dict[str, int] = {}
             async with asyncio.timeout(60):
                 async for event in news:
@@ -342,13 +342,13 @@ def test_a_step_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     async def test() -> None:
         async with Assistant(config()) as assistant:
             await first_frame(assistant)
-            see = assistant.engine.runner.see
-            assistant.engine.runner.see = lambda *step: (time.sleep(1), see(*step))[1]  # type: ignore[method-assign]
+            see = assistant.engine.runner.launch
+            assistant.engine.runner.launch = lambda *step: (time.sleep(1), see(*step))[1]  # type: ignore[method-assign]
             async with asyncio.timeout(60):
                 while assistant.ready:
                     await asyncio.sleep(0.05)
             assert assistant.trouble is not None and "0.3 s" in assistant.trouble
-            assistant.engine.runner.see = see  # type: ignore[method-assign]
+            assistant.engine.runner.launch = see  # type: ignore[method-assign]
             async with asyncio.timeout(60):
                 while not assistant.ready:
                     await asyncio.sleep(0.05)

@@ -13,6 +13,7 @@ import torch
 
 from capture import Frame
 from model import Sampling
+from model.serving.backends import Finite
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
 from streamer.engine.scheduler import _Answer
 from streamer.engine.warmup import cost
@@ -32,9 +33,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 STEPS = 12
 
 
-def watch(seed: int | None) -> Bench:
+def watch(seed: int | None, *, deferred: bool = False) -> Bench:
     """Two streams over some steps; with a seed, questions are asked and cancelled at random between and during them."""
-    bench = Bench()
+    bench = Bench(deferred=deferred)
     bench.add("left"), bench.add("right")
     chance = random.Random(seed)
     ears = {}
@@ -47,8 +48,9 @@ def watch(seed: int | None) -> Bench:
             ears[id] = bench.ask(id, chance.choice(["left", "right"]), length=chance.randrange(1, 12), seed=len(ears))
         for _ in range(chance.randrange(6)):
             bench.engine.turn()
-        if ears and chance.random() < 0.4:
-            bench.engine.cancel(chance.choice(list(ears)))
+        going = [id for id, ear in ears.items() if ear.reason is None]
+        if going and chance.random() < 0.6:
+            bench.engine.cancel(chance.choice(going))
     bench.until(lambda: all(ear.reason for ear in ears.values()))
     if seed is not None:
         assert {"length", "cancelled"} <= {ear.reason for ear in ears.values()} <= {"length", "cancelled", "stop"}
@@ -58,8 +60,8 @@ def watch(seed: int | None) -> Bench:
 
 def test_questions_leave_the_stream_bit_identical() -> None:
     quiet = watch(None)
-    for seed in (1, 2):
-        asked = watch(seed)
+    for seed, deferred in ((1, False), (2, False), (1, True), (2, True), (None, True)):
+        asked = watch(seed, deferred=deferred)
         for name in ("left", "right"):
             assert asked.streams[name].frames_seen == quiet.streams[name].frames_seen == 2 * STEPS
             assert same(state(asked, name), state(quiet, name))
@@ -321,14 +323,14 @@ def test_a_failing_step_is_tried_stream_by_stream(monkeypatch: pytest.MonkeyPatc
     bench = Bench()
     bench.add("left"), bench.add("right")
     bench.show(0, "left", "right")
-    see, bad = bench.engine.runner.see, bench.streams["left"].slot
+    see, bad = bench.engine.runner.launch, bench.streams["left"].slot
 
-    def failing(slots: Sequence[int], *step: object) -> list[bool]:
+    def failing(slots: Sequence[int], *step: object) -> Finite:
         if bad in slots:
             raise RuntimeError("out of memory")
         return see(slots, *step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench.engine.runner, "see", failing)
+    monkeypatch.setattr(bench.engine.runner, "launch", failing)
     bench.show(1, "left", "right")
     assert bench.resets == [("left", "RuntimeError: out of memory")]
     assert bench.streams["right"].frames_seen == 4 and bench.streams["left"].drops["failed"] == 2
@@ -394,7 +396,7 @@ def test_a_dead_context_restarts_the_engine_and_says_so(where: str, monkeypatch:
     def dead(*_: object) -> list[bool]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    for name in ("see", "prefill", "decode", "fork", "reset"):
+    for name in ("launch", "prefill", "decode", "fork", "reset"):
         monkeypatch.setattr(before, name, dead)
     with pytest.raises(RuntimeError, match="illegal"):
         if where == "frames":
