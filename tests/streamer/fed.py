@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from capture import Frame, Mailbox, Recorder, SourceStatus, State
 from model import load_runner
-from model.serving.backends import Backend
+from model.serving.backends import Backend, Finite
 from protocols.question import Question, Sampling
 from streamer.config import StreamConfig
 from streamer.engine.engine import Engine
@@ -65,10 +66,23 @@ def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def defer(backend: Backend) -> None:
-    """Does steps as late as they may be done, so that whatever touches the state before would be seen."""
-    ingest = backend.ingest
-    backend.deferred = True
-    backend.ingest = lambda *step: lambda: ingest(*step)()  # type: ignore[method-assign]
+    """Does steps as late as they may be done, and minds that nothing else is asked of the backend until then."""
+    pending = []
+
+    def ended(call: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*given: Any) -> Any:
+            assert not pending, "a step has begun and not ended"
+            return call(*given)
+
+        return guarded
+
+    ingest, backend.read, backend.open = ended(backend.ingest), ended(backend.read), ended(backend.open)  # type: ignore[method-assign]
+
+    def begin(*step: Any) -> Finite:
+        pending.append(step)
+        return lambda: ingest(*pending.pop())()
+
+    backend.deferred, backend.ingest = True, begin  # type: ignore[method-assign]
 
 
 class Bench:
