@@ -66,7 +66,7 @@ class Keeper:
             self.snapshots = Snapshots(self.store.folder, config.snapshots)
             self.recordings = Recordings(self.store.folder, config.recordings, config.recording_hours)
             self.timeline = Timeline(self.store, config.timeline, config.timeline_hours)
-            self.past = Past(self.snapshots, engine, self.recordings, config.replay)
+            self.past = Past(self.snapshots, engine, self.recordings, self.timeline, config.replay)
         except FolderError as error:
             raise AssistantError("storage", f"{error}.") from None
         except (OSError, sqlite3.Error) as error:
@@ -199,7 +199,8 @@ class Keeper:
         """Removes all snapshots of a stream, and its timeline."""
         await self._kept(self.store.do(lambda: self.snapshots.forget(name)))
         try:
-            await asyncio.wait_for(self.timeline.forget(name, float("-inf"), float("inf")), PATIENCE)
+            forgotten = asyncio.create_task(self.timeline.forget(name, float("-inf"), float("inf")))
+            await asyncio.wait_for(asyncio.shield(forgotten), PATIENCE)  # which goes on where it takes longer
         except (StoreError, OSError, TimeoutError) as error:
             log.warning(
                 "the timeline of %s is not all gone yet: %s", name, self.store.fault or error or "the disk is slow"
