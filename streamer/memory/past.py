@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.state import Snapshot
@@ -18,11 +19,15 @@ from streamer.memory.recording import Recordings
 from streamer.memory.replay import Replay, find_replay
 from streamer.memory.snapshot import Taken
 from streamer.memory.snapshots import Kept, Snapshots
+from streamer.memory.timeline import Entry, Timeline, Wanted
 
 EXACT = 0.04
 """Seconds before a moment at which a state is still that moment's: one frame of 25 a second."""
 PREPARING = 10.0
 """Seconds that the first pictures of a recording may take, which begin with the key frame before them."""
+CITED_SECONDS = 10.0
+"""Seconds before and after a moment from which entries of the timeline are cited."""
+MOST_CITED = 8
 AT_ONCE = 2
 """Answers about the past whose states are in memory at once; the others wait on the disk."""
 
@@ -35,6 +40,8 @@ class Moment:
     reached: float
     replayed: bool = False
     """Whether all that the model saw from a snapshot on up to the moment was shown to it again."""
+    cited: list[Entry] = field(default_factory=list)
+    """What the timeline has of the moment, in order."""
 
     def facts(self) -> dict[str, Any]:
         """As every wire shows it."""
@@ -44,15 +51,21 @@ class Moment:
             "reached": written(self.reached),
             "how": "exact" if self.replayed or before <= EXACT else "nearest snapshot",
             "before_s": round(before, 3),
+            "entries": [
+                {"id": each.id, "at": written(each.wall), "kind": each.kind, "text": each.text} for each in self.cited
+            ],
         }
 
 
 class Past:
     """The moments that snapshots can answer for. Lives on the assistant's event loop."""
 
-    def __init__(self, snapshots: Snapshots, engine: Engine, recordings: Recordings, longest: float) -> None:
+    def __init__(
+        self, snapshots: Snapshots, engine: Engine, recordings: Recordings, timeline: Timeline, longest: float
+    ) -> None:
         """What was recorded after a snapshot is shown to its state again, of `longest` seconds at most."""
         self._snapshots, self._engine, self._recordings, self._longest = snapshots, engine, recordings, longest
+        self._timeline = timeline
         self._places = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """By answer, what brings its moment back."""
@@ -108,11 +121,20 @@ class Past:
                     answer.finished("failed", "no snapshot before that moment can be read by this model")
                     return
                 recall.moment.reached = found[0].wall
+                recall.moment.cited = await asyncio.to_thread(self._near, answer.stream, recall.moment.asked)
                 shown = await asyncio.to_thread(self._replay, recall.moment, found[2])
                 self._engine.ask(replace(request, state=found[1], replay=shown))
                 await answer.over.wait()
         except Exception as error:
             answer.finished("failed", f"the moment could not be brought back: {error}")
+
+    def _near(self, stream: str, moment: float) -> list[Entry]:
+        """What the timeline has of a moment, in order; none of the questions, which are not everybody's. Waits for the disk."""
+        wanted = Wanted(stream, moment - CITED_SECONDS, moment + CITED_SECONDS, without="question")
+        try:
+            return self._timeline.entries(wanted, MOST_CITED)[::-1]
+        except sqlite3.Error:  # a citation is no condition of an answer, and who reads the timeline is told
+            return []
 
     def _replay(self, moment: Moment, taken: Taken) -> Replay | None:
         """What was recorded between a snapshot and the moment, where that is not too long; waits for its first pictures."""

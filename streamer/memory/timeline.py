@@ -66,7 +66,7 @@ class Entry:
 class Wanted:
     """Which entries are meant: of a stream, of a span (Unix seconds, both ends in it), of these kinds (empty: all), with these words.
 
-    `search` is in the language of FTS5. With a `visitor` those that are another's are left out.
+    `search` is in the language of FTS5. With a `visitor` those that are another's are left out, and those of the kind `without`.
     """
 
     stream: str
@@ -75,6 +75,7 @@ class Wanted:
     kinds: Collection[str] = ()
     search: str | None = None
     visitor: str | None = None
+    without: str | None = None
 
 
 class Timeline:
@@ -183,6 +184,9 @@ class Timeline:
         if wanted.kinds:
             parts.append(f"kind IN ({', '.join('?' * len(wanted.kinds))})")
             values += wanted.kinds
+        if wanted.without is not None:
+            parts.append("kind <> ?")
+            values.append(wanted.without)
         if wanted.visitor is not None:
             parts.append("(visitor IS NULL OR visitor = ?)")
             values.append(wanted.visitor)

@@ -57,11 +57,19 @@ def test_the_past_answers_as_it_did_live(tmp_path: Path) -> None:
             moments = [await remembered(assistant, scene) for scene in scenes()]
             assert len({said for _, said in moments}) > 1
         async with Assistant(nano) as assistant:
+            keeper = assistant.keeper
+            assert keeper is not None
+            for kind, text in (("watch.van", "a van came"), ("question", "what is secret?")):
+                keeper.timeline.add(kind, "door", text, place=keeper.timeline.place(moments[0][0] + 1))
+            await asyncio.wrap_future(keeper.store.do(lambda: None))
             for wall, said in moments:
                 answer = assistant.ask("What is there?", max_tokens=12, at=wall + 0.01)
                 assert await answer.text() == said and answer.moment is not None
                 facts = answer.moment.facts()
                 assert facts["how"] == "exact" and facts["before_s"] == pytest.approx(0.01, abs=1e-3)
+                cited = [(each["kind"], each["text"]) for each in facts["entries"]]
+                assert wall != moments[0][0] or ("watch.van", "a van came") in cited
+                assert "question" not in {kind for kind, _ in cited}
             late = assistant.ask("What is there?", max_tokens=12, at="now")
             assert await late.text() == moments[-1][1] and late.moment is not None
             assert late.moment.facts()["how"] == "nearest snapshot"
