@@ -292,6 +292,8 @@ class StorageConfig(Section):
     """Bytes that the recordings of all streams may take; the oldest go first."""
     recording_hours: Annotated[Number, Field(gt=0, le=87_600)] = 168.0
     """Hours after which a recording goes."""
+    indexes: Bytes = 20_000_000_000
+    """Bytes that the indexes of recordings may take; beyond them `streamer index` makes no more."""
     replay: Seconds = 10.0
     """Seconds of recorded video that an answer about the past is shown at most; beyond them the nearest snapshot answers."""
     timeline: Annotated[Whole, Field(ge=100_000)] = 1_000_000_000

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamer.cli.bench import add_arguments as bench_arguments
 from streamer.cli.eval import add_arguments as evaluation_arguments
+from streamer.cli.recordings import add_arguments as recording_arguments
+from streamer.cli.recordings import ask as ask_recording
 from streamer.cli.remote import ask, forget, reach, setting, status, stream_add, stream_remove, timeline
 from streamer.cli.run import run
 from streamer.client import ClientError
@@ -87,8 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     ask_parser.add_argument("--max-tokens", type=int, help="longest answer")
     ask_parser.add_argument("--temperature", type=float, help="0 (the default) always takes the likeliest word")
     ask_parser.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
+    ask_parser.add_argument(
+        "--recording", metavar="VIDEO", help="ask what 'streamer index' has read: a file or a name; needs no daemon"
+    )
+    ask_parser.add_argument("--config", metavar="FILE", help="configuration file with the model, for --recording")
     reach(ask_parser)
-    ask_parser.set_defaults(command=ask)
+    ask_parser.set_defaults(command=_ask)
+
+    recording_arguments(commands)
 
     forget_parser = commands.add_parser("forget", help="remove what is kept of a stream, and what it remembers")
     forget_parser.add_argument("name")
@@ -203,6 +211,10 @@ def _token(options: argparse.Namespace) -> int:
         print(f"  - {{name: {kept['name']}, scopes: [{', '.join(scopes)}], digest: '{kept['digest']}'}}")
         print(f"or as a line of a --token-file:\n  {options.name} {','.join(scopes)} {kept['digest']}")
     return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    return ask(options) if options.recording is None else ask_recording(options)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -253,7 +253,7 @@ class Recordings:
         self._lock = threading.Lock()
         self._kept: dict[str, list[Segment]] = {}
         for stream in folder.streams(KIND):
-            self._kept[stream] = sorted(_found(folder.place(KIND, stream)), key=lambda each: each.number)
+            self._kept[stream] = sorted(find_segments(folder.place(KIND, stream)), key=lambda each: each.number)
         self._recorders: list[StreamRecorder] = []
         self._lost = 0
         self._change = threading.Event()
@@ -372,7 +372,8 @@ class Recordings:
                     self._lost += each.lost
 
 
-def _found(place: Path) -> Iterable[Segment]:
+def find_segments(place: Path) -> Iterable[Segment]:
+    """The segments whose files are in a stream's place, in any order. Raises OSError."""
     for path in place.iterdir():
         if name := FILE.match(path.name):
             begins = int(name[2]) / 1000

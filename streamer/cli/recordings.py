@@ -1,0 +1,232 @@
+"""The commands about recordings, which need no daemon: `streamer index`, `streamer ask --recording`, `streamer recordings`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model import Runner
+    from streamer.config import Config
+    from streamer.indexing import Video
+    from streamer.memory.indexes import Facts
+
+
+def add_arguments(commands: Any) -> None:
+    """Enters `index` and `recordings` among the commands."""
+    index = commands.add_parser("index", help="read recorded video once, to ask about it as often as you like")
+    index.add_argument("videos", nargs="*", metavar="VIDEO", help="video files, of any container")
+    index.add_argument("--fps", type=float, default=2.0, help="read this many frames a second (default 2)")
+    index.add_argument("--model", help="nano, 4b, a folder or a Hugging Face repository")
+    index.add_argument("--stream", help="instead of files, what was recorded of this stream")
+    index.add_argument("--from", dest="since", metavar="MOMENT", help="from when on, such as 13:00 or '2 hours ago'")
+    index.add_argument("--to", dest="until", metavar="MOMENT", help="until when (default now)")
+    _common(index, _index)
+    recordings = commands.add_parser("recordings", help="list and remove what 'streamer index' has read")
+    kinds = recordings.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _common(kinds.add_parser("list", help="one line a recording"), _list)
+    remove = kinds.add_parser("remove", help="remove an index; the video stays")
+    remove.add_argument("name", help="its name, or the video's path")
+    _common(remove, _remove)
+
+
+def _common(parser: argparse.ArgumentParser, command: Any) -> None:
+    parser.add_argument("--config", metavar="FILE", help="configuration file: its model and storage")
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+    parser.set_defaults(command=lambda options: _told(command, options))
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Answers from an index."""
+    return _told(_ask, options)
+
+
+def _told(command: Any, options: argparse.Namespace) -> int:
+    """Runs a command; what is wrong is one line."""
+    from model import CapacityError
+    from model.checkpoint import CheckpointError
+    from model.config import ConfigError as ModelConfigError
+    from streamer.config import ConfigError
+    from streamer.errors import AssistantError
+    from streamer.memory.indexes import RecordingError
+
+    try:
+        return int(command(options))
+    except (ConfigError, RecordingError, AssistantError, CheckpointError, ModelConfigError, CapacityError) as error:
+        print(f"streamer: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"streamer: {error.strerror or error}{where}: what was kept before it is still there", file=sys.stderr)
+    return 1
+
+
+def _configured(options: argparse.Namespace, model: str | None = None) -> tuple[Config, Path]:
+    """The configuration, with another model where one is named, and the state folder."""
+    from streamer.config import load_config, parse_config
+    from streamer.memory.folder import default_folder
+
+    config = load_config(options.config) if options.config else parse_config({})
+    if model is not None:
+        data = config.model_dump(mode="json", exclude_unset=True)
+        data.setdefault("model", {})["name"] = model
+        config = parse_config(data, "streamer")
+    folder = config.storage.folder
+    return config, default_folder() if folder is None else Path(folder).expanduser()
+
+
+def _index(options: argparse.Namespace) -> int:
+    from streamer.indexing import file_video, index_video, load, stream_video
+    from streamer.memory.indexes import RecordingError
+    from streamer.memory.moments import read_moment
+
+    if not 0 < options.fps <= 1_000:
+        raise RecordingError(f"--fps {options.fps:g} must be more than 0 and at most 1000")
+    if bool(options.videos) == bool(options.stream):
+        raise RecordingError("name video files, or a recorded stream with --stream NAME --from MOMENT")
+    if not options.stream and (options.since or options.until):
+        raise RecordingError("--from and --to belong to --stream: a file is read whole")
+    config, folder = _configured(options, options.model)
+    now = time.time()
+    if options.stream:
+        try:
+            since = read_moment(options.since, now) if options.since else 0.0
+            until = read_moment(options.until, now) if options.until else now
+        except ValueError as error:
+            raise RecordingError(str(error)) from None
+        if since >= until:
+            raise RecordingError(f"--from {options.since} is not before --to {options.until or 'now'}: exchange them")
+        videos = [stream_video(folder, options.stream, since, until)]
+    else:
+        videos = [file_video(folder, path) for path in options.videos]
+    runner = load(config)
+    for video in videos:
+        _announce(options, runner, folder, config, video)
+        began = time.monotonic()
+        facts = index_video(runner, folder, video, options.fps, config.storage.indexes, _bar(video))
+        took = time.monotonic() - began
+        if options.json:
+            print(json.dumps(_facts(facts) | {"took_s": round(took, 2)}, ensure_ascii=False))
+        else:
+            print(
+                f"{facts.name}: {facts.seconds:.0f} s in {facts.frames} frames, {facts.tokens} tokens, in {took:.0f} s"
+            )
+        if facts.note:
+            print(f"streamer: {facts.name}: {facts.note}; what was read before it is kept", file=sys.stderr)
+    return 0
+
+
+def _announce(options: argparse.Namespace, runner: Runner, folder: Path, config: Config, video: Video) -> None:
+    """Says how large the index will be. Raises RecordingError where there is no room for it."""
+    import shutil
+
+    from model.serving.capacity import capacity
+    from streamer.indexing import WORKING, expected_bytes
+    from streamer.memory.indexes import RecordingError, listed
+
+    size, budget = expected_bytes(runner, video.seconds, options.fps), config.storage.indexes
+    used = sum(index.bytes for index, facts in listed(folder) if facts.name != video.name)
+    how_long = f"{video.seconds:.0f} s" if video.seconds else "of unknown length"
+    print(
+        f"{video.name}: {how_long}, about {size / 1e6:.0f} MB in {folder} ({used / 1e6:.0f} of {budget / 1e6:.0f} MB are used)",
+        file=sys.stderr,
+    )
+    if used + size > budget:
+        raise RecordingError(
+            f"{video.name}: {(used + size - budget) / 1e6:.0f} MB more than storage.indexes allows: lower --fps, "
+            "remove a recording, or raise it"
+        )
+    place = next(each for each in (folder, *folder.parents) if each.exists())
+    if size > (free := shutil.disk_usage(place).free):
+        raise RecordingError(f"{video.name}: {place} has {free / 1e6:.0f} MB free: make room, or lower --fps")
+    room = capacity(runner.device, 1)
+    if room is not None and size * WORKING > room.slots:
+        raise RecordingError(
+            f"{video.name}: its keys and values need {size * WORKING / 1e9:.1f} GB of memory on {runner.device}, "
+            f"{room.slots / 1e9:.1f} GB are free: lower --fps, or free some"
+        )
+
+
+def _bar(video: Video) -> Any:
+    from tqdm import tqdm
+
+    bar = tqdm(total=round(video.seconds, 1) or None, unit="s", desc=video.name, disable=None, leave=False)
+
+    def told(facts: Facts) -> None:
+        bar.update(facts.seconds - bar.n)
+
+    return told
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from streamer.indexing import Recording, load
+    from streamer.memory.indexes import RecordingError, named
+
+    if options.stream or options.at:
+        raise RecordingError("--recording stands alone: leave --stream and --at out")
+    _, folder = _configured(options)
+    found = named(folder, options.recording)
+    if found is None:
+        raise RecordingError(f"{options.recording} is not indexed: run streamer index {options.recording}")
+    index, facts = found
+    began = time.monotonic()
+    print(f"streamer: loading {facts.name}, {index.bytes / 1e6:.0f} MB", file=sys.stderr, flush=True)
+    if not facts.complete:
+        print(f"streamer: only its first {facts.seconds:.0f} s are read: index it again to go on", file=sys.stderr)
+    config, _ = _configured(options, facts.model)
+    recording = Recording(load(config), index, facts)
+    loaded, words = time.monotonic(), []
+    for word in recording.ask(options.question, options.max_tokens or config.answers.max_tokens):
+        words.append(word)
+        if not options.json:
+            print(word, end="", flush=True)
+    spans = [[_moment(facts, moment) for moment in span] for span in recording.cited]
+    if options.json:
+        told = {"question": options.question, "answer": "".join(words), "recording": facts.name, "moments": spans}
+        took = {"load_s": round(loaded - began, 3), "answer_s": round(time.monotonic() - loaded, 3)}
+        print(json.dumps(told | took, ensure_ascii=False))
+    else:
+        print(f"\n[{', '.join('–'.join(map(str, span)) for span in spans)}]")
+    return 0
+
+
+def _moment(facts: Facts, seconds: float) -> str:
+    """A moment of a recording: minutes and seconds from its beginning, or the time of day of a stream's."""
+    if facts.begins is not None:
+        return time.strftime("%H:%M:%S", time.localtime(facts.begins + seconds))
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+def _list(options: argparse.Namespace) -> int:
+    from streamer.memory.indexes import listed
+
+    _, folder = _configured(options)
+    found = listed(folder)
+    if options.json:
+        print(json.dumps([_facts(facts) | {"bytes": index.bytes} for index, facts in found], ensure_ascii=False))
+        return 0
+    for index, facts in found:
+        state = facts.note or ("" if facts.complete else "not read to its end")
+        line = f"{facts.name}  {facts.seconds:.0f} s  {index.bytes / 1e6:.0f} MB  {facts.model}  {facts.source}"
+        print(line + (f"  ({state})" if state else ""))
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from streamer.memory.indexes import RecordingError, named
+
+    _, folder = _configured(options)
+    found = named(folder, options.name)
+    if found is None:
+        raise RecordingError(f"{options.name} is not indexed: streamer recordings list shows what is")
+    found[0].remove()
+    print(json.dumps({"removed": found[1].name}) if options.json else f"{found[1].name} is removed")
+    return 0
+
+
+def _facts(facts: Facts) -> dict[str, Any]:
+    names = ("name", "source", "model", "fps", "seconds", "frames", "tokens", "complete", "note")
+    return {name: getattr(facts, name) for name in names}

@@ -1,0 +1,310 @@
+"""Recordings that are read once, by attention that retrieves, and asked as often as one likes: in this process, without a daemon."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from capture import Mailbox, SourceError, SourceOptions, State, open_source
+from capture.gate import Selection
+from capture.lifecycle import PLAYED
+from model import Runner, load_runner
+from model.pages import FullError
+from model.policy import RetrievalPolicy
+from model.serving.sampling import Sampling
+from streamer.config import Config
+from streamer.errors import AssistantError
+from streamer.memory.footage import pictures, pieces
+from streamer.memory.indexes import Facts, Index, RecordingError, free_name, listed
+from streamer.memory.recording import KIND, Segment, find_segments
+
+KEEP_SECONDS = 30.0
+"""How often an index that is being made is kept, so that it can be gone on with."""
+LONGEST_QUESTION = 1_024
+CITED = 3
+"""Spans of time that an answer names at most."""
+JOINED = 2.0
+"""Seconds between moments that are one span."""
+WORKING = 1.5
+"""Of its keys' and values' bytes, what a recording takes while it is read: pages grow by copying a layer's."""
+Picture = tuple[float, np.ndarray]
+"""Seconds of the recording, and pixels uint8 [H, W, 3]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A recording to be read: `seconds` is how long it says it is, 0 where it does not."""
+
+    name: str
+    source: str
+    size: int
+    modified: float
+    seconds: float
+    begins: float | None
+    frames: Callable[[float, list[str]], Iterator[Picture]]
+    """Its pictures at so many a second; why it ends before its end is put into the list."""
+
+
+def load(config: Config) -> Runner:
+    """The configured model under attention that retrieves: a slot to read into, and one to answer in."""
+    model = config.model
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
+    return load_runner(
+        model.name, device=model.device, dtype=model.dtype, slots=2, random_weights=model.random_weights,
+        policy=RetrievalPolicy(), position_horizon=model.position_horizon, frames_per_step=model.frames_per_step,
+        picture_tokens=model.picture_tokens,
+    )  # fmt: skip
+
+
+def file_video(folder: Path, path: str) -> Video:
+    """A video file. Raises RecordingError, OSError."""
+    found = Path(path).expanduser().resolve()
+    if not found.is_file():
+        raise RecordingError(f"{path}: there is no such file")
+    try:
+        with av.open(f"file:{found}") as container:
+            if not container.streams.video:
+                raise RecordingError(f"{path}: it has no video: name a file that has")
+            seconds = (container.duration or 0) / av.time_base
+    except av.error.FFmpegError:
+        raise RecordingError(f"{path}: it is no video that can be decoded") from None
+    stat, source = found.stat(), str(found)
+
+    def frames(fps: float, note: list[str]) -> Iterator[Picture]:
+        mailbox = Mailbox(16, policy="every")
+        try:
+            opened = open_source(source, SourceOptions(realtime=False, fps=fps))
+        except SourceError as error:
+            raise RecordingError(str(error)) from None
+        opened.start(mailbox, lambda status: None)
+        try:
+            while mailbox.newest is not None or opened.status.state != State.ENDED:
+                for frame in mailbox.take(1):
+                    yield frame.time, frame.pixels
+                if mailbox.newest is None:
+                    time.sleep(0.001)
+            if opened.status.reason != PLAYED:
+                note.append(opened.status.reason)
+        finally:
+            mailbox.close()
+            opened.stop()
+
+    return Video(free_name(folder, found.stem, source), source, stat.st_size, stat.st_mtime, seconds, None, frames)
+
+
+def stream_video(folder: Path, stream: str, since: float, until: float) -> Video:
+    """What was recorded of a stream from `since` to `until` (Unix seconds). Raises RecordingError, OSError."""
+    place = folder / KIND / stream
+    kept = sorted(find_segments(place), key=lambda each: each.number) if place.is_dir() else []
+    run: list[Segment] = [each for each in kept if each.ends >= since and each.begins <= until]
+    if not run:
+        spans = (
+            f"it is recorded from {_clock(kept[0].begins)} to {_clock(kept[-1].ends)}"
+            if kept
+            else "nothing is recorded of it"
+        )
+        raise RecordingError(f"stream {stream} has no recording between {_clock(since)} and {_clock(until)}: {spans}")
+    begins = max(since, run[0].begins)
+
+    def frames(fps: float, note: list[str]) -> Iterator[Picture]:
+        chosen, whole = Selection(fps), [each for each in pieces(run) if _opens(each.segment.path)]
+        if torn := len(run) - len(whole):
+            note.append(f"{torn} segment{'s' if torn > 1 else ''} can't be read")
+        for each, pixels in pictures(whole):
+            wall = each.piece.wall(each.pts)
+            if begins <= wall <= until and chosen.timely(wall - begins):
+                yield wall - begins, pixels
+
+    ends = min(until, run[-1].ends)
+    source = f"{stream} {since:.3f} {until:.3f}"
+    return Video(
+        free_name(folder, f"{stream}-{_clock(begins).replace(':', '')}", source),
+        source, sum(each.size for each in run), run[-1].ends, ends - begins, begins, frames,
+    )  # fmt: skip
+
+
+def expected_bytes(runner: Runner, seconds: float, fps: float) -> int:
+    """About what the index of so many seconds takes, in bytes."""
+    assert runner.state.pages is not None
+    tokens = seconds * fps / runner.frames_per_step * (runner.tokens_per_step + runner.config.step_text)
+    return int(tokens * runner.state.pages.token_bytes) + runner.state.bytes_per_slot
+
+
+def index_video(
+    runner: Runner, folder: Path, video: Video, fps: float, budget: int, told: Callable[[Facts], None]
+) -> Facts:
+    """Reads a recording into an index, or goes on with one; `told` hears how far it is.
+
+    What was read before a fault is kept, and the fault is the index's note. Raises RecordingError where nothing was, OSError.
+    """
+    index = Index(folder / "indexes" / video.name)
+    facts = index.facts()
+    index.open()
+    try:
+        same = Facts(
+            video.name, video.source, video.size, video.modified, runner.name, runner.fingerprint, fps, video.begins
+        )
+        if facts is not None and _same(facts, same):
+            if facts.complete:
+                return facts
+            _restore(runner, index, facts)
+        else:
+            facts = same
+        others = sum(each.bytes for each, other in listed(folder) if other.name != video.name)
+        _read(runner, index, facts, video, budget - others, told)
+        if not facts.tokens:
+            index.remove()
+            raise RecordingError(f"{video.source}: {facts.note or 'it holds no picture that can be decoded'}")
+        return facts
+    finally:
+        index.close()
+
+
+def _read(runner: Runner, index: Index, facts: Facts, video: Video, budget: int, told: Callable[[Facts], None]) -> None:
+    pages, kept, at, notes = runner.state.pages, facts.tokens, time.monotonic(), list[str]()
+    assert pages is not None
+    waiting: list[Picture] = []
+
+    def keep() -> None:
+        nonlocal kept, at
+        parts = {name: part.detach().cpu().clone() for name, part in runner.state.kept(0).items()}
+        index.write(facts, parts, pages.rows(0, kept, facts.tokens).cpu())
+        kept, at = facts.tokens, time.monotonic()
+
+    def see() -> None:
+        times = [time for time, _ in waiting]
+        if not facts.steps:
+            runner.open(0, *waiting[0][1].shape[:2])
+            facts.grid = runner.grids[0]
+        first = pages.lengths[0]
+        fine = runner.see([0], [[pixels for _, pixels in waiting]], [runner.moment(times)])
+        if not fine[0]:
+            raise RecordingError(f"the model's state is no longer finite at {times[-1]:.1f} s: choose dtype float32")
+        facts.steps.append((first, times[-1]))
+        facts.tokens, facts.frames, facts.seconds = pages.lengths[0], facts.frames + len(waiting), times[-1]
+        waiting.clear()
+        told(facts)
+
+    skip = facts.seconds if facts.steps else -1.0
+    for moment, pixels in video.frames(facts.fps, notes):
+        if moment <= skip:
+            continue
+        waiting.append((moment, pixels))
+        if len(waiting) < runner.frames_per_step:
+            continue
+        try:
+            see()
+        except FullError as error:
+            notes.append(str(error))
+            break
+        if facts.tokens * pages.token_bytes > budget:
+            notes.append(f"storage.indexes is full after {facts.seconds:.0f} s: remove a recording, or raise it")
+            break
+        if time.monotonic() - at > KEEP_SECONDS:
+            keep()
+    else:
+        if waiting:
+            see()
+    facts.note, facts.complete = "; ".join(notes), True
+    if facts.tokens:
+        keep()
+
+
+class Recording:
+    """An index in the runner, to be asked. Raises RecordingError where another model made it, OSError."""
+
+    def __init__(self, runner: Runner, index: Index, facts: Facts) -> None:
+        if facts.fingerprint != runner.fingerprint:
+            raise RecordingError(
+                f"the index {facts.name} was made by another model ({facts.model}) than {runner.name} as it is now: "
+                f"index {facts.source} again"
+            )
+        self.runner, self.facts = runner, facts
+        self.cited: list[tuple[float, float]] = []
+        """When what the last answer looked at most was shown: spans in seconds of the recording, the most attended first."""
+        _restore(runner, index, facts)
+
+    def ask(self, question: str, longest: int = 256) -> Iterator[str]:
+        """The answer's words, greedily. Raises RecordingError for a question that is too long."""
+        runner, pages = self.runner, self.runner.state.pages
+        assert pages is not None
+        tokens = runner.tokenizer.encode_question(question)
+        if len(tokens) > LONGEST_QUESTION:
+            raise RecordingError(f"the question has {len(tokens)} tokens, {LONGEST_QUESTION} are allowed: shorten it")
+        runner.fork(0, 1)
+        pages.watch(1)
+        words, token = runner.tokenizer.detokenizer(), runner.prefill(1, tokens, Sampling())
+        for _ in range(longest):
+            if token in runner.tokenizer.stops:
+                break
+            if word := words.push(token):
+                yield word
+            token = runner.decode([1], [token], [Sampling()])[0]
+        if word := words.flush():
+            yield word
+        self.cited = cited(self.facts, pages.attention, pages.policy)
+        pages.watch(None)
+
+
+def cited(facts: Facts, attention: torch.Tensor, policy: RetrievalPolicy) -> list[tuple[float, float]]:
+    """Spans of time whose steps were attended to most, from attention by block. Pure.
+
+    The first blocks are left out, which attention rests on where it looks for nothing.
+    """
+    size, shares = policy.block_size, dict[int, float]()
+    each = attention / size
+    for number, (first, _) in enumerate(facts.steps):
+        end = facts.steps[number + 1][0] if number + 1 < len(facts.steps) else facts.tokens
+        tokens = torch.arange(max(first, policy.init_blocks * size), end) // size
+        shares[number] = float(each[tokens[tokens < len(each)]].sum())
+    best = sorted(shares, key=lambda number: -shares[number])[:CITED]
+    spans: list[tuple[float, float]] = []
+    for number in best:
+        if shares[number] <= 0:
+            continue
+        begin = facts.steps[number - 1][1] if number else 0.0
+        end = facts.steps[number][1]
+        near = next((i for i, (a, b) in enumerate(spans) if begin <= b + JOINED and end >= a - JOINED), None)
+        if near is None:
+            spans.append((begin, end))
+        else:
+            spans[near] = min(spans[near][0], begin), max(spans[near][1], end)
+    return spans
+
+
+def _restore(runner: Runner, index: Index, facts: Facts) -> None:
+    state, pages = runner.state, runner.state.pages
+    assert pages is not None
+    parts = index.parts(facts)
+    runner.reset(0)
+    for name, part in state.kept(0).items():
+        part.copy_(parts[name])
+    for rows in index.rows(facts, (len(pages.layers), 2, pages.groups, pages.head), state.dtype):
+        pages.extend(0, rows)
+    runner.grids[0] = facts.grid
+
+
+def _opens(path: Path) -> bool:
+    """Whether a segment can be read at all: not one that was begun just now, or was torn, or is gone."""
+    try:
+        with av.open(f"file:{path}"):
+            return True
+    except (OSError, av.error.FFmpegError):
+        return False
+
+
+def _same(one: Facts, other: Facts) -> bool:
+    """Whether an index is of this recording, by this model, at this rate."""
+    names = ("source", "size", "modified", "fingerprint", "fps")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(moment))

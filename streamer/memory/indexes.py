@@ -1,0 +1,159 @@
+"""Indexes of recordings: what a model kept of each, in a folder of its own, written as it is read and put back to be asked."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from model import Snapshot
+from streamer.fields import NAME
+from streamer.memory.folder import PRIVATE
+
+KIND, FACTS, TOKENS, LOCK = "indexes", "index.json", "tokens.bin", "lock"
+PORTION = 8_192
+"""Tokens that are read at once."""
+
+
+class RecordingError(Exception):
+    """What can't be indexed or asked, in one line with the mend."""
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of an index. Times are seconds of the recording; `begins` is Unix seconds where it is a stream's.
+
+    `steps` has the first token and the time of each step that the model took. `note` says, in one line, why it ends early.
+    """
+
+    name: str
+    source: str
+    size: int
+    modified: float
+    model: str
+    fingerprint: str
+    fps: float
+    begins: float | None = None
+    grid: tuple[int, int] = (0, 0)
+    tokens: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    steps: list[tuple[int, float]] = field(default_factory=list)
+    complete: bool = False
+    note: str = ""
+
+
+class Index:
+    """One index, which one process at a time may write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: int | None = None
+
+    def facts(self) -> Facts | None:
+        """What is known of it; None where nothing whole was written. Raises OSError."""
+        try:
+            found = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
+            return Facts(
+                **{**found, "steps": [(int(a), float(b)) for a, b in found["steps"]], "grid": tuple(found["grid"])}
+            )
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on the disk."""
+        return sum(each.stat().st_size for each in self.folder.iterdir() if each.is_file())
+
+    def open(self) -> None:
+        """Makes the folder and keeps other writers away. Raises OSError, RecordingError."""
+        for each in (self.folder.parent.parent, self.folder.parent, self.folder):
+            each.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise RecordingError(f"{self.folder.name} is being indexed by another process: wait for it") from None
+
+    def close(self) -> None:
+        """Lets others write it."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
+
+    def write(self, facts: Facts, parts: Snapshot, rows: torch.Tensor) -> None:
+        """Keeps `rows` (the tokens since the last time) and all else as it is now; a crash leaves what was there before. Raises OSError."""
+        data = rows.contiguous().view(torch.uint8).numpy()
+        with (self.folder / TOKENS).open("ab") as file:
+            file.truncate((facts.tokens - len(rows)) * data[0].nbytes if len(rows) else file.tell())
+            file.write(cast(Any, memoryview(data.reshape(-1))))
+            file.flush()
+            os.fsync(file.fileno())
+        state = self.folder / f"state.{facts.tokens}.safetensors"
+        save_file({name: part.contiguous() for name, part in parts.items()}, state)
+        partial = self.folder / f"{FACTS}.part"
+        with partial.open("w", encoding="utf-8") as text:
+            json.dump(asdict(facts), text)
+            text.flush()
+            os.fsync(text.fileno())
+        partial.replace(self.folder / FACTS)
+        for each in self.folder.glob("state.*.safetensors"):
+            if each != state:
+                each.unlink()
+
+    def parts(self, facts: Facts) -> Snapshot:
+        """The state as it was kept, the tokens left out. Raises OSError."""
+        return load_file(self.folder / f"state.{facts.tokens}.safetensors")
+
+    def rows(self, facts: Facts, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The tokens [portion, *shape], in portions. Raises OSError, RecordingError where some are missing."""
+        each = int(np.prod(shape)) * dtype.itemsize
+        with (self.folder / TOKENS).open("rb") as file:
+            for start in range(0, facts.tokens, PORTION):
+                count = min(PORTION, facts.tokens - start)
+                data = np.fromfile(file, np.uint8, count * each)
+                if len(data) < count * each:
+                    raise RecordingError(
+                        f"the index {facts.name} is damaged: remove it, and index {facts.source} again"
+                    )
+                yield torch.from_numpy(data).view(dtype).view(count, *shape)
+
+    def remove(self) -> None:
+        """Removes all of it. Raises OSError."""
+        shutil.rmtree(self.folder)
+
+
+def listed(folder: Path) -> list[tuple[Index, Facts]]:
+    """The indexes in a state folder, by name. Raises OSError."""
+    place = folder / KIND
+    found = [Index(each) for each in sorted(place.iterdir()) if each.is_dir()] if place.is_dir() else []
+    return [(index, facts) for index in found if (facts := index.facts()) is not None]
+
+
+def named(folder: Path, name: str) -> tuple[Index, Facts] | None:
+    """An index by its name, or by its recording's path. Raises OSError."""
+    path = str(Path(name).expanduser().resolve())
+    return next((each for each in listed(folder) if each[1].name == name or each[1].source == path), None)
+
+
+def free_name(folder: Path, base: str, source: str) -> str:
+    """A name for the index of a source, made of `base`: the one that it has, or one that nobody has. Raises OSError."""
+    taken = {facts.name: facts.source for _, facts in listed(folder)}
+    base = re.sub(r"[^A-Za-z0-9_.-]+", "-", base).strip("._-")[:48] or "recording"
+    name, number = base, 1
+    while taken.get(name, source) != source:
+        number += 1
+        name = f"{base}-{number}"
+    assert re.fullmatch(NAME, name)
+    return name

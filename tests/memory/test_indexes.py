@@ -1,0 +1,192 @@
+"""Recordings that are indexed and asked: from files and from streams, gone on with, and in all the ways in which it can't be done."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from capture.sources.demo import CLIP
+from model import Runner
+from model.policy import RetrievalPolicy
+from streamer import indexing
+from streamer.cli.main import main
+from streamer.config import parse_config
+from streamer.indexing import Recording, cited, file_video, index_video, load, stream_video
+from streamer.memory import recording
+from streamer.memory.folder import Folder
+from streamer.memory.indexes import Facts, Index, RecordingError, named
+from streamer.memory.recording import Recordings
+from tests.memory.test_recording import record
+
+QUESTION = "Which number was shown?"
+PLENTY = 10**9
+
+
+@pytest.fixture(scope="module")
+def runner() -> Runner:
+    return load(parse_config({}))
+
+
+def film(path: Path, seconds: int = 8, rate: int = 4) -> Path:
+    """A video of frames that are brighter from one to the next."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=rate, options={"bf": "0", "g": "4"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for number in range(seconds * rate):
+            pixels = np.full((64, 64, 3), 5 * number, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def quiet(facts: Facts) -> None:
+    """Nobody is told."""
+
+
+def indexed(runner: Runner, folder: Path, path: Path, budget: int = PLENTY) -> Facts:
+    return index_video(runner, folder, file_video(folder, str(path)), 2.0, budget, quiet)
+
+
+def test_a_video_is_read_once_and_asked_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line, with a clip whose number the nano knows."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main(["index", str(CLIP), "--fps", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert facts["complete"] and not facts["note"] and 47 < facts["seconds"] <= 48.1 and facts["frames"] == 49
+    assert "48 s, about 4 MB" in err
+    assert main(["ask", "--recording", str(CLIP), QUESTION]) == 0
+    assert capsys.readouterr()[0].startswith("42\n[0:00:")
+    assert main(["recordings", "list"]) == 0
+    assert capsys.readouterr()[0].startswith("demo  48 s  4 MB  nano  ")
+    assert main(["recordings", "remove", "demo"]) == 0
+    assert main(["recordings", "remove", "demo"]) == 1
+    assert "demo is not indexed" in capsys.readouterr()[1]
+
+
+def test_an_index_that_was_broken_off_is_gone_on_with(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept is not read again, and the whole is as if nothing had happened."""
+    path = film(tmp_path / "a.mkv")
+    whole = indexed(runner, tmp_path / "one", path)
+    assert runner.state.pages is not None
+    expected = runner.state.pages.rows(0, 0, whole.tokens)
+    monkeypatch.setattr(indexing, "KEEP_SECONDS", 0.0)
+
+    def stop(facts: Facts) -> None:
+        if len(facts.steps) == 4:
+            raise KeyboardInterrupt
+
+    video = file_video(tmp_path / "two", str(path))
+    with pytest.raises(KeyboardInterrupt):
+        index_video(runner, tmp_path / "two", video, 2.0, PLENTY, stop)
+    found = named(tmp_path / "two", "a")
+    assert found is not None and len(found[1].steps) == 3 and not found[1].complete
+    seen: list[int] = []
+    resumed = index_video(runner, tmp_path / "two", video, 2.0, PLENTY, lambda facts: seen.append(len(facts.steps)))
+    assert seen == [4, 5, 6, 7, 8]
+    assert (resumed.tokens, resumed.steps) == (whole.tokens, whole.steps)
+    assert torch.allclose(runner.state.pages.rows(0, 0, resumed.tokens), expected, atol=1e-4)
+    runner.reset(0)
+    Recording(runner, *(named(tmp_path / "two", str(path)) or pytest.fail("it is not found by its path")))
+    assert torch.allclose(runner.state.pages.rows(0, 0, resumed.tokens), expected, atol=1e-4)
+
+
+def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "SEGMENT_SECONDS", 1.0)
+    state = tmp_path / "state"
+    recordings, began = Recordings(Folder(state), 10**9, 24), time.time()
+    record(recordings, str(film(tmp_path / "b.mkv", seconds=3)), 12, name="yard")
+    video = stream_video(state, "yard", began - 60, time.time())  # while the daemon has the folder
+    facts = index_video(runner, state, video, 2.0, PLENTY, quiet)
+    assert facts.name.startswith("yard-20") and facts.frames >= 4 and facts.begins == pytest.approx(began, abs=5)
+    with pytest.raises(RecordingError, match=r"yard has no recording between .*: it is recorded from"):
+        stream_video(state, "yard", began - 600, began - 500)
+    with pytest.raises(RecordingError, match="nothing is recorded of it"):
+        stream_video(state, "barn", began - 600, began)
+    recordings.close()
+    recordings.of("yard")[0].path.write_bytes(b"torn")
+    facts = index_video(runner, state, stream_video(state, "yard", began, time.time()), 2.0, PLENTY, quiet)
+    assert facts.note == "1 segment can't be read" and facts.frames
+
+
+def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path) -> None:
+    folder, good = tmp_path / "state", film(tmp_path / "c.mkv")
+    text, sound = tmp_path / "text.mp4", tmp_path / "sound.wav"
+    text.write_text("no video at all")
+    with av.open(str(sound), "w") as file:
+        stream = file.add_stream("pcm_s16le", rate=8_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8_000
+        file.mux(stream.encode(frame))
+    for path, why in ((tmp_path / "none", "no such file"), (text, "no video that"), (sound, "it has no video")):
+        with pytest.raises(RecordingError, match=why):
+            file_video(folder, str(path))
+    torn = tmp_path / "torn.mkv"
+    torn.write_bytes(good.read_bytes()[: good.stat().st_size * 2 // 3])
+    facts = indexed(runner, folder, torn)
+    assert "breaks off" in facts.note and 0 < facts.frames < 16 and facts.complete
+    full = indexed(runner, folder, good, budget=300_000)
+    assert "storage.indexes is full" in full.note and 0 < len(full.steps) < 8
+
+
+def test_a_disk_that_fills_keeps_what_was_kept(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(indexing, "KEEP_SECONDS", 0.0)
+    write = Index.write
+
+    def full(self: Index, facts: Facts, parts: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
+        if len(facts.steps) == 3:
+            with (self.folder / "tokens.bin").open("ab") as file:
+                file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, facts, parts, rows)
+
+    monkeypatch.setattr(Index, "write", full)
+    path = film(tmp_path / "d.mkv")
+    assert main(["index", str(path)]) == 1
+    assert "No space left on device: what was kept before it is still there" in capsys.readouterr()[1]
+    monkeypatch.setattr(Index, "write", write)
+    assert main(["index", str(path)]) == 0
+    assert main(["ask", "--recording", str(path), QUESTION]) == 0
+
+
+def test_an_index_of_another_model_or_video_is_not_taken(runner: Runner, tmp_path: Path) -> None:
+    path = film(tmp_path / "e.mkv", seconds=2)
+    indexed(runner, tmp_path, path)
+    index, facts = named(tmp_path, "e") or pytest.fail("it is not there")
+    file = index.folder / "index.json"
+    file.write_text(file.read_text().replace(facts.fingerprint, "0" * 32))
+    with pytest.raises(RecordingError, match=r"made by another model \(nano\)"):
+        Recording(runner, *(named(tmp_path, "e") or pytest.fail("it is gone")))
+    assert indexed(runner, tmp_path, path).fingerprint == facts.fingerprint  # read anew
+    film(path, seconds=3)
+    assert indexed(runner, tmp_path, path).frames == 6
+    other = tmp_path / "elsewhere" / "e.mkv"
+    other.parent.mkdir()
+    shutil.copy(path, other)
+    assert indexed(runner, tmp_path, other).name == "e-2"
+
+
+def test_moments_are_those_that_were_attended_most() -> None:
+    facts = Facts("x", "x", 0, 0, "nano", "", 2.0, tokens=1 + 10 * 64, steps=[(1 + 64 * i, i + 0.5) for i in range(10)])
+    attention = torch.zeros(21)
+    attention[0] = 9.0  # where it rests
+    attention[8:10], attention[10], attention[16] = 2.0, 0.5, 1.0
+    spans = cited(facts, attention, RetrievalPolicy())
+    assert spans == [(3.5, 5.5), (7.5, 8.5)]
+    assert cited(facts, torch.zeros(0), RetrievalPolicy()) == []
