@@ -15,6 +15,8 @@ from capture import Mailbox, SourceError, SourceOptions, State, open_source
 from capture.gate import Selection
 from capture.lifecycle import PLAYED
 from model import Runner, load_runner
+from model.checkpoint import locate, read_config
+from model.config import PRESETS
 from model.pages import FullError
 from model.policy import RetrievalPolicy
 from model.serving.sampling import Sampling
@@ -52,13 +54,15 @@ class Video:
 
 
 def load(config: Config) -> Runner:
-    """The configured model under attention that retrieves: a slot to read into, and one to answer in."""
-    model = config.model
+    """The configured model under attention that retrieves, its own where it has that: a slot to read into, and one to answer in."""
+    model, policy = config.model, RetrievalPolicy()
+    if model.name not in PRESETS and isinstance(own := read_config(locate(model.name)).policy, RetrievalPolicy):
+        policy = own
     if model.device == "cuda" and not torch.cuda.is_available():
         raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
     return load_runner(
         model.name, device=model.device, dtype=model.dtype, slots=2, random_weights=model.random_weights,
-        policy=RetrievalPolicy(), position_horizon=model.position_horizon, frames_per_step=model.frames_per_step,
+        policy=policy, position_horizon=model.position_horizon, frames_per_step=model.frames_per_step,
         picture_tokens=model.picture_tokens,
     )  # fmt: skip
 
@@ -269,13 +273,13 @@ def cited(facts: Facts, attention: torch.Tensor, policy: RetrievalPolicy) -> lis
     for number in best:
         if shares[number] <= 0:
             continue
-        begin = facts.steps[number - 1][1] if number else 0.0
-        end = facts.steps[number][1]
-        near = next((i for i, (a, b) in enumerate(spans) if begin <= b + JOINED and end >= a - JOINED), None)
+        since = facts.steps[number - 1][1] if number else 0.0
+        until = facts.steps[number][1]
+        near = next((i for i, (a, b) in enumerate(spans) if since <= b + JOINED and until >= a - JOINED), None)
         if near is None:
-            spans.append((begin, end))
+            spans.append((since, until))
         else:
-            spans[near] = min(spans[near][0], begin), max(spans[near][1], end)
+            spans[near] = min(spans[near][0], since), max(spans[near][1], until)
     return spans
 
 

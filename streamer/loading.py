@@ -8,6 +8,7 @@ import os
 import torch
 
 from model import AttentionPolicy, CapacityError, Runner, load_runner
+from model.policy import RetrievalPolicy
 from streamer.config import Config
 from streamer.engine.engine import Engine
 from streamer.engine.scheduler import Pace
@@ -20,7 +21,7 @@ def load(config: Config) -> Runner:
     if model.device == "cuda" and not torch.cuda.is_available():
         raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
     attention = model.attention
-    return load_runner(
+    runner = load_runner(
         model.name,
         device=model.device,
         dtype=model.dtype,
@@ -31,6 +32,13 @@ def load(config: Config) -> Runner:
         frames_per_step=model.frames_per_step,
         picture_tokens=model.picture_tokens,
     )
+    if isinstance(runner.config.policy, RetrievalPolicy):
+        raise AssistantError(
+            "grows_forever",
+            f"Model {model.name} keeps every key of what it has seen, which a live stream has no end of: "
+            "set model.attention {sinks, window}, or read recordings with streamer index.",
+        )
+    return runner
 
 
 async def start(engine: Engine, config: Config) -> None:

@@ -97,7 +97,7 @@ class Index:
         data = rows.contiguous().view(torch.uint8).numpy()
         with (self.folder / TOKENS).open("ab") as file:
             file.truncate((facts.tokens - len(rows)) * data[0].nbytes if len(rows) else file.tell())
-            file.write(cast(Any, memoryview(data.reshape(-1))))
+            file.write(memoryview(cast(Any, data.reshape(-1))))
             file.flush()
             os.fsync(file.fileno())
         state = self.folder / f"state.{facts.tokens}.safetensors"

@@ -16,9 +16,11 @@ import torch
 from capture.sources.demo import CLIP
 from model import Runner
 from model.policy import RetrievalPolicy
-from streamer import indexing
+from model.serving.runner import NANO
+from streamer import indexing, loading
 from streamer.cli.main import main
 from streamer.config import parse_config
+from streamer.errors import AssistantError
 from streamer.indexing import Recording, cited, file_video, index_video, load, stream_video
 from streamer.memory import recording
 from streamer.memory.folder import Folder
@@ -180,6 +182,20 @@ def test_an_index_of_another_model_or_video_is_not_taken(runner: Runner, tmp_pat
     other.parent.mkdir()
     shutil.copy(path, other)
     assert indexed(runner, tmp_path, other).name == "e-2"
+
+
+def test_a_checkpoint_that_retrieves_reads_recordings_alone(tmp_path: Path) -> None:
+    """Its own numbers count; a live stream would fill its memory."""
+    for each in NANO.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    told = json.loads((NANO / "config.json").read_text()) | {"sparse_config": {"topk": 5}}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    config = parse_config({"model": {"name": str(tmp_path)}})
+    policy = load(config).config.policy
+    assert isinstance(policy, RetrievalPolicy) and (policy.topk, policy.block_size) == (5, 32)
+    with pytest.raises(AssistantError, match=r"no end of: set model\.attention .*streamer index"):
+        loading.load(config)
 
 
 def test_moments_are_those_that_were_attended_most() -> None:
