@@ -167,14 +167,25 @@ def _line(text: str) -> str:
 def status(options: argparse.Namespace) -> int:
     with _client(options) as client:
         streams = client.streams()
+    outputs = _outputs(options)
     if options.json:
-        print(json.dumps({"streams": streams}, ensure_ascii=False))
-    elif not streams:
-        print("no streams")
-    else:
-        for line in status_lines(streams):
-            print(line)
+        print(json.dumps({"streams": streams, "outputs": outputs}, ensure_ascii=False))
+        return 0
+    print("\n".join(status_lines(streams)) if streams else "no streams")
+    if outputs:
+        print("", *output_lines(outputs), sep="\n")
     return 0
+
+
+def _outputs(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The outputs' figures; none where the token may not see them."""
+    try:
+        outputs: list[dict[str, Any]] = _web(options, "outputs", {})["outputs"]
+    except ClientError as error:
+        if error.code != "forbidden":
+            raise
+        return []
+    return outputs
 
 
 def stream_add(options: argparse.Namespace) -> int:
@@ -207,8 +218,7 @@ def stream_remove(options: argparse.Namespace) -> int:
 
 def status_lines(streams: Sequence[dict[str, Any]]) -> list[str]:
     """A head and one line a stream, in columns."""
-    head = ("STREAM", "STATE", "FPS IN", "FPS SEEN", "DROPS", "LAG", "NEWEST", "UPTIME", "SOURCE")
-    rows = [head]
+    rows = [("STREAM", "STATE", "FPS IN", "FPS SEEN", "DROPS", "LAG", "NEWEST", "UPTIME", "SOURCE")]
     for stream in streams:
         drops = stream["drops"]
         told = ", ".join(f"{reason} {count}" for reason, count in drops.items() if count)
@@ -226,7 +236,25 @@ def status_lines(streams: Sequence[dict[str, Any]]) -> list[str]:
                 stream["source"],
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return _columns(rows)
+
+
+def output_lines(outputs: Sequence[dict[str, Any]]) -> list[str]:
+    """A head and one line an output, in columns."""
+    rows = [("OUTPUT", "KIND", "WAITING", "OLDEST", "DELIVERED", "THROWN AWAY", "STATE", "ADDRESS")]
+    for output in outputs:
+        discarded = ", ".join(f"{reason} {count}" for reason, count in output["discarded"].items() if count)
+        state = "ok" if output["trouble"] is None else f"again in {output['retry_s']:.0f} s: {output['trouble']}"
+        waiting, delivered = str(output["waiting"]), str(output["delivered"])
+        oldest = _seconds(output["oldest_s"])
+        rows.append(
+            (output["name"], output["kind"], waiting, oldest, delivered, discarded or "0", state, output["address"])
+        )
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from streamer.cli.main import main
 from streamer.config import Config
 from streamer.outputs import feed
 from streamer.outputs.outputs import Outputs
@@ -93,7 +94,7 @@ def test_events_need_view_and_outputs_admin(daemon: Daemon) -> None:
         assert status("POST", "/v1/outputs", "admin", hook) == 409
 
 
-def test_webhooks_come_and_go_and_show_no_secret(daemon: Daemon) -> None:
+def test_webhooks_come_and_go_and_show_no_secret(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     with daemon.served() as served, httpx.Client(base_url=served.url, timeout=30) as client:
         hook = {"name": "hook", "url": "https://user:hunter2@127.0.0.1:1/x?token=hunter2", "secret": SECRET}
         replies = [client.post("/v1/outputs", json=hook), client.get("/v1/outputs"), client.get("/metrics")]
@@ -106,8 +107,11 @@ def test_webhooks_come_and_go_and_show_no_secret(daemon: Daemon) -> None:
             and shown["address"].startswith("https://***@127.0.0.1:1/x")
         )
         assert 'streamer_output_waiting{kind="webhook",output="hook"} 1' in client.get("/metrics").text
-        for reply in (*replies, client.get("/v1/outputs")):
-            assert SECRET not in reply.text and "hunter2" not in reply.text
+        assert main(["status", "--url", served.url]) == 0
+        head, line = capsys.readouterr().out.splitlines()[-2:]
+        assert head.split()[:3] == ["OUTPUT", "KIND", "WAITING"] and line.split()[:3] == ["hook", "webhook", "1"]
+        for told in (*(reply.text for reply in (*replies, client.get("/v1/outputs"))), line):
+            assert SECRET not in told and "hunter2" not in told
         assert client.delete("/v1/outputs/hook").status_code == 204
         assert client.delete("/v1/outputs/hook").status_code == 404
 
