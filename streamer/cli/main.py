@@ -18,6 +18,7 @@ from streamer.cli.recordings import add_arguments as recording_arguments
 from streamer.cli.recordings import ask as ask_recording
 from streamer.cli.remote import ask, forget, reach, setting, status, stream_add, stream_remove, timeline
 from streamer.cli.run import run
+from streamer.cli.verify import add_arguments as verification_arguments
 from streamer.client import ClientError
 
 if TYPE_CHECKING:
@@ -171,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true", help="print facts as JSON")
     models.set_defaults(command=_models)
 
+    verification = commands.add_parser(
+        "verify", help="hold a checkpoint to transformers, and say whether to trust it here"
+    )
+    verification_arguments(verification)
+    verification.set_defaults(command=_verify)
+
     doctor = commands.add_parser("doctor", help="say what works on this machine, and what to mend")
     doctor.add_argument("--host", default="127.0.0.1", help="address that the daemon is to listen at")
     doctor.add_argument("--port", type=int, default=8765, help="its port")
@@ -247,6 +254,12 @@ def _models(options: argparse.Namespace) -> int:
     from streamer.cli.models import run as listed
 
     return listed(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from streamer.cli.verify import run as hold
+
+    return hold(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:
