@@ -54,7 +54,7 @@ class Backend(Protocol):
         ...
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Reads equally many tokens into each slot.
+        """Reads each slot's tokens into it.
 
         Returns the likeliest next tokens int64 [batch] and the logits float32 [batch, vocabulary]; the next call may
         overwrite both.
@@ -109,7 +109,10 @@ class Eager:
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """See `Backend.read`."""
         index = self.index(slots)
-        logits = self.steps.read(torch.tensor(tokens, device=index.device), self.state, index)
+        counts = [len(each) for each in tokens]
+        padded = torch.tensor([[*each, *[0] * (max(counts) - len(each))] for each in tokens], device=index.device)
+        ragged = torch.tensor(counts, device=index.device) if len({*counts}) > 1 else None
+        logits = self.steps.read(padded, self.state, index, ragged)
         return logits.argmax(-1), logits
 
 

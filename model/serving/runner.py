@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from model.serving.quantize import Precision
 from model.serving.random_weights import random_config, random_model, random_vocabulary
 from model.serving.sampling import Sampling, draw
 from model.serving.traced import TRACEABLE
+from model.serving.yes_no import YesNo, YesNoReader
 from model.state import Snapshot, StreamState
 from model.tokenizer import Tokenizer
 
@@ -52,6 +53,8 @@ class Sizes(NamedTuple):
     """Tokens read at once."""
     decode: tuple[int, ...]
     """Answers that speak at once."""
+    looks: tuple[int, ...] = ()
+    """Questions that are judged at once."""
 
 
 class Runner:
@@ -138,6 +141,7 @@ class Runner:
             frames=tuple(n for n in range(min(streams, self.largest_batch), 0, -1) if n in self.backend.frame_sizes),
             question=(256, 128, 64, 32, 16),
             decode=tuple(n for n in range(answers, 0, -1) if n in DECODE_SIZES),
+            looks=tuple(n for n in range(answers, 0, -1) if n in POWERS),
         )
 
     def moment(self, times: Sequence[float]) -> float:
@@ -196,7 +200,7 @@ class Runner:
         return end
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Reads equally many tokens into each slot; returns the likeliest next ones int64 [batch], and all logits."""
+        """Reads each slot's tokens into it; returns the likeliest next ones int64 [batch], and all logits."""
         return self.backend.read(slots, tokens)
 
     @torch.inference_mode()
@@ -233,6 +237,23 @@ class Runner:
             draw(constrained(row, limit), how, self.generators[slot], self.spoken[slot])
             for row, how, slot, limit in zip(logits, samplings, slots, limits, strict=True)
         ]
+
+    @torch.inference_mode()
+    def judge(self, source: int, slots: Sequence[int], questions: Sequence[Sequence[int]]) -> list[YesNo]:
+        """How likely yes is to each of `questions`, whole prompts, of what `source` has seen: one batch, and nothing is spoken.
+
+        `slots`, one a question, are made forks of `source` for it, and are anybody's afterwards. Raises ConfigError where the
+        vocabulary knows no yes or no.
+        """
+        for slot in slots:
+            self.fork(source, slot)
+        _, logits = self.read(slots, questions)
+        return self.yes_no.read(logits)
+
+    @cached_property
+    def yes_no(self) -> YesNoReader:
+        """What reads yes or no out of logits. Raises ConfigError as `judge`."""
+        return YesNoReader(self.tokenizer, self.config.decoder.vocab_size, self.device)
 
     @torch.inference_mode()
     def fork(self, source: int, target: int) -> None:

@@ -86,7 +86,7 @@ class TracedInfiniteVL:
         given = (x, seconds, *words, slots)
         self.run(ingest, grid, given, state)
 
-    def read(self, tokens: Tensor, state: StreamState, slots: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, state: StreamState, slots: Tensor, counts: Tensor | None = None) -> Tensor:
         """As `InfiniteVL.read`."""
         batch, n = tokens.shape
         if n == 1 and batch <= DECODE_BATCH:
@@ -96,7 +96,7 @@ class TracedInfiniteVL:
 
             return self.run(decode, None, (tokens, slots), state)
         if batch > 1:
-            return self.model.read(tokens, state, slots)
+            return self.model.read(tokens, state, slots, counts)
 
         def read(tokens: Tensor, counts: Tensor, slots: Tensor, *kept: Tensor) -> Tensor:
             return self.model.read(tokens, StreamState(self.config, kept), slots, counts)
