@@ -46,10 +46,18 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Watches of one stream are asked again, of one fork each, and none is answered with more than how likely yes is."""
+
+    stream: str
+    watches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Idle:
     """Nothing until an event comes, or until this time."""
 
     until: float | None
 
 
-Decision = FrameStep[F] | Prefill | Decode | Replay | Idle
+Decision = FrameStep[F] | Prefill | Decode | Replay | Look | Idle

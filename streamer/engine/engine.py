@@ -19,10 +19,11 @@ import torch
 from capture import Frame
 from model import Runner
 from model.serving.runner import Encoded
-from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill, Replay
+from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Look, Prefill, Replay
 from streamer.engine.executor import Batch, Executor, Request, line, pictures
 from streamer.engine.integrity import faults
 from streamer.engine.scheduler import Pace, Scheduler
+from streamer.engine.standing import Standing
 from streamer.engine.stream import Stream
 from streamer.engine.warmup import warm_up
 
@@ -89,7 +90,7 @@ class Engine:
         self.pace = pace or Pace()
         self.executor = Executor(stream_slots, answer_slots, reset)
         self.step_seconds: dict[str, deque[float]] = {
-            kind: deque(maxlen=4096) for kind in ("frames", "prefill", "decode", "replay")
+            kind: deque(maxlen=4096) for kind in ("frames", "prefill", "decode", "replay", "looks")
         }
         self.steps: Counter[str] = Counter()
         self._answering = 0.0
@@ -183,6 +184,14 @@ class Engine:
             self.pace = self.scheduler.pace = pace
 
         return self.call(do)
+
+    def watch(self, standing: Standing) -> Future[None]:
+        """Asks a stream's question again and again, from now on or from when there is such a stream."""
+        return self.call(lambda: self.executor.watch(standing))
+
+    def unwatch(self, stream: str, watch: str) -> Future[None]:
+        """Asks it no more."""
+        return self.call(lambda: self.executor.unwatch(stream, watch))
 
     def ask(self, request: Request) -> Future[None]:
         return self._call(lambda: self.executor.ask(request), self._questions)
@@ -290,7 +299,7 @@ class Engine:
     def _timed(self, decision: Decision[Frame]) -> float:
         self._began = began = time.monotonic()
         try:
-            self.executor.carry_out(decision)
+            decision = self.executor.carry_out(decision)
         finally:
             self._began = None
         seconds = time.monotonic() - began
@@ -299,6 +308,8 @@ class Engine:
         return self._account(decision, seconds)
 
     def _account(self, decision: Decision[Frame], cost: float, took: float | None = None) -> float:
+        if isinstance(decision, Look) and not decision.watches:
+            return 0.0  # nothing has changed before it
         self.scheduler.measured(decision, cost, took)
         kind = _kind(decision)
         self.steps[kind] += 1
@@ -417,4 +428,5 @@ class Engine:
 
 
 def _kind(decision: Decision[Frame]) -> str:
-    return {FrameStep: "frames", Prefill: "prefill", Decode: "decode", Replay: "replay"}[type(decision)]
+    kinds = {FrameStep: "frames", Prefill: "prefill", Decode: "decode", Replay: "replay", Look: "looks"}
+    return kinds[type(decision)]

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from capture import Frame
+from capture.gate import thumbnail
 from model import Runner, Sampling
 from model.serving.backends import Finite
 from model.serving.grammar import Constraint, Grammar
@@ -21,9 +22,10 @@ from model.state import Snapshot
 from model.tokenizer import Detokenizer
 from protocols.question import Question
 from streamer.engine.answer import FinishReason
-from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill, Replay
+from streamer.engine.decisions import Decision, Decode, FrameStep, Look, Prefill, Replay
 from streamer.engine.scheduler import Scheduler
-from streamer.engine.stream import Resumed, Stream
+from streamer.engine.standing import Scene, Seen, Standing
+from streamer.engine.stream import Resumed, Stream, captured_wall
 from streamer.engine.thoughts import Thoughts
 
 log = logging.getLogger("streamer")
@@ -112,6 +114,9 @@ class Executor:
     def __init__(self, stream_slots: int, answer_slots: int, reset: Callable[[str, str], None]) -> None:
         self.stream_slots, self.answer_slots, self.reset = stream_slots, answer_slots, reset
         self.tokens = 0
+        self.standing: dict[str, dict[str, Standing]] = {}
+        """By stream, and by watch, whether there is such a stream or not."""
+        self.scenes: dict[str, Scene] = {}
 
     def begin(self, runner: Runner, scheduler: Scheduler[Frame]) -> None:
         """Every slot of this model is free, and nobody has one."""
@@ -126,6 +131,8 @@ class Executor:
         stream.slot = self.free_streams.pop()
         self.streams[stream.name] = stream
         self.scheduler.add_stream(stream.name, stream.terms, frames_per_second=stream.expected_rate)
+        for standing in self.standing.get(stream.name, {}).values():
+            self.scheduler.looks.add(stream.name, standing.watch, standing.every, time.monotonic())
 
     def remove(self, name: str) -> None:
         """Takes a stream's slot back, if there is such a stream."""
@@ -133,9 +140,21 @@ class Executor:
         if stream is None:
             return
         self.scheduler.remove_stream(name)
+        self.scenes.pop(name, None)
         self.runner.reset(stream.slot)
         stream.opened = False
         self.free_streams.append(stream.slot)
+
+    def watch(self, standing: Standing) -> None:
+        """Asks its question again and again, while there is such a stream."""
+        self.standing.setdefault(standing.stream, {})[standing.watch] = standing
+        if standing.stream in self.streams:
+            self.scheduler.looks.add(standing.stream, standing.watch, standing.every, time.monotonic())
+
+    def unwatch(self, stream: str, watch: str) -> None:
+        """Asks it no more."""
+        self.standing.get(stream, {}).pop(watch, None)
+        self.scheduler.looks.remove(stream, watch)
 
     def ask(self, request: Request) -> None:
         """Lets a question wait for a slot."""
@@ -153,8 +172,8 @@ class Executor:
         for answer in answers:
             answer.request.listener.finished(reason, error)
 
-    def carry_out(self, decision: Decision[Frame]) -> None:
-        """Does what was decided."""
+    def carry_out(self, decision: Decision[Frame]) -> Decision[Frame]:
+        """Does what was decided, or the part of it that is returned."""
         if isinstance(decision, FrameStep):
             self.see(decision)
         elif isinstance(decision, Prefill):
@@ -163,6 +182,9 @@ class Executor:
             self.decode(decision)
         elif isinstance(decision, Replay):
             self.replay(decision)
+        elif isinstance(decision, Look):
+            return self.look(decision)
+        return decision
 
     def batch(self, step: FrameStep[Frame]) -> Batch:
         """The streams of a step with their frames."""
@@ -213,6 +235,7 @@ class Executor:
             for (stream, frames), good in zip(batch, finite, strict=True):
                 if good:
                     stream.saw(frames, now)
+                    self.scheduler.looks.seen(stream.name)
                 elif stream.opened:
                     self.lose(stream, frames, "its state was no longer finite (NaN)")
 
@@ -317,6 +340,35 @@ class Executor:
             self.scheduler.shows(step.answer, 0, now)
         except Exception as error:
             self.finish(step.answer, "failed", line(error))
+
+    def look(self, step: Look) -> Look:
+        """Judges the questions of those watches whose picture has changed; all are told."""
+        stream = self.streams[step.stream]
+        newest, scene = stream.newest, self.scenes.setdefault(step.stream, Scene())
+        if newest is None or not stream.opened:
+            return Look(step.stream, ())
+        seen = Seen(newest, captured_wall(newest), stream.generation)
+        standing = [self.standing[step.stream][name] for name in step.watches]
+        picture = thumbnail(newest.pixels)
+        asked = [each for each in standing if scene.news(each, picture, seen.captured)]
+        for each in standing:
+            if each not in asked:
+                each.listener.unchanged(seen)
+        if not asked:
+            return Look(step.stream, ())
+        slots = self.free_answers[-len(asked) :]
+        try:
+            judged = self.runner.judge(stream.slot, slots, [each.tokens for each in asked])
+        except Exception as error:
+            for each in asked:
+                each.listener.failed(line(error))
+        else:
+            for each, answer in zip(asked, judged, strict=True):
+                scene.looked(each.watch, seen.captured)
+                each.listener.looked(seen, answer)
+        for slot in slots:
+            self.runner.reset(slot)
+        return Look(step.stream, tuple(each.watch for each in asked))
 
     def decode(self, step: Decode) -> None:
         """One more token for each of these answers."""

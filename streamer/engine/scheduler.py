@@ -1,6 +1,7 @@
 """What the device does next. Pure: events and a clock in, decisions out; no threads, no time of its own.
 
-Frames come first, in time for their deadlines, and open answers fill what is left, at no more than their ceiling.
+Frames come first, in time for their deadlines, and open answers fill what is left, at no more than their ceiling, with the
+looks of watches after them, but for a floor (see `looks.py`).
 When the device is short, answers first slow to their floor; then frame rates are lowered, the fastest first, until all
 are even, weighed by priority. Newest frame wins: a stream's waiting frames are few, and each one given up is counted with its
 reason.
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from streamer.engine.costs import Costs
-from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Prefill, Replay
+from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Look, Prefill, Replay
+from streamer.engine.looks import Looks
 
 MOST_WAITING = 8
 """Frames of one stream that may ever wait here."""
@@ -95,6 +97,7 @@ class Scheduler(Generic[F]):
         self.frames_per_step, self.largest_batch, self.answer_slots = frames_per_step, largest_batch, answer_slots
         self.pace = pace or Pace()
         self.frame_costs, self.whole_costs, self.prefill_costs, self.decode_costs = Costs(), Costs(), Costs(), Costs()
+        self.looks = Looks()
         self._streams: dict[str, _Stream[F]] = {}
         self._answers: dict[str, _Answer] = {}
         self._drops: Counter[tuple[str, str]] = Counter()
@@ -117,6 +120,7 @@ class Scheduler(Generic[F]):
 
     def remove_stream(self, name: str) -> None:
         self._streams.pop(name, None)
+        self.looks.forget(name)
         for key in [key for key in self._drops if key[0] == name]:
             del self._drops[key]
 
@@ -163,6 +167,8 @@ class Scheduler(Generic[F]):
             self.frame_costs.learn(len(decision.frames), seconds)
             self.whole_costs.learn(len(decision.frames), seconds if took is None else took)
             self._begun = float("inf")
+        elif isinstance(decision, Look):
+            self.looks.costs.learn(len(decision.watches), seconds)
         elif isinstance(decision, Decode):
             self.decode_costs.learn(len(decision.answers), seconds)
         elif isinstance(decision, Prefill):
@@ -216,11 +222,22 @@ class Scheduler(Generic[F]):
         step = None
         if not (ready and self._answered_last):
             busy = self.frame_costs.estimate(batch) if live else 0.0
-            step = self._answer(now, 0.0 if self._short else self._spare(now), now + busy / 2)
+            step = self._beside(now, 0.0 if self._short else self._spare(now), now + busy / 2)
         self._answered_last = step is not None
         if step is not None:
             return step
         return self._see(live, ready, batch, now) if ready else Idle(self._wake(now, frames))
+
+    def _beside(self, now: float, spare: float, by: float) -> Prefill | Decode | Replay | Look | None:
+        """What is done beside frames: looks that are owed, answers, and the looks that are due."""
+        most = self.answer_slots - sum(answer.opened for answer in self._answers.values()) if self.looks else 0
+        owed = self.looks.next(now, spare, most, owed_by=by) if most else None
+        return owed or self._answer(now, spare, by) or (self.looks.next(now, spare, most) if most else None)
+
+    @property
+    def _answer_slots(self) -> int:
+        """Those that answers may take: one of several is left to looks where there are watches."""
+        return self.answer_slots - (self.answer_slots > 1 and bool(self.looks))
 
     def _most(self, stream: _Stream[F]) -> int:
         fresh = 0 if stream.terms.every else min(MOST_WAITING, int(stream.terms.deadline / stream.period))
@@ -323,7 +340,7 @@ class Scheduler(Generic[F]):
             opened += answer.opened
             if not answer.opened and not answer.shown and waits is None:
                 waits = name
-        return waits if opened < self.answer_slots else None
+        return waits if opened < self._answer_slots else None
 
     def _owed(self, answer: _Answer) -> float:
         """When the floor promises the answer its next step."""
@@ -348,7 +365,7 @@ class Scheduler(Generic[F]):
         cost = 2 * self.frame_costs.worst(1)
         opened = sum(answer.opened for answer in self._answers.values())
         for name, answer in self._answers.items():
-            begun = answer.opened or opened < self.answer_slots
+            begun = answer.opened or opened < self._answer_slots
             if answer.shown and begun and answer.due <= now and (cost < spare or self._owed(answer) <= by):
                 answer.opened, answer.progress = True, now
                 return Replay(name)
@@ -411,6 +428,8 @@ class Scheduler(Generic[F]):
         if question is not None:
             times.append(self._owed(self._answers[question]))
         times.extend(max(answer.due, now) for answer in self._answers.values() if answer.shown and answer.opened)
+        if self.looks and len([answer for answer in self._answers.values() if answer.opened]) < self.answer_slots:
+            times.append(self.looks.wake(now))
         soonest = min(times, default=float("inf"))
         return None if soonest == float("inf") else soonest
 

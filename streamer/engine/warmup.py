@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 
 from capture import Frame
-from model import Runner, Sampling
+from model import ConfigError, Runner, Sampling
 from model.serving.runner import Encoded
-from streamer.engine.decisions import Decision, Decode, FrameStep, Prefill
+from streamer.engine.decisions import Decision, Decode, FrameStep, Look, Prefill
 from streamer.engine.scheduler import Scheduler
 
+LOOK_TOKENS = 24
+"""Of a usual question of a watch."""
 Trial = tuple[Decision[Frame], Callable[[], tuple[float, float]]]
 """A step, and what runs it and tells the seconds that it costs and takes."""
 
@@ -63,7 +66,16 @@ def trials(runner: Runner, stream_slots: int, answer_slots: int, ahead: bool) ->
     for size in sizes.decode:
         decode = partial(runner.decode, forks[:size], [stop] * size, [Sampling()] * size)
         steps.append((Decode(("",) * size), partial(cost, decode)))
+    for size in sizes.looks:
+        look = partial(look_at, runner, forks[:size], [[stop] * LOOK_TOKENS] * size)
+        steps.append((Look("", ("",) * size), partial(cost, look)))
     return steps
+
+
+def look_at(runner: Runner, slots: Sequence[int], questions: Sequence[Sequence[int]]) -> None:
+    """Judges questions of the first stream, if the model knows of yes and no."""
+    with suppress(ConfigError):
+        runner.judge(0, slots, questions)
 
 
 def cost(do: Callable[..., object], look: Callable[[], Encoded] | None = None) -> tuple[float, float]:

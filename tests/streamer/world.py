@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Prefill
+from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Look, Prefill
 from streamer.engine.scheduler import Pace, Scheduler, Terms
 
 
@@ -28,17 +28,19 @@ class World:
         frames: Callable[[int], float] = lambda n: 0.01 * n,
         decode: Callable[[int], float] = lambda n: 0.005 + 0.001 * n,
         prefill: Callable[[int], float] = lambda n: 0.001 * n,
+        look: Callable[[int], float] = lambda n: 0.004 + 0.002 * n,
         frames_per_step: int = 1,
         answer_slots: int = 8,
         largest_batch: int = 8,
         pace: Pace | None = None,
     ) -> None:
-        self.costs = {FrameStep: frames, Decode: decode, Prefill: prefill}
+        self.costs = {FrameStep: frames, Decode: decode, Prefill: prefill, Look: look}
         self.scheduler: Scheduler[Picture] = Scheduler(
             frames_per_step=frames_per_step, answer_slots=answer_slots, largest_batch=largest_batch, pace=pace
         )
         for n in (1, 2, 4, 8):
             self.scheduler.measured(FrameStep((("", ()),) * n), frames(n))
+            self.scheduler.measured(Look("", ("",) * n), look(n))
         self.now = 0.0
         self.busy: Counter[type] = Counter()
         self.steps: list[tuple[float, Decision[Picture]]] = []
@@ -134,6 +136,8 @@ class World:
             if isinstance(decision, Decode)
             else decision.tokens
             if isinstance(decision, Prefill)
+            else len(decision.watches)
+            if isinstance(decision, Look)
             else 0
         )
         cost = self.costs[type(decision)](size)
@@ -149,6 +153,7 @@ class World:
             for name, frames in decision.frames:
                 assert 1 <= len(frames) <= self.scheduler.frames_per_step
                 self.seen[name] += [(end, frame) for frame in frames]
+                self.scheduler.looks.seen(name)
         elif isinstance(decision, Prefill):
             self.left[decision.answer] -= decision.tokens
             assert self.left[decision.answer] >= 0
