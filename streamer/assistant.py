@@ -34,6 +34,7 @@ from streamer.memory.keeper import Keeper
 from streamer.memory.past import Recall
 from streamer.prompt import prompt_tokens, settled
 from streamer.reload import Change, plan
+from streamer.watches.watches import Watches
 
 __all__ = ["Answer", "Assistant", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
 
@@ -71,6 +72,8 @@ class Assistant:
         self._teller: asyncio.Task[None] | None = None
         self._stuck = False
         self._attaching: set[str] = set()
+        self.watches = Watches(self.engine, self._streams)
+        """Standing questions, and the events that they tell."""
         self.keeper: Keeper | None = None
         """What outlasts the process; None where nothing is kept."""
 
@@ -104,6 +107,7 @@ class Assistant:
             if self.keeper is not None:
                 await self.keeper.attach_added(self._streams, self._attach)
                 self.keeper.begin(self._answer, lambda: bool(self._answers))
+            await self.watches.begin(self.config.watches, self.keeper, self._prompt, self._ask_in_form)
         except BaseException:
             await self.stop()
             raise
@@ -117,6 +121,7 @@ class Assistant:
             self._teller.cancel()
             with suppress(asyncio.CancelledError):
                 await self._teller
+        await self.watches.stop()
         if self.keeper is not None:
             await self.keeper.stop()
         await asyncio.gather(
@@ -209,6 +214,7 @@ class Assistant:
         if self.keeper is not None:
             await self.keeper.remove(name)
             await self.keeper.forget(name)
+        await self.watches.forget(name)
 
     async def forget(
         self, name: str, since: float = float("-inf"), until: float = float("inf"), *, keep_memory: bool = False
@@ -223,6 +229,7 @@ class Assistant:
         gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0, "entries": 0}
         if self.keeper is not None:
             gone = await self.keeper.forget_span(name, since, until)
+        await self.watches.forget(name, since, until)
         remains = "what it has seen until now, which it keeps" if keep_memory else "nothing: it begins anew"
         return {"stream": name, **gone, "memory": remains}
 
@@ -260,7 +267,7 @@ class Assistant:
         The speed and manner of answers, and the limits of questions, change for what is asked from now on.
         """
         asked = plan(self.config, config, {name: stream.config for name, stream in self._streams.items()})
-        self.config = asked.config
+        watches, self.config = self.config.watches, asked.config
         await asyncio.wrap_future(self.engine.set_pace(pace(config)))
         lines = asked.lines
         for change in asked.changes:
@@ -268,6 +275,7 @@ class Assistant:
                 lines.append(await self._change(change))
             except AssistantError as error:
                 lines.append(error.message)
+        lines += self.watches.renew(watches, config.watches)
         return lines or ["nothing changed"]
 
     async def _change(self, change: Change) -> str:
@@ -391,6 +399,12 @@ class Assistant:
         else:
             past.begin(answer, request)
         return answer
+
+    def _prompt(self, question: Question) -> list[int]:
+        return prompt_tokens(question, self.model.tokenizer, self.config.limits.question_tokens)
+
+    async def _ask_in_form(self, question: Question) -> Answer:
+        return self._answer(question, await self.compile(question))
 
     def _recall(self, stream: str, at: str | float) -> Recall:
         """See `Past.find`."""

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from streamer.fields import NAME_MEND, Bytes, Name, Number, PerSecond, Seconds, Section, Whole
 from streamer.output_config import OutputsConfig
+from streamer.watch_config import WatchConfig, check_names
 
 
 class ConfigError(ValueError):
@@ -313,6 +314,13 @@ class Config(Section):
     webrtc: WebRtcConfig = WebRtcConfig()
     storage: StorageConfig = StorageConfig()
     outputs: OutputsConfig = OutputsConfig()
+    watches: tuple[WatchConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _watched(self) -> Config:
+        streams, outputs = ([each.name for each in some] for some in (self.streams, self.outputs.all))
+        check_names(self.watches, streams, outputs)
+        return self
 
     @model_validator(mode="after")
     def _reachable(self) -> Config:
@@ -397,9 +405,14 @@ def _problem(error: ErrorDetails) -> str:
     if kind == "value_error":
         reason = str(context["error"])
         return f"{path}: {shown} {reason}" if path and not isinstance(value, dict) else f"{path}: {reason}".lstrip(": ")
-    limits = {"greater_than": "more than", "greater_than_equal": "at least", "less_than_equal": "at most"}
+    limits = {
+        "greater_than": "more than",
+        "less_than": "less than",
+        "greater_than_equal": "at least",
+        "less_than_equal": "at most",
+    }
     if kind in limits:
-        limit = next(value for name, value in context.items() if name in ("gt", "ge", "le"))
+        limit = next(value for name, value in context.items() if name in ("gt", "ge", "lt", "le"))
         return f"{path}: {shown} is out of range; it must be {limits[kind]} {limit:g}"
     if kind == "literal_error":
         expected = context["expected"]

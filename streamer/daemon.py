@@ -55,6 +55,11 @@ class Daemon:
         self.config = config
         self.assistant = Assistant(config, _progress_bar())
         self.outputs = Outputs(config.outputs)
+        self.assistant.watches.feed.callbacks.append(lambda event: self.outputs.publish(event.facts()))
+        self.assistant.watches.outputs = lambda: self.outputs.names
+        self.assistant.watches.changed = lambda watches: self.outputs.watches_changed(
+            {"name": watch.name, "outputs": watch.outputs} for watch in watches
+        )
         self._app = create_app(self.assistant, config, self.outputs)
         self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._serving: asyncio.Task[None] | None = None

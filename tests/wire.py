@@ -68,6 +68,8 @@ def watch_sessions() -> None:
         "finished",
         "news",
         "performed",
+        "watched",
+        "alarm",
         "failed",
     ):
         checked(name)

@@ -187,6 +187,34 @@ class MemoryList(StreamNamed):
     before: Annotated[int, Field(ge=1, lt=2**63)] | None = None
 
 
+class WatchSubscribe(ClientEvent):
+    """From now on the session is told of every watch; first of what was told after the event whose id `after` is."""
+
+    after: Annotated[Text, Field(max_length=64)] | None = None
+
+
+class WatchList(ClientEvent):
+    pass
+
+
+class WatchAdd(ClientEvent):
+    watch: dict[Text, Any]
+
+
+class WatchNamed(ClientEvent):
+    name: StreamName
+
+
+class WatchUpdate(WatchNamed):
+    paused: bool | None = None
+    snooze: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(number)] | None = None
+
+
+class WatchFeedback(ClientEvent):
+    id: Annotated[Text, Field(min_length=1, max_length=64)]
+    feedback: Literal["right", "false_alarm"] | None
+
+
 class VideoAppend(ClientEvent):
     """One picture for a `push:` stream; `timestamp` in seconds on the sender's own axis."""
 
@@ -209,6 +237,12 @@ EVENTS: dict[str, type[ClientEvent]] = {
     "stream.status": StreamNamed,
     "stream.frame": StreamNamed,
     "memory.list": MemoryList,
+    "watch.subscribe": WatchSubscribe,
+    "watch.list": WatchList,
+    "watch.add": WatchAdd,
+    "watch.update": WatchUpdate,
+    "watch.remove": WatchNamed,
+    "watch.feedback": WatchFeedback,
     "input_video_buffer.append": VideoAppend,
 }
 

@@ -55,6 +55,16 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchCommand:
+    """A `watch.*` request; tell `watched` or `failed`. `name` is a watch's or, for feedback, an event's id."""
+
+    verb: Literal["subscribe", "list", "add", "update", "remove", "feedback"]
+    event_id: str | None = None
+    name: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Push:
     """A picture's file for a stream whose source is `push:`; tell `failed` where it can't be taken."""
 
@@ -64,4 +74,4 @@ class Push:
     event_id: str | None = None
 
 
-Decision = Send | Ask | Cancel | Listen | Command | Push
+Decision = Send | Ask | Cancel | Listen | Command | WatchCommand | Push

@@ -302,6 +302,84 @@ class MemoryListed(ServerEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchListed(ServerEvent):
+    type = "watch.listed"
+    watches: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchSubscribed(ServerEvent):
+    type = "watch.subscribed"
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchMissed(ServerEvent):
+    """So many events were not told, as this client reads too slowly; `after` is the id that they come after."""
+
+    type = "watch.missed"
+    missed: int
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchAdded(ServerEvent):
+    type = "watch.added"
+    watch: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchUpdated(ServerEvent):
+    type = "watch.updated"
+    watch: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchRemoved(ServerEvent):
+    type = "watch.removed"
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchJudged(ServerEvent):
+    type = "watch.judged"
+    id: str
+    feedback: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchNews(ServerEvent):
+    """What a watch has to tell; `told` are the event's other keys, its own `id` among them."""
+
+    told: Mapping[str, Any]
+
+    def wire(self) -> dict[str, Any]:
+        return {"type": self.type, "event_id": self.event_id, **self.told}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchStarted(WatchNews):
+    type = "watch.started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEnded(WatchNews):
+    type = "watch.ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchChanged(WatchNews):
+    type = "watch.changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEvidence(WatchNews):
+    """The recording around an event is whole: see its `clip`."""
+
+    type = "watch.evidence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Error(ServerEvent):
     type = "error"
     error: ErrorView
@@ -311,3 +389,7 @@ STREAM_NEWS: Mapping[str, type[StreamEvent]] = {
     each.type: each for each in (StreamStatus, StreamDropped, StreamReset, StreamResumed)
 }
 """What is told of streams unasked."""
+WATCH_NEWS: Mapping[str, type[WatchNews]] = {
+    each.type: each for each in (WatchStarted, WatchEnded, WatchChanged, WatchEvidence)
+}
+"""What is told of watches to a session that has subscribed to them."""

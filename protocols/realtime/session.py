@@ -17,7 +17,7 @@ from protocols.json_format import TextSettings
 from protocols.question import Question, Sampling, Tool
 from protocols.realtime import client_events as events
 from protocols.realtime import server_events as told
-from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
+from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send, WatchCommand
 from protocols.realtime.output import OpenAnswer
 from protocols.realtime.server_events import ResponseView, ServerEvent, SessionView, UsageView
 from protocols.tools import FlatTool, FlatToolChoice, chosen
@@ -168,6 +168,19 @@ class RealtimeSession:
                 return [Command("attach", event.event_id, event.stream, event.source, event.options or {})]
             case events.VideoAppend():
                 return [Push(event.stream or self.stream, event.video.data, event.timestamp, event.event_id)]
+            case events.WatchSubscribe():
+                return [WatchCommand("subscribe", event.event_id, event.after or "")]
+            case events.WatchList():
+                return [WatchCommand("list", event.event_id)]
+            case events.WatchAdd():
+                return [WatchCommand("add", event.event_id, fields=event.watch)]
+            case events.WatchUpdate():
+                given = {key: getattr(event, key) for key in ("paused", "snooze") if getattr(event, key) is not None}
+                return [WatchCommand("update", event.event_id, event.name, given)]
+            case events.WatchNamed():
+                return [WatchCommand("remove", event.event_id, event.name)]
+            case events.WatchFeedback():
+                return [WatchCommand("feedback", event.event_id, event.id, {"feedback": event.feedback})]
             case events.StreamNamed() | events.StreamDetach():
                 stream = event.stream or self.stream or (next(iter(streams)) if len(streams) == 1 else None)
                 if stream is None:
@@ -437,7 +450,20 @@ class RealtimeSession:
             self._settings = {**self._settings, "stream": None}
         return [self._send(_REPLIES[command.verb], stream=rest.pop("stream"), told=rest)]
 
-    def failed(self, request: Command | Push, code: str, message: str, param: str | None = "stream") -> list[Decision]:
+    def watched(self, command: WatchCommand, **told_of: Any) -> list[Decision]:
+        """A command about watches has been carried out; `told_of` are the keys of its reply."""
+        return [self._send(_WATCH_REPLIES[command.verb], **told_of)]
+
+    def alarm(self, event: Mapping[str, Any]) -> list[Decision]:
+        """A watch has something to tell: `event` has its `type` (`watch.…`), `id`, and what there is to tell."""
+        if event["type"] == "watch.missed":
+            return [self._send(told.WatchMissed, missed=event["missed"], after=event["after"])]
+        rest = {key: value for key, value in event.items() if key != "type"}
+        return [self._send(told.WATCH_NEWS[event["type"]], told=rest)]
+
+    def failed(
+        self, request: Command | WatchCommand | Push, code: str, message: str, param: str | None = "stream"
+    ) -> list[Decision]:
         """A command or a pushed picture can't be carried out."""
         return [self._error(ProtocolError(code, message, param, request.event_id))]
 
@@ -515,6 +541,16 @@ _REPLIES: Mapping[str, type[told.StreamEvent]] = {
     "detach": told.StreamDetached,
     "status": told.StreamStatus,
     "frame": told.StreamFrame,
+}
+
+
+_WATCH_REPLIES: Mapping[str, type[ServerEvent]] = {
+    "subscribe": told.WatchSubscribed,
+    "list": told.WatchListed,
+    "add": told.WatchAdded,
+    "update": told.WatchUpdated,
+    "remove": told.WatchRemoved,
+    "feedback": told.WatchJudged,
 }
 
 

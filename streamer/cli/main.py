@@ -19,6 +19,7 @@ from streamer.cli.recordings import ask as ask_recording
 from streamer.cli.remote import ask, forget, reach, setting, status, stream_add, stream_remove, timeline
 from streamer.cli.run import run
 from streamer.cli.verify import add_arguments as verification_arguments
+from streamer.cli.watch import add_arguments as watch_arguments
 from streamer.client import ClientError
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     listed = stream_commands.add_parser("list", help="as 'streamer status'")
     reach(listed)
     listed.set_defaults(command=status)
+
+    watch_arguments(commands.add_parser("watch", help="be told when something becomes so"))
 
     token = commands.add_parser("token", help="make a bearer token")
     token.add_argument("name", help="whose token it is")

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -102,17 +103,29 @@ def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any])
         time.sleep(TRY_SECONDS)
 
 
-def _web(options: argparse.Namespace, path: str, query: Mapping[str, Any], method: str = "GET") -> Any:
-    """What the daemon says over HTTP, for what is no matter of a conversation; of `query`, what is None is left out."""
+def web(
+    options: argparse.Namespace,
+    path: str,
+    query: Mapping[str, Any] = MappingProxyType({}),
+    method: str = "GET",
+    body: Mapping[str, Any] | None = None,
+) -> Any:
+    """What the daemon says over HTTP, for what is no matter of a conversation; of `query`, what is None is left out.
+
+    `body` goes along as JSON. Raises ClientError.
+    """
     chosen = urlencode({key: value for key, value in query.items() if value is not None})
     base = (options.url or os.environ.get("STREAMER_URL") or DEFAULT_URL).rstrip("/")
     token = _token(options) or os.environ.get("STREAMER_TOKEN")
     asked = urllib.request.Request(
-        f"{base}/v1/{path}?{chosen}", method=method, headers={"Authorization": f"Bearer {token}"} if token else {}
+        f"{base}/v1/{path}?{chosen}",
+        None if body is None else json.dumps(body).encode(),
+        {"Authorization": f"Bearer {token}"} if token else {},
+        method=method,
     )
     try:
         with urllib.request.urlopen(asked, timeout=30, context=_tls(options)) as reply:
-            return json.load(reply)
+            return json.loads(reply.read() or b"null")
     except urllib.error.HTTPError as error:
         with error:
             refused = json.load(error)["error"]
@@ -123,7 +136,7 @@ def _web(options: argparse.Namespace, path: str, query: Mapping[str, Any], metho
 
 def forget(options: argparse.Namespace) -> int:
     chosen = {"from": options.since, "to": options.until, "keep_memory": "true" if options.keep_memory else None}
-    gone = _web(options, f"streams/{quote(options.name, safe='')}/memory", chosen, "DELETE")
+    gone = web(options, f"streams/{quote(options.name, safe='')}/memory", chosen, "DELETE")
     if options.json:
         print(json.dumps(gone, ensure_ascii=False))
     else:
@@ -137,7 +150,7 @@ def forget(options: argparse.Namespace) -> int:
 
 def timeline(options: argparse.Namespace) -> int:
     """One stream's entries or all streams', the oldest first as a log has them."""
-    names = [options.name] if options.name else [each["name"] for each in _web(options, "streams", {})["streams"]]
+    names = [options.name] if options.name else [each["name"] for each in web(options, "streams", {})["streams"]]
     chosen = {
         "from": options.since,
         "to": options.until,
@@ -146,9 +159,7 @@ def timeline(options: argparse.Namespace) -> int:
         "limit": options.limit,
     }
     found = [
-        entry
-        for name in names
-        for entry in _web(options, f"streams/{quote(name, safe='')}/timeline", chosen)["entries"]
+        entry for name in names for entry in web(options, f"streams/{quote(name, safe='')}/timeline", chosen)["entries"]
     ]
     shown = sorted(found, key=lambda entry: entry["id"])[-options.limit :]
     if options.json:
@@ -180,7 +191,7 @@ def status(options: argparse.Namespace) -> int:
 def _outputs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The outputs' figures; none where the token may not see them."""
     try:
-        outputs: list[dict[str, Any]] = _web(options, "outputs", {})["outputs"]
+        outputs: list[dict[str, Any]] = web(options, "outputs", {})["outputs"]
     except ClientError as error:
         if error.code != "forbidden":
             raise

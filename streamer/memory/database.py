@@ -36,6 +36,17 @@ MIGRATIONS: tuple[str, ...] = (
         INSERT INTO words (words, rowid, text, stream) VALUES ('delete', old.id, old.text, old.stream);
     END;
     """,
+    # 4: watches that were made while running, what each watch knows of each stream, and what was told
+    """
+    CREATE TABLE watches (name TEXT PRIMARY KEY, config TEXT NOT NULL, added REAL NOT NULL) STRICT;
+    CREATE TABLE watch_states (watch TEXT, stream TEXT, state TEXT NOT NULL, PRIMARY KEY (watch, stream)) STRICT;
+    CREATE TABLE watch_events (
+        id TEXT PRIMARY KEY, watch TEXT NOT NULL, stream TEXT NOT NULL, captured_at REAL NOT NULL, facts TEXT NOT NULL,
+        state TEXT NOT NULL, feedback TEXT, still BLOB
+    ) STRICT;
+    CREATE INDEX watch_events_by_watch ON watch_events (watch, stream, id);
+    CREATE INDEX watch_events_by_stream ON watch_events (stream, captured_at);
+    """,
 )
 """Each brings a database from its place in this row to the next; none is ever changed once released."""
 

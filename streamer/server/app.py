@@ -58,6 +58,7 @@ from streamer.server.streams import Streams
 from streamer.server.timeline import Timelines
 from streamer.server.tokens import known_tokens, signed_tokens, tls_context
 from streamer.server.views import health_view, stream_view
+from streamer.server.watches import Watching
 from streamer.server.whip import Publishing
 
 log = logging.getLogger("streamer.http")
@@ -97,6 +98,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
             Route("/v1/streams/{stream}/still", routes.still),
             *routes.outputs.routes,
             *routes.timelines.routes(),
+            *routes.watching.routes(),
             Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
             Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
             Route("/healthz", routes.health),
@@ -178,6 +180,7 @@ class Routes:
         self._footage = Footage(assistant)
         self.outputs = OutputRoutes(outputs, self.limits, self._admit, self._stays, config.server.private_sources)
         self.timelines = Timelines(assistant, self._streams, lambda request: self._admit(request, "view"))
+        self.watching = Watching(assistant, self._admit)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())

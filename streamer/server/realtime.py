@@ -12,8 +12,9 @@ from starlette.websockets import WebSocket
 
 from capture.image import PictureError
 from model.families.tools import CallBegun, Spoken, Words
+from protocols.fields import ProtocolError
 from protocols.realtime.beta import beta_event
-from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
+from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send, WatchCommand
 from protocols.realtime.server_events import Error, ServerEvent
 from protocols.realtime.session import RealtimeSession, Usage
 from streamer.assistant import Answer, Assistant
@@ -28,6 +29,7 @@ from streamer.server.questions import Questions
 from streamer.server.said import Said
 from streamer.server.timeline import Timelines
 from streamer.server.views import event_view, frame_view, stream_view
+from streamer.server.watches import alarms, perform
 
 OUTGOING_BYTES = 256 * 1024
 """Words and news that may wait for a client that reads slowly; beyond it the connection is closed with 1013."""
@@ -67,6 +69,7 @@ class RealtimeConnection:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer: asyncio.Task[None] | None = None
         self._ear: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
 
     async def serve(self) -> None:
@@ -93,8 +96,8 @@ class RealtimeConnection:
             self._do(self._session.close())
             self._closed.set()
             self._writer.cancel()
-            if self._ear is not None:
-                self._ear.cancel()
+            for task in filter(None, (self._ear, self._watching)):
+                task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def revoke_unless(self, stands: Callable[[Visitor], bool]) -> None:
@@ -117,6 +120,15 @@ class RealtimeConnection:
                 self._do(self._session.performed(decision, **await self._perform(decision)))
             except (AssistantError, RequestError) as error:
                 self._do(self._session.failed(decision, error.code, error.message))
+        elif isinstance(decision, WatchCommand):
+            try:
+                reply = await perform(self._assistant, self._visitor, decision)
+                self._do(self._session.watched(decision, **reply))
+                if decision.verb == "subscribe":
+                    self._subscribe(decision.name)
+            except (AssistantError, RequestError, ProtocolError) as error:
+                param = getattr(error, "param", None)
+                self._do(self._session.failed(decision, error.code, error.message, param))
         elif isinstance(decision, Push):
             try:
                 await self._push(decision)
@@ -220,6 +232,15 @@ class RealtimeConnection:
                 self._do(self._session.news(event_view(event)), unasked=True)
         finally:
             subscription.close()
+
+    def _subscribe(self, after: str) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = self._spawn(self._hear(after))
+
+    async def _hear(self, after: str) -> None:
+        async for event in alarms(self._assistant, after):
+            self._do(self._session.alarm(event), unasked=True)
 
     async def _perform(self, command: Command) -> dict[str, Any]:
         self._visitor.need("admin" if command.verb in ("attach", "detach") else "view")

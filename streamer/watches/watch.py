@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from typing import Any, Literal
 
-from streamer.watches.quiet import Hours
+from streamer.hours import Hours
 
 When = Literal["becomes_true", "becomes_false", "both", "changes"]
 Kind = Literal["watch.started", "watch.ended", "watch.changed"]
@@ -28,7 +28,8 @@ class Terms:
     """What a watch tells and when; times in seconds.
 
     It is true from a probability of `rise` on, until it falls to `fall`; so for `hold`, or not so for `release`, before it is
-    believed. `cooldown` counts from the last event that was sent; the end of what was told does not wait for it.
+    believed. `cooldown` counts from the last event that was sent; the end of what was told does not wait for it. Answers in
+    words are compared without their case and what stands around them, unless `exact`.
     """
 
     when: When = "becomes_true"
@@ -37,6 +38,7 @@ class Terms:
     hold: float = 0.0
     release: float = 0.0
     cooldown: float = 0.0
+    exact: bool = False
     quiet: tuple[Hours, ...] = ()
     zone: tzinfo | None = None
 
@@ -133,6 +135,8 @@ class Watch:
     def _read(self, seen: Value) -> bool | str | None:
         """What is seen, None where it may be either."""
         if isinstance(seen, str):
+            if self.terms.exact:
+                return seen
             return " ".join(seen.split()).strip(" .!").casefold()
         return True if seen >= self.terms.rise else False if seen <= self.terms.fall else None
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamer.watches.quiet import Hours
+from streamer.hours import Hours
 from streamer.watches.watch import Event, Terms, Value, Watch
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC).timestamp()
