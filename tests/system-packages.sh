@@ -8,6 +8,7 @@ CAMERA="gcc libc6-dev"
 RTMP="ffmpeg"
 BROWSER="chromium"
 PROXY="nginx-light"
+BROKER="mosquitto"
 
 missing() {
     for package in $1; do
@@ -21,14 +22,15 @@ tell() {
     [ -z "$(missing "$CAMERA")" ] || echo "tests of v4l2:// will be skipped: $1"
     [ -z "$(missing "$RTMP")" ] || echo "tests of RTMP will be skipped: $1"
     [ -z "$(missing "$BROWSER")" ] || echo "tests in a browser will be skipped: $1"
+    [ -z "$(missing "$BROKER")" ] || echo "tests of MQTT will be skipped: $1"
     [ -n "$(command -v nginx)" ] || [ -z "$(missing "$PROXY")" ] || echo "tests behind a reverse proxy will be skipped: $1"
 }
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-    echo "no Debian packages here: tests of RTSP, of RTMP, of v4l2://, in network namespaces, through TURN, in a browser and behind a proxy skip what they lack"
+    echo "no Debian packages here: tests of RTSP, of RTMP, of v4l2://, in network namespaces, through TURN, in a browser, behind a proxy and of MQTT skip what they lack"
     exit 0
 fi
-wanted=$(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY")
+wanted=$(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY $BROKER")
 [ -n "$wanted" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then
     tell "run 'sudo apt-get install --no-install-recommends $wanted'"
@@ -43,5 +45,5 @@ export DEBIAN_FRONTEND=noninteractive
     apt-get install -y -qq --no-install-recommends $wanted
 } >"$log" 2>&1 || tail -n 3 "$log"
 rm -f "$log"
-tell "apt-get could not install $(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY")"
+tell "apt-get could not install $(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY $BROKER")"
 exit 0

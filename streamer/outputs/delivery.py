@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from streamer.output_config import OutputConfig
 from streamer.outputs.outbox import Entry, Outbox
@@ -19,6 +19,10 @@ LOOK_SECONDS = 30.0
 """Seconds after which what waits is looked through for what is too old, though nothing happens."""
 TELL_SECONDS = 60.0
 """Seconds between two lines of the log about what is thrown away."""
+
+
+STOP_SECONDS = 1.5
+"""Seconds that a target has to take its leave."""
 
 
 class DeliveryError(Exception):
@@ -38,6 +42,19 @@ class Target(Protocol):
 
     async def run(self, delivery: Delivery) -> None:
         """Delivers until it is cancelled, or raises DeliveryError; it is run again when the outbox says so."""
+        ...
+
+
+@runtime_checkable
+class Announcer(Protocol):
+    """A target that shows what there is, beside events as they happen."""
+
+    def watches(self, watches: Iterable[Mapping[str, Any]]) -> None:
+        """All watches that there are now, whose events it is told."""
+        ...
+
+    def happened(self, event: Mapping[str, Any]) -> None:
+        """An event has happened, which is delivered in its turn."""
         ...
 
 
@@ -75,7 +92,7 @@ class Delivery:
         """Ends what is on its way; what had not arrived stays in the outbox."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=STOP_SECONDS)
 
     def put(self, id: str, body: bytes) -> None:
         """An event is to be delivered."""

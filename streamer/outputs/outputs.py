@@ -6,21 +6,23 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from streamer.errors import AssistantError
 from streamer.memory.store import Store, StoreError
-from streamer.output_config import CommandConfig, OutputConfig, OutputsConfig, WebhookConfig
+from streamer.output_config import CommandConfig, MqttConfig, OutputConfig, OutputsConfig, WebhookConfig
 from streamer.outputs.command import Command
-from streamer.outputs.delivery import Delivery, OutputStatus, Target
+from streamer.outputs.delivery import Announcer, Delivery, OutputStatus, Target
 from streamer.outputs.feed import Feed, FeedEvent
 from streamer.outputs.outbox import Outbox
 from streamer.outputs.shelf import Shelf
 from streamer.outputs.webhook import Webhook
 
 log = logging.getLogger("streamer")
+Still = Callable[[str], Awaitable[bytes | None]]
+Snooze = Callable[[str, float], None]
 MOST_ADDED = 64
 """Outputs that may be added while the daemon runs."""
 
@@ -33,7 +35,12 @@ class Outputs:
         self._config = config
         self._added: dict[str, WebhookConfig] = {}
         self._deliveries: dict[str, Delivery] = {}
+        self._watches: list[Mapping[str, Any]] | None = None
         self._wanted: dict[str, frozenset[str] | None] = {}
+        self.still: Still = _no_still
+        """Fetches the picture that decided an event, as JPEG, by the event's id."""
+        self.snooze: Snooze = _no_watch
+        """Silences a watch for so many seconds, when a broker asks for it. Raises AssistantError."""
         self._store: Store | None = None
         self._shelf: Shelf | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -92,10 +99,19 @@ class Outputs:
         for name, delivery in self._deliveries.items():
             if wanted is None or name in wanted:
                 delivery.put(event["id"], body)
+                if isinstance(delivery.target, Announcer):
+                    delivery.target.happened(event)
 
     def watches_changed(self, watches: Iterable[Mapping[str, Any]]) -> None:
-        """All watches that there are now: each its `name`, and `outputs`, the names of those that are told (None: all)."""
-        self._wanted = {each["name"]: _names(each.get("outputs")) for each in watches}
+        """All watches that there are now, or another state of one.
+
+        Each has its `name`, `streams`, `when`, and may have `format` (a JSON schema), `outputs` (names of those that are told;
+        None is all) and `states` (by stream, what is so now).
+        """
+        self._watches = list(watches)
+        self._wanted = {each["name"]: _names(each.get("outputs")) for each in self._watches}
+        for delivery in self._deliveries.values():
+            self._announce(delivery)
 
     # Outputs that come and go
 
@@ -147,8 +163,30 @@ class Outputs:
         return lines
 
     def _begin(self, config: OutputConfig, outbox: Outbox) -> None:
-        delivery = self._deliveries[config.name] = Delivery(config, _target(config), outbox, self._shelf)
+        delivery = Delivery(config, self._target(config), outbox, self._shelf)
+        self._deliveries[config.name] = delivery
+        self._announce(delivery)
         delivery.start()
+
+    def _announce(self, delivery: Delivery) -> None:
+        name, target = delivery.config.name, delivery.target
+        if self._watches is not None and isinstance(target, Announcer):
+            target.watches([each for each in self._watches if (each.get("outputs") is None or name in each["outputs"])])
+
+    def _target(self, config: OutputConfig) -> Target:
+        match config:
+            case WebhookConfig():
+                return Webhook(config)
+            case CommandConfig():
+                return Command(config)
+            case MqttConfig():
+                from streamer.outputs.mqtt import (
+                    Mqtt,
+                )  # here, as few have a broker, and its library takes long to import
+
+                return Mqtt(config, self.still, self.snooze)
+            case _:
+                raise TypeError(f"{type(config).__name__} is no output")
 
     async def _end(self, name: str) -> None:
         delivery = self._deliveries.pop(name)
@@ -170,14 +208,12 @@ class Outputs:
             log.warning("a change of outputs is not kept yet: %s", error or "the disk is slow")
 
 
-def _target(config: OutputConfig) -> Target:
-    match config:
-        case WebhookConfig():
-            return Webhook(config)
-        case CommandConfig():
-            return Command(config)
-        case _:
-            raise TypeError(f"{type(config).__name__} is no output")
+async def _no_still(event: str) -> bytes | None:
+    return None
+
+
+def _no_watch(watch: str, seconds: float) -> None:
+    raise AssistantError("unknown_watch", f"There is no watch {watch!r}; there are: none.")
 
 
 def _names(outputs: Collection[str] | None) -> frozenset[str] | None:

@@ -1,0 +1,184 @@
+"""A broker: one connection, over which events are told, states stand, and Home Assistant learns of both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from aiomqtt import Client, Message, MqttCodeError, MqttError, ProtocolVersion, Will
+from paho.mqtt.reasoncodes import ReasonCode
+
+from streamer.errors import AssistantError
+from streamer.output_config import MqttConfig
+from streamer.outputs.board import OFFLINE, ONLINE, Board
+from streamer.outputs.delivery import Delivery, DeliveryError
+from streamer.outputs.outbox import Entry
+
+log = logging.getLogger("streamer")
+LIBRARY = logging.getLogger("streamer.mqtt")
+LIBRARY.setLevel(logging.CRITICAL)  # what it would say is told once, by the delivery
+PATIENCE = 10.0
+"""Seconds within which the broker must have answered."""
+AT_ONCE = 16
+"""Events that are on their way to the broker before the first of them is confirmed."""
+REFUSED = frozenset({134, 135})
+"""Reasons of MQTT 5, as which the library gives those of 3.1.1 too: bad user name or password, not authorized."""
+MOST_SNOOZE = 86_400.0
+
+
+class Mqtt:
+    """Keeps a connection to a broker for as long as there is one.
+
+    Args:
+        still: the JPEG that decided the event of an id, or None where it is gone.
+        snooze: silences a watch for so many seconds. Raises AssistantError where there is none.
+    """
+
+    kind = "mqtt"
+
+    def __init__(
+        self,
+        config: MqttConfig,
+        still: Callable[[str], Awaitable[bytes | None]],
+        snooze: Callable[[str, float], None],
+    ) -> None:
+        self._config, self._still, self._snooze = config, still, snooze
+        self.port = config.port or (8883 if config.tls else 1883)
+        self.address = f"mqtt{'s' if config.tls else ''}://{config.host}:{self.port}"
+        self._board = Board(config)
+        self._news = asyncio.Event()
+
+    def watches(self, watches: Iterable[Mapping[str, Any]]) -> None:
+        """All watches that there are now."""
+        self._board.watches(watches)
+        self._news.set()
+
+    def happened(self, event: Mapping[str, Any]) -> None:
+        """An event changes a state, which is told whether or not events before it still wait."""
+        self._board.happened(event)
+        self._news.set()
+
+    async def run(self, delivery: Delivery) -> None:
+        """See `Target`."""
+        try:
+            async with await self._client() as client:
+                await self._connected(client, delivery)
+        except MqttError as error:
+            refused = (
+                isinstance(error, MqttCodeError) and isinstance(error.rc, ReasonCode) and error.rc.value in REFUSED
+            )
+            if refused:
+                raise DeliveryError(
+                    f"{self.address} refuses its username and password: set those that the broker knows", slow=True
+                ) from None
+            raise DeliveryError(f"{self.address} can't be reached: {error or 'it has closed the connection'}") from None
+
+    async def _client(self) -> Client:
+        config, context = self._config, None
+        if config.tls:
+            try:
+                context = await asyncio.to_thread(ssl.create_default_context, cafile=config.ca_file)
+            except (OSError, ssl.SSLError) as error:
+                raise DeliveryError(f"ca_file {config.ca_file} can't be read: {error}", slow=True) from None
+        client = Client(
+            config.host,
+            self.port,
+            username=config.username,
+            password=config.password,
+            protocol=ProtocolVersion.V5 if config.version == "5" else ProtocolVersion.V311,
+            will=Will(self._board.status, OFFLINE, qos=1, retain=True),
+            tls_context=context,
+            timeout=PATIENCE,
+            keepalive=30,
+            max_queued_incoming_messages=1_000,
+            logger=LIBRARY,
+        )
+        client.pending_calls_threshold = 2 * AT_ONCE
+        return client
+
+    async def _connected(self, client: Client, delivery: Delivery) -> None:
+        board = self._board
+        for topic in (*board.retained, board.status):
+            await client.subscribe(topic, qos=1)
+        if self._config.commands:
+            await client.subscribe(board.snooze("+"), qos=1)
+        await client.publish(board.status, ONLINE, qos=1, retain=True)
+        delivery.reached()
+        board.forget_told()
+        self._news.set()
+
+        async def send(entries: Sequence[Entry]) -> None:
+            await self._tell(client, entries)
+
+        tasks = [
+            asyncio.create_task(self._read(client)),
+            asyncio.create_task(self._keep(client)),
+            asyncio.create_task(delivery.drain(send, AT_ONCE)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            with suppress(MqttError):
+                await client.publish(board.status, OFFLINE, qos=1, retain=True, timeout=1.0)
+
+    async def _tell(self, client: Client, entries: Sequence[Entry]) -> None:
+        """Publishes events, in order, and the stills of those that have one."""
+        board = self._board
+        events = [json.loads(entry.body) for entry in entries]
+        await asyncio.gather(
+            *(
+                client.publish(board.event(event["watch"], event["stream"]), entry.body, qos=1)
+                for event, entry in zip(events, entries, strict=True)
+            )
+        )
+        for event in events if self._config.stills else ():
+            picture = None if event["still"] is None else await self._still(event["id"])
+            if picture is not None:
+                board.put(board.still(event["stream"]), picture)
+                self._news.set()
+
+    async def _keep(self, client: Client) -> None:
+        """Tells the broker what is to stand there, as it changes."""
+        while True:
+            self._news.clear()
+            while (wanted := self._board.next()) is not None:
+                await client.publish(*wanted, qos=1, retain=True)
+                self._board.told(*wanted)
+            await self._news.wait()
+
+    async def _read(self, client: Client) -> None:
+        """Takes back what was left at the broker, until all of that has come, and follows commands."""
+        board, sweeping = self._board, True
+        async for message in client.messages:
+            topic = str(message.topic)
+            if topic == board.status:
+                if message.payload == OFFLINE:  # the last will of a connection that was lost before this one
+                    await client.publish(board.status, ONLINE, qos=1, retain=True)
+                elif sweeping and not message.retain and board.known:
+                    sweeping = False
+                    await client.unsubscribe(board.retained)
+            elif (watch := board.snoozed(topic)) is not None:
+                self._command(watch, message)
+            elif sweeping and message.payload:
+                board.found(topic)
+                self._news.set()
+
+    def _command(self, watch: str, message: Message) -> None:
+        """What asks for no number of seconds, or stood there before, is no command."""
+        try:
+            seconds = float(message.payload)
+            if message.retain or not 0 <= seconds <= MOST_SNOOZE:
+                raise ValueError("it is retained, or no number of seconds up to a day")
+            self._snooze(watch, seconds)
+        except (ValueError, TypeError, AssistantError) as error:
+            log.warning("output %s: a command to snooze %s is not followed: %s", self._config.name, watch[:64], error)
