@@ -24,12 +24,14 @@ from streamer.assistant import Assistant
 from streamer.config import Config, ConfigError, ServerConfig
 from streamer.errors import AssistantError
 from streamer.logs import output_aside
+from streamer.outputs.feed import KEPT
 from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
 from streamer.reload import SERVER_FIXED
 from streamer.server.app import close_connections, create_app, server_options
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.systemd import notify, watchdog_seconds
+from streamer.watches.watches import Watches
 
 log = logging.getLogger("streamer")
 REVOKE_SECONDS = 1.0
@@ -55,11 +57,7 @@ class Daemon:
         self.config = config
         self.assistant = Assistant(config, _progress_bar())
         self.outputs = Outputs(config.outputs)
-        self.assistant.watches.feed.callbacks.append(lambda event: self.outputs.publish(event.facts()))
-        self.assistant.watches.outputs = lambda: self.outputs.names
-        self.assistant.watches.changed = lambda watches: self.outputs.watches_changed(
-            {"name": watch.name, "outputs": watch.outputs} for watch in watches
-        )
+        join(self.assistant.watches, self.outputs)
         self._app = create_app(self.assistant, config, self.outputs)
         self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._serving: asyncio.Task[None] | None = None
@@ -77,7 +75,10 @@ class Daemon:
         self._revoking = asyncio.create_task(self._revoke_expired())
         try:
             await self.assistant.start()
-            await self.outputs.start(None if self.assistant.keeper is None else self.assistant.keeper.store)
+            told = await self.assistant.watches.kept.after("", KEPT, newest=True)
+            for event in told:
+                del event["feedback"]  # what was said of it since is no part of what was told
+            await self.outputs.start(None if self.assistant.keeper is None else self.assistant.keeper.store, told)
             self._capacity, _ = await asyncio.wrap_future(engine.load())
             self._more_slots = await asyncio.wrap_future(engine.call(lambda: engine.runner.more_slots))
         except (AssistantError, CheckpointError, ModelConfigError) as error:
@@ -174,6 +175,14 @@ class Daemon:
             f"{capacity / usual:.1f} streams of {usual:g}; more {beyond} (limits.admission)\n"
             f"{streams}"
         )
+
+
+def join(watches: Watches, outputs: Outputs) -> None:
+    """Has outputs tell what watches see, and ask of them what brokers are asked."""
+    watches.feed.callbacks.append(lambda event: outputs.publish(event.facts()))
+    watches.outputs = lambda: outputs.names
+    watches.changed = lambda: outputs.watches_changed(watches.standing())
+    outputs.still, outputs.snooze = lambda event: watches.kept.still(event), watches.snooze
 
 
 class OutOfFiles:

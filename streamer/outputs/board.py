@@ -28,6 +28,7 @@ class Board:
         """Whether the watches are known: before, nothing is said of them, and nothing taken back."""
         self._wanted: dict[str, bytes] = {}
         self._untold: dict[str, None] = {}
+        self._stills: frozenset[str] = frozenset()
 
     # Topics
 
@@ -79,8 +80,10 @@ class Board:
             wanted |= self._camera(stream)
             if self.still(stream) in self._wanted:
                 wanted[self.still(stream)] = self._wanted[self.still(stream)]
-        for topic in self._wanted.keys() - wanted.keys():
+        stills = frozenset(map(self.still, streams)) if self._config.stills else frozenset()
+        for topic in (self._wanted.keys() | self._stills - stills) - wanted.keys():
             self.put(topic, b"")
+        self._stills = stills
         for topic, payload in wanted.items():
             self.put(topic, payload)
         self.known = True
@@ -107,8 +110,11 @@ class Board:
         self._untold = dict.fromkeys(self._wanted) | self._untold
 
     def found(self, topic: str) -> None:
-        """Something stands at a topic from before; it is taken back unless something is to stand there."""
-        if self.known and topic not in self._wanted:
+        """Something stands at a topic from before; it is taken back unless something is to stand there.
+
+        The last picture of a stream that is watched stays, though it was told before the process began.
+        """
+        if self.known and topic not in self._wanted and topic not in self._stills:
             self._untold[topic] = None
 
     def next(self) -> tuple[str, bytes] | None:

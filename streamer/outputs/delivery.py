@@ -144,6 +144,9 @@ class Delivery:
     async def _run(self) -> None:
         name = self.config.name
         while True:
+            while (rest := self.outbox.retry_at - time.monotonic()) > 0:
+                await asyncio.sleep(min(rest, LOOK_SECONDS))
+                self._trim()
             try:
                 await self.target.run(self)
             except DeliveryError as error:
@@ -155,9 +158,6 @@ class Delivery:
                 trouble, slow = "it ended by itself", True
             if self.outbox.fail(trouble, time.monotonic(), slow=slow):
                 log.warning("output %s: %s; %d events wait, and are tried again", name, trouble, len(self.outbox))
-            while (rest := self.outbox.retry_at - time.monotonic()) > 0:
-                await asyncio.sleep(min(rest, LOOK_SECONDS))
-                self._trim()
 
     async def _wait(self) -> None:
         self._news.clear()

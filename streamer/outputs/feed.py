@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +34,12 @@ class Feed:
         self.gone: str | None = None
         """Id of the newest event that is kept no more; None where it is not known, as the process began meanwhile."""
         self._news = asyncio.Event()
+
+    def begin(self, told: Sequence[FeedEvent]) -> None:
+        """The newest KEPT events that were told before the process began, or all of them where they were fewer."""
+        self.kept.extend(told)
+        self.put_in_all += len(told)
+        self.gone = told[0].id if len(told) >= KEPT else ""
 
     def put(self, event: FeedEvent) -> None:
         """An event has happened."""

@@ -72,8 +72,8 @@ class Outbox:
         return entry
 
     def bound(self, count: int, seconds: float) -> None:
-        """Other bounds hold from now on."""
-        self._count, self._seconds = count, seconds
+        """Other bounds hold from now on, of an output that is another and so is tried at once."""
+        self._count, self._seconds, self.retry_at = count, seconds, float("-inf")
 
     def trim(self, wall: float) -> int:
         """Throws away what is too old or too many; returns the number up to which nothing waits any more, 0 where all does."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -46,8 +46,11 @@ class Outputs:
         self._writing: asyncio.Task[None] | None = None
         self._early: list[Mapping[str, Any]] | None = []
 
-    async def start(self, store: Store | None) -> None:
-        """Delivers from now on, first what waited when the process ended; `store` None keeps nothing beyond it."""
+    async def start(self, store: Store | None, told: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Delivers from now on, first what waited when the process ended; `store` None keeps nothing beyond it.
+
+        `told` are the newest KEPT events that there were, for those who come back to the feed.
+        """
         kept = {}
         if store is not None:
             self._store, self._shelf = store, Shelf(store)
@@ -62,6 +65,8 @@ class Outputs:
         for name, entries in kept.items():
             self._forget(name, len(entries))
         early, self._early = self._early or [], None
+        soon = {event["id"] for event in early}
+        self.feed.begin([_fed(event, _body(event)) for event in told if event["id"] not in soon])
         for event in early:
             self.publish(event)
 
@@ -93,8 +98,8 @@ class Outputs:
         if self._early is not None:
             self._early.append(event)
             return
-        body = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
-        self.feed.put(FeedEvent(event["id"], event["type"], event["watch"], event["stream"], body))
+        body = _body(event)
+        self.feed.put(_fed(event, body))
         wanted = self._wanted.get(event["watch"])
         for name, delivery in self._deliveries.items():
             if wanted is None or name in wanted:
@@ -214,6 +219,14 @@ async def _no_still(event: str) -> bytes | None:
 
 def _no_watch(watch: str, seconds: float) -> None:
     raise AssistantError("unknown_watch", f"There is no watch {watch!r}; there are: none.")
+
+
+def _body(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _fed(event: Mapping[str, Any], body: bytes) -> FeedEvent:
+    return FeedEvent(event["id"], event["type"], event["watch"], event["stream"], body)
 
 
 def _names(outputs: Collection[str] | None) -> frozenset[str] | None:

@@ -16,7 +16,6 @@ from capture import Frame
 from capture.image import encode_jpeg
 from model import ConfigError as ModelConfigError
 from protocols.question import JsonSchema, Question, Sampling
-from streamer.config import ConfigError, parse_config
 from streamer.engine.answer import Answer
 from streamer.engine.engine import Engine
 from streamer.engine.standing import Standing
@@ -25,6 +24,7 @@ from streamer.errors import AssistantError
 from streamer.memory.keeper import Keeper
 from streamer.memory.store import StoreError
 from streamer.watch_config import WatchConfig
+from streamer.watches.asked import checked
 from streamer.watches.event import EventIds, EventType, WatchEvent
 from streamer.watches.feed import Feed
 from streamer.watches.kept import Feedback, Kept
@@ -63,8 +63,8 @@ class Watches:
         self._telling: asyncio.Queue[tuple[Post, Event, Frame, dict[str, Any]]] = asyncio.Queue(WAITING)
         self._teller: asyncio.Task[None] | None = None
         self._clips: set[asyncio.Task[None]] = set()
-        self.changed: Callable[[Iterable[WatchConfig]], None] = lambda configs: None
-        """Called with all watches whenever they are others."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called whenever `standing` is another."""
         self.outputs: Callable[[], Iterable[str]] = tuple
         """Names of the outputs that there are for watches."""
 
@@ -119,6 +119,7 @@ class Watches:
             lines.append(
                 f"watch {name} was {'removed' if config is None else 'changed' if name in before else 'added'}"
             )
+        self.changed()
         return lines
 
     # What may be done to them
@@ -148,6 +149,7 @@ class Watches:
         self._end(name)
         del self._configs[name]
         self._made.discard(name)
+        self.changed()
         for key in [key for key in self._states if key[0] == name]:
             del self._states[key]
         await self._settle(self.kept.drop(name))
@@ -208,6 +210,18 @@ class Watches:
             "false_alarms": counts.get("false_alarm", 0),
         }
 
+    def standing(self) -> list[dict[str, Any]]:
+        """Every watch as outputs know it: what it is, who is told, and by stream what is so now."""
+        return [
+            config.model_dump(mode="json", include={"name", "streams", "when", "format", "outputs"})
+            | {
+                "states": {
+                    each: post.watch.state.belief for (name, each), post in self._posts.items() if name == config.name
+                }
+            }
+            for config in self._configs.values()
+        ]
+
     # How they come and go
 
     def _known(self, name: str) -> WatchConfig:
@@ -221,12 +235,12 @@ class Watches:
 
     def _start(self, config: WatchConfig) -> None:
         self._configs[config.name] = config
-        self.changed(self._configs.values())
         for stream in config.streams:
             kept = self._states.get((config.name, stream))
             post = self._posts[config.name, stream] = Post(config, stream, self._found, self._knows, kept)
             if not post.paused:
                 self._set_out(post)
+        self.changed()
 
     def _end(self, name: str) -> None:
         for post in self._posts_of(name):
@@ -328,6 +342,7 @@ class Watches:
         """A post believes otherwise than before, without an event."""
         if self._keeps(post.stream):
             self.kept.know(post.config.name, post.stream, post.keep())
+        self.changed()
 
     def _found(self, post: Post, event: Event, frame: Frame) -> None:
         if self._telling.full():
@@ -428,29 +443,6 @@ def question_of(config: WatchConfig, stream: str) -> Question:
     """The question whose answers' changes are told."""
     form = None if config.format is None else JsonSchema(config.format, "format")
     return Question(config.question, stream, sampling=Sampling(temperature=0), max_tokens=ANSWER_TOKENS, format=form)
-
-
-def checked(fields: dict[str, Any], streams: Iterable[str], outputs: Iterable[str]) -> WatchConfig:
-    """A watch that somebody asks for, where there are these streams and outputs. Raises AssistantError: bad_option, unknown_stream."""
-    there = list(streams)
-    for stream in fields["streams"]:
-        if stream not in there:
-            raise AssistantError(
-                "unknown_stream", f"There is no stream {stream!r}; there are: {', '.join(there) or 'none'}."
-            )
-    if not fields["streams"]:
-        raise AssistantError(
-            "unknown_stream", f"Which stream is meant? Name one; there are: {', '.join(there) or 'none'}."
-        )
-    try:
-        known = [{"name": stream, "source": "push://"} for stream in fields["streams"]]
-        to = {"webhooks": [{"name": output, "url": "https://localhost"} for output in outputs]}
-        return parse_config({"streams": known, "outputs": to, "watches": [fields]}, "watch").watches[0]
-    except ConfigError as error:
-        problems = "; ".join(
-            problem.removeprefix("watches[0].").removeprefix("watches[0]: ") for problem in error.problems
-        )
-        raise AssistantError("bad_option", f"The watch is refused: {problems.rstrip('?.')}.") from None
 
 
 def _plain(config: WatchConfig, value: Any) -> Any:

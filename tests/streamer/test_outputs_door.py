@@ -1,5 +1,6 @@
 """Events and outputs over HTTP."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -72,6 +73,19 @@ def test_a_reader_is_told_that_it_has_missed_events(daemon: Daemon, monkeypatch:
             assert first["event"] == "events.missed" and numbers(rest) == [4, 5, 6]
         with client.stream("GET", "/v1/events", headers={"Last-Event-ID": happened(3)["id"]}) as stream:
             assert numbers(events(stream.iter_lines(), 3)) == [4, 5, 6]
+
+
+def test_a_reader_goes_on_after_a_restart() -> None:
+    outputs = Outputs(Config().outputs)
+    outputs.publish(happened(4))
+
+    async def restart() -> None:
+        await outputs.start(None, [happened(number) for number in range(1, 5)])
+
+    asyncio.run(restart())
+    reader = feed.Reader(outputs.feed, happened(2)["id"])
+    assert [each.id for each in reader.read()] == [happened(3)["id"], happened(4)["id"]] and not reader.missed
+    assert not feed.Reader(outputs.feed, happened(0)["id"]).missed
 
 
 def test_events_need_view_and_outputs_admin(daemon: Daemon) -> None:

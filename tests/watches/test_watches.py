@@ -21,10 +21,13 @@ from capture.image import decode_image
 from streamer import Assistant
 from streamer.cli.main import main
 from streamer.config import ConfigError, parse_config
+from streamer.daemon import join
+from streamer.outputs.outputs import Outputs
 from streamer.watches import feed as feeding
 from streamer.watches.event import WatchEvent
 from streamer.watches.feed import Feed
-from tests.streamer.serving import Daemon, Served, send, until, wait_for
+from tests.outputs.broker import BROKER, running, subscriber
+from tests.streamer.serving import Daemon, Served, eventually, send, until, wait_for
 
 BANANA = "Is there a banana?"
 DEMO = Path(__file__).parents[2] / "capture/clips/demo.mp4"
@@ -143,6 +146,42 @@ def test_the_banana_is_told_with_its_picture_and_marked_as_right(
         assert said in capsys.readouterr().out
     assert main(["watch", "remove", "fruit", *at]) == 1
     assert "There is no watch 'fruit'; there are: none." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(BROKER is None, reason="needs mosquitto (apt-get install mosquitto)")
+def test_a_broker_hears_of_the_banana_and_that_it_is_gone(
+    daemon: Daemon, server: Served, without: Any, banana: Any, tmp_path: Path
+) -> None:
+    yard, watches = Show(daemon, "yard"), daemon.assistant.watches
+    yard.show(without)
+
+    async def hear(port: int) -> None:
+        told = {"name": "broker", "host": "127.0.0.1", "port": port, "stills": True, "commands": True}
+        outputs = Outputs(parse_config({"outputs": {"mqtt": [told]}}).outputs)
+        join(watches, outputs)
+        await outputs.start(None)
+        async with subscriber(port) as (client, heard):
+            show = asyncio.get_running_loop().run_in_executor
+            await watches.add("ripe", BANANA, every=0.05, outputs=["broker"])
+            await show(None, yard.show, without)
+            await eventually(lambda: heard.last.get("streamer/watch/ripe/yard/state") == b"OFF")
+            await show(None, yard.show, banana)
+            await eventually(lambda: heard.of("/event") and heard.last.get("streamer/stream/yard/still"))
+            assert heard.last["streamer/watch/ripe/yard/state"] == b"ON"
+            assert decode_image(heard.last["streamer/stream/yard/still"], 640).shape[2] == 3
+            await client.publish("streamer/watch/ripe/snooze", b"600", qos=1)
+            await eventually(lambda: watches.view("ripe", {})["streams"][0]["snoozed_until"])
+            # No event tells that it ended, as the watch tells only that it begins: its state does.
+            await show(None, yard.show, without)
+            await eventually(lambda: heard.last["streamer/watch/ripe/yard/state"] == b"OFF")
+            await watches.remove("ripe")
+            await eventually(lambda: heard.last["streamer/watch/ripe/yard/state"] == b"")
+        await outputs.stop()
+        watches.feed.callbacks.clear()
+        watches.changed, watches.outputs = lambda: None, tuple
+
+    with running(tmp_path) as broker:
+        daemon.run(lambda: hear(broker.port))
 
 
 @pytest.mark.parametrize(
