@@ -2,7 +2,7 @@
 # What only a GPU can show: kernels against brute force, the fused path against the reference, graphs against the same
 # kernels without one; the engine's table; the whole daemon with answers open; how long a start from saved weights takes.
 # Usage: bash tests/gpu.sh [FOLDER] [SECONDS] [PART…]   parts: tests table qwen four six eight start (default: the first two)
-# qwen: Qwen3.5's fused path held to its oracles, then its table in four sizes; 290 s are enough for both.
+# qwen: Qwen3.5's fused path held to its oracles, then its table in four sizes; 240 s are enough for both.
 # Every part has a limit of its own and writes into FOLDER as it ends (default gpu-run); one that fails stops no other.
 # DEVICE=cpu PRESET=nano rehearses it on a machine without a GPU: tests are skipped there, and the table fails.
 set -u

@@ -295,7 +295,7 @@ def turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin, still), -1)
 
 
-TILINGS = (None, (64, 32, 1, 4, 3), (64, 64, 2, 4, 2), (128, 32, 1, 8, 3), (128, 64, 1, 8, 2), (128, 64, 2, 8, 2))
+TILINGS = (None, (64, 32, 1, 4, 3), (64, 32, 4, 4, 3), (128, 32, 1, 8, 3), (128, 32, 4, 8, 3))
 
 
 @pytest.mark.parametrize("heads, group", [(2, 4), (4, 4), (4, 6)])

@@ -207,9 +207,10 @@ def test_what_lies_between_the_products_is_the_plain_formula() -> None:
     assert ratio(gelu(3 * x), F.gelu(3 * x.double(), approximate="tanh")) < 1e-6
     gates = torch.randn(5, 300, device=DEVICE)[:, 50:250]
     assert ratio(open_gate(x, gates), x.double() * gates.double().sigmoid()) < 1e-6
-    heads = torch.randn(5, 3, 32, device=DEVICE)
-    gates, weight = torch.randn(5, 120, device=DEVICE)[:, :96], torch.randn(32, device=DEVICE)
-    wanted = F.rms_norm(heads.double(), (32,), weight.double(), 1e-6) * F.silu(gates.double()).unflatten(-1, (3, 32))
+    heads = torch.randn(5, 12, 128, device=DEVICE)
+    gates, weight = torch.randn(5, 1600, device=DEVICE)[:, :1536], torch.randn(128, device=DEVICE)
+    opened = F.silu(gates.double()).unflatten(-1, (12, 128))
+    wanted = F.rms_norm(heads.double(), (128,), weight.double(), 1e-6) * opened
     assert ratio(gated_norm(heads, gates, weight, 1e-6), wanted.flatten(1)) < 1e-6
 
 

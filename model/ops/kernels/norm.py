@@ -149,7 +149,8 @@ def finished(out: Tensor, scales: Tensor, fp8: bool) -> Activation:
 
 
 def warps(block: int, rows: int) -> int:
-    """Warps of a program that takes `block` columns: as `rows` fill the card or, where they are few, so that one ends soon."""
+    """Warps of a program of `block` columns, a power of 2: as `rows` fill the card or, where they are few, so that one ends soon."""
+    assert block & (block - 1) == 0, "a program has as many warps as a power of 2"
     most, columns = (16, 512) if rows > PROCESSORS else (32, 256)
     return max(1, min(most, block // columns))
 
@@ -216,10 +217,11 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, fp8: bool = 
     """RMS norm of each head of `x` [rows, heads, size] times silu(gate); `gate` [rows, heads * size], rows may be strided."""
     rows, heads, size = x.shape
     out, scales = output(x.view(rows, -1), heads * size, fp8)
+    padded = triton.next_power_of_2(heads)
     gated_norm_kernel[(rows,)](
         x, gate, weight, out, scales, gate.stride(0), eps,
-        HEADS=heads, PADDED=triton.next_power_of_2(heads), SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT,
-        num_warps=warps(heads * size, rows),
+        HEADS=heads, PADDED=padded, SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT,
+        num_warps=warps(padded * size, rows),
     )  # fmt: skip
     return finished(out, scales, fp8)
 
