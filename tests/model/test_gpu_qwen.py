@@ -238,6 +238,11 @@ def test_a_graph_is_the_same_kernels_to_the_bit(name: str, precision: str) -> No
 
 
 def test_streams_together_are_what_each_is_alone() -> None:
+    """Within 1e-4, as beside the plain path: cuBLAS sums in an order of its own for each number of rows.
+
+    Summed one by one, 6,144 products in float32 are off by 1.4e-6. Noise of that size in every product of the plain path moves its
+    states by 1e-5, and on an H200 the kernels' products in parts of tf32 brought it to 3e-5.
+    """
     config = cut("qwen3.5-2b")
     fast = FastInfiniteVL(build(config, torch.float32))
     together, alone = (StreamState.allocate(config, 4, "cuda") for _ in range(2))
@@ -256,12 +261,12 @@ def test_streams_together_are_what_each_is_alone() -> None:
         for row in range(3):
             one = slice(row, row + 1)
             fast.see(patches[one], GRID, seconds[one], alone, slots[one], text[one])
-    assert (off := distance(alone, together)) <= 1e-5, off
+    assert (off := distance(alone, together)) <= 1e-4, off
     tokens, ones = torch.randint(0, 4096, (3, 1), device="cuda"), torch.ones_like(slots)
     logits = fast.read(tokens, together, slots, ones)
     for row in range(3):
         one = slice(row, row + 1)
-        assert ratio(logits[one], fast.read(tokens[one], alone, slots[one], ones[one])) <= 1e-5
+        assert ratio(logits[one], fast.read(tokens[one], alone, slots[one], ones[one])) <= 1e-4
 
 
 def test_fp8_stays_near_bfloat16_with_outlier_channels() -> None:
