@@ -343,16 +343,14 @@ def prepare(
 
     Returns what makes the backend over a pool, and the slots that the pool must have beyond those in use.
     """
-    counted = model.config.positions == "counter"
     paged = isinstance(model.config.policy, RetrievalPolicy)
-    if (counted or paged) and precision == "fp8":
-        what = f"the family {model.config.family}" if counted else "attention that retrieves"
-        raise ConfigError(f"dtype 'fp8' is not to be had for {what} yet: choose bfloat16")
+    if paged and precision == "fp8":
+        raise ConfigError("dtype 'fp8' is not to be had for attention that retrieves yet: choose bfloat16")
     if model.model.embed_tokens.weight.device.type != "cuda":
         if precision == "int8":
             to_int8(model)
         return partial(Traced if TRACEABLE and not paged else Eager, model, prompt), 0
-    if counted or paged:
+    if paged:
         return partial(Eager, model, prompt), 0
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
