@@ -68,7 +68,7 @@ run_qwen() {
         group "qwen-graph-$size" "$file::test_a_graph_is_the_same_kernels_to_the_bit[$size]" &
     done
     group qwen-together $file -k "together or outlier" &
-    group qwen-kernels tests/model/test_kernels.py -k "attention or mixing or between or counts" &
+    group qwen-kernels tests/model/test_kernels.py -k "attention or mixing or between or counts or one_row" &
     for size in 0.8b 2b 4b 9b; do
         timeout 140 python3 -m tests.model.qwen_speed --warm $size > "$logs/warm-$size" 2>&1 &
     done

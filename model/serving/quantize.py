@@ -27,6 +27,8 @@ class Matrix:
         self.fp8 = precision == "fp8"
         self.bias, self.outs = bias, weight.shape[0]
         self.weight: Tensor | Quantized = weight
+        # cuBLAS cuts a row's products in parts that a launch more adds up; only of a head's it makes enough programs.
+        self.alone = weight.is_cuda and weight.dtype == torch.bfloat16 and bias is None and self.outs < 1 << 16
         if self.fp8:
             # cuBLAS takes fp8 weights of a multiple of 16 outputs only.
             room = -self.outs % 16
@@ -37,6 +39,10 @@ class Matrix:
         """`x` [rows, in] to [rows, out], its last axis contiguous; a plain `x` is quantized where the product is in fp8."""
         if isinstance(self.weight, Tensor):
             assert isinstance(x, Tensor)
+            if self.alone and len(x) == 1:
+                from model.ops.kernels.product import row_product
+
+                return row_product(x, self.weight)
             return F.linear(x, self.weight, self.bias)
         from model.ops.kernels.norm import quantize
         from model.ops.kernels.product import FEW, product

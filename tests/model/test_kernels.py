@@ -26,7 +26,7 @@ from model.ops.kernels.attention import HeadNorms, Tiling, attend
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import add_norm, gated_norm, gelu, open_gate, swiglu
-from model.ops.kernels.product import Cut, product
+from model.ops.kernels.product import Cut, product, row_product
 from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
 from model.serving.quantize import quantize_rows
 
@@ -227,6 +227,16 @@ def test_product_of_few_rows_is_that_of_the_numbers_kept(rows: int, cut: Cut | N
     assert ratio(product(x, weight, bias, cut), wanted + bias) < 4e-3
     first, again = (product(x, weight, bias, cut) for _ in range(2))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("outs, width", [(203, 2560), (2560, 912)])
+def test_product_of_one_row_is_the_rounded_sum(outs: int, width: int) -> None:
+    """At outputs and widths that no tile divides."""
+    torch.manual_seed(0)
+    x, weight = (torch.randn(rows, width, device=DEVICE).bfloat16() for rows in (1, outs))
+    wanted = x.double() @ weight.double().T
+    assert ratio(row_product(x, weight), wanted) < 4e-3
+    assert ratio(row_product(x.float(), weight.float()), wanted) < 1e-6
 
 
 def test_padded_rows_are_refused_where_they_would_be_read_askew() -> None:

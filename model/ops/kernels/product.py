@@ -1,4 +1,4 @@
-"""A matrix product in fp8 with few rows: the weights stream through once, by as many programs as keep the memory busy."""
+"""Matrix products of few rows: the weights stream through once, by as many programs as keep the memory busy."""
 
 from __future__ import annotations
 
@@ -55,6 +55,19 @@ def product_kernel(
         tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def row_kernel(x, weight, out, outs, width, OUTS: tl.constexpr, DEEP: tl.constexpr, STAGES: tl.constexpr):
+    o, deep = tl.program_id(0) * OUTS + tl.arange(0, OUTS), tl.arange(0, DEEP)
+    # Rows beyond the last are read as the last, and never written, as in `product_kernel`.
+    weights = weight + tl.minimum(o, outs - 1)[:, None].to(tl.int64) * width + deep[None, :]
+    total = tl.zeros((OUTS, DEEP), tl.float32)
+    for at in tl.range(0, width, DEEP, num_stages=STAGES):
+        inside = at + deep < width
+        w = tl.load(weights + at, mask=inside[None, :], other=0.0, eviction_policy="evict_first")
+        total += w.to(tl.float32) * tl.load(x + at + deep, mask=inside, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + o, tl.sum(total, 1).to(out.dtype.element_ty), mask=o < outs)
+
+
 class Cut(NamedTuple):
     """How `product_kernel` is cut: outputs a program, depth of a tile, programs that share a block, warps, tiles in flight."""
 
@@ -106,4 +119,13 @@ def product(x: Quantized, weight: Quantized, bias: Tensor | None, cut: Cut | Non
         BIAS=bias is not None, SHARED=cut.splits > 1, ROWS=FEW, OUTS=cut.outs, DEEP=cut.deep,
         num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
+    return out
+
+
+def row_product(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` [1, width] times `weight` [outs, width] transposed, summed in float32: [1, outs]. Both contiguous."""
+    assert x.is_contiguous() and weight.is_contiguous()
+    outs, width = weight.shape
+    out = torch.empty(1, outs, device=x.device, dtype=x.dtype)
+    row_kernel[(triton.cdiv(outs, 4),)](x, weight, out, outs, width, OUTS=4, DEEP=1024, STAGES=4, num_warps=4)
     return out
