@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a checkpoint folder or a repository, owner/name")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides (default float32)"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of our side (default float32); bfloat16 may be twice as far from transformers' float32 as its bfloat16 is",
     )
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
@@ -50,14 +53,15 @@ def run(options: argparse.Namespace) -> int:
 
 def lines(report: Report) -> list[str]:
     """The report for a person."""
-    out = [f"{report.model} in {report.dtype} beside transformers"]
+    out = [f"{report.model} in {report.dtype} beside transformers in float32"]
     for part in report.parts:
         out.append(f"  {part.name}: {part.error:.1e} off, {part.allowed:.0e} may be{'' if part.fine else '  WRONG'}")
     if report.parts:
         out += [f"  first tokens here: {report.ours!r}", f"  transformers':     {report.theirs!r}"]
     for mark in report.marks:
         out.append(
-            f"  {mark.shown}: colours right now {mark.now}/{mark.asked}, at the beginning {mark.before}/{mark.asked}"
+            f"  {mark.shown}: colours now {mark.now}/{mark.asked} (guesses: {mark.luck(mark.now):.1%}), "
+            f"at the beginning {mark.before}/{mark.asked} ({mark.luck(mark.before):.1%})"
         )
     return [*out, report.verdict]
 
