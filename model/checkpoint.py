@@ -45,6 +45,8 @@ def locate(name: str) -> Path:
         folder = folder.expanduser()
     if folder.is_dir():
         return folder
+    if folder.suffix == ".gguf":
+        raise CheckpointError(f"{name} is a GGUF file, which is not read: take the repository with *.safetensors")
     if folder.exists():
         raise CheckpointError(f"{name} is a file: a checkpoint is the folder that holds config.json and *.safetensors")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -55,7 +57,7 @@ def locate(name: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        found = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except GatedRepoError:
         raise CheckpointError(
             f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`"
@@ -67,6 +69,11 @@ def locate(name: str) -> Path:
     except Exception as error:  # the hub's client raises a dozen kinds; each is the user's or the network's
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{name} is no folder here and can't be downloaded as a repository: {reason}") from None
+    if not any(found.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{name} has no *.safetensors, the only weights that are read (GGUF are not): take the repository that it was made from"
+        )
+    return found
 
 
 def load_checkpoint(

@@ -85,7 +85,15 @@ FAMILIES: dict[str, Family] = {}
 
 def parse(found: dict[str, Any]) -> InfiniteVLConfig:
     """The configuration that a config.json's contents describe, whatever the family. Raises ConfigError."""
-    kind = found.get("model_type")
+    kind, text = found.get("model_type"), found.get("text_config")
+    for place in (found, text):
+        method = place.get("quantization_config") if isinstance(place, dict) else None
+        if method is not None:
+            name = method.get("quant_method", "an unnamed way") if isinstance(method, dict) else method
+            raise ConfigError(
+                f"the weights are quantised ({name}), which is not read: take the repository without that suffix, whose weights are"
+                " bfloat16, and set model.dtype to make them smaller"
+            )
     if isinstance(kind, str) and kind.endswith("_moe"):
         raise ConfigError(
             f"model_type {kind!r} is a mixture of experts, which is not supported: choose a dense size of its family"

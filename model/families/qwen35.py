@@ -178,13 +178,6 @@ def only(found: dict[str, Any], what: Any, *path: str) -> None:
 
 def parse(found: dict[str, Any]) -> InfiniteVLConfig:
     """An InfiniteVLConfig from a `config.json`'s contents, in transformers' form. Raises ConfigError."""
-    method = found.get("quantization_config") or (found.get("text_config") or {}).get("quantization_config")
-    if method is not None:
-        name = method.get("quant_method", "an unnamed way") if isinstance(method, dict) else method
-        raise ConfigError(
-            f"the weights are quantised ({name}), which is not read: take the repository without that suffix, whose weights are"
-            " bfloat16, and set model.dtype to make them smaller"
-        )
     text, rope = ("text_config",), ("text_config", "rope_parameters")
     only(found, "default", *rope, "rope_type")
     only(found, True, *rope, "mrope_interleaved")

@@ -227,6 +227,8 @@ def test_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"file is a file: a checkpoint is the folder"):
         locate(str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match=r"Q4\.gguf is a GGUF file, which is not read: take the repository with"):
+        locate(str(tmp_path / "Q4.gguf"))
     with pytest.raises(CheckpointError, match="is no folder here: name a checkpoint folder"):
         locate(str(tmp_path / "nowhere"))
 
@@ -245,6 +247,18 @@ def test_unreadable_config(folder: Path, content: bytes, said: str) -> None:
 def test_unknown_architecture(folder: Path) -> None:
     edit_config(folder, architectures=["LlamaForCausalLM"], model_type="llama")
     assert "unknown architecture 'LlamaForCausalLM'" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
+    ],
+)
+def test_quantised_weights_are_refused_by_name(folder: Path, change: dict[str, Any], method: str) -> None:
+    edit_config(folder, **change)
+    assert f"are quantised ({method}), which is not read: take the repository without that suffix" in refusal(folder)
 
 
 def test_no_tokenizer(folder: Path) -> None:
@@ -353,6 +367,10 @@ def test_a_repository_is_downloaded_by_name(folder: Path, tmp_path_factory: pyte
         assert "100%" in shown
         said, _ = fetch("someone/other", endpoint, cache)
         assert said.startswith("someone/other is neither a folder here nor a repository that the hub shows you")
+    (folder / WEIGHTS).rename(folder / "small-Q4.gguf")
+    with hub("someone/small-GGUF", folder) as endpoint:
+        said, _ = fetch("someone/small-GGUF", endpoint, cache)
+        assert said.startswith("someone/small-GGUF has no *.safetensors, the only weights that are read (GGUF are not)")
     said, _ = fetch("someone/new", endpoint, cache)
     assert re.fullmatch(r"someone/new is no folder here and can't be downloaded as a repository: .*", said)
 
