@@ -53,19 +53,21 @@ class Timelines:
         return JSONResponse(told)
 
     async def density(self, request: Request) -> Response:
-        """How many entries there are in each of `?buckets=` equal parts of `from` to `to`, by kind."""
+        """How many entries there are in each of `?buckets=` equal parts of `from` to `to`, by kind; and whether any of it is recorded."""
         visitor, query = self._admit(request), request.query_params
         stream = request.path_params["stream"]
         timeline = await self._timeline(stream)
         buckets = _number("buckets", query.get("buckets"), USUAL_BUCKETS, MOST_BUCKETS)
         wanted = _wanted(stream, visitor, {"from": USUAL_SPAN, "to": "now", **query})
         counts = await self._read(lambda: timeline.density(wanted, buckets))
+        keeper = self._assistant.keeper
         told = {
             "stream": stream,
             "from": wanted.since,
             "to": wanted.until,
             "bucket_s": (wanted.until - wanted.since) / buckets,
             "counts": counts,
+            "recorded": keeper is not None and bool(keeper.recordings.of(stream, wanted.since, wanted.until)),
         }
         return JSONResponse(told)
 

@@ -1,11 +1,13 @@
 import { Connection } from "./connection.js";
 import { Chart } from "./chart.js";
+import { Timeline, clock } from "./timeline.js";
 import { publish } from "./webcam.js";
 
 const at = (id) => document.getElementById(id);
 const charts = { seen: new Chart(at("seen-chart")), lag: new Chart(at("lag-chart")), dropped: new Chart(at("dropped-chart")) };
-const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(), camera: null, frameAsked: 0 };
+const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(), camera: null, frameAsked: 0, moment: null };
 const connection = new Connection();
+const timeline = new Timeline(at("timeline"), { fetched: (place) => connection.fetched(place), onmoment: visit, onfault: notice });
 
 const PICTURE_EVERY = 200; // milliseconds: the page shows five pictures a second of those the model saw
 const LIST_EVERY = 1000;
@@ -31,13 +33,53 @@ function append(line) {
   if (low) log.scrollTop = log.scrollHeight;
 }
 
+// Shows a moment of the past, Unix seconds, which is then asked about too; null goes back to what is seen now.
+function dwell(moment) {
+  state.moment = moment;
+  at("then").hidden = moment === null;
+  at("moment").textContent = moment === null ? "" : `about ${clock(moment)}`;
+  at("question").placeholder = moment === null ? "What do you see?" : "What did you see then?";
+  timeline.mark(moment);
+}
+
+function blank(text) {
+  at("picture").hidden = true;
+  at("blank").hidden = false;
+  at("blank").textContent = text;
+}
+
+async function visit({ at: moment, entry }) {
+  dwell(moment);
+  at("caption").textContent = `${state.chosen} · ${clock(moment)}`;
+  let url;
+  try {
+    url = await timeline.picture(`still?at=${moment.toFixed(3)}`);
+  } catch (error) {
+    try {
+      if (!entry?.still) throw error;
+      url = await timeline.picture(`timeline/${entry.id}.jpg`);
+    } catch {
+      if (state.moment === moment) blank(error.message);
+      return;
+    }
+  }
+  if (state.moment === moment) show(url);
+}
+
+function show(url) {
+  at("picture").src = url;
+  at("picture").hidden = false;
+  at("blank").hidden = true;
+}
+
 function choose(name) {
   if (state.chosen === name) return;
   state.chosen = name;
+  dwell(null);
   Object.values(charts).forEach((chart) => chart.clear());
-  at("picture").hidden = true;
-  at("blank").hidden = false;
+  blank("no picture yet");
   at("caption").textContent = name ?? "";
+  timeline.choose(name);
   if (name) connection.send({ type: "session.update", session: { type: "realtime", stream: name } });
   list();
 }
@@ -95,10 +137,8 @@ const handlers = {
   "stream.detached": () => { told("stream removed"); connection.send({ type: "stream.list" }); },
   "stream.frame": (event) => {
     state.frameAsked = 0;
-    if (event.stream !== undefined && event.stream !== state.chosen) return;
-    at("picture").src = event.image_url;
-    at("picture").hidden = false;
-    at("blank").hidden = true;
+    if (state.moment !== null || (event.stream !== undefined && event.stream !== state.chosen)) return;
+    show(event.image_url);
     at("caption").textContent = `${state.chosen} · ${event.time.toFixed(1)} s`;
   },
   "stream.status": (event) => { if (event.state) told(`${event.stream}: ${event.state}${event.reason ? ` – ${event.reason}` : ""}`); },
@@ -123,8 +163,11 @@ const handlers = {
     state.answers.delete(event.response.id);
     const detail = document.createElement("small");
     const first = answer.first === null ? "" : ` · first word after ${answer.first.toFixed(0)} ms`;
-    detail.textContent = `${event.response.status}${first}`;
+    const moment = event.response.moment;
+    const spoken = !moment ? "" : ` · ${clock(Date.parse(moment.reached) / 1000)}, ${moment.how === "exact" ? moment.how : `${moment.how}, ${moment.before_s.toFixed(1)} s before`}`;
+    detail.textContent = `${event.response.status}${first}${spoken}`;
     answer.line.append(detail);
+    at("log").scrollTop = at("log").scrollHeight;
     busy();
   },
   "error": (event) => { state.frameAsked = 0; if (event.error.code !== "no_frame") notice(event.error.message); },
@@ -166,12 +209,18 @@ at("ask").addEventListener("submit", (event) => {
   const line = document.createElement("li");
   line.className = "question";
   line.textContent = text;
+  if (state.moment !== null) {
+    const detail = document.createElement("small");
+    detail.textContent = `about ${clock(state.moment)}`;
+    line.append(detail);
+  }
   append(line);
   connection.send({
     type: "response.create",
     response: {
       conversation: "none",
       stream: state.chosen ?? undefined,
+      at: state.moment === null ? undefined : new Date(state.moment * 1000).toISOString(),
       input: [{ type: "message", role: "user", content: [{ type: "input_text", text }] }],
     },
   });
@@ -180,6 +229,7 @@ at("ask").addEventListener("submit", (event) => {
 at("stop").addEventListener("click", () => {
   for (const id of state.answers.keys()) connection.send({ type: "response.cancel", response_id: id });
 });
+at("now").addEventListener("click", () => { dwell(null); blank("no picture yet"); });
 at("attach").addEventListener("submit", (event) => {
   event.preventDefault();
   notice("");
@@ -208,7 +258,7 @@ at("theme").addEventListener("click", () => {
 });
 
 setInterval(() => {
-  if (!connection.isOpen || !state.chosen || document.hidden) return;
+  if (!connection.isOpen || !state.chosen || state.moment !== null || document.hidden) return;
   if (state.frameAsked && performance.now() - state.frameAsked < ANSWER_TIMEOUT) return;
   state.frameAsked = performance.now();
   connection.send({ type: "stream.frame", stream: state.chosen });

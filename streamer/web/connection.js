@@ -56,6 +56,14 @@ export class Connection {
     return this.token ? { Authorization: `Bearer ${this.token}` } : {};
   }
 
+  // What the daemon answers over HTTP. Throws an Error with its words, and its `code` where it has one.
+  async fetched(place) {
+    const reply = await fetch(place, { headers: this.headers() });
+    if (reply.ok) return reply;
+    const { error } = await reply.json().catch(() => ({}));
+    throw Object.assign(new Error(error?.message ?? `the daemon answered ${reply.status}`), { code: error?.code });
+  }
+
   send(event) {
     if (this.isOpen) this.socket.send(JSON.stringify(event));
   }

@@ -78,6 +78,13 @@ def test_see_and_ask(visit: Visit, daemon: Daemon) -> None:
         assert all(url.startswith((server.url, "data:")) for url in visit.requests), visit.requests
 
 
+def test_nothing_of_the_past_is_kept(visit: Visit, daemon: Daemon) -> None:
+    with daemon.served() as server:
+        page = visit.go(server.url)
+        page.wait_for_selector("#why:has-text('Nothing of the past is kept here')")
+        assert page.is_hidden("#tools") and page.is_hidden("#search")
+
+
 def test_add_and_remove_a_stream(visit: Visit, daemon: Daemon) -> None:
     with daemon.served() as server:
         page = visit.go(server.url)
