@@ -5,16 +5,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
-SUITES = ("world",)
+SUITES = ("world", "questions")
+FPS = 4.0
+"""Frames a second that clips are shown at."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `streamer eval`."""
     parser.add_argument(
-        "model", nargs="?", default="nano", help="nano, a checkpoint folder or a repository (default nano)"
+        "model",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="nano, a checkpoint folder or a repository (default nano)",
     )
-    parser.add_argument("--suite", choices=SUITES, default="world", help="what is examined (default world)")
+    parser.add_argument("--model", default="nano", help="the same, named")
+    parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        default="world",
+        help="what is examined: the made world, or questions about your own clips (default world)",
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of questions: questions.jsonl and its clips")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="where replies are kept, to go on there (default in FOLDER)"
+    )
+    parser.add_argument(
+        "--fps", type=_rate, default=FPS, help=f"frames a second that clips are shown at (default {FPS:g})"
+    )
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
         "--quick", action="store_true", help="few questions: ten minutes on two CPU cores, without the oldest streams"
@@ -31,8 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 240:
+        raise argparse.ArgumentTypeError(f"{text} is no rate above 0 and up to 240")
+    return value
+
+
 def run(options: argparse.Namespace) -> int:
     """Examines and prints; returns the exit code."""
+    if options.suite == "questions":
+        return _questions(options)
     from model.checkpoint import CheckpointError
 
     try:
@@ -58,4 +86,28 @@ def run(options: argparse.Namespace) -> int:
         print(f"streamer: {error}", file=sys.stderr)
         return 1
     print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
+    return 0
+
+
+def _questions(options: argparse.Namespace) -> int:
+    from model.checkpoint import CheckpointError
+
+    if options.data is None:
+        print("streamer: --suite questions needs --data FOLDER, with questions.jsonl and its clips", file=sys.stderr)
+        return 2
+    try:
+        from streamer.cli import eval_clips
+    except ModuleNotFoundError as error:
+        if error.name != "model.world":
+            raise
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
+    dtype = "bfloat16" if options.device == "cuda" else "float32"
+    model = {"name": options.model, "device": options.device, "dtype": dtype}
+    try:
+        facts = eval_clips.measure(options.data, model, options.fps, options.results)
+    except (*eval_clips.FAILURES, CheckpointError, FileNotFoundError) as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(facts, indent=1, ensure_ascii=False) if options.json else "\n".join(eval_clips.table(facts)))
     return 0
