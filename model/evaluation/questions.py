@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ NUMBERS = [
     "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 ]  # fmt: skip
 NOT_ANY = {"none": "0", "nobody": "0", "nothing": "0"}
+PASSED_OVER = "watches"
 MATCHED = (
     "yes and no by the reply's first word, numbers by its first number, all else by an accepted answer among its words"
 )
@@ -139,7 +140,7 @@ def counted(marks: Iterable[tuple[Question, bool]]) -> dict[str, dict[str, list[
     return {row: found[row] for row in (*(row for row in found if row not in last), *last)}
 
 
-def table(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> Iterator[str]:
+def table(counts: Mapping[str, Mapping[str, list[int]]]) -> Iterator[str]:
     """Lines of Markdown: the share of right replies (questions), by kind."""
     rows = [
         [row, told(count["now"]), told(count["memory"]), told([sum(each) for each in zip(*count.values(), strict=True)])]

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-SUITES = ("world", "questions")
+SUITES = ("world", "questions", "streamingbench", "ovo-bench")
 FPS = 4.0
 """Frames a second that clips are shown at."""
 
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=SUITES,
         default="world",
-        help="what is examined: the made world, or questions about your own clips (default world)",
+        help="what is examined: the made world, questions about your own clips, or a public benchmark (default world)",
     )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of questions: questions.jsonl and its clips")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the suite's files of questions, and its videos")
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="where replies are kept, to go on there (default in FOLDER)"
     )
@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rate(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 240:
         raise argparse.ArgumentTypeError(f"{text} is no rate above 0 and up to 240")
     return value
@@ -59,8 +62,8 @@ def _rate(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Examines and prints; returns the exit code."""
-    if options.suite == "questions":
-        return _questions(options)
+    if options.suite != "world":
+        return _clips(options)
     from model.checkpoint import CheckpointError
 
     try:
@@ -89,11 +92,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _questions(options: argparse.Namespace) -> int:
+def _clips(options: argparse.Namespace) -> int:
     from model.checkpoint import CheckpointError
 
     if options.data is None:
-        print("streamer: --suite questions needs --data FOLDER, with questions.jsonl and its clips", file=sys.stderr)
+        print(f"streamer: --suite {options.suite} needs --data FOLDER, with its questions and videos", file=sys.stderr)
         return 2
     try:
         from streamer.cli import eval_clips
@@ -105,7 +108,7 @@ def _questions(options: argparse.Namespace) -> int:
     dtype = "bfloat16" if options.device == "cuda" else "float32"
     model = {"name": options.model, "device": options.device, "dtype": dtype}
     try:
-        facts = eval_clips.measure(options.data, model, options.fps, options.results)
+        facts = eval_clips.measure(options.data, model, options.fps, options.results, options.suite)
     except (*eval_clips.FAILURES, CheckpointError, FileNotFoundError) as error:
         print(f"streamer: {error}", file=sys.stderr)
         return 1

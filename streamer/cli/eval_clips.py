@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from capture import Frame, Mailbox, SourceError, SourceOptions, State, open_source
 from capture.image import encode_jpeg
-from model.evaluation import questions
+from model.evaluation import ovo_bench, questions, streaming_bench
 from model.evaluation.questions import LayoutError, Question
 from streamer.client import AsyncClient, ClientError
 from streamer.config import Config, parse_config
@@ -34,6 +34,24 @@ PATIENCE = 60.0
 """Seconds within which the daemon must have seen two frames."""
 LATE = 1.0
 """Seconds by which a clip may end before a moment of which it is asked without that being told."""
+
+
+class Suite(Protocol):
+    """How questions of one layout are read, and their replies scored: a module."""
+
+    MATCHED: str
+    PASSED_OVER: str
+
+    def read(self, folder: Path) -> tuple[list[Question], int]: ...
+
+    def right(self, question: Question, reply: str) -> bool: ...
+
+    def counted(self, marks: Iterable[tuple[Question, bool]]) -> dict[str, dict[str, list[int]]]: ...
+
+    def table(self, counts: Mapping[str, Mapping[str, list[int]]]) -> Iterator[str]: ...
+
+
+SUITES: dict[str, Suite] = {"questions": questions, "streamingbench": streaming_bench, "ovo-bench": ovo_bench}
 
 
 class ClipError(Exception):
@@ -198,16 +216,19 @@ async def serve(
     return broken
 
 
-def measure(folder: Path, model: Mapping[str, Any], fps: float, path: Path | None = None) -> dict[str, Any]:
+def measure(
+    folder: Path, model: Mapping[str, Any], fps: float, path: Path | None = None, suite: str = "questions"
+) -> dict[str, Any]:
     """Examines a model on a folder of questions, as far as there is no reply yet; the facts for JSON.
 
     `model` is the configuration's section; `path` the file of results, in the folder where it is None.
     Raises `FAILURES`, CheckpointError and FileNotFoundError.
     """
-    asked, watches = questions.read(folder)
-    about = {"suite": "questions", "model": dict(model), "fps": fps}
-    results = Results(path or folder / f"results-{Path(model['name']).name}.jsonl", about)
-    lost, clips = {}, {}
+    asked, passed = SUITES[suite].read(folder)
+    about = {"suite": suite, "model": dict(model), "fps": fps}
+    results = Results(path or folder / f"results-{suite}-{Path(model['name']).name}.jsonl", about)
+    lost: dict[str, str] = {}
+    clips: dict[Path, list[Question]] = {}
     for question in asked:
         file = clip_file(folder, question.clip)
         if file is None:
@@ -223,19 +244,22 @@ def measure(folder: Path, model: Mapping[str, Any], fps: float, path: Path | Non
         done = sum(question.key in results.replies for question in asked)
         with tqdm(total=len(asked), initial=done, unit="question", disable=None) as bar:
             lost |= asyncio.run(serve(config, clips, fps, results, bar))
-    return {**about, "matched": questions.MATCHED, "results": str(results.path), **found(asked, watches, lost, results)}
+    return {**about, "results": str(results.path), **found(SUITES[suite], asked, passed, lost, results)}
 
 
-def found(asked: Sequence[Question], watches: int, lost: Mapping[str, str], results: Results) -> dict[str, Any]:
+def found(
+    suite: Suite, asked: Sequence[Question], passed: int, lost: Mapping[str, str], results: Results
+) -> dict[str, Any]:
     """What came of it: right replies of those asked by kind, the latency, and what was left out."""
     pairs = [(each, results.replies[each.key]) for each in asked if each.key in results.replies]
     facts: dict[str, Any] = {
+        "matched": suite.MATCHED,
         "questions": len(asked),
         "asked": len(pairs),
-        "watches_not_asked": watches,
+        "passed_over": passed,
         "clips_left_out": dict(lost),
         "asked_past_the_end": sum(each.at - reply.seen > LATE for each, reply in pairs),
-        "counts": questions.counted((each, questions.right(each, reply.words)) for each, reply in pairs),
+        "counts": suite.counted((each, suite.right(each, reply.words)) for each, reply in pairs),
     }
     if pairs:
         for name in ("first_s", "whole_s"):
@@ -254,13 +278,14 @@ def table(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts["clips_left_out"]:
         yield f"{len(facts['clips_left_out'])} clips left out:"
         yield from (f"  {clip}: {why}" for clip, why in facts["clips_left_out"].items())
-    if facts["watches_not_asked"]:
-        yield f"{facts['watches_not_asked']} watches are not asked: their intervals are passed over"
+    suite = SUITES[facts["suite"]]
+    if facts["passed_over"]:
+        yield f"{facts['passed_over']} {suite.PASSED_OVER} are passed over"
     if facts["asked_past_the_end"]:
         yield f"{facts['asked_past_the_end']} questions were asked at their clip's end, over {LATE:g} s before their moment"
     if facts["asked"]:
         yield ""
-        yield from questions.table(facts["counts"])
+        yield from suite.table(facts["counts"])
         yield ""
         first, whole = (f"{facts[name]['median']:.3f} s ({facts[name]['p95']:.3f})" for name in ("first_s", "whole_s"))
         yield f"median (95 in 100 within): first word after {first}, all of it after {whole}"

@@ -36,10 +36,10 @@ def test_a_clip_is_shown_once_and_a_run_that_was_ended_goes_on(folder: Path, mon
     monkeypatch.setattr(eval_clips, "WORDS", 3)
     found = measure(folder, TINY, 5.0)
     assert found["asked"] == 3 and found["questions"] == 5 and found["asked_past_the_end"] == 1
-    assert found["counts"]["all"]["memory"][1] == 1 and found["watches_not_asked"] == 1
+    assert found["counts"]["all"]["memory"][1] == 1 and found["passed_over"] == 1
     assert found["clips_left_out"]["gone.mp4"] == "missing" and "broken.mp4" in found["clips_left_out"]
     assert 0 < found["first_s"]["median"] <= found["whole_s"]["p95"]
-    file = folder / "results-tiny.jsonl"
+    file = folder / "results-questions-tiny.jsonl"
     replies = [json.loads(line) for line in file.read_text().splitlines()[1:]]
     # Of two seconds at five frames a second, in pairs: the first pair, all up to the moment, all there is.
     assert [reply["seen"] for reply in replies] == pytest.approx([0.2, 1.0, 1.8], abs=0.041)
@@ -78,3 +78,13 @@ def test_what_is_wrong_with_a_folder_is_one_line(tmp_path: Path, capsys: pytest.
     assert cli.main(["eval", "--suite", "questions", "--data", str(tmp_path), "--model", "nano"]) == 1
     said = capsys.readouterr().err
     assert "line 1: 'at' is missing" in said and said.count("\n") == 1
+
+
+def test_a_benchmark_is_examined_the_same_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval_clips, "WORDS", 2)
+    entry = {"id": 1, "video": "gray.mp4", "task": "CRR", "question": "Why?", "answer": "So", "ask_time": 0}
+    entry["test_info"] = [{"realtime": 1, "type": 0}, {"realtime": 2.0, "type": 1}]
+    (folder / "ovo_bench_new.json").write_text(json.dumps([entry]))
+    found = measure(folder, TINY, 5.0, suite="ovo-bench")
+    assert found["asked"] == 2 and found["counts"] == {"CRR": {"right": [0, 2]}}
+    assert "| forward avg. | 0.0000   |" in list(table(found))
