@@ -29,6 +29,8 @@ SILENCE = 2.5
 """Periods of its rhythm without a frame after which the next is news, and seen at once."""
 FULL = 0.97
 """The share of the device's time that frame rates are planned to fill."""
+KEPT = 0.5
+"""The share of the device's time that frames keep where the floor of answers, which it is too slow for, would take more."""
 REPLAN = 0.25
 """Seconds between two looks at whether all frame rates fit."""
 SLACK = 1.1
@@ -450,13 +452,13 @@ class Scheduler(Generic[F]):
         speaking, load = len(self._speaking()), sum(each / stream.period for stream in live)
         token = self.decode_costs.estimate(speaking) if speaking else 0.0
         self._slack = min(SLACK, max(1.0, (FULL - token * self.pace.ceiling) / load)) if load else SLACK
-        room = FULL - token * self.pace.floor
+        room = max(FULL - token * self.pace.floor, KEPT)
         steps = (1 / self._usual(stream) / max(stream.period, stream.rhythm) for stream in live)
         self._crowded = each * self.frames_per_step * sum(steps) > room
         if load <= room:
             return
         self._short = True
-        frames, weights = max(room, 0.1) / each, float(sum(stream.terms.priority for stream in live))
+        frames, weights = room / each, float(sum(stream.terms.priority for stream in live))
         for stream in sorted(live, key=lambda stream: 1 / (stream.period * stream.terms.priority)):
             rate = min(1 / stream.period, frames * stream.terms.priority / weights)
             stream.share = rate * stream.period

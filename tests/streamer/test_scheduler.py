@@ -248,6 +248,16 @@ def test_under_overload_answers_slow_to_their_floor_and_no_further() -> None:
     assert len(world.seen["door"]) > 0.75 * 25 * 60
 
 
+def test_a_floor_that_the_device_is_too_slow_for_leaves_frames_their_half() -> None:
+    """A step of two frames takes 1.9 s, a token 0.97 s, as measured of a 0.8B in float32 on two busy cores."""
+    world = World(frames=lambda n: 1.9 * n, decode=lambda n: 0.97 * n, frames_per_step=2, pace=Pace(floor=4))
+    world.camera("door", 2, 300, deadline=4.0)
+    world.ask("a", question=16, length=10_000)
+    world.run(300)
+    assert 0.4 <= world.busy[FrameStep] / 300 <= 0.65
+    assert len(world.tokens["a"]) >= 0.3 * 300
+
+
 def test_answers_slow_before_frames_do() -> None:
     """At nine tenths of the device for frames, answers take the rest and every frame is seen."""
     world = World(frames=lambda n: 0.036 * n, decode=lambda n: 0.006)
