@@ -17,7 +17,8 @@ PROGRAM = """
 import json, os, sys, time
 event = json.load(sys.stdin)
 with open(sys.argv[1], "a") as out:
-    print(json.dumps({"id": event["id"], "arguments": sys.argv[2:], "token": "STREAMER_TOKENS" in os.environ}), file=out)
+    print(json.dumps({"id": event["id"], "arguments": sys.argv[2:], "token": "STREAMER_TOKENS" in os.environ,
+        "pid": os.getpid()}), file=out)
 sys.exit(3 if event["watch"] == "broken" else time.sleep(99) if event["watch"] == "slow" else 0)
 """
 
@@ -40,11 +41,15 @@ def test_a_command_reads_the_event_and_has_a_bounded_time(tmp_path: Path, monkey
 
     assert asyncio.run(test("gate", 60)) is None
     told = json.loads(out.read_text())
+    pids = [told.pop("pid")]
     assert told == {"id": happened(1)["id"], "arguments": ["a b", "$HOME; rm"], "token": False}
     assert "ended with 3, not 0" in (asyncio.run(test("broken", 60)) or "")
     assert "not ended within 1 s and was killed" in (asyncio.run(test("slow", 1)) or "")
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    pids += [json.loads(line)["pid"] for line in out.read_text().splitlines()[1:]]
+    assert len(pids) >= 3
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):  # neither running nor a zombie
+            os.kill(pid, 0)
 
 
 def test_a_command_that_is_not_there_is_one_line() -> None:
