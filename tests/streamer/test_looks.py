@@ -48,6 +48,7 @@ def test_frames_come_before_looks_which_keep_their_floor() -> None:
     world.asker("talk", 30)
     watched(world, {"a": 3})
     world.run(31)
+    assert len(looks(world, 2.0)) == 3
     for times in looks(world, 2.0).values():
         apart = [b - a for a, b in pairwise(times)]
         assert max(apart) < FLOOR + 0.5 and len(times) >= 11
@@ -80,7 +81,7 @@ def test_looks_take_no_slot_that_an_answer_has() -> None:
         world.asker(name, 20, length=200)
     world.run(21)
     assert max(len(step.watches) for _, step in world.steps if isinstance(step, Look)) <= 2
-    assert all(len(times) > 7 for times in looks(world).values())
+    assert len(looks(world)) == 4 and all(len(times) > 7 for times in looks(world).values())
 
 
 def test_a_picture_that_stands_is_looked_at_until_it_has_settled_and_seldom_after() -> None:
