@@ -1,11 +1,34 @@
-"""A web server that webhooks are delivered to, which answers as it is told."""
+"""Outputs that run for a test; and a web server that webhooks are delivered to, which answers as it is told."""
 
 import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+from streamer.config import parse_config
+from streamer.memory.store import Store
+from streamer.outputs.outputs import Outputs
+
+
+def configured(kind: str, **options: Any) -> Outputs:
+    """Outputs with one of a kind: `webhooks` or `mqtt`."""
+    return Outputs(parse_config({"outputs": {kind: [options]}}).outputs)
+
+
+@asynccontextmanager
+async def started(made: Outputs, folder: Path | None = None) -> AsyncIterator[Outputs]:
+    """Runs outputs, which keep what waits in the folder where there is one."""
+    store = None if folder is None else Store(folder)
+    await made.start(store)
+    try:
+        yield made
+    finally:
+        await made.stop()
+        if store is not None:
+            await asyncio.to_thread(store.close)
 
 
 class Receiver:

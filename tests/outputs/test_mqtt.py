@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 
-from streamer.config import parse_config
-from streamer.memory.store import Store
 from streamer.outputs import mqtt, outbox
 from streamer.outputs.outputs import Outputs
 from tests.outputs.broker import BROKER, running, subscriber
-from tests.outputs.receiver import happened
+from tests.outputs.receiver import configured, happened, started
 from tests.streamer.serving import eventually
 
 pytestmark = pytest.mark.skipif(BROKER is None, reason="needs mosquitto (apt-get install mosquitto)")
@@ -43,20 +41,12 @@ async def outputs(
     port: int, folder: Path | None = None, *, snoozed: list[tuple[str, float]] | None = None, **options: Any
 ) -> AsyncIterator[Outputs]:
     """Outputs with one broker."""
-    made = Outputs(
-        parse_config({"outputs": {"mqtt": [{"name": "broker", "host": "127.0.0.1", "port": port, **options}]}}).outputs
-    )
+    made = configured("mqtt", name="broker", host="127.0.0.1", port=port, **options)
     made.still = still
     if snoozed is not None:
         made.snooze = lambda watch, seconds: snoozed.append((watch, seconds))
-    store = None if folder is None else Store(folder)
-    await made.start(store)
-    try:
+    async with started(made, folder):
         yield made
-    finally:
-        await made.stop()
-        if store is not None:
-            await asyncio.to_thread(store.close)
 
 
 async def still(event: str) -> bytes:

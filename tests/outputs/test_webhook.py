@@ -6,36 +6,25 @@ import hmac
 import json
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamer.config import ConfigError, parse_config
-from streamer.memory.store import Store
 from streamer.outputs import outbox
 from streamer.outputs.outputs import Outputs
-from tests.outputs.receiver import Receiver, happened, received
+from tests.outputs.receiver import Receiver, configured, happened, received, started
 from tests.streamer.serving import eventually
 
 SECRET = "a secret of the hook"
 
 
-@asynccontextmanager
-async def outputs(url: str, folder: Path | None = None, **options: Any) -> AsyncIterator[Outputs]:
+def outputs(url: str, folder: Path | None = None, **options: Any) -> AbstractAsyncContextManager[Outputs]:
     """Outputs with one webhook."""
-    webhook = {"name": "hook", "url": url, **options}
-    made = Outputs(parse_config({"outputs": {"webhooks": [webhook]}}).outputs)
-    store = None if folder is None else Store(folder)
-    await made.start(store)
-    try:
-        yield made
-    finally:
-        await made.stop()
-        if store is not None:
-            await asyncio.to_thread(store.close)
+    return started(configured("webhooks", name="hook", url=url, **options), folder)
 
 
 @pytest.fixture(autouse=True)
