@@ -62,17 +62,19 @@ def _rate(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Examines and prints; returns the exit code."""
-    if options.suite != "world":
-        return _clips(options)
-    from model.checkpoint import CheckpointError
-
     try:
-        from model.evaluation.run import evaluate, table
-    except ModuleNotFoundError as error:
+        return (_world if options.suite == "world" else _clips)(options)
+    except ModuleNotFoundError as error:  # a wheel has no world
         if error.name != "model.world":
             raise
         print(f"streamer: {error}", file=sys.stderr)
         return 1
+
+
+def _world(options: argparse.Namespace) -> int:
+    from model.checkpoint import CheckpointError
+    from model.evaluation.run import evaluate, table
+
     fresh = max(0, options.fresh_seeds)
     failures: tuple[type[Exception], ...] = (CheckpointError, FileNotFoundError)
     try:
@@ -98,13 +100,8 @@ def _clips(options: argparse.Namespace) -> int:
     if options.data is None:
         print(f"streamer: --suite {options.suite} needs --data FOLDER, with its questions and videos", file=sys.stderr)
         return 2
-    try:
-        from streamer.cli import eval_clips
-    except ModuleNotFoundError as error:
-        if error.name != "model.world":
-            raise
-        print(f"streamer: {error}", file=sys.stderr)
-        return 1
+    from streamer.cli import eval_clips
+
     dtype = "bfloat16" if options.device == "cuda" else "float32"
     model = {"name": options.model, "device": options.device, "dtype": dtype}
     try:
