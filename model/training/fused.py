@@ -19,7 +19,8 @@ from model.layers.delta_net import GatedDeltaNet
 from model.layers.vision import MLP, GridPlan, RMSNorm, VisionAttention, VisionBlock, VisionTower, plan_grid
 from model.ops.dispatch import delta_rule
 from model.ops.rope import Rotation, rotation
-from model.training.kernels import AddNorm, GatedNorm, Norm, Rotate, ShortConvolution, SplitRotate, SwiGLU
+from model.training.kernels import Rotate, ShortConvolution, SplitRotate, SwiGLU
+from model.training.norm_kernels import AddNorm, GatedNorm, Norm
 
 
 def joint(x: Tensor, *parts: nn.Linear) -> Tensor:
