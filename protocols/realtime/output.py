@@ -9,7 +9,30 @@ from typing import Any, Literal
 from protocols.conversation import Conversation, Item
 from protocols.realtime import server_events as told
 from protocols.realtime.decisions import Send
-from protocols.realtime.server_events import ServerEvent
+from protocols.realtime.server_events import ResponseView, ServerEvent, UsageView
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; `image_tokens` counts those of pictures given with the question."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    image_tokens: int = 0
+
+    def view(self) -> UsageView:
+        return {
+            "total_tokens": self.input_tokens + self.output_tokens,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "input_token_details": {
+                "text_tokens": self.input_tokens - self.image_tokens,
+                "image_tokens": self.image_tokens,
+                "audio_tokens": 0,
+                "cached_tokens": 0,
+            },
+            "output_token_details": {"text_tokens": self.output_tokens, "audio_tokens": 0},
+        }
 
 
 @dataclass(slots=True)
@@ -61,6 +84,25 @@ class OpenAnswer:
         """The end of its newest item; one that was `answered` without a word has an item all the same."""
         out = self._message() if answered and not self.items else []
         return [*out, *self._close("completed" if whole else "incomplete")]
+
+    def view(
+        self, conversation: str, status: str, details: dict[str, Any] | None = None, usage: Usage | None = None
+    ) -> ResponseView:
+        """The answer as the wire shows it; `conversation` is the id of the session's own."""
+        return {
+            "object": "realtime.response",
+            "id": self.id,
+            "status": status,
+            "status_details": details,
+            "output": [item.view() for item in self.items],
+            "conversation_id": conversation if self.conversation else None,
+            "output_modalities": ["text"],
+            "max_output_tokens": self.max_output_tokens,
+            "metadata": self.metadata,
+            "usage": usage.view() if usage else None,
+            "stream": self.stream,
+            "moment": self.moment,
+        }
 
     def _message(self) -> list[Send]:
         """The events that come before the first word of a message, once."""

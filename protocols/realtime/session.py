@@ -9,20 +9,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from protocols.conversation import Conversation, Item, read_question
 from protocols.fields import ProtocolError, picture_file, read_object
-from protocols.json_format import TextSettings
-from protocols.question import Question, Sampling, Tool
+from protocols.question import Question, Sampling
 from protocols.realtime import client_events as events
 from protocols.realtime import server_events as told
+from protocols.realtime.commands import REPLIES, WATCH_REPLIES, read_command, unknown_stream
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send, WatchCommand
-from protocols.realtime.output import OpenAnswer
-from protocols.realtime.server_events import ResponseView, ServerEvent, SessionView, UsageView
-from protocols.tools import FlatTool, FlatToolChoice, chosen
-
-INSTRUCTIONS = ""
+from protocols.realtime.output import OpenAnswer, Usage
+from protocols.realtime.server_events import ServerEvent
+from protocols.realtime.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +30,6 @@ class Limits:
     answers: int = 4
     items: int = 64
     history_characters: int = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one answer; `image` counts those of pictures given with the question."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    image_tokens: int = 0
-
-    def view(self) -> UsageView:
-        return {
-            "total_tokens": self.input_tokens + self.output_tokens,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "input_token_details": {
-                "text_tokens": self.input_tokens - self.image_tokens,
-                "image_tokens": self.image_tokens,
-                "audio_tokens": 0,
-                "cached_tokens": 0,
-            },
-            "output_token_details": {"text_tokens": self.output_tokens, "audio_tokens": 0},
-        }
 
 
 def _random_id(kind: str) -> str:
@@ -83,38 +58,20 @@ class RealtimeSession:
     ) -> None:
         self.stream = stream
         self._limits = limits
-        self._calls_tools = calls_tools
         self._new_id = new_id
         self._conversation = Conversation(limits.items)
         self._conversation_id = new_id("conv")
         self._responses: dict[str, OpenAnswer] = {}
-        self._text = TextSettings()
-        self._tools: list[FlatTool] = []
-        self._tool_choice: FlatToolChoice = "auto"
-        self._settings: SessionView = {
-            "type": "realtime",
-            "object": "realtime.session",
-            "id": new_id("sess"),
-            "model": model,
-            "output_modalities": ["text"],
-            "instructions": INSTRUCTIONS,
-            "max_output_tokens": "inf",
-            "temperature": None,
-            "tools": [],
-            "tool_choice": "auto",
-            "truncation": "auto",
-            "text": {},
-            "stream": stream,
-        }
+        self._settings = Settings(new_id("sess"), model, stream, calls_tools=calls_tools)
 
     # -- what the client does ---------------------------------------------------------------------------------------
 
     def open(self, streams: Collection[str]) -> list[Decision]:
         """The socket is open; `streams` are the names of those attached."""
-        out: list[Decision] = [self._send(told.SessionCreated, session=self._settings)]
+        out: list[Decision] = [self._send(told.SessionCreated, session=self._settings.view)]
         if self.stream is not None:
             if self.stream not in streams:
-                out.append(self._error(_unknown_stream(self.stream, streams, "stream", None)))
+                out.append(self._error(unknown_stream(self.stream, streams, "stream", None)))
             out.append(Listen(self.stream))
         return out
 
@@ -162,38 +119,7 @@ class RealtimeSession:
                 return self._create_response(event, streams)
             case events.ResponseCancel():
                 return self._cancel(event)
-            case events.StreamList():
-                return [Command("list", event.event_id)]
-            case events.StreamAttach():
-                return [Command("attach", event.event_id, event.stream, event.source, event.options or {})]
-            case events.VideoAppend():
-                return [Push(event.stream or self.stream, event.video.data, event.timestamp, event.event_id)]
-            case events.WatchSubscribe():
-                return [WatchCommand("subscribe", event.event_id, event.after or "")]
-            case events.WatchList():
-                return [WatchCommand("list", event.event_id)]
-            case events.WatchAdd():
-                return [WatchCommand("add", event.event_id, fields=event.watch)]
-            case events.WatchUpdate():
-                given = {key: getattr(event, key) for key in ("paused", "snooze") if getattr(event, key) is not None}
-                return [WatchCommand("update", event.event_id, event.name, given)]
-            case events.WatchNamed():
-                return [WatchCommand("remove", event.event_id, event.name)]
-            case events.WatchFeedback():
-                return [WatchCommand("feedback", event.event_id, event.id, {"feedback": event.feedback})]
-            case events.StreamNamed() | events.StreamDetach():
-                stream = event.stream or self.stream or (next(iter(streams)) if len(streams) == 1 else None)
-                if stream is None:
-                    raise ProtocolError("missing_required_parameter", "Name a stream.", "stream", event.event_id)
-                if stream not in streams:
-                    raise _unknown_stream(stream, streams, "stream", event.event_id)
-                if isinstance(event, events.MemoryList):
-                    query: dict[str, Any] = {"from": event.since, "to": event.until, "kind": event.kinds}
-                    query |= {"search": event.search, "limit": event.limit, "before": event.before}
-                    return [Command("memory", event.event_id, stream, options=query)]
-                verb = data["type"].removeprefix("stream.")
-                return [Command(verb, event.event_id, stream)]
-        raise AssertionError(f"no branch for {type(event).__name__}")
+        return [read_command(event, data["type"], self.stream, streams)]
 
     def _update(
         self, event: events.SessionUpdate, refused: list[ProtocolError], streams: Collection[str]
@@ -202,44 +128,21 @@ class RealtimeSession:
         asked = event.session
         given = set(asked.model_fields_set)
         if asked.stream is not None and asked.stream not in streams:
-            refused = [*refused, _unknown_stream(asked.stream, streams, "session.stream", event.event_id)]
+            refused = [*refused, unknown_stream(asked.stream, streams, "session.stream", event.event_id)]
             given.discard("stream")
         try:
-            self._choose(asked, given & {"tools", "tool_choice"})
+            self._settings.choose(asked, given & {"tools", "tool_choice"})
         except ProtocolError as error:
             refused = [*refused, ProtocolError(error.code, error.message, error.param, event.event_id)]
             given -= {"tools", "tool_choice"}
         out: list[Decision] = []
         if given or not refused:
-            changed = {key: getattr(asked, key) for key in given - {"type", "model", "tools", "tool_choice"}}
-            for beta, key in (("modalities", "output_modalities"), ("max_response_output_tokens", "max_output_tokens")):
-                if beta in changed:
-                    changed.setdefault(key, changed.pop(beta))
-                    changed.pop(beta, None)
-            defaults = {"instructions": INSTRUCTIONS, "max_output_tokens": "inf", "output_modalities": ["text"]}
-            if "text" in changed:
-                self._text = changed.pop("text") or TextSettings()
-                changed["text"] = self._text.model_dump(by_alias=True, exclude_none=True)
-            settled = {key: defaults.get(key) if value is None else value for key, value in changed.items()}
-            settled |= {
-                "tools": [tool.model_dump(exclude_none=True) for tool in self._tools],
-                "tool_choice": _dumped(self._tool_choice),
-            }
-            self._settings = cast(SessionView, {**self._settings, **settled})
-            out.append(self._send(told.SessionUpdated, session=self._settings))
+            self._settings.take(asked, given)
+            out.append(self._send(told.SessionUpdated, session=self._settings.view))
         if "stream" in given and asked.stream != self.stream:
             self.stream = asked.stream
             out.append(Listen(self.stream))
         return [*out, *map(self._error, refused)]
-
-    def _choose(self, asked: events.SessionSettings, given: Collection[str]) -> None:
-        """Takes the session's tools and which of them is to be called. Raises ProtocolError."""
-        tools = (asked.tools or []) if "tools" in given else self._tools
-        choice = (asked.tool_choice or "auto") if "tool_choice" in given else self._tool_choice
-        if tools and not self._calls_tools:
-            raise ProtocolError("no_tools", "This model calls no tools: leave them out.", "session.tools")
-        chosen(tools, choice, "session.")
-        self._tools, self._tool_choice = tools, choice
 
     def _create_item(self, event: events.ItemCreate) -> list[Decision]:
         item = self._read_item(event.item, "item", event.event_id)
@@ -285,12 +188,12 @@ class RealtimeSession:
             )
         stream = asked.stream or self.stream
         if stream is not None and stream not in streams:
-            raise _unknown_stream(
+            raise unknown_stream(
                 stream, streams, "response.stream" if asked.stream else "session.stream", event.event_id
             )
-        tools, call = self._callable(asked)
+        tools, call = self._settings.callable(asked)
         question = self._question(asked, bool(tools), event.event_id)
-        tokens = asked.max_output_tokens or self._settings["max_output_tokens"]
+        tokens = asked.max_output_tokens or self._settings.view["max_output_tokens"]
         response = OpenAnswer(
             self._new_id("resp"),
             event.event_id,
@@ -304,21 +207,15 @@ class RealtimeSession:
         question = replace(
             question,
             stream=stream,
-            sampling=asked.over(Sampling(temperature=self._settings["temperature"])),
+            sampling=asked.over(Sampling(temperature=self._settings.view["temperature"])),
             max_tokens=None if tokens == "inf" else tokens,
             thinking=asked.tokens(),
-            format=self._text.form("session.text") if asked.text is None else asked.text.form("response.text"),
+            format=self._settings.text.form("session.text") if asked.text is None else asked.text.form("response.text"),
             tools=tools,
             call=call,
             at=asked.at,
         )
         return [Ask(response.id, question)]
-
-    def _callable(self, asked: events.ResponseSettings) -> tuple[tuple[Tool, ...], bool]:
-        """The tools that may be called: the response's own, else the session's; and whether one must be. Raises ProtocolError."""
-        own = asked.tools is not None or asked.tool_choice is not None
-        tools = self._tools if asked.tools is None else asked.tools
-        return chosen(tools, asked.tool_choice or self._tool_choice, "response." if own else "session.")
 
     def _question(self, asked: events.ResponseSettings, tools: bool, event_id: str | None) -> Question:
         """The question with its instructions: the response's own, else the session's, then the system items'."""
@@ -332,10 +229,10 @@ class RealtimeSession:
                 else:
                     items.append(self._read_item(part, path, event_id))
         question = read_question(items, self._limits.history_characters, tools=tools)
-        lead = asked.instructions if asked.instructions is not None else self._settings["instructions"]
+        lead = asked.instructions if asked.instructions is not None else self._settings.view["instructions"]
         if not question.text.strip() and asked.instructions:
             question = replace(question, text=asked.instructions)
-            lead = self._settings["instructions"]
+            lead = self._settings.view["instructions"]
         if not question.text.strip():
             raise ProtocolError(
                 "empty_question",
@@ -372,7 +269,9 @@ class RealtimeSession:
         if response is None:
             return []
         response.moment = moment
-        out: list[Decision] = [self._send(told.ResponseCreated, response=self._view(response, "in_progress"))]
+        out: list[Decision] = [
+            self._send(told.ResponseCreated, response=response.view(self._conversation_id, "in_progress"))
+        ]
         if rate_limits:
             out.append(self._send(told.RateLimitsUpdated, rate_limits=[dict(limit) for limit in rate_limits]))
         return out
@@ -411,7 +310,7 @@ class RealtimeSession:
         self,
         response_id: str,
         reason: Literal["stop", "length", "cancelled", "failed"],
-        usage: Usage = Usage(),
+        usage: Usage | None = None,
         error: tuple[str, str] | None = None,
         moment: dict[str, Any] | None = None,
     ) -> list[Decision]:
@@ -430,7 +329,7 @@ class RealtimeSession:
             details["error"] = {"type": "server_error", "code": error[0], "message": error[1]}
         out: list[Decision] = [*response.end(whole=reason == "stop", answered=reason in ("stop", "length"))]
         del self._responses[response_id]
-        view = self._view(response, status, None if reason == "stop" else details, usage)
+        view = response.view(self._conversation_id, status, None if reason == "stop" else details, usage or Usage())
         out.append(self._send(told.ResponseDone, response=view))
         return out + self._trim()
 
@@ -447,12 +346,12 @@ class RealtimeSession:
             return [self._send(told.MemoryListed, **rest)]
         if command.verb == "detach" and command.stream == self.stream:
             self.stream = None
-            self._settings = {**self._settings, "stream": None}
-        return [self._send(_REPLIES[command.verb], stream=rest.pop("stream"), told=rest)]
+            self._settings.leave()
+        return [self._send(REPLIES[command.verb], stream=rest.pop("stream"), told=rest)]
 
     def watched(self, command: WatchCommand, **told_of: Any) -> list[Decision]:
         """A command about watches has been carried out; `told_of` are the keys of its reply."""
-        return [self._send(_WATCH_REPLIES[command.verb], **told_of)]
+        return [self._send(WATCH_REPLIES[command.verb], **told_of)]
 
     def alarm(self, event: Mapping[str, Any]) -> list[Decision]:
         """A watch has something to tell: `event` has its `type` (`watch.…`), `id`, and what there is to tell."""
@@ -468,28 +367,6 @@ class RealtimeSession:
         return [self._error(ProtocolError(code, message, param, request.event_id))]
 
     # -- parts ---------------------------------------------------------------------------------------------------------
-
-    def _view(
-        self,
-        response: OpenAnswer,
-        status: str,
-        details: dict[str, Any] | None = None,
-        usage: Usage | None = None,
-    ) -> ResponseView:
-        return {
-            "object": "realtime.response",
-            "id": response.id,
-            "status": status,
-            "status_details": details,
-            "output": [item.view() for item in response.items],
-            "conversation_id": self._conversation_id if response.conversation else None,
-            "output_modalities": ["text"],
-            "max_output_tokens": response.max_output_tokens,
-            "metadata": response.metadata,
-            "usage": usage.view() if usage else None,
-            "stream": response.stream,
-            "moment": response.moment,
-        }
 
     def _read_item(self, given: events.NewItem, path: str, event_id: str | None) -> Item:
         own = given.id or self._new_id("item")
@@ -534,30 +411,3 @@ class RealtimeSession:
                 "event_id": error.event_id,
             },
         )
-
-
-_REPLIES: Mapping[str, type[told.StreamEvent]] = {
-    "attach": told.StreamAttached,
-    "detach": told.StreamDetached,
-    "status": told.StreamStatus,
-    "frame": told.StreamFrame,
-}
-
-
-_WATCH_REPLIES: Mapping[str, type[ServerEvent]] = {
-    "subscribe": told.WatchSubscribed,
-    "list": told.WatchListed,
-    "add": told.WatchAdded,
-    "update": told.WatchUpdated,
-    "remove": told.WatchRemoved,
-    "feedback": told.WatchJudged,
-}
-
-
-def _dumped(choice: FlatToolChoice) -> str | dict[str, str]:
-    return choice if isinstance(choice, str) else choice.model_dump()
-
-
-def _unknown_stream(stream: str, streams: Collection[str], param: str, event_id: str | None) -> ProtocolError:
-    known = ", ".join(sorted(streams)[:10]) or "none attached"
-    return ProtocolError("unknown_stream", f"There is no stream {stream!r}; known: {known}.", param, event_id)

@@ -15,8 +15,9 @@ from model.families.tools import CallBegun, Spoken, Words
 from protocols.fields import ProtocolError
 from protocols.realtime.beta import beta_event
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send, WatchCommand
+from protocols.realtime.output import Usage
 from protocols.realtime.server_events import Error, ServerEvent
-from protocols.realtime.session import RealtimeSession, Usage
+from protocols.realtime.session import RealtimeSession
 from streamer.assistant import Answer, Assistant
 from streamer.errors import AssistantError
 from streamer.server.attachments import decoded

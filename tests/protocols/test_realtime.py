@@ -9,7 +9,8 @@ import pytest
 
 from protocols.question import ToolRound
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send
-from protocols.realtime.session import Limits, RealtimeSession, Usage
+from protocols.realtime.output import Usage
+from protocols.realtime.session import Limits, RealtimeSession
 
 JPEG = b"\xff\xd8\xff\xe0 not much of a picture"
 JPEG_URI = "data:image/jpeg;base64," + base64.b64encode(JPEG).decode()
