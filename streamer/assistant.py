@@ -20,12 +20,11 @@ from model import Runner
 from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
-from streamer.admission import admit, full, opened
-from streamer.config import Config, ConfigError, StreamConfig, parse_config
+from streamer.config import Config, ConfigError, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
-from streamer.engine.stream import Stream, StreamStatus, suited
+from streamer.engine.stream import StreamStatus
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
 from streamer.forms import Forms
@@ -33,7 +32,8 @@ from streamer.loading import load, pace, start, threads
 from streamer.memory.keeper import Keeper
 from streamer.memory.past import Recall
 from streamer.prompt import prompt_tokens, settled
-from streamer.reload import Change, plan
+from streamer.reload import plan
+from streamer.streams import Streams
 from streamer.watches.watches import Watches
 
 __all__ = ["Answer", "Assistant", "StreamEvent", "StreamStatus", "Subscription", "Usage"]
@@ -67,11 +67,10 @@ class Assistant:
         self._loaded = False
         self._starting: float | None = None
         """Since when, on the monotonic clock, the model is being loaded."""
-        self._streams: dict[str, Stream] = {}
+        self._streams = Streams(self.engine, self.news, lambda: self.config)
         self._answers: dict[str, Answer] = {}
         self._teller: asyncio.Task[None] | None = None
         self._stuck = False
-        self._attaching: set[str] = set()
         self.watches = Watches(self.engine, self._streams)
         """Standing questions, and the events that they tell."""
         self.keeper: Keeper | None = None
@@ -97,15 +96,17 @@ class Assistant:
         try:
             if self.config.storage.folder is not None:
                 self.keeper = await asyncio.to_thread(Keeper, self.config.storage, self.engine, self._streams)
+                self._streams.keeper = self.keeper
                 self.keeper.listen(self.news)
             # First, as a mistake here should not have to wait for the model.
-            sources = [await self._open(stream) for stream in self.config.streams]
+            sources = [await self._streams.open(stream) for stream in self.config.streams]
             await start(self.engine, self.config)
             self._loaded = True
+            self._streams.trained_rate = self.model.trained_rate
             for stream, source in zip(self.config.streams, sources, strict=True):
-                await self._attach(stream, source if self.model.trained_rate is None else None)
+                await self._streams.attach(stream, source if self.model.trained_rate is None else None)
             if self.keeper is not None:
-                await self.keeper.attach_added(self._streams, self._attach)
+                await self.keeper.attach_added(self._streams, self._streams.attach)
                 self.keeper.begin(self._answer, lambda: bool(self._answers))
             await self.watches.begin(self.config.watches, self.keeper, self._prompt, self._ask_in_form)
         except BaseException:
@@ -203,14 +204,14 @@ class Assistant:
             raise AssistantError("bad_option", f"The stream is refused: {problems.rstrip('?.')}.") from None
         if not self.ready:
             raise AssistantError("not_ready", f"No stream can be attached now: {self.trouble}.")
-        status = await self._attach(config)
+        status = await self._streams.attach(config)
         if self.keeper is not None:
             await self.keeper.add(config)
         return status
 
     async def detach(self, name: str) -> None:
         """Ends a stream and forgets its memory; its open answers go on. Raises AssistantError: unknown_stream."""
-        await self._detach(name)
+        await self._streams.detach(name)
         if self.keeper is not None:
             await self.keeper.remove(name)
             await self.keeper.forget(name)
@@ -223,7 +224,7 @@ class Assistant:
 
         What the stream remembers begins anew too, unless `keep_memory`. Raises AssistantError: unknown_stream, storage.
         """
-        stream = self._stream(name)
+        stream = self._streams.named(name)
         if not keep_memory:
             await asyncio.wrap_future(self.engine.call(lambda: self.engine.executor.forget(stream)))
         gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0, "entries": 0}
@@ -233,24 +234,12 @@ class Assistant:
         remains = "what it has seen until now, which it keeps" if keep_memory else "nothing: it begins anew"
         return {"stream": name, **gone, "memory": remains}
 
-    async def _detach(self, name: str) -> None:
-        stream = self._stream(name)
-        del self._streams[name]
-        self.news.dropped(name, stream.drops)
-        self.news.forget(name)
-        if self.keeper is not None:
-            self.keeper.left(name)
-        try:
-            await asyncio.wrap_future(self.engine.remove(name))
-        finally:
-            await asyncio.to_thread(stream.stop)
-
     def push(self, name: str, pixels: np.ndarray, timestamp: float | None = None) -> None:
         """Shows one frame, uint8 [H, W, 3] RGB, to a stream whose source is `push://`; copies it and never waits.
 
         `timestamp` is in seconds of the pusher's clock. Raises AssistantError: unknown_stream, bad_source, bad_frame.
         """
-        stream = self._stream(name)
+        stream = self._streams.named(name)
         if not isinstance(stream.source, PushSource):
             raise AssistantError(
                 "bad_source", f"Stream {name!r} watches {stream.source.name}: only push:// takes pushed frames."
@@ -272,46 +261,19 @@ class Assistant:
         lines = asked.lines
         for change in asked.changes:
             try:
-                lines.append(await self._change(change))
+                lines.append(await self._streams.change(change))
             except AssistantError as error:
                 lines.append(error.message)
         lines += self.watches.renew(watches, config.watches)
         return lines or ["nothing changed"]
 
-    async def _change(self, change: Change) -> str:
-        """Makes a stream be as configured; says what was done."""
-        config, name = change.stream, change.stream.name
-        match change.kind:
-            case "remove":
-                await self._detach(name)
-                return f"stream {name} was removed"
-            case "add":
-                await self._attach(config)
-                return f"stream {name} was added"
-            case "terms":
-                running = self._stream(name)
-                running.config = config
-                await asyncio.wrap_future(self.engine.set_terms(running))
-                return f"stream {name} has priority {config.priority} and deadline {config.deadline:g} s now"
-            case "restart":
-                try:
-                    source = await self._open(config)
-                except AssistantError as error:
-                    return f"{error.message}; it goes on as it was"
-                if self.keeper is not None:
-                    await self.keeper.take([self._stream(name)])
-                await self._detach(name)
-                await self._attach(config, source)
-                goes_on = "goes on with its memory" if self._stream(name).resumes else "begins again"
-                return f"stream {name} was changed and {goes_on}"
-
     def source(self, name: str) -> Source:
         """Where a stream's frames come from. Raises AssistantError: unknown_stream."""
-        return self._stream(name).source
+        return self._streams.named(name).source
 
     def newest_frame(self, name: str) -> Frame | None:
         """The frame that the model saw last. Raises AssistantError: unknown_stream."""
-        return self._stream(name).newest
+        return self._streams.named(name).newest
 
     def ask(
         self,
@@ -374,7 +336,7 @@ class Assistant:
         self._check_ready()
         if not question.text.strip():
             raise AssistantError("empty_question", "The question has no text: write one.")
-        watched = self._stream(question.stream)
+        watched = self._streams.named(question.stream)
         past = None if question.at is None else self._recall(watched.name, question.at)
         if past is None and not watched.opened:
             state = watched.source.status
@@ -420,48 +382,6 @@ class Assistant:
     def _check_ready(self) -> None:
         if not self.ready:
             raise AssistantError("not_ready", f"No question can be answered now: {self.trouble}.")
-
-    def _stream(self, name: str | None) -> Stream:
-        names = ", ".join(self._streams) or "none"
-        if name is None:
-            if len(self._streams) == 1:
-                return next(iter(self._streams.values()))
-            raise AssistantError("unknown_stream", f"Which stream is meant? Name one; there are: {names}.")
-        if name not in self._streams:
-            raise AssistantError("unknown_stream", f"There is no stream {name!r}; there are: {names}.")
-        return self._streams[name]
-
-    async def _open(self, config: StreamConfig) -> Source:
-        rate = self.model.trained_rate if self._loaded else None
-        return await opened(suited(config, rate), self.config.webrtc, kept=self.keeper is not None)
-
-    async def _attach(self, config: StreamConfig, source: Source | None = None) -> StreamStatus:
-        name, most = config.name, self.config.limits.streams
-        if name in self._streams or name in self._attaching:
-            raise AssistantError(
-                "stream_exists",
-                f"There is a stream {name!r} already: remove it (streamer stream remove {name}) or take another name.",
-            )
-        if len(self._streams) + len(self._attaching) >= most:
-            raise AssistantError("too_many_streams", await full(self.engine, most))
-        self._attaching.add(name)
-        try:
-            source = source or await self._open(config)
-            stream = Stream(config, source, self.engine.wake, self.model.trained_rate)
-            await admit(self.engine, self.config.limits, stream)
-            await asyncio.wrap_future(self.engine.add(stream))
-            if self.keeper is not None:
-                await self.keeper.resume(stream)
-        except asyncio.CancelledError:
-            self.engine.remove(name)
-            raise
-        finally:
-            self._attaching.discard(name)
-        self._streams[name] = stream
-        if config.record and self.keeper is not None:
-            stream.recorder = self.keeper.recordings.recorder(name)
-        stream.start(lambda stream, status: self.news.changed(stream.name, status))
-        return stream.status(time.monotonic())
 
     def _over(self, answer: Answer) -> None:
         self._answers.pop(answer.id, None)

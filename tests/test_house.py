@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+PACKAGES = ("streamer", "capture", "protocols", "model")
+
 
 def test_every_import_keeps_the_contracts(pytestconfig: pytest.Config) -> None:
     """In a process of its own: it turns off the loggers of the one that it runs in."""
@@ -20,8 +22,17 @@ def test_the_architecture_names_every_file(pytestconfig: pytest.Config) -> None:
     named = re.findall(r"^\| \[[^]]+\]\(\.\./([^)]+\.py)\)", (root / "docs/architecture.md").read_text(), re.MULTILINE)
     there = [
         str(path.relative_to(root))
-        for package in ("streamer", "capture", "protocols", "model")
+        for package in PACKAGES
         for path in (root / package).rglob("*.py")
         if path.name != "__init__.py"
     ]
     assert sorted(named) == sorted(there)
+
+
+def test_no_file_is_longer_than_450_lines(pytestconfig: pytest.Config) -> None:
+    """The one that may be is to be split; tests, which are read one by one, may be longer."""
+    root = pytestconfig.rootpath
+    files = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
+    lines = {str(path.relative_to(root)): len(path.read_text().splitlines()) for path in files}
+    long = {name: count for name, count in lines.items() if count > 450}
+    assert long.keys() <= {"streamer/engine/scheduler.py"}, long

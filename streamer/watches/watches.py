@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -48,7 +48,7 @@ EVENTS = "/v1/watches/events"
 class Watches:
     """The watches, by name. Every method but `__init__` is called on the assistant's event loop."""
 
-    def __init__(self, engine: Engine, streams: dict[str, Stream]) -> None:
+    def __init__(self, engine: Engine, streams: Mapping[str, Stream]) -> None:
         """`streams` are the assistant's, which come and go."""
         self._engine, self._streams = engine, streams
         self.feed = Feed()
