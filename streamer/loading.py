@@ -11,7 +11,7 @@ from model import AttentionPolicy, CapacityError, Runner, load_runner
 from model.policy import RetrievalPolicy
 from streamer.config import Config
 from streamer.engine.engine import Engine
-from streamer.engine.scheduler import Pace
+from streamer.engine.pace import Pace
 from streamer.errors import AssistantError
 
 

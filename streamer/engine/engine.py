@@ -22,7 +22,8 @@ from model.serving.runner import Encoded
 from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Look, Prefill, Replay
 from streamer.engine.executor import Batch, Executor, Request, line, pictures
 from streamer.engine.integrity import faults
-from streamer.engine.scheduler import Pace, Scheduler
+from streamer.engine.pace import Pace
+from streamer.engine.scheduler import Scheduler
 from streamer.engine.standing import Standing
 from streamer.engine.stream import Stream
 from streamer.engine.warmup import warm_up

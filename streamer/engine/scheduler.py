@@ -11,22 +11,19 @@ Times are seconds on one monotonic clock.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Generic
 
 from streamer.engine.costs import Costs
 from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Look, Prefill, Replay
 from streamer.engine.looks import Looks
+from streamer.engine.pace import Answers, Pace, Turn, rounded
+from streamer.engine.queue import Queue, Terms
 
 MOST_WAITING = 8
 """Frames of one stream that may ever wait here."""
 LONE_PERIODS = 1.5
 """Periods of a stream's rhythm after which a frame whose partner does not come is seen alone, where its deadline leaves so long."""
-RHYTHM = 5
-"""Frames whose distances' median is a stream's rhythm: what is usual now, whatever pauses lie between."""
-SILENCE = 2.5
-"""Periods of its rhythm without a frame after which the next is news, and seen at once."""
 FULL = 0.97
 """The share of the device's time that frame rates are planned to fill."""
 KEPT = 0.5
@@ -39,56 +36,6 @@ MARGIN = 1.25
 """Times its mean that a frame step is left at least, where it must end in time."""
 SILENT = 2.0
 """Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
-LONGEST_PERIOD = 10.0
-"""Seconds between two frames that still count as a stream's rhythm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a stream is promised: seconds from capture to state, its weight, and whether it waits instead of dropping."""
-
-    deadline: float = 0.2
-    priority: int = 1
-    every: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """The speed of answers in tokens a second each, and the seconds that a question may hold up frames at a time."""
-
-    floor: float = 4.0
-    ceiling: float = 30.0
-    question_budget: float = 0.03
-    smallest_chunk: int = 16
-    largest_chunk: int = 256
-
-
-@dataclass
-class _Stream(Generic[F]):
-    terms: Terms
-    period: float
-    waiting: deque[F] = field(default_factory=deque)
-    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=RHYTHM))
-    sudden: bool = False
-    captured: float | None = None
-    arrived: float = float("-inf")
-    share: float = 1.0
-    due: float = float("-inf")
-
-    @property
-    def rhythm(self) -> float:
-        """Seconds from one frame to the next, as is usual now."""
-        return sorted(self.gaps)[len(self.gaps) // 2] if self.gaps else self.period
-
-
-@dataclass
-class _Answer:
-    left: int
-    progress: float
-    due: float
-    shown: int = 0
-    """Steps that it is still shown before its question is read."""
-    opened: bool = False
 
 
 class Scheduler(Generic[F]):
@@ -97,24 +44,32 @@ class Scheduler(Generic[F]):
     ) -> None:
         """`answer_slots` answers may be open at once; the others wait in order of asking."""
         self.frames_per_step, self.largest_batch, self.answer_slots = frames_per_step, largest_batch, answer_slots
-        self.pace = pace or Pace()
-        self.frame_costs, self.whole_costs, self.prefill_costs, self.decode_costs = Costs(), Costs(), Costs(), Costs()
+        self.frame_costs, self.whole_costs = Costs(), Costs()
         self.looks = Looks()
-        self._streams: dict[str, _Stream[F]] = {}
-        self._answers: dict[str, _Answer] = {}
+        self._streams: dict[str, Queue[F]] = {}
+        self._answers = Answers(pace or Pace())
+        self.prefill_costs, self.decode_costs = self._answers.prefill_costs, self._answers.decode_costs
         self._drops: Counter[tuple[str, str]] = Counter()
         self._planned = float("-inf")
         self._short = self._crowded = False
         self._slack = SLACK
         self._begun = float("inf")
         self._answered_last = False
-        self._prefilled_last = False
+
+    @property
+    def pace(self) -> Pace:
+        """The pace of answers; it may be set."""
+        return self._answers.pace
+
+    @pace.setter
+    def pace(self, pace: Pace) -> None:
+        self._answers.pace = pace
 
     # Events
 
     def add_stream(self, name: str, terms: Terms, *, frames_per_second: float = 25.0) -> None:
         """`frames_per_second` is the first guess; the stream's own frames correct it."""
-        self._streams[name] = _Stream(terms, 1 / frames_per_second)
+        self._streams[name] = Queue(terms, 1 / frames_per_second)
 
     def set_terms(self, name: str, terms: Terms) -> None:
         """What a stream is promised has changed."""
@@ -134,28 +89,22 @@ class Scheduler(Generic[F]):
     def offer(self, name: str, frame: F, now: float) -> None:
         """A frame has come. A live stream that is full loses its oldest one."""
         stream = self._streams[name]
-        if stream.captured is not None and (apart := frame.captured - stream.captured) > 0:
-            stream.sudden = apart > SILENCE * stream.rhythm
-            stream.gaps.append(apart)
-            if apart < LONGEST_PERIOD:
-                stream.period += 0.1 * (apart - stream.period)
-        stream.captured, stream.arrived = frame.captured, now
-        stream.waiting.append(frame)
+        stream.add(frame, now)
         if not stream.terms.every and len(stream.waiting) > self._most(stream):
             stream.waiting.popleft()
             self._drops[name, "overload"] += 1
 
     def ask(self, answer: str, tokens: int, now: float, shown: int = 0) -> None:
         """A question of `tokens` tokens waits for its answer, which is `shown` so many steps of the past before."""
-        self._answers[answer] = _Answer(tokens, now, now, shown)
+        self._answers.turns[answer] = Turn(tokens, now, now, shown)
 
     def shows(self, answer: str, left: int, due: float) -> None:
         """An answer is shown `left` more steps of the past, the next one no sooner than `due`."""
-        self._answers[answer].shown, self._answers[answer].due = left, due
+        self._answers.turns[answer].shown, self._answers.turns[answer].due = left, due
 
     def end_answer(self, answer: str) -> None:
         """An answer is complete, cancelled or failed."""
-        self._answers.pop(answer, None)
+        self._answers.turns.pop(answer, None)
 
     def begun(self, step: FrameStep[F]) -> None:
         """A step is prepared beside other decisions, until it is `measured`: they leave it time to end within its deadlines."""
@@ -174,7 +123,7 @@ class Scheduler(Generic[F]):
         elif isinstance(decision, Decode):
             self.decode_costs.learn(len(decision.answers), seconds)
         elif isinstance(decision, Prefill):
-            self.prefill_costs.learn(_rounded(decision.tokens), seconds)
+            self.prefill_costs.learn(rounded(decision.tokens), seconds)
 
     # What can be asked of it
 
@@ -192,7 +141,7 @@ class Scheduler(Generic[F]):
 
     def answers(self) -> dict[str, bool]:
         """Every answer that is open or waits, and whether its question has begun to be read, for which it has a slot."""
-        return {name: answer.opened for name, answer in self._answers.items()}
+        return {name: turn.opened for name, turn in self._answers.turns.items()}
 
     def share(self, name: str) -> float:
         """The part of the stream's frame rate that it may use now, 1 unless the device is short."""
@@ -232,20 +181,24 @@ class Scheduler(Generic[F]):
 
     def _beside(self, now: float, spare: float, by: float) -> Prefill | Decode | Replay | Look | None:
         """What is done beside frames: looks that are owed, answers, and the looks that are due."""
-        most = self.answer_slots - sum(answer.opened for answer in self._answers.values()) if self.looks else 0
+        most = self.answer_slots - self._answers.opened if self.looks else 0
         owed = self.looks.next(now, spare, most, owed_by=by) if most else None
-        return owed or self._answer(now, spare, by) or (self.looks.next(now, spare, most) if most else None)
+        return (
+            owed
+            or self._answers.next(now, spare, by, self._answer_slots, 2 * self.frame_costs.worst(1))
+            or (self.looks.next(now, spare, most) if most else None)
+        )
 
     @property
     def _answer_slots(self) -> int:
         """Those that answers may take: one of several is left to looks where there are watches."""
         return self.answer_slots - (self.answer_slots > 1 and bool(self.looks))
 
-    def _most(self, stream: _Stream[F]) -> int:
+    def _most(self, stream: Queue[F]) -> int:
         fresh = 0 if stream.terms.every else min(MOST_WAITING, int(stream.terms.deadline / stream.period))
         return max(2 * self.frames_per_step, fresh)
 
-    def _ready_at(self, stream: _Stream[F]) -> float:
+    def _ready_at(self, stream: Queue[F]) -> float:
         """When the stream's next step may begin with what waits now."""
         if not stream.waiting:
             return float("inf")
@@ -253,7 +206,7 @@ class Scheduler(Generic[F]):
         complete = len(stream.waiting) >= self.frames_per_step or len(stream.waiting) >= self._usual(stream)
         return due if complete else max(due, self._hopes(stream))
 
-    def _hopes(self, stream: _Stream[F]) -> float:
+    def _hopes(self, stream: Queue[F]) -> float:
         """Until when what waits of a stream waits for another frame to share its step.
 
         Not at all where what waits is news: it came after a silence, such as the first that a change gate lets through. Never
@@ -265,9 +218,9 @@ class Scheduler(Generic[F]):
         if stream.sudden:
             return float("-inf")
         takes = self._reserve(1) + self._beyond(1)
-        return min(stream.arrived + alone, stream.waiting[0].captured + stream.terms.deadline - takes)
+        return min(stream.arrived + alone, stream.late - takes)
 
-    def _usual(self, stream: _Stream[F]) -> int:
+    def _usual(self, stream: Queue[F]) -> int:
         """Frames that a step usually takes of a stream: one where they come too far apart for two to be in time together.
 
         Unless the device has no time for that: then two share a step that is late for the older of them.
@@ -278,8 +231,7 @@ class Scheduler(Generic[F]):
 
     def _see(self, live: list[str], ready: list[str], batch: int, now: float) -> FrameStep[F]:
         def latest(name: str) -> float:
-            stream = self._streams[name]
-            return stream.waiting[0].captured + stream.terms.deadline
+            return self._streams[name].late
 
         patient = [name for name in ready if name not in live]
         chosen = (sorted(live, key=latest) + patient)[:batch]
@@ -304,7 +256,7 @@ class Scheduler(Generic[F]):
             most -= 1
         return most
 
-    def _left(self, stream: _Stream[F], now: float) -> float:
+    def _left(self, stream: Queue[F], now: float) -> float:
         """Seconds within which the frame that a stream of lowered rate shows next must be in its state."""
         if stream.terms.every:
             return float("inf")
@@ -320,7 +272,7 @@ class Scheduler(Generic[F]):
         stream, n = self._streams[name], self.frames_per_step
         lowered, usual = stream.share < 1, self._usual(stream)
         while len(stream.waiting) > usual and not stream.terms.every:
-            if not lowered and end <= stream.waiting[0].captured + stream.terms.deadline:
+            if not lowered and end <= stream.late:
                 break
             stream.waiting.popleft()
             self._drops[name, "rate" if lowered else "stale"] += 1
@@ -329,71 +281,7 @@ class Scheduler(Generic[F]):
             stream.due = max(stream.due + usual * stream.period / stream.share, now)
         return taken
 
-    def _speaking(self) -> dict[str, _Answer]:
-        return {name: answer for name, answer in self._answers.items() if answer.opened and not answer.left}
-
-    def _question(self) -> str | None:
-        """The answer whose question is read next: one that is half read, else the first that waits and finds a slot."""
-        opened = 0
-        waits = None
-        for name, answer in self._answers.items():
-            if answer.opened and answer.left and not answer.shown:
-                return name
-            opened += answer.opened
-            if not answer.opened and not answer.shown and waits is None:
-                waits = name
-        return waits if opened < self._answer_slots else None
-
-    def _owed(self, answer: _Answer) -> float:
-        """When the floor promises the answer its next step."""
-        return answer.progress + 1 / self.pace.floor
-
-    def _answer(self, now: float, spare: float, by: float) -> Prefill | Decode | Replay | None:
-        """What is done for answers within `spare` seconds, or beyond them where the floor promises it until `by`."""
-        question = self._question()
-        due = [answer for answer in self._speaking().values() if answer.due <= now]
-        reads = question is not None and (
-            self.prefill_costs.worst(self.pace.smallest_chunk) < spare or self._owed(self._answers[question]) <= by
-        )
-        speaks = bool(due) and (
-            self.decode_costs.worst(len(due)) < spare or any(self._owed(answer) <= by for answer in due)
-        )
-        if question is not None and reads and not (speaks and self._prefilled_last):
-            return self._prefill(question, now, max(spare, self.pace.question_budget))
-        return self._decode(now) if speaks else self._replay(now, spare, by)
-
-    def _replay(self, now: float, spare: float, by: float) -> Replay | None:
-        """The next step that an answer about the past is shown, whose pictures are looked at and taken in one after the other."""
-        cost = 2 * self.frame_costs.worst(1)
-        opened = sum(answer.opened for answer in self._answers.values())
-        for name, answer in self._answers.items():
-            begun = answer.opened or opened < self._answer_slots
-            if answer.shown and begun and answer.due <= now and (cost < spare or self._owed(answer) <= by):
-                answer.opened, answer.progress = True, now
-                return Replay(name)
-        return None
-
-    def _prefill(self, name: str, now: float, budget: float) -> Prefill:
-        answer, pace = self._answers[name], self.pace
-        tokens = min(answer.left, pace.largest_chunk)
-        while tokens > pace.smallest_chunk and self.prefill_costs.worst(_rounded(tokens)) > budget:
-            tokens -= min(pace.smallest_chunk, tokens - pace.smallest_chunk)
-        answer.opened = True
-        answer.left -= tokens
-        answer.progress, answer.due = now, now + 1 / pace.ceiling
-        self._prefilled_last = True
-        return Prefill(name, tokens)
-
-    def _decode(self, now: float) -> Decode:
-        """One token for every answer that is due, and for those that nearly are, so that they come to share steps."""
-        step = 1 / self.pace.ceiling
-        chosen = {name: answer for name, answer in self._speaking().items() if answer.due <= now + step / 2}
-        for answer in chosen.values():
-            answer.progress, answer.due = now, max(min(answer.due, now) + step, now)
-        self._prefilled_last = False
-        return Decode(tuple(chosen))
-
-    def _live(self, now: float) -> list[_Stream[F]]:
+    def _live(self, now: float) -> list[Queue[F]]:
         """Streams that drop rather than wait and from which frames are expected."""
         streams = (stream for stream in self._streams.values() if not stream.terms.every)
         return [stream for stream in streams if now - stream.arrived < max(SILENT, 3 * stream.period)]
@@ -424,13 +312,8 @@ class Scheduler(Generic[F]):
     def _wake(self, now: float, frames: bool) -> float | None:
         """When time alone makes something ready."""
         times = [self._ready_at(stream) for stream in self._streams.values() if frames]
-        for answer in self._speaking().values():
-            times.append(answer.due if answer.due > now else self._owed(answer))
-        question = self._question()
-        if question is not None:
-            times.append(self._owed(self._answers[question]))
-        times.extend(max(answer.due, now) for answer in self._answers.values() if answer.shown and answer.opened)
-        if self.looks and len([answer for answer in self._answers.values() if answer.opened]) < self.answer_slots:
+        times.append(self._answers.wake(now, self._answer_slots))
+        if self.looks and self._answers.opened < self.answer_slots:
             times.append(self.looks.wake(now))
         soonest = min(times, default=float("inf"))
         return None if soonest == float("inf") else soonest
@@ -449,7 +332,7 @@ class Scheduler(Generic[F]):
         if not live:
             return
         each = self.frame_costs.cheapest_each(min(len(live), self.largest_batch)) / self.frames_per_step
-        speaking, load = len(self._speaking()), sum(each / stream.period for stream in live)
+        speaking, load = len(self._answers.speaking()), sum(each / stream.period for stream in live)
         token = self.decode_costs.estimate(speaking) if speaking else 0.0
         self._slack = min(SLACK, max(1.0, (FULL - token * self.pace.ceiling) / load)) if load else SLACK
         room = max(FULL - token * self.pace.floor, KEPT)
@@ -464,7 +347,3 @@ class Scheduler(Generic[F]):
             stream.share = rate * stream.period
             frames -= rate
             weights -= stream.terms.priority
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // 16) * 16

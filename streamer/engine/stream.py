@@ -10,7 +10,8 @@ from typing import Protocol
 
 from capture import Frame, IceServer, Mailbox, Patience, Recorder, Source, SourceOptions, SourceStatus, open_source
 from streamer.config import StreamConfig, WebRtcConfig
-from streamer.engine.scheduler import MOST_WAITING, Terms
+from streamer.engine.queue import Terms
+from streamer.engine.scheduler import MOST_WAITING
 
 USUAL_RATE = 25.0
 """Frames a second that are expected of a stream before it has shown its own rate."""

@@ -13,7 +13,9 @@ import pytest
 from model.state import Snapshot
 from streamer import Assistant
 from streamer.engine.decisions import FrameStep, Idle, Prefill, Replay
-from streamer.engine.scheduler import Pace, Scheduler, Terms
+from streamer.engine.pace import Pace
+from streamer.engine.queue import Terms
+from streamer.engine.scheduler import Scheduler
 from streamer.memory import recording
 from streamer.memory import replay as replaying
 from streamer.memory.footage import Piece

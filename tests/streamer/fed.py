@@ -17,7 +17,7 @@ from streamer.config import StreamConfig
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
 from streamer.engine.integrity import faults
-from streamer.engine.scheduler import Pace
+from streamer.engine.pace import Pace
 from streamer.engine.stream import Stream
 from tests.tiny import TINY
 

@@ -15,7 +15,7 @@ from statistics import median
 
 from streamer.engine.costs import Costs
 from streamer.engine.decisions import Decode, FrameStep, Prefill
-from streamer.engine.scheduler import Pace
+from streamer.engine.pace import Pace
 
 from .world import World
 

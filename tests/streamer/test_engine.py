@@ -15,7 +15,7 @@ from capture import Frame
 from model import Sampling
 from model.serving.backends import Finite
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
-from streamer.engine.scheduler import _Answer
+from streamer.engine.pace import Turn
 from streamer.engine.warmup import cost
 from tests.adding_up import FOUND
 
@@ -430,7 +430,7 @@ def test_what_does_not_add_up_is_counted_and_warned_of_once(kind: str, caplog: p
     elif kind == "frames":
         stream.frames_seen -= 1
     else:
-        engine.scheduler._answers["ghost"] = _Answer(0, 0.0, float("inf"), opened=True)
+        engine.scheduler._answers.turns["ghost"] = Turn(0, 0.0, float("inf"), opened=True)
     engine.turn(), engine.turn()
     assert engine.integrity_faults == {kind: 2} and len(FOUND) == 2
     FOUND.clear()

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamer.engine.decisions import Look
 from streamer.engine.looks import FLOOR
-from streamer.engine.scheduler import Pace
+from streamer.engine.pace import Pace
 from streamer.engine.standing import LONGEST, SETTLES, Scene, Standing
 
 from .world import World

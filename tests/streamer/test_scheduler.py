@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from streamer.engine.costs import Costs
 from streamer.engine.decisions import Decode, FrameStep, Idle, Prefill
-from streamer.engine.scheduler import MARGIN, MOST_WAITING, Pace, Scheduler, Terms
+from streamer.engine.pace import Pace
+from streamer.engine.queue import Terms
+from streamer.engine.scheduler import MARGIN, MOST_WAITING, Scheduler
 
 from .world import Picture, World
 

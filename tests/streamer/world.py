@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Look, Prefill
-from streamer.engine.scheduler import Pace, Scheduler, Terms
+from streamer.engine.pace import Pace
+from streamer.engine.queue import Terms
+from streamer.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
