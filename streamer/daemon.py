@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -76,8 +77,10 @@ class Daemon:
         try:
             await self.assistant.start()
             told = await self.assistant.watches.kept.after("", KEPT, newest=True)
+            links, now = self.assistant.watches.links, time.time()
             for event in told:
                 del event["feedback"]  # what was said of it since is no part of what was told
+            told = [links.of(event, now) for event in told]
             await self.outputs.start(None if self.assistant.keeper is None else self.assistant.keeper.store, told)
             self._capacity, _ = await asyncio.wrap_future(engine.load())
             self._more_slots = await asyncio.wrap_future(engine.call(lambda: engine.runner.more_slots))
@@ -179,7 +182,7 @@ class Daemon:
 
 def join(watches: Watches, outputs: Outputs) -> None:
     """Has outputs tell what watches see, and ask of them what brokers are asked."""
-    watches.feed.callbacks.append(lambda event: outputs.publish(event.facts()))
+    watches.feed.callbacks.append(lambda event: outputs.publish(watches.links.of(event.facts(), time.time())))
     watches.outputs = lambda: outputs.names
     watches.changed = lambda: outputs.watches_changed(watches.standing())
     outputs.still, outputs.snooze = lambda event: watches.kept.still(event), watches.snooze

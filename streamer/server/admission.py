@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
+from starlette._utils import get_route_path
+from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +17,8 @@ from streamer.server.auth import Gate
 from streamer.server.errors import RequestError, error_response
 from streamer.server.limits import Limits, network_of
 
+LINKED = "streamer.linked"
+"""In a request's scope: whether it came by a signed link, which is all that is asked of who follows it."""
 MOST_BYTES = 128 * 2**20
 """Of the bodies of all requests, and the messages of all websockets, that are being read or worked on; one address may hold half."""
 
@@ -42,10 +47,15 @@ class Held:
 
 
 class Admission:
-    """ASGI middleware: who asks too often, by which name, and from which page; then the app."""
+    """ASGI middleware: who asks too often, by which name, and from which page; then the app.
 
-    def __init__(self, app: ASGIApp, gate: Gate, limits: Limits, held: Held) -> None:
-        self._app, self._gate, self._limits, self._held = app, gate, limits, held
+    `linked` says whether a path with this query is a signed link, which other pages may show and any name may stand in.
+    """
+
+    def __init__(
+        self, app: ASGIApp, gate: Gate, limits: Limits, held: Held, linked: Callable[[str, str], bool]
+    ) -> None:
+        self._app, self._gate, self._limits, self._held, self._linked = app, gate, limits, held, linked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -56,7 +66,9 @@ class Admission:
         network = network_of(address)
         try:
             self._limits.knock(network, time.monotonic())
-            self._gate.check(connection.headers)
+            scope[LINKED] = self._follows(scope)
+            if not scope[LINKED]:
+                self._gate.check(connection.headers)
         except RequestError as error:
             scope["app"].state.refusals.log(scope.get("method", "websocket"), scope["path"], address, error.code)
             await self._refuse(scope, receive, send, error_response(error))
@@ -80,6 +92,12 @@ class Admission:
         finally:
             if taken:
                 self._held.give_back(network, taken)
+
+    def _follows(self, scope: Scope) -> bool:
+        query = scope["query_string"].decode("latin-1")
+        if scope.get("method") not in ("GET", "HEAD") or "signature" not in QueryParams(query):
+            return False
+        return self._linked(get_route_path(scope), query)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
         if scope["type"] == "websocket":

@@ -33,7 +33,7 @@ from streamer.errors import AssistantError
 from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
 from streamer.server.addresses import RootPath, misplaced
-from streamer.server.admission import Admission, Held
+from streamer.server.admission import LINKED, Admission, Held
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
 from streamer.server.bodies import PICTURE_HEADERS, Viewing, read_body
 from streamer.server.chat import complete
@@ -117,7 +117,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
                 expose_headers=["Location", "ETag", "Retry-After"],
             ),
             Middleware(RootPath, root_path=config.server.root_path),
-            Middleware(Admission, gate=routes.gate, limits=routes.limits, held=held),
+            Middleware(Admission, gate=routes.gate, limits=routes.limits, held=held, linked=routes.linked),
         ],
         exception_handlers={
             RequestError: refuse,
@@ -180,7 +180,7 @@ class Routes:
         self._footage = Footage(assistant)
         self.outputs = OutputRoutes(outputs, self.limits, self._admit, self._stays, config.server.private_sources)
         self.timelines = Timelines(assistant, self._streams, lambda request: self._admit(request, "view"))
-        self.watching = Watching(assistant, self._admit)
+        self.watching = Watching(assistant, self._admit, self._admit_to_evidence)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -351,7 +351,7 @@ class Routes:
         return JSONResponse(await self._assistant.forget(name, since, until, keep_memory=keep == "true"))
 
     async def clip(self, request: Request) -> Response:
-        self._admit(request, "view")
+        self._admit_to_evidence(request)
         return await self._footage.clip(request)
 
     async def still(self, request: Request) -> Response:
@@ -381,6 +381,23 @@ class Routes:
             self._metrics.text(self._assistant, self._outputs.status()),
             media_type="text/plain; version=0.0.4; charset=utf-8",
         )
+
+    def linked(self, path: str, query: str) -> bool:
+        """Whether this is a signed link to evidence, and still good."""
+        return self._assistant.watches.links.holds(path, query, time.time())
+
+    def _admit_to_evidence(self, request: Request) -> None:
+        """Lets in whoever follows a signed link, or may view. Raises RequestError."""
+        if request.scope[LINKED]:
+            return
+        try:
+            self._admit(request, "view")
+        except RequestError as error:
+            if error.code == "unauthorized" and "signature" in request.query_params:
+                raise RequestError(
+                    "unauthorized", "This link has expired or was changed: take a new one from the list of events."
+                ) from None
+            raise
 
     def _admit(self, connection: HTTPConnection, *scopes: Scope) -> Visitor:
         address = connection.client.host if connection.client else "unknown"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection, Request
@@ -14,6 +15,7 @@ from protocols.fields import ProtocolError, read_object
 from protocols.realtime.decisions import WatchCommand
 from streamer.assistant import Assistant
 from streamer.errors import AssistantError
+from streamer.server.admission import LINKED
 from streamer.server.auth import Scope, Visitor
 from streamer.server.bodies import read_body
 from streamer.server.errors import RequestError
@@ -32,8 +34,10 @@ class Admit(Protocol):
 class Watching:
     """The routes below /v1/watches: to see them needs the scope view, all else ask."""
 
-    def __init__(self, assistant: Assistant, admit: Admit) -> None:
+    def __init__(self, assistant: Assistant, admit: Admit, admit_to_evidence: Callable[[Request], None]) -> None:
+        """`admit_to_evidence` lets in whoever may see one event's picture."""
         self._assistant, self._watches, self._admit = assistant, assistant.watches, admit
+        self._admit_to_evidence = admit_to_evidence
 
     def routes(self) -> list[Route]:
         """In the order in which they are tried."""
@@ -80,15 +84,19 @@ class Watching:
         if not limit.isascii() or not limit.isdecimal() or not 1 <= int(limit[:9]) <= MOST_LISTED:
             raise RequestError("bad_option", f"limit is a number from 1 to {MOST_LISTED}, not {limit[:40]!r}.")
         events = await self._watches.kept.after(after or "", int(limit), newest=after is None)
-        return JSONResponse({"events": events})
+        links, now = self._watches.links, time.time()
+        return JSONResponse({"events": [links.of(event, now) for event in events]})
 
     async def still(self, request: Request) -> Response:
         """The picture that decided an event."""
-        self._admit(request, "view")
+        self._admit_to_evidence(request)
         picture = await self._watches.kept.still(known_id(request.path_params["event"]))
         if picture is None:
             raise AssistantError("unknown_event", "There is no picture of such an event: it may be too old.")
-        headers = {"Cache-Control": "private, max-age=86400, immutable", "Cross-Origin-Resource-Policy": "same-origin"}
+        headers = {
+            "Cache-Control": "private, max-age=86400, immutable",
+            "Cross-Origin-Resource-Policy": "cross-origin" if request.scope[LINKED] else "same-origin",
+        }
         return Response(picture, media_type="image/jpeg", headers=headers)
 
     async def judge(self, request: Request) -> Response:
@@ -169,12 +177,14 @@ async def perform(assistant: Assistant, visitor: Visitor, command: WatchCommand)
 
 async def alarms(assistant: Assistant, after: str) -> AsyncIterator[dict[str, Any]]:
     """What watches tell, as plain data: first what was told after an event's id, where there is one; and how many went unheard."""
-    listener, kept = assistant.watches.feed.listen(), assistant.watches.kept
+    watches = assistant.watches
+    listener, kept, links = watches.feed.listen(), watches.kept, watches.links
     try:
         last = after or None
         while after and (page := await kept.after(after)):
             for facts in page:
-                yield {key: value for key, value in facts.items() if key != "feedback"}
+                told = {key: value for key, value in facts.items() if key != "feedback"}
+                yield links.of(told, time.time())
             after = last = page[-1]["id"]
         async for event in listener:
             if last is not None and event.id <= last:
@@ -182,7 +192,7 @@ async def alarms(assistant: Assistant, after: str) -> AsyncIterator[dict[str, An
             if listener.missed:
                 yield {"type": "watch.missed", "missed": listener.missed, "after": last}
                 listener.missed = 0
-            yield event.facts()
+            yield links.of(event.facts(), time.time())
             last = event.id
     finally:
         listener.close()

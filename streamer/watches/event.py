@@ -25,8 +25,8 @@ class WatchEvent:
         before: what was told last, None where nothing was.
         after: what is so now.
         gap: seconds since the event before for which the stream showed nothing.
-        still: path of the picture that decided, as JPEG; None where none is kept.
-        clip: path of the recording around it; None where nothing is recorded.
+        still: path of the picture that decided, as JPEG; None where none is kept. Whoever is told gets it as a signed link.
+        clip: path and query of the recording around it; None where nothing is recorded. Signed too.
         about: id of the event that a `watch.evidence` belongs to, whose other values it repeats.
     """
 

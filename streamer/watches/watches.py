@@ -7,13 +7,10 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
 
-from capture import Frame
-from capture.image import encode_jpeg
 from model import ConfigError as ModelConfigError
 from protocols.question import JsonSchema, Question, Sampling
 from streamer.engine.answer import Answer
@@ -25,24 +22,17 @@ from streamer.memory.keeper import Keeper
 from streamer.memory.store import StoreError
 from streamer.watch_config import WatchConfig
 from streamer.watches.asked import checked
-from streamer.watches.event import EventIds, EventType, WatchEvent
 from streamer.watches.feed import Feed
 from streamer.watches.kept import Feedback, Kept
+from streamer.watches.links import Links, kept_key
 from streamer.watches.post import SURE, Post
-from streamer.watches.watch import Event
+from streamer.watches.teller import Teller
 
 log = logging.getLogger("streamer")
-STILL_SIDE = 1_280
-"""Pixels of an event's picture at most, on its longer side."""
-WAITING = 1_000
-"""Events that may wait to be kept and told; of more the oldest are given up, and that is logged."""
 ANSWER_TOKENS = 64
 """Of an answer whose changes are told."""
-GROWS = 6.0
-"""Seconds until what is recorded can be read."""
 Tokens = Callable[[Question], list[int]]
 Ask = Callable[[Question], Awaitable[Answer]]
-EVENTS = "/v1/watches/events"
 
 
 class Watches:
@@ -51,18 +41,14 @@ class Watches:
     def __init__(self, engine: Engine, streams: Mapping[str, Stream]) -> None:
         """`streams` are the assistant's, which come and go."""
         self._engine, self._streams = engine, streams
-        self.feed = Feed()
-        self.kept = Kept(None)
         self._configs: dict[str, WatchConfig] = {}
         self._made: set[str] = set()
         self._posts: dict[tuple[str, str], Post] = {}
         self._askers: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._states: dict[tuple[str, str], dict[str, Any]] = {}
-        self._ids = EventIds()
-        self._keeper: Keeper | None = None
-        self._telling: asyncio.Queue[tuple[Post, Event, Frame, dict[str, Any]]] = asyncio.Queue(WAITING)
-        self._teller: asyncio.Task[None] | None = None
-        self._clips: set[asyncio.Task[None]] = set()
+        self._teller = Teller(streams, self._posts)
+        self.links = Links(kept_key(None))
+        """By which evidence is seen without a token."""
         self.changed: Callable[[], None] = lambda: None
         """Called whenever `standing` is another."""
         self.outputs: Callable[[], Iterable[str]] = tuple
@@ -70,11 +56,11 @@ class Watches:
 
     async def begin(self, configs: Iterable[WatchConfig], keeper: Keeper | None, tokens: Tokens, ask: Ask) -> None:
         """Begins with the configured watches, and those made when it last ran. `tokens` and `ask` are the assistant's."""
-        self._keeper, self._tokens, self._ask = keeper, tokens, ask
-        self.kept = Kept(None if keeper is None else keeper.store)
-        made, self._states, newest = await asyncio.to_thread(self.kept.load)
-        self._ids = EventIds(newest)
-        self._teller = asyncio.create_task(self._tell_all())
+        self._tokens, self._ask = tokens, ask
+        self.links = Links(await asyncio.to_thread(kept_key, None if keeper is None else keeper.store.folder.path))
+        kept = Kept(None if keeper is None else keeper.store)
+        made, self._states, newest = await asyncio.to_thread(kept.load)
+        self._teller.begin(keeper, kept, newest)
         for config in configs:
             self._start(config)
         for name, fields in made.items():
@@ -87,19 +73,23 @@ class Watches:
                 log.warning("watch %s, which was made while the daemon ran, can't go on: %s", name, error)
             else:
                 self._made.add(name)
-        await self._resume_clips()
+        await self._teller.resume_clips()
 
     async def stop(self) -> None:
         """Keeps what is known; what waits to be told is."""
         for name in tuple(self._configs):
             self._end(name)
-        if self._teller is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._telling.join(), 1.0)
-            self._teller.cancel()
-        for task in self._clips:
-            task.cancel()
-        self.feed.close()
+        await self._teller.stop()
+
+    @property
+    def feed(self) -> Feed:
+        """Who hears of events."""
+        return self._teller.feed
+
+    @property
+    def kept(self) -> Kept:
+        """The events that were told, and what else outlasts the process."""
+        return self._teller.kept
 
     def renew(self, old: Iterable[WatchConfig], new: Iterable[WatchConfig]) -> list[str]:
         """Takes the watches of a changed configuration; returns a line for each that is another."""
@@ -237,7 +227,7 @@ class Watches:
         self._configs[config.name] = config
         for stream in config.streams:
             kept = self._states.get((config.name, stream))
-            post = self._posts[config.name, stream] = Post(config, stream, self._found, self._knows, kept)
+            post = self._posts[config.name, stream] = Post(config, stream, self._teller.found, self._knows, kept)
             if not post.paused:
                 self._set_out(post)
         self.changed()
@@ -245,7 +235,7 @@ class Watches:
     def _end(self, name: str) -> None:
         for post in self._posts_of(name):
             self._rest(post)
-            if self._keeps(post.stream):
+            if self._teller.keeps(post.stream):
                 self.kept.know(name, post.stream, post.keep())
             del self._posts[name, post.stream]
 
@@ -333,118 +323,14 @@ class Watches:
             value = text if form is None else json.dumps(json.loads(text), sort_keys=True)
             post.see(value, captured_wall(frame), frame, generation)
 
-    # What is told
-
-    def _keeps(self, stream: str) -> bool:
-        return stream not in self._streams or self._streams[stream].config.keep != "nothing"
-
     def _knows(self, post: Post) -> None:
         """A post believes otherwise than before, without an event."""
-        if self._keeps(post.stream):
+        if self._teller.keeps(post.stream):
             self.kept.know(post.config.name, post.stream, post.keep())
         self.changed()
-
-    def _found(self, post: Post, event: Event, frame: Frame) -> None:
-        if self._telling.full():
-            lost = self._telling.get_nowait()
-            self._telling.task_done()
-            log.error(
-                "an event of watch %s is lost: the disk is too slow for %d that wait", lost[0].config.name, WAITING
-            )
-        self._telling.put_nowait((post, event, frame, post.keep()))
-
-    async def _tell_all(self) -> None:
-        while True:
-            post, event, frame, state = await self._telling.get()
-            try:
-                await self._tell(post, event, frame, state)
-            except Exception:
-                log.exception("an event of watch %s could not be told", post.config.name)
-            finally:
-                self._telling.task_done()
-
-    async def _tell(self, post: Post, event: Event, frame: Frame, state: dict[str, Any]) -> None:
-        """Keeps an event and tells it, in this order: a crash between the two has it heard late, by its id, and never twice."""
-        config, id = post.config, self._ids.next(time.time())
-        keeps = self._keeps(post.stream)
-        picture = await asyncio.to_thread(encode_jpeg, frame.pixels, STILL_SIDE) if keeps else None
-        told = WatchEvent(
-            id,
-            event.kind,
-            config.name,
-            post.stream,
-            config.severity,
-            config.question,
-            round(event.decided, 6),
-            round(event.began, 6),
-            None if event.probability is None else round(event.probability, 6),
-            _plain(config, event.before),
-            _plain(config, event.after),
-            round(event.gap, 3),
-            None if picture is None else f"{EVENTS}/{id}/still.jpg",
-            self._clip(config, post.stream, event.began, event.decided),
-        )
-        await self._publish(told, state, picture)
-        if told.clip is not None:
-            self._follow(told, config.clip_after)
-
-    async def _publish(self, event: WatchEvent, state: dict[str, Any], picture: bytes | None) -> None:
-        if self._keeps(event.stream):
-            await self.kept.tell(event, state, picture)
-        if self._keeper is not None and event.about is None:
-            changed = f": {event.before} → {event.after}" if event.type == "watch.changed" else ""
-            text = f"{event.watch}: {event.question}{changed}"
-            place, stream = self._keeper.timeline.place(event.captured_at), self._streams.get(event.stream)
-            time_of = None if stream is None else stream.seen_until
-            self._keeper.timeline.add(
-                event.type, event.stream, text, event.facts(), place=place, time=time_of, still=picture
-            )
-        log.info("watch %s: %s on stream %s", event.watch, event.type, event.stream)
-        self.feed.publish(event)
-
-    # Clips
-
-    def _clip(self, config: WatchConfig, stream: str, began: float, decided: float) -> str | None:
-        there = self._streams.get(stream)
-        if there is None or there.recorder is None:
-            return None
-        since, until = began - config.clip_before, decided + config.clip_after
-        return f"/v1/streams/{stream}/clip?from={since:.3f}&to={until:.3f}&codec=h264"
-
-    def _follow(self, event: WatchEvent, after: float) -> None:
-        task = asyncio.create_task(self._evidence(event, event.captured_at + after + GROWS))
-        self._clips.add(task)
-        task.add_done_callback(self._clips.discard)
-
-    async def _evidence(self, event: WatchEvent, at: float) -> None:
-        """Tells that an event's clip is whole, once it is."""
-        await asyncio.sleep(max(at - time.time(), 0.0))
-        keeper, post = self._keeper, self._posts.get((event.watch, event.stream))
-        if keeper is None or post is None:
-            return
-        if await asyncio.to_thread(keeper.recordings.of, event.stream, event.began_at, event.captured_at):
-            kind: EventType = "watch.evidence"
-            facts = {**event.facts(), "id": self._ids.next(time.time()), "type": kind, "about": event.id}
-            await self._publish(WatchEvent.of(facts), post.keep(), None)
-
-    async def _resume_clips(self) -> None:
-        """Tells of clips that were not whole yet when the process ended."""
-        events = await self.kept.after("", newest=True)
-        told = {each["about"] for each in events}
-        for facts in events:
-            if facts["clip"] is None or facts["about"] is not None or facts["id"] in told:
-                continue
-            event = WatchEvent.of({key: value for key, value in facts.items() if key != "feedback"})
-            if event.watch in self._configs:
-                self._follow(event, self._configs[event.watch].clip_after)
 
 
 def question_of(config: WatchConfig, stream: str) -> Question:
     """The question whose answers' changes are told."""
     form = None if config.format is None else JsonSchema(config.format, "format")
     return Question(config.question, stream, sampling=Sampling(temperature=0), max_tokens=ANSWER_TOKENS, format=form)
-
-
-def _plain(config: WatchConfig, value: Any) -> Any:
-    """What an answer of a schema holds, or the words, or whether it is so."""
-    return json.loads(value) if config.format is not None and isinstance(value, str) else value

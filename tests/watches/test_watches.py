@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import sqlite3
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -86,8 +87,9 @@ def server(daemon: Daemon) -> Iterator[Served]:
         daemon.run(lambda name=watch["name"]: daemon.assistant.watches.remove(name))
 
 
-def http(server: Served, method: str, path: str, **fields: Any) -> tuple[int, Any]:
-    asked = urllib.request.Request(server.url + path, json.dumps(fields).encode() if fields else None, method=method)
+def http(server: Served, method: str, path: str, headers: Any = None, **fields: Any) -> tuple[int, Any]:
+    body = json.dumps(fields).encode() if fields else None
+    asked = urllib.request.Request(server.url + path, body, headers or {}, method=method)
     try:
         with urllib.request.urlopen(asked, timeout=30) as reply:
             body = reply.read()
@@ -129,8 +131,20 @@ def test_the_banana_is_told_with_its_picture_and_marked_as_right(
     event, watch = daemon.run(hear)
     assert (watch["events"], watch["right"], watch["false_alarms"]) == (2, 1, 0)
     assert watch["streams"][0]["state"] is False and watch["streams"][0]["trouble"] is None
-    status, still = http(server, "GET", event["still"])
-    assert status == 200 and decode_image(still, 640).shape[2] == 3
+    with daemon.served(
+        server={"tokens": [{"name": "me", "digest": "sha256:" + "0" * 64, "scopes": ["view"]}]}
+    ) as guarded:
+        status, still = http(guarded, "GET", event["still"], headers={"Sec-Fetch-Site": "cross-site"})
+        assert status == 200 and decode_image(still, 640).shape[2] == 3
+        assert "has expired or was changed" in http(guarded, "GET", event["still"] + "0")[1]
+        assert "token is needed" in http(guarded, "GET", event["still"].partition("?")[0])[1]
+        (listed,) = [
+            each for each in http(server, "GET", "/v1/watches/events")[1]["events"] if each["id"] == event["id"]
+        ]
+        assert http(guarded, "GET", listed["still"])[0] == 200
+        clip = daemon.assistant.watches.links.signed("/v1/streams/yard/clip?from=1.000&to=2.000", time.time())
+        assert "Nothing is recorded" in http(guarded, "GET", clip)[1]
+        assert http(guarded, "GET", clip.replace("to=2", "to=3"))[0] == 401 and http(guarded, "DELETE", clip)[0] == 405
     capsys.readouterr()
     for command, said in (
         (["events"], event["id"]),

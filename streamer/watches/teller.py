@@ -1,0 +1,166 @@
+"""Tells what posts find: each event is kept first, with the picture that decided, then told, and followed by its clip."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from capture import Frame
+from capture.image import encode_jpeg
+from streamer.engine.stream import Stream
+from streamer.memory.keeper import Keeper
+from streamer.watch_config import WatchConfig
+from streamer.watches.event import EventIds, EventType, WatchEvent
+from streamer.watches.feed import Feed
+from streamer.watches.kept import Kept
+from streamer.watches.post import Post
+from streamer.watches.watch import Event
+
+log = logging.getLogger("streamer")
+STILL_SIDE = 1_280
+"""Pixels of an event's picture at most, on its longer side."""
+WAITING = 1_000
+"""Events that may wait to be kept and told; of more the oldest are given up, and that is logged."""
+GROWS = 6.0
+"""Seconds until what is recorded can be read."""
+EVENTS = "/v1/watches/events"
+
+
+class Teller:
+    """Tells events of all posts. On the assistant's event loop."""
+
+    def __init__(self, streams: Mapping[str, Stream], posts: Mapping[tuple[str, str], Post]) -> None:
+        """`streams` are the assistant's and `posts` those of its watches, which come and go."""
+        self._streams, self._posts = streams, posts
+        self.feed = Feed()
+        self.kept = Kept(None)
+        self._ids = EventIds()
+        self._keeper: Keeper | None = None
+        self._telling: asyncio.Queue[tuple[Post, Event, Frame, dict[str, Any]]] = asyncio.Queue(WAITING)
+        self._task: asyncio.Task[None] | None = None
+        self._clips: set[asyncio.Task[None]] = set()
+
+    def begin(self, keeper: Keeper | None, kept: Kept, newest: str | None) -> None:
+        """Tells from now on; `newest` is the id of the last event that was told before."""
+        self._keeper, self.kept, self._ids = keeper, kept, EventIds(newest)
+        self._task = asyncio.create_task(self._tell_all())
+
+    async def stop(self) -> None:
+        """Tells what waits."""
+        if self._task is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._telling.join(), 1.0)
+            self._task.cancel()
+        for task in self._clips:
+            task.cancel()
+        self.feed.close()
+
+    def keeps(self, stream: str) -> bool:
+        """Whether anything of a stream outlasts the process."""
+        return stream not in self._streams or self._streams[stream].config.keep != "nothing"
+
+    def found(self, post: Post, event: Event, frame: Frame) -> None:
+        """A post has an event, which is told as soon as it is kept."""
+        if self._telling.full():
+            lost = self._telling.get_nowait()
+            self._telling.task_done()
+            log.error(
+                "an event of watch %s is lost: the disk is too slow for %d that wait", lost[0].config.name, WAITING
+            )
+        self._telling.put_nowait((post, event, frame, post.keep()))
+
+    async def _tell_all(self) -> None:
+        while True:
+            post, event, frame, state = await self._telling.get()
+            try:
+                await self._tell(post, event, frame, state)
+            except Exception:
+                log.exception("an event of watch %s could not be told", post.config.name)
+            finally:
+                self._telling.task_done()
+
+    async def _tell(self, post: Post, event: Event, frame: Frame, state: dict[str, Any]) -> None:
+        """Keeps an event and tells it, in this order: a crash between the two has it heard late, by its id, and never twice."""
+        config, id = post.config, self._ids.next(time.time())
+        keeps = self.keeps(post.stream)
+        picture = await asyncio.to_thread(encode_jpeg, frame.pixels, STILL_SIDE) if keeps else None
+        told = WatchEvent(
+            id,
+            event.kind,
+            config.name,
+            post.stream,
+            config.severity,
+            config.question,
+            round(event.decided, 6),
+            round(event.began, 6),
+            None if event.probability is None else round(event.probability, 6),
+            _plain(config, event.before),
+            _plain(config, event.after),
+            round(event.gap, 3),
+            None if picture is None else f"{EVENTS}/{id}/still.jpg",
+            self._clip(config, post.stream, event.began, event.decided),
+        )
+        await self._publish(told, state, picture)
+        if told.clip is not None:
+            self._follow(told, config.clip_after)
+
+    async def _publish(self, event: WatchEvent, state: dict[str, Any], picture: bytes | None) -> None:
+        if self.keeps(event.stream):
+            await self.kept.tell(event, state, picture)
+        if self._keeper is not None and event.about is None:
+            changed = f": {event.before} → {event.after}" if event.type == "watch.changed" else ""
+            text = f"{event.watch}: {event.question}{changed}"
+            place, stream = self._keeper.timeline.place(event.captured_at), self._streams.get(event.stream)
+            time_of = None if stream is None else stream.seen_until
+            self._keeper.timeline.add(
+                event.type, event.stream, text, event.facts(), place=place, time=time_of, still=picture
+            )
+        log.info("watch %s: %s on stream %s", event.watch, event.type, event.stream)
+        self.feed.publish(event)
+
+    # Clips
+
+    def _clip(self, config: WatchConfig, stream: str, began: float, decided: float) -> str | None:
+        there = self._streams.get(stream)
+        if there is None or there.recorder is None:
+            return None
+        since, until = began - config.clip_before, decided + config.clip_after
+        return f"/v1/streams/{stream}/clip?from={since:.3f}&to={until:.3f}&codec=h264"
+
+    def _follow(self, event: WatchEvent, after: float) -> None:
+        task = asyncio.create_task(self._evidence(event, event.captured_at + after + GROWS))
+        self._clips.add(task)
+        task.add_done_callback(self._clips.discard)
+
+    async def _evidence(self, event: WatchEvent, at: float) -> None:
+        """Tells that an event's clip is whole, once it is."""
+        await asyncio.sleep(max(at - time.time(), 0.0))
+        keeper, post = self._keeper, self._posts.get((event.watch, event.stream))
+        if keeper is None or post is None:
+            return
+        if await asyncio.to_thread(keeper.recordings.of, event.stream, event.began_at, event.captured_at):
+            kind: EventType = "watch.evidence"
+            facts = {**event.facts(), "id": self._ids.next(time.time()), "type": kind, "about": event.id}
+            await self._publish(WatchEvent.of(facts), post.keep(), None)
+
+    async def resume_clips(self) -> None:
+        """Tells of clips that were not whole yet when the process ended."""
+        events = await self.kept.after("", newest=True)
+        told = {each["about"] for each in events}
+        for facts in events:
+            if facts["clip"] is None or facts["about"] is not None or facts["id"] in told:
+                continue
+            event = WatchEvent.of({key: value for key, value in facts.items() if key != "feedback"})
+            post = self._posts.get((event.watch, event.stream))
+            if post is not None:
+                self._follow(event, post.config.clip_after)
+
+
+def _plain(config: WatchConfig, value: Any) -> Any:
+    """What an answer of a schema holds, or the words, or whether it is so."""
+    return json.loads(value) if config.format is not None and isinstance(value, str) else value
