@@ -1,6 +1,9 @@
 import { Connection } from "./connection.js";
 import { Chart } from "./chart.js";
 import { Timeline, clock } from "./timeline.js";
+import { Events } from "./events.js";
+import { Grid } from "./grid.js";
+import { Watches } from "./watches.js";
 import { publish } from "./webcam.js";
 
 const at = (id) => document.getElementById(id);
@@ -8,6 +11,10 @@ const charts = { seen: new Chart(at("seen-chart")), lag: new Chart(at("lag-chart
 const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(), camera: null, frameAsked: 0, moment: null };
 const connection = new Connection();
 const timeline = new Timeline(at("timeline"), { fetched: (place) => connection.fetched(place), onmoment: visit, onfault: notice });
+const send = (event) => { notice(""); connection.send(event); };
+const watches = new Watches(at("watches"), { send });
+const events = new Events(at("events"), at("player"), { fetched: (place) => connection.fetched(place), send, onfault: notice });
+const grid = new Grid(at("grid"), { pictured: (place) => connection.pictured(place), onchoose: choose });
 
 const PICTURE_EVERY = 200; // milliseconds: the page shows five pictures a second of those the model saw
 const LIST_EVERY = 1000;
@@ -132,7 +139,15 @@ const handlers = {
     if (!state.streams.some((each) => each.name === state.chosen)) choose(state.streams[0]?.name ?? null);
     list();
     figures();
+    watches.offer(state.streams.map((each) => each.name), state.chosen);
+    grid.show(state.streams, state.chosen);
   },
+  "watch.listed": (event) => { watches.show(event.watches); grid.so(event.watches); },
+  "watch.added": () => { watches.added(); connection.send({ type: "watch.list" }); },
+  "watch.updated": () => connection.send({ type: "watch.list" }),
+  "watch.removed": () => connection.send({ type: "watch.list" }),
+  "watch.judged": (event) => events.judged(event),
+  "watch.missed": () => events.load(),
   "stream.attached": (event) => { told(`${event.stream?.name ?? event.stream ?? event.name ?? "stream"} added`); connection.send({ type: "stream.list" }); },
   "stream.detached": () => { told("stream removed"); connection.send({ type: "stream.list" }); },
   "stream.frame": (event) => {
@@ -173,10 +188,16 @@ const handlers = {
   "error": (event) => { state.frameAsked = 0; if (event.error.code !== "no_frame") notice(event.error.message); },
 };
 
+function look() {
+  connection.send({ type: "stream.list" });
+  if (!document.hidden) connection.send({ type: "watch.list" });
+}
+
 function busy() {
   at("stop").hidden = state.answers.size === 0;
 }
 
+for (const type of ["watch.started", "watch.ended", "watch.changed", "watch.evidence"]) handlers[type] = (event) => events.hear(event);
 connection.onevent = (event) => handlers[event.type]?.(event);
 connection.onstate = (name, detail) => {
   at("connection").dataset.state = name;
@@ -192,7 +213,9 @@ connection.onstate = (name, detail) => {
   notice("");
   const chosen = state.chosen;
   state.chosen = null;
-  connection.send({ type: "stream.list" });
+  look();
+  connection.send({ type: "watch.subscribe" });
+  events.load();
   if (chosen) choose(chosen);
   fetch("healthz").then((reply) => reply.json()).then((facts) => {
     at("model").textContent = facts.model.trained ? facts.model.name : `${facts.model.name} – ${facts.model.weights}`;
@@ -263,5 +286,5 @@ setInterval(() => {
   state.frameAsked = performance.now();
   connection.send({ type: "stream.frame", stream: state.chosen });
 }, PICTURE_EVERY);
-setInterval(() => connection.isOpen && connection.send({ type: "stream.list" }), LIST_EVERY);
+setInterval(look, LIST_EVERY);
 connection.open();

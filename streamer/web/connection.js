@@ -64,6 +64,17 @@ export class Connection {
     throw Object.assign(new Error(error?.message ?? `the daemon answered ${reply.status}`), { code: error?.code });
   }
 
+  // A place's picture as a data: URL, as an <img> can't bring the token along.
+  async pictured(place) {
+    const blob = await (await this.fetched(place)).blob();
+    return new Promise((good, bad) => {
+      const reader = new FileReader();
+      reader.onload = () => good(reader.result);
+      reader.onerror = () => bad(reader.error);
+      reader.readAsDataURL(blob);
+    });
+  }
+
   send(event) {
     if (this.isOpen) this.socket.send(JSON.stringify(event));
   }
