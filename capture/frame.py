@@ -25,3 +25,8 @@ class Frame:
     source: str
     wall: float | None = None
     discontinuity: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """What its pixels take."""
+        return int(self.pixels.nbytes)

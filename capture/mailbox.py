@@ -13,8 +13,9 @@ from capture.frame import Frame
 class Mailbox:
     """A bounded, thread-safe queue of frames.
 
-    Under "newest" a full mailbox drops its oldest frame (counted in `dropped`); under "every" `put` waits for room, so
-    that a recording is decoded no faster than it is seen.
+    Under "newest" a full mailbox drops its oldest frames (counted in `dropped`): beyond `capacity` frames it holds what comes
+    in a burst as far as all together take no more than `most_bytes`. Under "every" `put` waits for room, so that a recording
+    is decoded no faster than it is seen.
     """
 
     def __init__(
@@ -22,13 +23,15 @@ class Mailbox:
         capacity: int = 1,
         *,
         policy: Literal["newest", "every"] = "newest",
+        most_bytes: int = 0,
         on_put: Callable[[], None] | None = None,
     ) -> None:
-        self.capacity, self.policy, self.on_put = capacity, policy, on_put
+        self.capacity, self.policy, self.most_bytes, self.on_put = capacity, policy, most_bytes, on_put
         self.received = 0
         self.dropped = 0
         self.closed = False
         self.waiting: deque[Frame] = deque()
+        self.bytes = 0
         self.room = threading.Condition()
 
     def put(self, frame: Frame) -> None:
@@ -59,10 +62,17 @@ class Mailbox:
         if self.closed:
             return
         self.received += 1
-        if len(self.waiting) >= self.capacity:
-            self.waiting.popleft()
-            self.dropped += 1
         self.waiting.append(frame)
+        self.bytes += frame.nbytes
+        while len(self.waiting) > self.capacity and self.bytes > self.most_bytes:
+            self.pop()
+            self.dropped += 1
+
+    def pop(self) -> Frame:
+        """The oldest frame, out of the mailbox; the lock is held."""
+        frame = self.waiting.popleft()
+        self.bytes -= frame.nbytes
+        return frame
 
     def announce(self) -> None:
         """Tells the taker, outside the lock, as it may come for the frame at once."""
@@ -74,7 +84,7 @@ class Mailbox:
         with self.room:
             if len(self.waiting) < n:
                 return []
-            taken = [self.waiting.popleft() for _ in range(n)]
+            taken = [self.pop() for _ in range(n)]
             self.room.notify_all()
             return taken
 
@@ -99,4 +109,5 @@ class Mailbox:
         with self.room:
             self.closed = True
             self.waiting.clear()
+            self.bytes = 0
             self.room.notify_all()

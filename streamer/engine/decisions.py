@@ -7,10 +7,13 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Timed(Protocol):
-    """A frame, of which only its age matters here: `captured` is in seconds on the monotonic clock."""
+    """A frame, of which only age and size matter here: `captured` is in seconds on the monotonic clock, `nbytes` what it takes."""
 
     @property
     def captured(self) -> float: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 F = TypeVar("F", bound=Timed)

@@ -10,10 +10,14 @@ from streamer.engine.decisions import F
 
 RHYTHM = 5
 """Frames whose distances' median is a stream's rhythm: what is usual now, whatever pauses lie between."""
+LATELY, MOST_LATELY = 2.0, 256
+"""Seconds whose frames' mean distance is a stream's period, so that a burst and the pause before it count together; the most frames."""
 SILENCE = 2.5
 """Periods of its rhythm without a frame after which the next is news, and seen at once."""
+MOST_BYTES = 24 * 2**20
+"""What the frames of one stream that wait may take in all, beyond those of one step."""
 LONGEST_PERIOD = 10.0
-"""Seconds between two frames that still count as a stream's rhythm."""
+"""Seconds that a pause between two frames counts for at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Terms:
 
 @dataclass
 class Queue(Generic[F]):
-    """Frames of one stream, oldest first. `period` is the first guess of what lies between two; they correct it.
+    """Frames of one stream, oldest first. `period` is what lies between two on average: a first guess, which they correct.
 
     `share` is the part of its frame rate that it may use, and `due` when its next step may begin where that is below 1.
     """
@@ -36,6 +40,8 @@ class Queue(Generic[F]):
     period: float
     waiting: deque[F] = field(default_factory=deque)
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=RHYTHM))
+    lately: deque[float] = field(init=False)
+    """Distances whose mean is `period`, the first guess among them until it is forgotten."""
     sudden: bool = False
     """Whether the newest frame came after a silence."""
     captured: float | None = None
@@ -43,6 +49,9 @@ class Queue(Generic[F]):
     arrived: float = float("-inf")
     share: float = 1.0
     due: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.lately = deque([self.period] * max(1, round(LATELY / self.period)), maxlen=MOST_LATELY)
 
     @property
     def rhythm(self) -> float:
@@ -54,12 +63,33 @@ class Queue(Generic[F]):
         """When the oldest frame is too old."""
         return self.waiting[0].captured + self.terms.deadline
 
+    @property
+    def nbytes(self) -> int:
+        return sum(frame.nbytes for frame in self.waiting)
+
+    def slack(self, begin: float, takes: float, beyond: float, per_step: int, *, coming: bool = False) -> float:
+        """Seconds that may pass before one of its frames is late, if steps of `per_step` begin at `begin`, one after the other.
+
+        Each takes `takes`, and `beyond` more until its frames are in the state. With `coming` the next frame, which has yet to
+        come, counts as well.
+        """
+        captured = [frame.captured for frame in self.waiting]
+        if coming:
+            last = begin if self.captured is None else self.captured
+            captured.append(max(last + min(self.period, self.rhythm), begin))
+        ends = (begin + (number // per_step + 1) * takes + beyond for number in range(len(captured)))
+        return min(when + self.terms.deadline - end for when, end in zip(captured, ends, strict=True))
+
     def add(self, frame: F, now: float) -> None:
         """A frame has come."""
         if self.captured is not None and (apart := frame.captured - self.captured) > 0:
             self.sudden = apart > SILENCE * self.rhythm
             self.gaps.append(apart)
-            if apart < LONGEST_PERIOD:
-                self.period += 0.1 * (apart - self.period)
+        if self.captured is not None and apart >= 0:
+            self.lately.append(min(apart, LONGEST_PERIOD))
+            lasted = sum(self.lately)
+            while lasted - self.lately[0] >= LATELY:
+                lasted -= self.lately.popleft()
+            self.period = max(lasted, LATELY) / len(self.lately)
         self.captured, self.arrived = frame.captured, now
         self.waiting.append(frame)

@@ -18,10 +18,8 @@ from streamer.engine.costs import Costs
 from streamer.engine.decisions import Decision, Decode, F, FrameStep, Idle, Look, Prefill, Replay
 from streamer.engine.looks import Looks
 from streamer.engine.pace import Answers, Pace, Turn, rounded
-from streamer.engine.queue import Queue, Terms
+from streamer.engine.queue import MOST_BYTES, Queue, Terms
 
-MOST_WAITING = 8
-"""Frames of one stream that may ever wait here."""
 LONE_PERIODS = 1.5
 """Periods of a stream's rhythm after which a frame whose partner does not come is seen alone, where its deadline leaves so long."""
 FULL = 0.97
@@ -34,6 +32,8 @@ SLACK = 1.1
 """Times the soonest end of all that wait by which smaller batches may end, where the device has the time."""
 MARGIN = 1.25
 """Times its mean that a frame step is left at least, where it must end in time."""
+ROUNDING = 1e-9
+"""Seconds by which sums of times may differ."""
 SILENT = 2.0
 """Seconds without a frame (three periods, if that is longer) after which a stream asks for no share of the device."""
 
@@ -54,6 +54,7 @@ class Scheduler(Generic[F]):
         self._short = self._crowded = False
         self._slack = SLACK
         self._begun = float("inf")
+        self._free = float("-inf")
         self._answered_last = False
 
     @property
@@ -82,17 +83,16 @@ class Scheduler(Generic[F]):
             del self._drops[key]
 
     def room(self, name: str) -> int:
-        """How many frames the stream may be offered now before one is dropped."""
-        stream = self._streams[name]
-        return self._most(stream) - len(stream.waiting)
+        """How many frames of a stream that waits may be offered now."""
+        return 2 * self.frames_per_step - len(self._streams[name].waiting)
 
     def offer(self, name: str, frame: F, now: float) -> None:
-        """A frame has come. A live stream that is full loses its oldest one."""
+        """A frame has come. A live stream keeps what could still be seen in time if the device were its own, the newest first."""
         stream = self._streams[name]
         stream.add(frame, now)
-        if not stream.terms.every and len(stream.waiting) > self._most(stream):
+        while len(stream.waiting) > self.frames_per_step and not stream.terms.every and self._excess(stream, now):
+            self._drops[name, "stale" if stream.late < now else "overload"] += 1
             stream.waiting.popleft()
-            self._drops[name, "overload"] += 1
 
     def ask(self, answer: str, tokens: int, now: float, shown: int = 0) -> None:
         """A question of `tokens` tokens waits for its answer, which is `shown` so many steps of the past before."""
@@ -194,9 +194,11 @@ class Scheduler(Generic[F]):
         """Those that answers may take: one of several is left to looks where there are watches."""
         return self.answer_slots - (self.answer_slots > 1 and bool(self.looks))
 
-    def _most(self, stream: Queue[F]) -> int:
-        fresh = 0 if stream.terms.every else min(MOST_WAITING, int(stream.terms.deadline / stream.period))
-        return max(2 * self.frames_per_step, fresh)
+    def _excess(self, stream: Queue[F], now: float) -> bool:
+        """Whether more waits than can be in time, or held."""
+        takes, begin = self.frame_costs.estimate(1), max(now, self._free)
+        slack = stream.slack(begin, takes, self._beyond(1), self.frames_per_step)
+        return slack < -ROUNDING or stream.nbytes > MOST_BYTES
 
     def _ready_at(self, stream: Queue[F]) -> float:
         """When the stream's next step may begin with what waits now."""
@@ -238,6 +240,7 @@ class Scheduler(Generic[F]):
         cost = self.whole_costs.estimate(len(chosen))
         for name in chosen:
             self._streams[name] = self._streams.pop(name)
+        self._free = now + self.frame_costs.estimate(len(chosen))
         return FrameStep(tuple((name, self._take(name, now, now + cost)) for name in chosen))
 
     def _batch(self, ready: list[str], now: float) -> int:
@@ -298,16 +301,9 @@ class Scheduler(Generic[F]):
         """Seconds until the device must turn to frames for them to be in time."""
         live = self._live(now)
         batch = min(len(live), self.largest_batch)
-        cost = self._reserve(batch)
-        spare = self._begun - cost - now
-        cost += self._beyond(batch)
-        for stream in live:
-            last = now if stream.captured is None else stream.captured
-            captured = stream.waiting[0].captured if stream.waiting else max(last + stream.period, now)
-            room = self._most(stream) - len(stream.waiting)
-            overflow = max(last + (room + 0.5) * stream.period - now, 0.5 * stream.period) if room > 0 else 0.0
-            spare = min(spare, captured + stream.terms.deadline - cost - now, overflow)
-        return spare
+        takes, beyond = self._reserve(batch), self._beyond(batch)
+        slacks = (stream.slack(now, takes, beyond, self.frames_per_step, coming=True) for stream in live)
+        return min((self._begun - takes - now, *slacks))
 
     def _wake(self, now: float, frames: bool) -> float | None:
         """When time alone makes something ready."""

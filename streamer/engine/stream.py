@@ -10,9 +10,10 @@ from typing import Protocol
 
 from capture import Frame, IceServer, Mailbox, Patience, Recorder, Source, SourceOptions, SourceStatus, open_source
 from streamer.config import StreamConfig, WebRtcConfig
-from streamer.engine.queue import Terms
-from streamer.engine.scheduler import MOST_WAITING
+from streamer.engine.queue import MOST_BYTES, Terms
 
+MOST_WAITING = 8
+"""Frames that a source may bring beside a step, or more where they are small."""
 USUAL_RATE = 25.0
 """Frames a second that are expected of a stream before it has shown its own rate."""
 FRESH_FRAMES = 4
@@ -95,7 +96,7 @@ class Stream:
     ) -> None:
         self.name, self.config, self.source, self.trained_rate = config.name, config, source, trained_rate
         self.terms = self.promised()
-        self.mailbox = Mailbox(MOST_WAITING, policy=config.policy, on_put=wake)
+        self.mailbox = Mailbox(MOST_WAITING, policy=config.policy, most_bytes=MOST_BYTES, on_put=wake)
         self.slot = -1
         self.opened = False
         self.generation = 0

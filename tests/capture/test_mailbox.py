@@ -23,6 +23,16 @@ def test_the_newest_wins_and_drops_are_counted() -> None:
     assert mailbox.newest is None
 
 
+def test_a_burst_is_held_as_far_as_its_bytes_allow() -> None:
+    size = frame(0).nbytes
+    mailbox = Mailbox(2, most_bytes=5 * size)
+    for n in range(7):
+        mailbox.put(frame(n))
+    assert (mailbox.received, mailbox.dropped, mailbox.bytes) == (7, 2, 5 * size)
+    assert [taken.sequence for taken in mailbox.take(5)] == [2, 3, 4, 5, 6]
+    assert mailbox.bytes == 0
+
+
 def test_every_frame_waits_for_room() -> None:
     mailbox = Mailbox(1, policy="every")
     mailbox.put(frame(0))

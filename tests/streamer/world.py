@@ -19,6 +19,7 @@ from streamer.engine.scheduler import Scheduler
 class Picture:
     captured: float
     sequence: int
+    nbytes: int = 0
 
 
 class World:
