@@ -12,7 +12,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from capture.colour import Mapping, is_other
@@ -57,6 +57,10 @@ TILE = (322, 323)
 SRGB = ImageCms.createProfile("sRGB")
 PROFILED = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """The mode of the pixels that a profile of a colour space (ICC.1, 7.2.6) describes."""
+MOVES, CLEAR = 0x02, 0x10
+"""Flags of a WebP's header (RFC 9649, 2.7)."""
+BITS, PHOTOMETRIC, SAMPLES = 258, 262, 339
+"""TIFF's tags of the bits of a sample, of what they mean, and of their format."""
 SIXTEEN = np.round(np.arange(2**16) / 257).astype(np.uint8)
 
 
@@ -229,6 +233,8 @@ def moves(data: bytes) -> bool:
 
 
 def damaged(error: Exception) -> PictureError:
+    if isinstance(error, UnidentifiedImageError):
+        return PictureError("The picture is damaged, or of a variety that is not read: send a whole JPEG or PNG.")
     said = " ".join(str(error).split())[:100] or type(error).__name__
     return PictureError(f"The picture can't be decoded ({said}): send a whole file.")
 
@@ -258,6 +264,9 @@ def checked(data: bytes, longest_side: int) -> ImageHeader:
 
 def opened(data: bytes, header: ImageHeader) -> Image.Image:
     """The picture, of which no pixel is decoded yet."""
+    if header.format == "WEBP" and data[12:16] == b"VP8X" and data[20] & MOVES:
+        # Where no frame covers the canvas it is clear, whatever the header says, and Pillow would make it black.
+        data = data[:20] + bytes([data[20] | CLEAR]) + data[21:]
     if header.format == "JPEG":
         # Not by `Image.open`, which refuses by a size that a JPEG is never held at.
         return JpegImageFile(io.BytesIO(data))
@@ -318,14 +327,14 @@ def fitted(width: int, height: int, longest_side: int) -> tuple[int, int]:
 def shown(image: Image.Image, longest_side: int) -> Pixels:
     """A decoded picture as people see it: scaled down, in sRGB, on white and upright."""
     profile, colours = image.info.get("icc_profile"), image.info.get(COLOURS)
-    turn = TRANSPOSES.get(orientation(image))
+    turn, gray = TRANSPOSES.get(orientation(image)), image.mode in ("LA", "La")
     image = plain(image)
     size = fitted(*image.size, longest_side)
     if size != image.size:
         image = image.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
     if image.mode == "RGBA":
         white = Image.new("RGB", size, (255, 255, 255))
-        white.paste(srgb(image.convert("RGB"), profile, colours), mask=image.getchannel("A"))
+        white.paste(srgb(image.convert("L" if gray else "RGB"), profile, colours), mask=image.getchannel("A"))
         image = white
     else:
         image = srgb(image, profile, colours)
@@ -358,10 +367,13 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
     16 bits and floats of 0 to 1 keep their range; others name none, and go from their lowest value to their highest.
     """
-    values = np.asarray(image)
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16"):
-        gray = Image.fromarray(SIXTEEN[values])
+        twelve = tags.get(BITS) in (12, (12,))
+        gray = Image.fromarray(SIXTEEN[values << 4 | values >> 8 if twelve else values])
     else:
+        if image.mode == "I" and tags.get(BITS) in (32, (32,)) and tags.get(SAMPLES, 1) in (1, (1,)):
+            values = values.view(np.uint32)
         values = values.astype(np.float32)
         known = np.isfinite(values)
         low, high = float(values.min(initial=np.inf, where=known)), float(values.max(initial=-np.inf, where=known))
@@ -369,6 +381,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
             low, high = 0.0, 1.0
         share = (np.where(known, values, low) - low) / max(high - low, 1e-30)
         gray = Image.fromarray(np.round(share * 255).astype(np.uint8))
+    if tags.get(PHOTOMETRIC) == 0:
+        gray = ImageChops.invert(gray)  # white is zero
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         gray = gray.convert("RGBA")

@@ -16,6 +16,8 @@ from pydantic_core import ErrorDetails
 
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 """The first bytes of JPEG, PNG, GIF and TIFF."""
+BLANK = " \t\r\n\ufeff"
+"""What people's programs leave before a picture."""
 PICTURE_BRANDS = frozenset({b"avif", b"avis"})
 MOST_MARKS = 20_000
 """Of a message: commas, colons and brackets, in its texts too."""
@@ -45,6 +47,7 @@ class ProtocolError(ValueError):
 
 def picture_bytes(text: str) -> bytes:
     """The picture's file in a data URI or in plain base64. Raises ValueError with the mend."""
+    text = text.lstrip(BLANK)
     if text[:5].lower() == "data:":
         return picture_file(uri_bytes(text, "image/jpeg"))
     if text[:8].lower().startswith(("http://", "https://")):
@@ -55,7 +58,7 @@ def picture_bytes(text: str) -> bytes:
 def uri_bytes(text: str, example: str) -> bytes:
     """The bytes in a base64 data URI (RFC 2397), whose head may be in capitals. Raises ValueError that shows an `example`'s."""
     head, comma, body = text.partition(",")
-    if not comma or not head.rstrip().lower().endswith(";base64"):
+    if not comma or not head.replace(" ", "").lower().endswith(";base64"):
         raise ValueError(f"must be a base64 data URI: data:{example};base64,...")
     for escaped, character in URL_ESCAPES if "%" in body else ():
         body = body.replace(escaped, character)
@@ -76,7 +79,8 @@ def base64_bytes(text: str) -> bytes:
 
 
 def picture_file(data: bytes) -> bytes:
-    """`data` if it begins like a picture of a kind that is decoded. Raises ValueError."""
+    """`data`, without blanks before it, if it begins like a picture of a kind that is decoded. Raises ValueError."""
+    data = data.lstrip(BLANK.encode()[:4])
     brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4]), 64), 4))}
     if data[4:8] == b"ftyp" and brands & PICTURE_BRANDS:
         return data

@@ -27,6 +27,8 @@ SPELLINGS = [
     "data:image/jpeg;base64," + PLAIN.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
     PLAIN,
     PLAIN.rstrip("="),
+    f"\ufeff\r\n data:image/jpeg; base64,{PLAIN}",
+    "data:image/jpeg;base64," + base64.b64encode(b"\r\n" + JPEG).decode(),
 ]
 
 
