@@ -19,7 +19,7 @@ CERTAIN = re.compile(
 )
 """What can only be a host, where a single label might still be a part of a password that has an @ in it."""
 QUERY = re.compile(r"\?[\w.-]*=")
-KEY = re.compile(r"(?<![\w.-])([\w.-]++)=")
+KEY = re.compile(r"(?<![\w.-])([\w.-]++)(?:\]|%5D)?=")
 NEXT_KEY = re.compile(r"_([a-z]+)=", re.IGNORECASE)
 VALUE = re.compile(
     r"(?:(?!_(?:user|usr|username|password|passwd|pass|pwd|channel|stream|subtype|onvif|token)=)[^&\s;'\"]"
@@ -29,17 +29,22 @@ VALUE = re.compile(
 """A parameter's value. Cameras of XM's make write `user=admin_password=secret_channel=1` (and their makers tell so)."""
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 SECRET_WORDS = frozenset({
-    "account", "acct", "bearer", "cookie", "hash", "hmac", "jwt", "key", "login", "loginuse", "logon", "md", "nonce", "otp", "pas",
-    "pass", "passkey", "pin", "psk", "psw", "pw", "sid", "sig", "sign", "ticket", "uname", "user", "userid", "usr", "usrnm",
+    "account", "acct", "basic", "bearer", "cookie", "digest", "hash", "hmac", "jwt", "key", "login", "loginuse", "logon", "md", "nonce",
+    "otp", "pas", "pass", "passkey", "pin", "private", "psd", "psk", "psw", "pw", "sess", "sid", "sig", "sign", "skey", "ticket", "uname",
+    "user", "userid", "usr", "usrnm", "verify",
 })  # fmt: skip
 SECRET_PARTS = re.compile(
-    r"passw|pwd|passphrase|passcode|token|secret|credential|signature|username|userpass|loginpas|session"
-    r"|(?:api|app|auth|access|stream|stm|private)key|^auth(?!or)|^hdn|^cred"
+    r"passw|pwd|pswd|psword|sessid|(?<!by|om|ow|nd|gh|ur)pass$|passphrase|passcode|token|secret|credential|signature|username|userpass|loginpas|session"
+    r"|(?:api|app|auth|access|stream|stm|private)key|^auth(?!or(?!i[sz]))|^hdn|^cred"
 )
-SHORT_PAIR = re.compile(r"([?&](?:u|un)=)[^&\s]*+(&(?:p|pw)=)[^&\s]*+")
+SHORT, PERSON = frozenset({"u", "un", "p"}), frozenset({"u", "un", "user", "usr", "username", "login"})
+"""Names of parameters that are credentials where a person's stands beside a `p`."""
+JSON_KEY = re.compile(r'("|%22)([\w.-]++)\1(?::|%3A)(?: |%20)?\1((?:(?!\1).)*+)', re.IGNORECASE)
+BARE = re.compile(r"(?<![^\s'\"(])(?:(?:rtsps?|rtmps?|https?)[:;]*[/\\]*)?+(?=[^\s:/@\\'\"(]{1,64}+:\S)", re.IGNORECASE)
+"""What stands before a user where `://` is missing or misspelt."""
 PATH_PAIR = re.compile(r"(rtsps?://[^/\s]++/\d++/)[^/:\s]++:[^/\s]++(?=/)", re.IGNORECASE)
 """Zmodo's `rtsp://camera/0/user:password/main`."""
-PATH_KEY = re.compile(r"(rtsps?://[^/:\s]++:744[17]/)[^/?\s]++", re.IGNORECASE)
+PATH_KEY = re.compile(r"(rtsp[sx]?://[^/:\s]++:744[17]/)[^/?\s]++", re.IGNORECASE)
 """UniFi Protect's streams, whose path is their secret."""
 NESTED = re.compile(r"(?<==)[A-Za-z][A-Za-z0-9+.-]{0,15}%3A%2F%2F[^\s&]*", re.IGNORECASE)
 """A URL as a parameter of another."""
@@ -55,9 +60,9 @@ def redact(text: str) -> str:
     text = NESTED.sub(_nested, text)
     first, *rest = text.split("://")
     parts = [first, *(_without_user(part) for part in rest)]
-    text = "://".join(parts)
+    text = _without_bare_user("://".join(parts))
     text = PATH_KEY.sub(rf"\1{HIDDEN}", PATH_PAIR.sub(rf"\1{HIDDEN}", text))
-    text = _without_values(SHORT_PAIR.sub(rf"\1{HIDDEN}\2{HIDDEN}", text))
+    text = _without_values(JSON_KEY.sub(_json_value, text))
     return f"{text}… ({left:,} more characters)" if left > 0 else text
 
 
@@ -66,6 +71,26 @@ def _nested(match: re.Match[str]) -> str:
     plain = unquote(match[0])
     shown = redact(plain)
     return match[0] if shown == plain else shown
+
+
+def _json_value(match: re.Match[str]) -> str:
+    """A JSON object's entry, whose value is hidden where its key tells of a credential."""
+    return match[0][: match.start(3) - match.start()] + HIDDEN if _secret(match[2]) else match[0]
+
+
+def _without_bare_user(text: str) -> str:
+    """`text` without users and passwords before hosts that no `://` stands before, as one forgets it."""
+    kept, done, word = [], 0, 0
+    for match in BARE.finditer(text):
+        at = match.end()
+        if at < word:
+            continue
+        body = re.split(r"\s", text[at:], maxsplit=1)[0]
+        word = at + len(body)
+        if "://" not in body and (ends := _ends(body, len(body), certain=True)):
+            kept += [text[done:at], HIDDEN]
+            done = at + ends[0]
+    return "".join([*kept, text[done:]])
 
 
 def _without_user(part: str) -> str:
@@ -119,10 +144,12 @@ def _ends(body: str, limit: int, *, certain: bool) -> list[int]:
 def _without_values(text: str) -> str:
     """`text` without the values of parameters that are named like a credential."""
     kept, done, at = [], 0, 0
+    keys = {match[1].lower() for match in KEY.finditer(text)}
+    short = SHORT if "p" in keys and keys & PERSON else frozenset()
     match = KEY.search(text)
     while match is not None:
         at = match.end()
-        if _secret(match[1]):
+        if match[1].lower() in short or _secret(match[1]):
             value = VALUE.match(text, at)
             end = value.end() if value else at
             kept += [text[done:at], HIDDEN]
