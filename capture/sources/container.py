@@ -249,7 +249,7 @@ class ContainerSource(SourceShell):
         if (
             file
             and not self.options.loop
-            and reach.end - beginning < whole - max(BROKEN_OFF, reach.step * reach.untold)
+            and -inf < reach.end - beginning < whole - max(BROKEN_OFF, reach.step * reach.untold)
         ):
             raise SourceError(f"it breaks off after {reached - beginning:.1f} of {whole:.1f} s: the file is truncated")
         if paced and not self.lifecycle.endless:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from capture import SourceError, State, open_source
+from capture.lifecycle import PLAYED
 from capture.sources.container import cuda_lack
 from tests.capture.lab import drawn, render, wait_for, watching
 
@@ -47,6 +48,22 @@ def test_a_recording_without_timestamps_plays_at_its_rate(tmp_path: Path) -> Non
     assert np.median([later.captured - earlier.captured for earlier, later in pairwise(frames)]) == pytest.approx(
         0.04, abs=0.004
     )
+
+
+def test_a_recording_that_tells_no_times_at_all_is_whole(tmp_path: Path) -> None:
+    """Raw H.264 whose pictures are reordered: its packets have neither times nor an end."""
+    path = tmp_path / "raw.h264"
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for n in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(drawn(n, 64, 90)[:48], format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert all(packet.pts is None and packet.dts is None for packet in container.demux(video=0))
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+        assert watcher.reason(State.ENDED) == PLAYED and len(watcher.frames()) == 10
 
 
 def test_as_fast_as_it_is_taken_and_every_frame(tmp_path: Path) -> None:
