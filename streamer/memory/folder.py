@@ -101,3 +101,12 @@ class Folder:
         except OSError:
             pass  # no room for the pid, which only tells others whom to stop
         return lock
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a rename in a folder outlast a loss of power. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,7 +17,7 @@ import av
 
 from capture import Coded, Coding, Frame, SourceOptions
 from streamer.memory.folder import Folder
-from streamer.memory.segment import NOTES, Facts, SegmentWriter, last_wall
+from streamer.memory.segment import NOTES, Facts, SegmentWriter, has_packets, last_wall
 
 log = logging.getLogger("streamer")
 KIND = "recordings"
@@ -254,6 +254,8 @@ class Recordings:
         self._kept: dict[str, list[Segment]] = {}
         for stream in folder.streams(KIND):
             self._kept[stream] = sorted(find_segments(folder.place(KIND, stream)), key=lambda each: each.number)
+            if self._kept[stream] and not has_packets(self._kept[stream][-1].path):
+                self._drop(stream, self._kept[stream][-1:])  # a process died before anything was in it
         self._recorders: list[StreamRecorder] = []
         self._lost = 0
         self._change = threading.Event()

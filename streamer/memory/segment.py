@@ -25,6 +25,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from capture import Coded, Coding
+from streamer.memory.folder import sync_folder
 
 OPTIONS = {
     "movflags": "empty_moov+default_base_moof+frag_keyframe",
@@ -72,6 +73,9 @@ class SegmentWriter:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self.notes = open(path.with_suffix(NOTES), "w", encoding="utf-8", opener=_private)  # noqa: SIM115 — closed by `close`
         self.note(asdict(facts))
+        self.notes.flush()
+        os.fsync(self.notes.fileno())  # without its first line nothing of the segment can be read
+        sync_folder(path.parent)
         self.template: InputContainer | None = None
         self.container: OutputContainer = av.open(f"file:{path}", "w", format="mp4", options=OPTIONS)
         if coding is None:
@@ -223,6 +227,15 @@ def last_wall(path: Path) -> float | None:
             if isinstance(said, list) and said[0] == "frame":
                 return float(said[4])
     return None
+
+
+def has_packets(path: Path) -> bool:
+    """Whether anything can be read of the segment at `path`."""
+    try:
+        with av.open(f"file:{path}") as container:
+            return any(packet.size for packet in container.demux(video(container)))
+    except (OSError, IndexError, av.error.FFmpegError):
+        return False
 
 
 def video(container: InputContainer) -> VideoStream:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.state import Snapshot
-from streamer.memory.folder import Folder
+from streamer.memory.folder import Folder, sync_folder
 from streamer.memory.retention import shares, too_large, too_many
 from streamer.memory.snapshot import DamagedError, Taken, chunks, load
 
@@ -130,12 +130,3 @@ def _found(place: Path) -> Iterable[Kept]:
             yield Kept(int(name[1]), int(name[2]) / 1000, path.stat().st_size, path)
         elif path.suffix == PARTIAL:
             path.unlink()
-
-
-def sync_folder(path: Path) -> None:
-    """Makes a rename in a folder outlast a loss of power. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -166,6 +166,13 @@ def test_a_killed_process_leaves_all_but_its_last_fragment(tmp_path: Path) -> No
     frames = list(decoded(run))
     assert len(frames) >= 25 and alive - kept.ends < 3 and len(run[0].notes.frames) >= 25
     assert alive - run[0].wall(frames[-1].pts) < 3.5
+    begun = kept.path.with_name("0000000002-1800000000000.mp4")  # it died before the first packet of another was there
+    data = kept.path.read_bytes()
+    begun.write_bytes(data[: data.index(b"moof") - 4])
+    begun.with_suffix(".jsonl").write_text(torn.read_text().splitlines()[0] + "\n")
+    (again := Recordings(recordings.folder, 10**9, 24)).close()
+    assert [each.path for each in again.of("door")] == [kept.path]
+    assert sorted(kept.path.parent.iterdir()) == sorted((kept.path, torn))
 
 
 def test_the_oldest_goes_first_and_what_is_forgotten_is_gone(recordings: Recordings, tmp_path: Path) -> None:
