@@ -113,18 +113,32 @@ class Store:
                 self._put(made)
         return made.done
 
-    def tidy(self, pages: int, *, thorough: bool = False) -> Future[None]:
-        """Gives so many freed pages of the database back to the disk; `thorough`, nothing of deleted rows is left in any file.
-
-        Like `do`, of which it is one; thoroughness takes seconds where a million entries are kept.
-        """
+    def tidy(self, pages: int) -> Future[None]:
+        """Gives so many freed pages of the database back to the disk. Like `do`, of which it is one."""
 
         def carry_out() -> None:
-            if thorough:
-                self._database.execute("INSERT INTO words (words) VALUES ('optimize')")
             self._database.executescript(f"PRAGMA incremental_vacuum({pages:d})")  # `execute` would free one page alone
-            if thorough:
-                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+        return self.do(carry_out)
+
+    def merge(self, pages: int, *, first: bool) -> Future[bool]:
+        """Rewrites so many pages of the index of words, without what was deleted; whether there are more. Like `do`.
+
+        All of the index, from the `first` call to the one that returns False, is an "optimize" that others need not wait for.
+        """
+
+        def carry_out() -> bool:
+            before = self._database.total_changes
+            self._database.execute("INSERT INTO words (words, rank) VALUES ('merge', ?)", (-pages if first else pages,))
+            return self._database.total_changes - before >= 2  # https://sqlite.org/fts5.html#the_merge_command
+
+        return self.do(carry_out)
+
+    def checkpoint(self) -> Future[None]:
+        """Leaves nothing of what was deleted in the log. Like `do`."""
+
+        def carry_out() -> None:
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
         return self.do(carry_out)
 

@@ -25,6 +25,8 @@ AT_ONCE = 500
 """Rows that one statement removes, so that none of the writer's takes long."""
 PAGES = 256
 """Freed pages of 4 KiB that are given back to the disk at once."""
+MERGED = 64
+"""Pages of the index of words that are rewritten at once."""
 FIELDS = "id, wall, time, stream, kind, visitor, text, data, still IS NOT NULL"
 
 
@@ -205,10 +207,19 @@ class Timeline:
     # Forgetting
 
     async def forget(self, stream: str, since: float, until: float) -> int:
-        """Removes a stream's entries of a span, so that no file holds them any more; how many. Raises StoreError, OSError."""
-        gone = await self._remove("stream = ? AND wall BETWEEN ? AND ?", (stream, since, until))
+        """Removes a stream's entries of a span, so that no file holds them any more; how many.
+
+        Raises StoreError, OSError, sqlite3.Error.
+        """
+        first, _ = await asyncio.to_thread(self._ids, since, until)  # those that wait to be written have higher ones
+        condition = "stream = ? AND id >= ? AND wall BETWEEN ? AND ?"
+        gone = await self._remove(condition, (stream, first, since, until))
         if gone:
-            await asyncio.wrap_future(self._store.tidy(PAGES, thorough=True))
+            more = await asyncio.wrap_future(self._store.merge(MERGED, first=True))
+            while more:
+                more = await asyncio.wrap_future(self._store.merge(MERGED, first=False))
+            await self._vacuum()
+            await asyncio.wrap_future(self._store.checkpoint())
         return gone
 
     async def trim(self, now: float) -> int:
@@ -225,9 +236,13 @@ class Timeline:
                 if self._bytes <= self._budget:
                     break
             gone += await self._remove("id <= ?", (last,))
-        while gone and (await asyncio.to_thread(self._store.read, "PRAGMA freelist_count"))[0][0] > PAGES:
-            await asyncio.wrap_future(self._store.tidy(PAGES))
+        if gone:
+            await self._vacuum()
         return gone
+
+    async def _vacuum(self) -> None:
+        while (await asyncio.to_thread(self._store.read, "PRAGMA freelist_count"))[0][0] > PAGES:
+            await asyncio.wrap_future(self._store.tidy(PAGES))
 
     async def _remove(self, condition: str, values: tuple[Any, ...]) -> int:
         """Removes those that meet a condition, a few at a time."""

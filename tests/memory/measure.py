@@ -89,9 +89,22 @@ def main() -> None:
         timed("density of a day in 200 parts", lambda: timeline.density(Wanted("door0", day.since, day.until), 200))
         timed("density of all 30 days", lambda: timeline.density(Wanted("door0", BEGAN, end), 200), 5)
 
+        longest = 0.0
+
+        async def others() -> None:
+            """Rows that somebody waits for, one after the other."""
+            nonlocal longest
+            while True:
+                began = time.perf_counter()
+                await asyncio.wrap_future(store.write("DELETE FROM outbox WHERE FALSE", now=True))
+                longest = max(longest, time.perf_counter() - began)
+                await asyncio.sleep(0.002)
+
         async def forgotten() -> None:
+            waiting = asyncio.create_task(others())
             gone = await timeline.forget("door0", day.since, day.until)
-            print(f"{gone} entries are forgotten")
+            waiting.cancel()
+            print(f"{gone} entries are forgotten; another's row waited {longest * 1_000:.0f} ms at most")
 
         timed("to forget a day", lambda: asyncio.run(forgotten()), 1)
         store.close()

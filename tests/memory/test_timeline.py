@@ -160,7 +160,7 @@ def test_age_and_bytes_are_bounded_and_the_disk_gets_its_room_back(
             )
             if number % 500 == 499:
                 await asyncio.to_thread(settle, store)
-        await asyncio.wrap_future(store.tidy(0, thorough=True))
+        await asyncio.wrap_future(store.checkpoint())
         full = store.folder.database.stat().st_size
         assert await timeline.trim(NOON + 4_000 + HOUR / 2) > 1_000
         left = await asyncio.to_thread(timeline.entries, Wanted("door"), 5_000)
