@@ -71,7 +71,8 @@ class SourceStatus:
 
     `frames` counts what was decoded, `thinned` what `fps` left out of it, `unchanged` what the change gate left out, and
     `damaged` packets that could not be decoded. `gap` is the length in seconds of the last interruption. `changes` counts how often
-    the source came into each of its states, `frozen` told apart from `live`.
+    the source came into each of its states, `frozen` told apart from `live`. `jumps` counts how often timestamps jumped, or began
+    or ceased to be there, within a connection; that a looped recording begins again is none.
     """
 
     state: State = State.CONNECTING
@@ -88,6 +89,7 @@ class SourceStatus:
     damaged: int = 0
     gap: float = 0.0
     changes: Mapping[str, int] = field(default_factory=dict)
+    jumps: int = 0
 
 
 class Source(Protocol):

@@ -92,7 +92,7 @@ class SourceShell:
         self.notify: Callable[[SourceStatus], None] = lambda status: None
         self.told: tuple[State, bool, str] | None = None
         self.came_into, self.changes = "", Counter[str]()
-        self.frames = self.damaged = 0
+        self.frames = self.damaged = self.jumps = 0
         self.size = (0, 0)
         self.rate, self.counted, self.counted_at = 0.0, 0, time.monotonic()
         self.last_at: float | None = None
@@ -231,7 +231,9 @@ class SourceShell:
             if not self.wanted(generation):
                 return False
             sequence, self.frames = self.frames, self.frames + 1
+            connected = self.timeline.last is not None and self.timeline.last[0] == generation
             stamp = self.timeline.stamp(generation, timestamp, captured)
+            self.jumps += stamp.jumped and connected and not self.options.loop
             if self.lifecycle.state is not State.LIVE and self.last_at is not None:
                 self.gap = captured - self.last_at
             self.last_at = captured
@@ -284,6 +286,7 @@ class SourceShell:
                 damaged=self.damaged,
                 gap=self.gap,
                 changes=dict(self.changes),
+                jumps=self.jumps,
             )
 
     def tell(self) -> None:

@@ -48,6 +48,8 @@ class Diary:
         self._gaps: dict[str, _Begun] = {}
         self._drops: dict[str, _Drops] = {}
         self._asked: dict[Answer, _Asked] = {}
+        self._jumps: dict[str, tuple[int, float]] = {}
+        """By stream, the jumps that are written down, and when that was."""
 
     def heard(self, event: StreamEvent) -> None:
         """News of a stream."""
@@ -96,9 +98,21 @@ class Diary:
             if now - drops.since >= SUMMED_SECONDS:
                 self._write_drops(self._drops.pop(name))
 
+    def look(self, now: float) -> None:
+        """Writes down that sources' clocks jumped, once in SUMMED_SECONDS at most; `now` is on the monotonic clock."""
+        for name, stream in self._streams.items():
+            jumps = stream.source.status.jumps
+            known, since = self._jumps.get(name, (0, float("-inf")))
+            if jumps > known and now - since >= SUMMED_SECONDS:
+                self._jumps[name] = (jumps, now)
+                times = "" if jumps - known == 1 else f" {jumps - known} times"
+                text = f"the source's clock jumped{times}"
+                self._timeline.add("jump", name, text, {"jumps": jumps - known}, time=stream.seen_until)
+
     def left(self, name: str) -> None:
         """A stream is gone, as is what was begun of it."""
         self._states.pop(name, None)
+        self._jumps.pop(name, None)
         self._gaps.pop(name, None)
         if name in self._drops:
             self._write_drops(self._drops.pop(name))

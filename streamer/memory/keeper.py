@@ -33,7 +33,7 @@ from streamer.memory.recording import Recordings
 from streamer.memory.retention import Pace
 from streamer.memory.snapshot import Taken
 from streamer.memory.snapshots import Snapshots
-from streamer.memory.store import Store, StoreError
+from streamer.memory.store import RETRY_SECONDS, Store, StoreError
 from streamer.memory.timeline import Timeline
 
 log = logging.getLogger("streamer")
@@ -201,7 +201,7 @@ class Keeper:
         try:
             forgotten = asyncio.create_task(self.timeline.forget(name, float("-inf"), float("inf")))
             await asyncio.wait_for(asyncio.shield(forgotten), PATIENCE)  # which goes on where it takes longer
-        except (StoreError, OSError, TimeoutError) as error:
+        except (StoreError, OSError, sqlite3.Error, TimeoutError) as error:
             log.warning(
                 "the timeline of %s is not all gone yet: %s", name, self.store.fault or error or "the disk is slow"
             )
@@ -221,7 +221,7 @@ class Keeper:
         try:
             snapshots = await asyncio.wrap_future(self.store.do(lambda: self.snapshots.forget(name, since)))
             entries = await self.timeline.forget(name, since, until)
-        except StoreError as error:
+        except (StoreError, OSError, sqlite3.Error) as error:
             raise AssistantError("storage", f"Stream {name!r} can't be forgotten now: {error}.") from None
         segments, seconds = await asyncio.to_thread(self.recordings.forget, name, since, until)
         return {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3), "entries": entries}
@@ -238,6 +238,7 @@ class Keeper:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
+            self.diary.look(now)
             kept = {name: each for name, each in self._streams.items() if each.config.keep != "nothing"}
             interval = self._pace.interval(kept)
             for stream in kept.values():
@@ -250,15 +251,16 @@ class Keeper:
 
     async def _turn(self, stream: Stream, now: float) -> None:
         """One stream's snapshot, waited for until it is on the disk: a slow disk gets fewer."""
-        size = 0
+        size, began, fault = 0, now, self.store.fault
         try:
             for copy in await asyncio.wrap_future(self._engine.call(lambda: self._copies([stream]))):
                 size = await asyncio.wrap_future(self._save(copy))
-        except (StoreError, OSError):
-            pass  # the store tells
+        except (StoreError, OSError):  # the store tells
+            if fault is None:  # it may be this file's alone: a stream does without a snapshot no longer than need be
+                began -= self._pace.interval(self._streams) - RETRY_SECONDS
         except Exception as error:
             log.warning("stream %s: no snapshot could be taken: %s", stream.name, error)
-        self._pace.took(stream.name, size, now)
+        self._pace.took(stream.name, size, began)
 
     def _save(self, copy: Copy) -> Future[int]:
         stream, seen, taken, fetch = copy

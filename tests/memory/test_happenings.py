@@ -19,6 +19,7 @@ from streamer.memory import notes as noting
 from streamer.memory.notes import NotePace, same
 from streamer.memory.timeline import Wanted
 from streamer.server.auth import new_token, token_digest
+from tests.streamer.fed import picture
 from tests.tiny import TINY
 
 from .test_past import scenes, served
@@ -120,6 +121,10 @@ def test_gaps_drops_and_restarts_are_written_down(tmp_path: Path) -> None:
                 "door", assistant._streams["door"].drops + type(assistant._streams["door"].drops)(stale=7)
             )
             await eventually_listed(assistant, "nothing was seen")
+            assert not any(each.kind == "jump" for each in await entries(assistant))
+            for moment in (500.0, 20.0):  # that pusher's clock is not to be trusted
+                assistant.push("door", picture(3), moment)
+            await eventually_listed(assistant, "the source's clock jumped 2 times")
             found = await entries(assistant)
             gap = next(each for each in found if each.kind == "gap")
             stalled = next(each for each in found if each.text.startswith("stalled"))
