@@ -1,0 +1,247 @@
+"""A real daemon that is killed at random moments and started again on the same folder, and what it has told its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import yaml
+from PIL import Image
+
+from streamer.client import AsyncClient, ClientError
+from streamer.memory.recording import NOTES
+from streamer.memory.segment import read_notes
+from streamer.memory.snapshot import load
+from tests.memory.disk import Disk
+
+STREAMS = 4
+DAEMON = "import tests.tiny; from streamer.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+QUESTION = "What number was shown?"
+SLOWEST = 120.0
+"""Seconds that a start may take on a machine that does much else."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "JPEG", quality=92)
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A number that the stream `door` was shown, answered rightly, and gone at `gone`, Unix seconds."""
+
+    number: str
+    gone: float
+
+
+class Plug:
+    """A daemon with four streams that can be pulled out and put in again.
+
+    `lost` are the seconds that a stream had been watched for since its newest snapshot, or since its start, when the daemon was
+    killed; `facts` how many that were shown before a snapshot were asked about after a start, and how many of those were known.
+    """
+
+    def __init__(self, folder: Path, seed: int, *, nano: bool, disk: Disk | None = None, failing: float = 0.0) -> None:
+        """`disk` loses power with each kill; `failing` is the share of syncs that go wrong."""
+        self.folder, self.state, self.port = folder, folder / "state", free_port()
+        self.chance, self.disk, self.failing = random.Random(seed), disk, failing
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config, self.log = folder / "config.yaml", folder / "log"
+        demo = {"source": "demo:", "fps": 2, "record": True, "keep_questions": True}
+        model = {"threads": 1} if nano else {"name": "tiny", "random_weights": True, "threads": 1}
+        streams = [{"name": f"s{n}", **demo} for n in range(STREAMS - 1)]
+        config = {"server": {"port": self.port}, "model": model, "streams": streams}
+        self.config.write_text(yaml.safe_dump({**config, "storage": {"folder": str(self.state)}}))
+        self.lost: list[float] = []
+        self.ready: list[float] = []
+        self.rounds = self.rows = self.asked_about = self.known = self.writes_lost = self.unreadable = 0
+        self.told: dict[str, dict[int, str]] = {}
+        """By stream, the entries that a client was told of."""
+        self.watches: set[str] = set()
+        self.shown: Shown | None = None
+        self.newest: dict[str, float] = {}
+        self.recorded: list[Path] = []
+        self.killed = self.watched = 0.0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **(self.disk.environment if self.disk else {})}
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-c", DAEMON, "run", str(self.config)]
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    async def up(self, daemon: subprocess.Popen[bytes]) -> AsyncClient:
+        began = time.monotonic()
+        while True:
+            assert daemon.poll() is None, self.log.read_text()[-2000:]
+            assert time.monotonic() - began < SLOWEST
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200:
+                    self.ready.append(time.monotonic() - began)
+                    return await AsyncClient(self.url).__aenter__()
+            await asyncio.sleep(0.1)
+
+    async def round(self, seconds: float | None, pictures: Sequence[tuple[str, bytes, bytes]] = ()) -> None:
+        """Starts, looks at what is remembered, lets it watch and answer for a while, and kills it at a random moment.
+
+        With None, the first: nothing is remembered yet, and it is killed as soon as every stream has a snapshot. `pictures` are
+        shown to `door`: a number, a picture of it, and one in which it is gone.
+        """
+        if self.disk is not None:
+            self.disk.set(failing=self.failing)
+        with self.start() as daemon:
+            try:
+                client = await self.up(daemon)
+                self.watched, before = time.time(), self.watched
+                now = {each["name"]: each for each in await client.streams()}
+                if self.rounds:
+                    assert "door" in now, "a stream that a client was told of was lost"
+                    self.remembered(now, before)
+                    self.recordings_are_readable()
+                    await self.rows_are_there()
+                    await self.fact_is_known(client)
+                else:
+                    await client.attach("door", "push://door", keep_questions=True)
+                asking = [asyncio.create_task(self.asked(client, f"s{n}")) for n in range(2)]
+                showing = [asyncio.create_task(self.show(client, *each)) for each in pictures]
+                making = asyncio.create_task(self.make_rows())
+                if seconds is not None:
+                    await asyncio.sleep(seconds)
+                else:
+                    while not all(
+                        each["saved_age_s"] is not None for each in await client.streams() if each["name"] != "door"
+                    ):
+                        await asyncio.sleep(0.1)
+                daemon.send_signal(signal.SIGKILL)
+                self.killed = time.time()
+                daemon.wait()
+                making.cancel()
+                for each in showing:
+                    each.cancel()
+                await asyncio.gather(*asking, *showing, making, return_exceptions=True)
+            finally:
+                daemon.kill()
+        self.rounds += 1
+        if self.disk is not None:
+            self.writes_lost += self.disk.lose_power(self.chance)
+        self.check()
+
+    def remembered(self, now: dict[str, Any], before: float) -> None:
+        for name, each in now.items():
+            if name == "door":
+                continue  # which is shown something now and then
+            assert each["resumes"], f"{name} began anew"
+            self.lost.append(self.killed - max(self.newest[name], before))
+
+    async def rows_are_there(self) -> None:
+        """Every row that a client had been told of is told again."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=60) as web:
+            for stream, told in self.told.items():
+                for id, text in told.items():
+                    found = (
+                        await web.get(f"/v1/streams/{stream}/timeline", params={"before": id + 1, "limit": 1})
+                    ).json()
+                    assert [(each["id"], each["text"]) for each in found["entries"]] == [(id, text)], (stream, id, text)
+                    self.rows += 1
+            there = {each["name"] for each in (await web.get("/v1/watches")).json()["watches"]}
+            assert self.watches <= there, f"watches {self.watches - there} were lost"
+        self.told.clear()
+
+    async def make_rows(self) -> None:
+        """Makes and lists rows of every kind until the daemon is killed."""
+        number = 0
+        async with httpx.AsyncClient(base_url=self.url, timeout=60) as web:
+            while True:
+                await asyncio.sleep(self.chance.uniform(0.0, 0.5))
+                name = f"w{self.rounds}-{number}"
+                if not number:
+                    made = await web.post(
+                        "/v1/watches", json={"name": name, "question": "Is it on fire?", "stream": "door"}
+                    )
+                    assert made.status_code == 201, made.text
+                    self.watches.add(name)
+                elif number == 4:
+                    gone = f"w{self.rounds}-0"
+                    assert (await web.delete(f"/v1/watches/{gone}")).status_code == 204
+                    self.watches.discard(gone)
+                number += 1
+                for stream in ("s0", "s1", "door"):
+                    listed = (await web.get(f"/v1/streams/{stream}/timeline", params={"limit": 20})).json()
+                    told = self.told.setdefault(stream, {})
+                    told.update((each["id"], each["text"]) for each in listed["entries"])
+
+    async def asked(self, client: AsyncClient, stream: str) -> None:
+        with suppress(ClientError):  # killed
+            while True:
+                async for _ in client.ask(
+                    "What is happening?", stream=stream, max_tokens=self.chance.choice((2, 8, 64))
+                ):
+                    pass
+
+    async def show(self, client: AsyncClient, number: str, picture: bytes, empty: bytes) -> None:
+        """Shows a number for a second and then takes it away; it counts once it is answered rightly."""
+        with suppress(ClientError):
+            for shown in (empty, picture, empty):
+                for _ in range(6):
+                    await client.push(shown, stream="door")
+                    await asyncio.sleep(0.15)
+            gone = time.time()
+            if await self.answer(client) == number:
+                self.shown = Shown(number, gone)
+            while True:
+                await client.push(empty, stream="door")
+                await asyncio.sleep(0.5)
+
+    async def answer(self, client: AsyncClient) -> str:
+        return "".join([word async for word in client.ask(QUESTION, stream="door", max_tokens=12)]).strip()
+
+    async def fact_is_known(self, client: AsyncClient) -> None:
+        shown, self.shown = self.shown, None
+        if shown is not None and self.newest.get("door", 0.0) > shown.gone:
+            said = await self.answer(client)
+            self.asked_about += 1
+            self.known += said == shown.number
+            print(f"shown {shown.number}, answered {said}", file=sys.stderr)
+
+    def check(self) -> None:
+        """Nothing in the folder can't be read; recordings are looked at after the next start, which removes empty ones."""
+        self.newest.clear()
+        for path in (self.state / "snapshots").glob("*/*.snapshot"):
+            taken, _ = load(path)
+            self.newest[taken.stream] = max(taken.wall, self.newest.get(taken.stream, 0.0))
+        self.recorded = sorted((self.state / "recordings").glob("*/*.mp4"))
+        database = sqlite3.connect(self.state / "streamer.sqlite")
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        database.close()
+
+    def recordings_are_readable(self) -> None:
+        for path in (each for each in self.recorded if each.exists()):
+            try:
+                assert read_notes(path) is not None, f"{path.with_suffix(NOTES)} can't be read"
+                with av.open(str(path)) as file:
+                    assert sum(packet.size > 0 for packet in file.demux(video=0)), f"{path} has no packet"
+            except (AssertionError, IndexError, av.error.FFmpegError) as error:
+                self.unreadable += 1
+                print(f"{error} ({path.stat().st_size} bytes)", file=sys.stderr)
