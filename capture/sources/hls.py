@@ -32,7 +32,8 @@ class Variant:
 class Playlist:
     """A media playlist with the lengths in seconds of its segments, the first of which has the number `sequence`.
 
-    `segments` are their URLs, and `formats` what they are, "TS" or "fMP4". A master playlist has `variants` and no segments.
+    `segments` are their URLs, and `formats` what they are, "TS" or "fMP4"; `parts` says that there are parts of them too (low
+    latency). A master playlist has `variants` and no segments.
     """
 
     sequence: int = 0
@@ -41,6 +42,7 @@ class Playlist:
     variants: tuple[Variant, ...] = ()
     segments: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    parts: bool = False
 
     @property
     def end(self) -> int:
@@ -50,7 +52,7 @@ class Playlist:
 
 def read_playlist(text: str, url: str) -> Playlist:
     """What a playlist from `url` says; what can't be understood counts as not said."""
-    sequence, ended = 0, False
+    sequence, ended, parts = 0, False, False
     durations: list[float] = []
     variants: list[Variant] = []
     described: dict[str, str] | None = None
@@ -66,6 +68,8 @@ def read_playlist(text: str, url: str) -> Playlist:
             durations.append(float(seconds[0]) if seconds else 0.0)
         elif tag == "#EXT-X-MAP":
             usual = "fMP4"
+        elif tag in ("#EXT-X-PART", "#EXT-X-PART-INF"):
+            parts = True
         elif tag == "#EXT-X-ENDLIST":
             ended = True
         elif tag == "#EXT-X-STREAM-INF":
@@ -81,7 +85,7 @@ def read_playlist(text: str, url: str) -> Playlist:
             segments.append(urljoin(url, line))
             named = SUFFIX.search(line)
             formats.append(usual if named is None else "TS" if named[1].lower() == "ts" else "fMP4")
-    return Playlist(sequence, tuple(durations), ended, tuple(variants), tuple(segments), tuple(formats))
+    return Playlist(sequence, tuple(durations), ended, tuple(variants), tuple(segments), tuple(formats), parts)
 
 
 def nearest(variants: tuple[Variant, ...], longer_side: int) -> Variant:

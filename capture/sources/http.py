@@ -28,6 +28,7 @@ from capture.sources.jpegs import JpegStream
 from capture.sources.rtsp import FOREIGN, WRONG
 from capture.sources.still import StillPoll
 
+log = logging.getLogger(__name__)
 # It would write a line for each still that is asked for, with the credentials of its URL.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -36,6 +37,9 @@ LOOKED_AT = 512
 LONGEST_PLAYLIST = 4 * 2**20
 MOST_REDIRECTS = 5
 BROADCAST_OVER = "the broadcast is over"
+WHOLE_SEGMENTS = (
+    "of its low-latency HLS whole segments are read, not their parts: it is seen {:.0f} s late or more; RTSP is sooner"
+)
 NONE: Mapping[str, str] = {}
 
 
@@ -184,6 +188,10 @@ class HttpSource(ContainerSource):
         self.live = self.live or not playlist.ended
         if self.live:
             self.refuse_recordings_options()
+            if playlist.parts and not self.complained:
+                self.complained = True
+                late = EDGE * max(playlist.durations, default=0.0)
+                log.warning("source %s: %s", self.name, WHOLE_SEGMENTS.format(late))
         elif len(set(playlist.formats)) > 1:
             # FFmpeg passes over whatever is not like the first; a live one is joined anew where it changes.
             self.retries = False

@@ -5,12 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shutil
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -19,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capture import State
-from capture.sources.hls import Broadcast, Playlist, Variant, nearest, read_playlist
 from capture.sources.http import CameraAuth, Kind, kind_of
 from capture.sources.jpegs import JpegStream
-from tests.capture.lab import HASTY, Folder, Mjpeg, drawn, http_server, jpeg, render, serving_folder, wait_for, watching
+from tests.capture.lab import HASTY, Mjpeg, drawn, http_server, jpeg, wait_for, watching
 
 pytestmark = pytest.mark.beside
 JPEGS = [jpeg(drawn(n, 64, 48)) for n in range(4)]
@@ -265,168 +260,6 @@ def test_mjpeg_as_cheap_cameras_write_it() -> None:
     assert np.abs(watcher.frames()[1].pixels.astype(int) - drawn(1, 64, 48)).mean() < 4
 
 
-MASTER = """#EXTM3U
-#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="x",URI="sound.m3u8"
-#EXT-X-STREAM-INF:BANDWIDTH=100000,CODECS="mp4a.40.2"
-sound.m3u8
-#EXT-X-STREAM-INF:BANDWIDTH=200000,RESOLUTION=160x90,CODECS="avc1.4d400d,mp4a.40.2"
-low.m3u8
-#EXT-X-STREAM-INF:RESOLUTION=1280x720,BANDWIDTH=3000000
-//cdn.example/high.m3u8
-#EXT-X-STREAM-INF:BANDWIDTH=1000000,RESOLUTION=640x360
-mid/mid.m3u8?t=1
-"""
-
-
-def test_the_nearest_of_a_masters_sizes_is_taken() -> None:
-    variants = read_playlist(MASTER, "http://host/live/master.m3u8").variants
-    assert variants[0] == Variant("http://host/live/low.m3u8", 200000, 160) and len(variants) == 3
-    assert nearest(variants, 640).url == "http://host/live/mid/mid.m3u8?t=1"
-    assert nearest(variants, 161).longer_side == 640
-    assert nearest(variants, 4000).url == "http://cdn.example/high.m3u8"
-
-
-def test_playlists_are_read_whatever_else_they_hold() -> None:
-    text = (
-        "#EXTM3U\n#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES\n#EXT-X-MEDIA-SEQUENCE:7\n#EXT-X-MAP:URI=\"i.mp4\"\n"
-        "#EXTINF:2.002,no desc\na.m4s\n#EXT-X-DISCONTINUITY\n#EXTINF:2\nb.m4s\n#EXT-X-PART:DURATION=0.3,URI=\"c0.m4s\"\n"
-    )  # fmt: skip
-    playlist = read_playlist(text, "http://x/")
-    told = {"segments": ("http://x/a.m4s", "http://x/b.m4s"), "formats": ("fMP4", "fMP4")}
-    assert playlist == Playlist(7, (2.002, 2.0), **told) and playlist.end == 9
-    assert read_playlist(text + "#EXT-X-ENDLIST", "").ended
-
-
-@given(st.text(max_size=300) | st.lists(st.sampled_from(MASTER.splitlines()), max_size=20).map("\n".join))
-def test_any_text_is_some_playlist(text: str) -> None:
-    read_playlist(text, "http://host/")
-
-
-def playing(broadcast: Broadcast, began: float, seconds: float) -> None:
-    for n in range(int(seconds * 10)):
-        broadcast.picture(began + n / 10)
-
-
-def test_a_broadcast_goes_on_where_it_broke_off() -> None:
-    cast = Broadcast()
-    assert cast.join(Playlist(10, (2.0,) * 6)) == 4, "near its end"
-    playing(cast, 100.0, 6.0)
-    assert cast.join(Playlist(12, (2.0,) * 7)) == 5, "segments 14 to 16 were played"
-    assert cast.join(Playlist(12, (2.0,) * 7)) == 5, "nothing came in between"
-    playing(cast, 106.0, 1.0)
-    assert cast.join(Playlist(10, (2.0,) * 9)) == 7, "half of 17 was played"
-    playing(cast, 106.0, 4.0)
-    assert cast.join(Playlist(10, (2.0,) * 9, ended=True)) is None, "it is over"
-    assert cast.join(Playlist(10, (2.0,) * 11, ended=True)) == 9, "it went on a little, and is over"
-
-
-def test_a_broadcast_whose_timestamps_jump_is_not_begun_again() -> None:
-    cast = Broadcast()
-    cast.join(Playlist(0, (2.0,) * 4))
-    playing(cast, 5_000.0, 2.0)
-    playing(cast, 3.0, 2.0)
-    assert cast.join(Playlist(0, (2.0,) * 6)) == 4
-
-
-def test_a_new_broadcast_or_one_far_ahead_is_joined_near_its_end() -> None:
-    cast = Broadcast()
-    cast.join(Playlist(500, (2.0,) * 4))
-    playing(cast, 5_000.0, 4.0)
-    assert cast.join(Playlist(0, (2.0,) * 6)) == 4 and cast.reached is None
-    playing(cast, 1.0, 4.0)
-    assert cast.join(Playlist(0, (2.0,) * 60)) == 58
-    assert cast.join(Playlist(100, (2.0,) * 3)) == 0, "what it was at is there no more"
-
-
-class Broadcaster(Folder):
-    """Serves a folder, and what was asked for is noted in `server.asked`; while `server.down` is set it has a fault."""
-
-    def do_GET(self) -> None:  # noqa: N802
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        if self.server.down.is_set():  # type: ignore[attr-defined]
-            self.send_error(503)
-        else:
-            super().do_GET()
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve segments of half a second, whose square moves from picture to picture."""
-    folder = tmp_path_factory.mktemp("hls")
-    options = {"hls_time": "0.5", "hls_list_size": "0", "hls_segment_filename": f"{folder}/%02d.ts"}
-    render(folder / "vod.m3u8", 60, fps=10, format="hls", options=options, key=5)
-    return folder
-
-
-def announce(folder: Path, count: int, *, ended: bool = False) -> None:
-    text = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:EVENT\n#EXT-X-MEDIA-SEQUENCE:0\n"
-    text += "".join(f"#EXTINF:0.5,\n{n:02}.ts\n" for n in range(count)) + "#EXT-X-ENDLIST\n" * ended
-    (folder / "new").write_text(text)
-    (folder / "new").rename(folder / "live.m3u8")
-
-
-def growing(folder: Path, down: threading.Event, faulty: range) -> Iterator[None]:
-    """Each step is half a second of a broadcast, which has a fault while it is at one of `faulty`."""
-    for count in range(5, 13):
-        announce(folder, count)
-        (down.set if count in faulty else down.clear)()
-        yield
-    announce(folder, 12, ended=True)
-
-
-@pytest.mark.parametrize("faulty", [range(0), range(7, 10)], ids=["sound", "interrupted"])
-def test_a_broadcast_is_seen_once_and_ends(segments: Path, faulty: range, tmp_path: Path) -> None:
-    down, asked = threading.Event(), []
-    folder = shutil.copytree(segments, tmp_path / "broadcast")
-    steps = growing(folder, down, faulty)
-    next(steps)
-    over = threading.Event()
-
-    def grow() -> None:
-        while next(steps, over) is not over:
-            over.wait(0.5)
-
-    with http_server(Broadcaster, folder=folder, down=down, asked=asked) as url:
-        with watching(url + "/live.m3u8") as watcher:
-            growth = threading.Thread(target=grow, daemon=True)
-            growth.start()
-            watcher.until(State.ENDED)
-            assert watcher.source.status.reason == "the broadcast is over"
-            assert (watcher.source.status.reconnects > 0) == bool(faulty)
-        growth.join(5)
-    squares = [int(frame.pixels[60].mean(axis=1).argmax()) // 4 for frame in watcher.frames()]
-    assert 15 <= squares[0] <= 30, "near the end of what there was"
-    assert squares == list(range(squares[0], 60)), "each picture once"
-
-
-def test_a_recordings_playlist_plays_from_its_beginning(segments: Path) -> None:
-    with serving_folder(segments) as url, watching(url + "/vod.m3u8") as watcher:
-        watcher.until(State.ENDED)
-    assert watcher.source.status.reason == "it played to its end"
-    assert len(watcher.frames()) == 60
-
-
-def test_segments_that_are_not_there_are_told(segments: Path, tmp_path: Path) -> None:
-    """FFmpeg would look for one after the other for ever, or say that there is no video."""
-    announce(tmp_path, 8)
-    (tmp_path / "vod.m3u8").write_text((segments / "vod.m3u8").read_text())
-    for name in ("vod.m3u8", "live.m3u8"):
-        with serving_folder(tmp_path) as url, watching(f"{url}/{name}") as watcher:
-            watcher.until(State.WAITING)
-            assert "the server answers 404 to http" in (said := watcher.source.status.reason) and ".ts" in said
-
-
-@pytest.mark.parametrize("first", ["00.ts", "part.m4s"])
-def test_a_recording_of_two_formats_is_refused_by_name(tmp_path: Path, first: str) -> None:
-    """FFmpeg would pass over half of it without a word."""
-    fragmented, plain = '#EXT-X-MAP:URI="init.mp4"\n#EXTINF:0.5,\npart.m4s\n', "#EXTINF:0.5,\n00.ts\n"
-    both = plain + "#EXT-X-DISCONTINUITY\n" + fragmented if first == "00.ts" else fragmented + plain
-    (tmp_path / "mixed.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n{both}#EXT-X-ENDLIST\n")
-    with serving_folder(tmp_path) as url, watching(f"{url}/mixed.m3u8") as watcher:
-        watcher.until(State.ENDED)
-        assert "partly TS and partly fMP4" in watcher.source.status.reason
-
-
 @pytest.mark.parametrize("blank", [b"\n", b"\r\n\r\n", b" \t"])
 def test_a_blank_line_before_a_picture_is_passed_over(blank: bytes) -> None:
     sent = SNAPSHOT | {"asked": [], "picture": blank + jpeg(drawn(0))}
@@ -434,17 +267,3 @@ def test_a_blank_line_before_a_picture_is_passed_over(blank: bytes) -> None:
         watcher.more(2)
     assert np.abs(watcher.frames()[-1].pixels.astype(int) - drawn(0)).mean() < 3
     assert kind_of("video/x-motion-jpeg", blank + jpeg(drawn(0))) is Kind.MOTION
-
-
-def test_only_the_size_that_is_needed_is_fetched(segments: Path, tmp_path: Path) -> None:
-    (segments / "master.m3u8").write_text(
-        "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1,RESOLUTION=64x36\nsmall.m3u8\n"
-        "#EXT-X-STREAM-INF:BANDWIDTH=9,RESOLUTION=320x180\nvod.m3u8\n"
-    )  # fmt: skip
-    asked: list[str] = []
-    with (
-        http_server(Broadcaster, folder=segments, down=threading.Event(), asked=asked) as url,
-        watching(url + "/master.m3u8", largest_side=300) as watcher,
-    ):
-        watcher.more(3)
-    assert "/small.m3u8" not in asked and "/vod.m3u8" in asked
