@@ -43,6 +43,8 @@ class Playlist:
     segments: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     parts: bool = False
+    locked: str = ""
+    """How it is encrypted, where that is for players of a kind alone (DRM)."""
 
     @property
     def end(self) -> int:
@@ -52,7 +54,7 @@ class Playlist:
 
 def read_playlist(text: str, url: str) -> Playlist:
     """What a playlist from `url` says; what can't be understood counts as not said."""
-    sequence, ended, parts = 0, False, False
+    sequence, ended, parts, locked = 0, False, False, ""
     durations: list[float] = []
     variants: list[Variant] = []
     described: dict[str, str] | None = None
@@ -66,6 +68,10 @@ def read_playlist(text: str, url: str) -> Playlist:
         elif tag == "#EXTINF":
             seconds = re.match(r"\d+(?:\.\d*)?", value)
             durations.append(float(seconds[0]) if seconds else 0.0)
+        elif tag in ("#EXT-X-KEY", "#EXT-X-SESSION-KEY"):
+            key = {name: said.strip('"') for name, said in ATTRIBUTE.findall(value)}
+            if key.get("METHOD", "NONE") not in ("NONE", "AES-128") or key.get("KEYFORMAT", "identity") != "identity":
+                locked = key.get("METHOD", "")
         elif tag == "#EXT-X-MAP":
             usual = "fMP4"
         elif tag in ("#EXT-X-PART", "#EXT-X-PART-INF"):
@@ -85,7 +91,7 @@ def read_playlist(text: str, url: str) -> Playlist:
             segments.append(urljoin(url, line))
             named = SUFFIX.search(line)
             formats.append(usual if named is None else "TS" if named[1].lower() == "ts" else "fMP4")
-    return Playlist(sequence, tuple(durations), ended, tuple(variants), tuple(segments), tuple(formats), parts)
+    return Playlist(sequence, tuple(durations), ended, tuple(variants), tuple(segments), tuple(formats), parts, locked)
 
 
 def nearest(variants: tuple[Variant, ...], longer_side: int) -> Variant:

@@ -175,9 +175,19 @@ class HttpSource(ContainerSource):
 
     def join(self, client: httpx.Client, playlist: Playlist) -> None:
         """Decides which of a broadcast's sizes FFmpeg opens, and where in it. Raises Over."""
+        locked = playlist.locked
         if playlist.variants:
-            self.target = self.with_user(nearest(playlist.variants, self.options.largest_side).url)
+            variant = nearest(playlist.variants, self.options.largest_side).url
+            self.target = self.with_user(variant)
+            look_for(client, self.address())
             playlist = self.playlist(client)
+        if locked := locked or playlist.locked:
+            self.retries = False
+            raise SourceError(
+                f"it is encrypted for some players alone ({locked}, DRM), which is not read: name another"
+            )
+        if not playlist.segments:
+            raise SourceError("its playlist names no segment of video, or none yet")
         fruitless = self.broadcast.span is None
         index = self.broadcast.join(playlist)
         reached = self.broadcast.reached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -160,6 +161,44 @@ def test_a_recordings_playlist_plays_from_its_beginning(segments: Path) -> None:
         watcher.until(State.ENDED)
     assert watcher.source.status.reason == "it played to its end"
     assert len(watcher.frames()) == 60
+
+
+@pytest.mark.parametrize(
+    ("playlist", "ends", "said"),
+    [
+        ("#EXT-X-TARGETDURATION:2\n", False, "its playlist names no segment of video, or none yet"),
+        (
+            "#EXT-X-STREAM-INF:BANDWIDTH=9,RESOLUTION=64x36\nlist.m3u8\n",
+            False,
+            "names no segment of video, or none yet",
+        ),
+        (
+            "#EXT-X-STREAM-INF:BANDWIDTH=9,RESOLUTION=64x36\ngone.m3u8\n",
+            False,
+            r"the server answers 404 to http://\S+/gone\.m3u8$",
+        ),
+        (
+            '#EXT-X-KEY:METHOD=SAMPLE-AES,URI="skd://k",KEYFORMAT="com.apple.streamingkeydelivery"\n#EXTINF:1,\n00.ts\n',
+            True,
+            r"encrypted for some players alone \(SAMPLE-AES, DRM\)",
+        ),
+        (
+            '#EXT-X-SESSION-KEY:METHOD=SAMPLE-AES-CTR,URI="data:x",KEYFORMAT="urn:uuid:edef8ba9-79d6"\n'
+            "#EXT-X-STREAM-INF:BANDWIDTH=9,RESOLUTION=64x36\nvod.m3u8\n",
+            True,
+            r"encrypted for some players alone \(SAMPLE-AES-CTR, DRM\)",
+        ),
+    ],
+    ids=["empty", "itself", "gone", "DRM", "DRM of a master"],
+)
+def test_a_playlist_that_shows_nothing_says_why(
+    playlist: str, ends: bool, said: str, segments: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(segments, tmp_path / "served")
+    (folder / "list.m3u8").write_text("#EXTM3U\n" + playlist)
+    with serving_folder(folder) as url, watching(f"{url}/list.m3u8") as watcher:
+        watcher.until(State.ENDED if ends else State.WAITING)
+        assert re.search(said, watcher.reason(State.ENDED if ends else State.WAITING))
 
 
 def test_segments_that_are_not_there_are_told(segments: Path, tmp_path: Path) -> None:
