@@ -1,6 +1,5 @@
 """A recorded clip in a real Chromium: it plays, and seeks to what was there; and stills of the same moments."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,12 @@ import numpy as np
 import pytest
 
 from capture.image import decode_image
+from tests.browser.chromium import chromium, needs_chromium
 from tests.capture.lab import render
 from tests.streamer.serving import Daemon, wait_for
 from tests.tiny import TINY
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+pytestmark = needs_chromium
 SECONDS = 8
 SEEN = """async ([url, times]) => {
   const video = document.createElement("video");
@@ -69,20 +67,18 @@ def test_a_clip_plays_and_seeks(recorded: Daemon) -> None:
     wait_for(lambda: last.size > 0 and keeper.recordings.fault is None)
     begins = keeper.recordings.of("door")[0].begins
     wait_for(lambda: time.time() > last.ends + 2)
-    with recorded.served() as server, playwright.sync_playwright() as play:
+    with recorded.served() as server:
         place = f"{server.url}/v1/streams/door"
         url = f"{place}/clip?from={begins + 1.2:.3f}&to={begins + 7.2:.3f}"
         answer = httpx.get(url, headers={"Range": "bytes=100-199"})
         assert answer.status_code == 206 and len(answer.content) == 100
         late = float(answer.headers["Streamer-Begins"]) - begins
         assert 0.5 < late <= 1.25
-        flags = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
-        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
-        page = browser.new_page()
-        page.goto(f"{server.url}/healthz")
         times = [5.3, 2.3, 4.3]
-        seen = page.evaluate(SEEN, [url, times])
-        browser.close()
+        with chromium("--autoplay-policy=no-user-gesture-required") as browser:
+            page = browser.new_page()
+            page.goto(f"{server.url}/healthz")
+            seen = page.evaluate(SEEN, [url, times])
         assert (
             abs(seen["duration"] - (7.2 - late)) < 0.3 and seen["seekable"] == seen["duration"] and seen["played"] > 0
         )

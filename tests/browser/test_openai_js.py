@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.browser.chromium import CHROMIUM, chromium
 from tests.streamer.serving import Daemon
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-
-CHROMIUM, NPM = shutil.which("chromium"), shutil.which("npm")
+NPM = shutil.which("npm")
 HOME = Path(__file__).parents[2] / ".openai-js"
 PACKAGE = "openai@6"
 ASK = """async ([url]) => {
@@ -66,8 +65,7 @@ def elsewhere() -> Iterator[str]:
 
 def test_the_sdk_speaks_from_an_allowed_origin_and_no_other(daemon: Daemon, elsewhere: str) -> None:
     other = elsewhere.replace("127.0.0.1", "localhost")
-    with daemon.served(server={"origins": [elsewhere]}) as server, playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=["--no-sandbox", "--disable-gpu"])
+    with daemon.served(server={"origins": [elsewhere]}) as server, chromium() as browser:
         for origin, allowed in ((elsewhere, True), (other, False)):
             page = browser.new_page()
             page.goto(f"{origin}/package/")
@@ -77,4 +75,3 @@ def test_the_sdk_speaks_from_an_allowed_origin_and_no_other(daemon: Daemon, else
                 assert told["kinds"][-1] in ("response.completed", "response.incomplete")
             else:
                 assert told == {"error": "APIConnectionError"}
-        browser.close()

@@ -1,27 +1,24 @@
 """The page in a real Chromium, against the real daemon: see, ask, add, remove, lose and regain the connection."""
 
-import shutil
 from collections.abc import Iterator
 
 import aioice.ice
 import numpy as np
 import pytest
 
+from tests.browser.chromium import chromium, needs_chromium, playwright
 from tests.capture.lab import render
 from tests.streamer.serving import Daemon, wait_for
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-
-CHROMIUM = shutil.which("chromium")
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
     "--allow-loopback-in-peer-connection",
 ]  # fmt: skip
 WAIT = 20_000
 """Milliseconds: the machine that tests may be busy."""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+pytestmark = needs_chromium
 
 
 class Visit:
@@ -46,11 +43,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["playwright.Br
     """With a clip for a camera: a white square on grey."""
     clip = tmp_path_factory.mktemp("camera") / "clip.mjpeg"
     render(clip, 100, size=(640, 360), codec="mjpeg", pixel_format="yuvj420p", format="mjpeg")
-    with playwright.sync_playwright() as play:
-        flags = [*FLAGS, f"--use-file-for-fake-video-capture={clip}"]
-        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
+    with chromium(*FLAGS, f"--use-file-for-fake-video-capture={clip}") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

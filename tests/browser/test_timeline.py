@@ -10,11 +10,12 @@ import httpx
 import pytest
 
 from capture.image import decode_image
-from tests.browser.test_page import CHROMIUM, Visit, browser, visit  # noqa: F401 - fixtures
+from tests.browser.chromium import needs_chromium
+from tests.browser.test_page import Visit, browser, visit  # noqa: F401 - fixtures
 from tests.streamer.serving import Daemon, wait_for
 from tests.tiny import TINY
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+pytestmark = needs_chromium
 BANANA = 'is a <img src=x onerror="document.title=1"> banana there?'
 FILLED = """() => {
   const bar = document.getElementById("bar");

@@ -6,12 +6,13 @@ import pytest
 
 from streamer.server.auth import token_digest
 from streamer.watches import teller
-from tests.browser.test_page import CHROMIUM, Visit, browser, visit  # noqa: F401 - fixtures
+from tests.browser.chromium import needs_chromium
+from tests.browser.test_page import Visit, browser, visit  # noqa: F401 - fixtures
 from tests.capture.lab import render
 from tests.streamer.serving import Daemon, wait_for
 from tests.watches.test_watches import demo
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+pytestmark = needs_chromium
 TOKEN = "a-token-of-the-tests"
 NOTIFIED = """window.told = [];
 window.Notification = class { constructor(title, more) { window.told.push([title, more.body]); } };
