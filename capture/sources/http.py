@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -40,6 +41,9 @@ BROADCAST_OVER = "the broadcast is over"
 WHOLE_SEGMENTS = (
     "of its low-latency HLS whole segments are read, not their parts: it is seen {:.0f} s late or more; RTSP is sooner"
 )
+SDP = b"v=0"
+"""What a description of RTP begins with, which FFmpeg reads."""
+UNPRINTED = re.compile(rb"[^\t\n\r -~]")
 NONE: Mapping[str, str] = {}
 
 
@@ -51,7 +55,17 @@ class Kind(StrEnum):
     PLAYLIST = "playlist"
     PAGE = "page"
     DASH = "DASH"
+    TEXT = "text"
+    NOTHING = "nothing"
     CONTAINER = "container"
+
+
+REFUSALS = {
+    Kind.PAGE: "there is a web page, not a video: name the address of the camera's picture or stream itself",
+    Kind.TEXT: "there is text, not a video, as cameras answer what they don't understand: check the path and what follows it",
+    Kind.NOTHING: "the server's answer is empty: check the path",
+    Kind.DASH: "there is DASH (.mpd), which is not read: name the HLS (.m3u8) or RTSP address of the same video",
+}
 
 
 def kind_of(content_type: str, head: bytes) -> Kind:
@@ -68,7 +82,9 @@ def kind_of(content_type: str, head: bytes) -> Kind:
         return Kind.DASH
     if text.startswith((b"<!doctype html", b"<html")) or (content_type == "text/html" and text.startswith(b"<")):
         return Kind.PAGE
-    return Kind.CONTAINER
+    if not head:
+        return Kind.NOTHING
+    return Kind.TEXT if text.isascii() and not text.startswith(SDP) and not UNPRINTED.search(text) else Kind.CONTAINER
 
 
 class HttpSource(ContainerSource):
@@ -135,14 +151,8 @@ class HttpSource(ContainerSource):
                 more = poll.take(answer, chunks)
             elif self.kind is Kind.MOTION:
                 self.show(chunks, generation)
-            elif self.kind is Kind.PAGE:
-                raise SourceError(
-                    "there is a web page, not a video: name the address of the camera's picture or stream itself"
-                )
-            elif self.kind is Kind.DASH:
-                raise SourceError(
-                    "there is DASH (.mpd), which is not read: name the HLS (.m3u8) or RTSP address of the same video"
-                )
+            elif self.kind in REFUSALS:
+                raise SourceError(REFUSALS[self.kind])
             elif self.kind is Kind.PLAYLIST:
                 playlist = read_playlist(text_of(chunks), str(answer.url))
         if self.kind is Kind.STILL:
@@ -160,11 +170,11 @@ class HttpSource(ContainerSource):
 
     def show(self, chunks: Iterator[bytes], generation: int) -> None:
         """Hands over JPEG after JPEG."""
-        pictures = JpegStream()
+        pictures, found = JpegStream(), False
         for chunk in chunks:
             self.lifecycle.heard(generation, time.monotonic())
             for data in pictures.feed(chunk):
-                picture = partial(decode_image, data, self.options.largest_side)
+                picture, found = partial(decode_image, data, self.options.largest_side), True
                 try:
                     if not self.deliver(generation, picture, None, time.monotonic()):
                         return
@@ -172,6 +182,10 @@ class HttpSource(ContainerSource):
                     self.damaged += 1
             if not self.wanted(generation):
                 return
+        if not found:
+            raise SourceError(
+                "it ended without a whole JPEG picture: other pictures are not read from a stream of them"
+            )
 
     def join(self, client: httpx.Client, playlist: Playlist) -> None:
         """Decides which of a broadcast's sizes FFmpeg opens, and where in it. Raises Over."""

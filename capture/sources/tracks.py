@@ -44,7 +44,14 @@ def best_video(container: InputContainer, largest_side: int) -> VideoStream:
 
     That is the smallest one whose longer side has `largest_side` pixels or more, else the largest. Raises SourceError.
     """
-    videos = [stream for stream in container.streams.video if not stream.disposition & NO_VIDEO]
+    videos = [
+        stream
+        for stream in container.streams.video
+        # One that there is no decoder for has no context, whatever PyAV's types say.
+        if not stream.disposition & NO_VIDEO and getattr(stream, "codec_context", None) is not None
+    ]
+    if not videos and any(not stream.disposition & NO_VIDEO for stream in container.streams.video):
+        raise SourceError("it holds no video that can be decoded: this build of FFmpeg does not know its codec")
     if not videos:
         cover = " and pictures that go with it" if container.streams.video else ""
         raise SourceError(f"it holds no video, only sound{cover}: name another")

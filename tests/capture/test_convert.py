@@ -165,6 +165,14 @@ def test_cover_art_is_no_picture(tmp_path: Path) -> None:
     near(pixels, GREEN, 8)
 
 
+def test_a_video_of_an_unknown_codec_is_told(tmp_path: Path) -> None:
+    path = render(tmp_path / "known.mp4", 5, codec="mpeg4", size=(64, 48))
+    path.write_bytes(path.read_bytes().replace(b"mp4v", b"zzzz").replace(b"esds", b"free"))
+    with watching(str(path), realtime=False) as watcher:
+        watcher.until(State.ENDED)
+        assert "it holds no video that can be decoded" in watcher.source.status.reason
+
+
 def test_sound_with_a_cover_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "song.m4a"
     with av.open(str(path), "w", format="mp4") as container:

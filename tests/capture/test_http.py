@@ -148,6 +148,11 @@ def test_a_damaged_still_is_counted_and_the_next_one_taken() -> None:
     [
         (b"<!DOCTYPE html><title>Login</title>", "there is a web page"),
         (b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011">', r"DASH \(.mpd\)"),
+        (b'{"error": "no such channel"}', "there is text, not a video"),
+        (b'<?xml version="1.0"?>\n<ResponseStatus><statusCode>4</statusCode></ResponseStatus>', "there is a web page"),
+        (base64.b64encode(JPEGS[0]), "there is text"),
+        (b"", "the server's answer is empty"),
+        (b"--x\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n\x1a\n\0\0\r\n--x--", "ended without a whole JPEG"),
     ],
 )
 def test_what_is_no_video_is_told_by_name(body: bytes, said: str) -> None:
@@ -169,8 +174,11 @@ def test_what_is_no_video_is_told_by_name(body: bytes, said: str) -> None:
         ("text/plain", b"\xef\xbb\xbf#EXTM3U\n", Kind.PLAYLIST),
         ("application/dash+xml", b"", Kind.DASH),
         ("text/html", b"\n <HTML>", Kind.PAGE),
-        ("video/mp2t", b"G@", Kind.CONTAINER),
-        ("", b"", Kind.CONTAINER),
+        ("video/mp2t", b"G@\x11\0", Kind.CONTAINER),
+        ("", b"", Kind.NOTHING),
+        ("text/plain", b"G@\x11\0" + b"text" * 100, Kind.CONTAINER),
+        ("application/sdp", b"v=0\r\no=- 1 1 IN IP4 10.0.0.1\r\n", Kind.CONTAINER),
+        ("application/octet-stream", b"YUV4MPEG2 W64 H48 F25:1\nFRAME\n\x10\x10", Kind.CONTAINER),
     ],
 )
 def test_an_answer_is_known_by_what_it_holds(content_type: str, head: bytes, kind: Kind) -> None:
