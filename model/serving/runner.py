@@ -20,6 +20,7 @@ from model.families.infinitevl import InfiniteVL
 from model.policy import RetrievalPolicy
 from model.preprocess import choose_grid
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Finite, Grid, Pictures, Traced
+from model.serving.calibration import Calibration, read_calibration
 from model.serving.capacity import capacity
 from model.serving.grammar import Constraint, Grammars, allowed
 from model.serving.int8 import to_int8
@@ -92,6 +93,8 @@ class Runner:
         self.generators: dict[int, torch.Generator | None] = {}
         self.spoken: dict[int, set[int]] = {}
         self.grammars = Grammars(tokenizer, model.config.decoder.vocab_size)
+        self.calibration = Calibration()
+        """Of `judge`; to be set before its first call."""
 
     @property
     def frames_per_step(self) -> int:
@@ -253,7 +256,7 @@ class Runner:
     @cached_property
     def yes_no(self) -> YesNoReader:
         """What reads yes or no out of logits. Raises ConfigError as `judge`."""
-        return YesNoReader(self.tokenizer, self.config.decoder.vocab_size, self.device)
+        return YesNoReader(self.tokenizer, self.config.decoder.vocab_size, self.device, self.calibration)
 
     @torch.inference_mode()
     def fork(self, source: int, target: int) -> None:
@@ -413,7 +416,9 @@ def load_runner(
     folder = NANO if name == "nano" else locate(name)
     model, tokenizer = load_checkpoint(folder, device=device, dtype=kind, **choices)
     model.eval().fuse()
-    return Runner(name, sized(model, picture_tokens), tokenizer, slots, trained=True, precision=precision)
+    runner = Runner(name, sized(model, picture_tokens), tokenizer, slots, trained=True, precision=precision)
+    runner.calibration = read_calibration(folder)
+    return runner
 
 
 def sized(model: InfiniteVL, picture_tokens: int | None) -> InfiniteVL:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import ConfigError
+from model.serving.calibration import Calibration
 from model.tokenizer import Tokenizer
 
 AROUND = " \t\n\r.,!\"'*"
@@ -34,15 +35,22 @@ def spellings(tokenizer: Tokenizer, vocabulary: int, word: str) -> list[int]:
 class YesNoReader:
     """Reads logits; knows every spelling of yes and of no. Raises ConfigError where the vocabulary has none of one."""
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocabulary: int,
+        device: torch.device,
+        calibration: Calibration = Calibration(),  # noqa: B008
+    ) -> None:
         found = [spellings(tokenizer, vocabulary, word) for word in ("yes", "no")]
         if not all(found):
             raise ConfigError("the tokenizer has no token for yes or none for no: ask with 'when: changes' instead")
+        self.calibration = calibration
         self.yes, self.no = (torch.tensor(tokens, device=device) for tokens in found)
 
     def read(self, logits: Tensor) -> list[YesNo]:
-        """Of each row of `logits` float [batch, vocabulary]: all spellings of yes against all of yes and no."""
+        """Of each row of `logits` float [batch, vocabulary]: all spellings of yes against all of yes and no, calibrated."""
         whole = logits.float()
         yes, no = whole[:, self.yes].logsumexp(-1), whole[:, self.no].logsumexp(-1)
         sure = (torch.logaddexp(yes, no) - whole.logsumexp(-1)).exp()
-        return [YesNo(*row) for row in torch.stack(((yes - no).sigmoid(), sure), -1).tolist()]
+        return [YesNo(*row) for row in torch.stack((self.calibration.probability(yes - no), sure), -1).tolist()]

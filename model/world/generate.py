@@ -139,6 +139,21 @@ def draw_ground(
     return indices.astype(np.int64), matrix.astype(np.float32), np.tile(light, (frames, 1)).astype(np.float32)
 
 
+def draw_film(rng: np.random.Generator, frames: int) -> tuple[Floats, Floats]:
+    """The picture's gain in each frame, and gamma, noise, softness and compression of all."""
+    exposure = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3) + rng.normal(0, 0.01, (frames, 1)))
+    if rng.random() < 0.15:
+        exposure = exposure * np.linspace(1.0, rng.uniform(0.75, 1.25), frames)[:, None]
+    noise = rng.choice([0.0, rng.uniform(0, 0.02), rng.uniform(0.02, 0.05)], p=[0.4, 0.4, 0.2])
+    film = [
+        rng.uniform(0.85, 1.2),
+        noise,
+        rng.choice([0.0, rng.random()]),
+        rng.choice([0.0, rng.uniform(0.02, 0.12)], p=[0.6, 0.4]),
+    ]
+    return exposure.astype(np.float32), np.array(film, np.float32)
+
+
 def draw_scene(rng: np.random.Generator, steps: int, split: Split, gallery: Gallery, profile: Profile = USUAL) -> Scene:
     """A random scene."""
     frames = 2 * steps
@@ -196,17 +211,8 @@ def draw_scene(rng: np.random.Generator, steps: int, split: Split, gallery: Gall
         ground = np.concatenate((ground[:at], other[at:]))
         ground_matrix = np.concatenate((ground_matrix[:at], other_matrix[at:]))
         light = np.concatenate((light[:at], other_light[at:]))
-    exposure = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3) + rng.normal(0, 0.01, (frames, 1)))
-    if rng.random() < 0.15:
-        exposure = exposure * np.linspace(1.0, rng.uniform(0.75, 1.25), frames)[:, None]
-    noise = rng.choice([0.0, rng.uniform(0, 0.02), rng.uniform(0.02, 0.05)], p=[0.4, 0.4, 0.2])
-    film = [
-        rng.uniform(0.85, 1.2),
-        noise,
-        rng.choice([0.0, rng.random()]),
-        rng.choice([0.0, rng.uniform(0.02, 0.12)], p=[0.6, 0.4]),
-    ]
+    exposure, film = draw_film(rng, frames)
     return Scene(
         steps, aspect, sorted(visits, key=lambda v: (v.first, v.start)), draw_seconds(rng, steps), camera, ground,
-        ground_matrix, light, exposure.astype(np.float32), np.array(film, np.float32), early,
+        ground_matrix, light, exposure, film, early,
     )  # fmt: skip

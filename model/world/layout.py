@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,3 +129,9 @@ def layout(scenes: list[Scene]) -> Sheet:
         np.concatenate([scene.exposure for scene in scenes]),
         np.concatenate([np.tile(scene.film, (2 * scene.steps, 1)) for scene in scenes]),
     )  # fmt: skip
+
+
+def part_of(sheet: Sheet, rows: slice) -> Sheet:
+    """Some of a sheet's frames."""
+    framed = ("shown", "matrix", "ground", "ground_matrix", "light", "exposure", "film")
+    return replace(sheet, **{name: getattr(sheet, name)[rows] for name in framed})

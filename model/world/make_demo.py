@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.world.layout import Sheet, extent, layout, see
+from model.world.layout import extent, layout, part_of, see
 from model.world.objects import COLOURS, Thing
 from model.world.phrasings import NEVER_SEEN, NOTHING
 from model.world.render import Assets, Painter
@@ -128,12 +128,6 @@ def truth(whole: Scene) -> dict[str, Any]:
     ]
     about = {"seconds": SECONDS, "frames_per_second": RATE, "width": WIDTH, "height": HEIGHT}
     return about | {"things": things, "questions": questions}
-
-
-def part_of(sheet: Sheet, rows: slice) -> Sheet:
-    """Some of a sheet's frames."""
-    framed = ("shown", "matrix", "ground", "ground_matrix", "light", "exposure", "film")
-    return replace(sheet, **{name: getattr(sheet, name)[rows] for name in framed})
 
 
 def pictures(painter: Painter, whole: Scene) -> Iterator[np.ndarray]:

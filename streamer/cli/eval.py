@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-SUITES = ("world", "questions", "streamingbench", "ovo-bench")
+SUITES = ("world", "watches", "questions", "streamingbench", "ovo-bench")
 FPS = 4.0
 """Frames a second that clips are shown at."""
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=SUITES,
         default="world",
-        help="what is examined: the made world, questions about your own clips, or a public benchmark (default world)",
+        help="what is examined: the made world, watches in it, questions about your own clips, or a public benchmark (default world)",
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the suite's files of questions, and its videos")
     parser.add_argument(
@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fps", type=_rate, default=FPS, help=f"frames a second that clips are shown at (default {FPS:g})"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="with watches: first measure what the probability of yes is worth, into yes_no.json beside the weights",
     )
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
@@ -62,8 +67,9 @@ def _rate(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Examines and prints; returns the exit code."""
+    suites = {"world": _world, "watches": _watches}
     try:
-        return (_world if options.suite == "world" else _clips)(options)
+        return suites.get(options.suite, _clips)(options)
     except ModuleNotFoundError as error:  # a wheel has no world
         if error.name != "model.world":
             raise
@@ -91,6 +97,25 @@ def _world(options: argparse.Namespace) -> int:
         print(f"streamer: {error}", file=sys.stderr)
         return 1
     print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
+    return 0
+
+
+def _watches(options: argparse.Namespace) -> int:
+    from model.checkpoint import CheckpointError
+    from streamer.cli import eval_watches
+
+    try:
+        facts = eval_watches.measure(
+            options.model,
+            options.device,
+            quick=options.quick,
+            fresh=max(0, options.fresh_seeds),
+            calibrate=options.calibrate,
+        )
+    except (CheckpointError, FileNotFoundError) as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(facts, indent=1) if options.json else "\n".join(eval_watches.table(facts)))
     return 0
 
 

@@ -26,8 +26,7 @@ from model.evaluation.run import SEED, papers
 from model.evaluation.score import MEMORY, NOW, Marks, ask, draw
 from model.serving.runner import Runner, load_runner
 from model.serving.sampling import Sampling
-from model.world.layout import layout
-from model.world.make_demo import part_of
+from model.world.layout import layout, part_of
 from model.world.questions import Question, normalise
 from model.world.render import Assets, Painter
 from model.world.scene import Scene

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model import load_runner
+from model.serving.calibration import Calibration
 from model.serving.yes_no import YesNoReader
 from tests.tiny import TINY
 
@@ -14,6 +15,7 @@ QUESTIONS = ["Is there a banana?", "Has a red circle appeared on the left?", "Is
 @pytest.fixture(scope="module")
 def runner():
     runner = load_runner("nano", slots=5)
+    runner.calibration = Calibration()
     runner.open(0, 180, 320)
     for i in range(3):
         frame = np.random.default_rng(i).integers(0, 255, (180, 320, 3), np.uint8)
@@ -42,6 +44,16 @@ def test_many_spellings_are_summed() -> None:
     for read, row in zip(reader.read(logits), shares.tolist(), strict=True):
         yes, no = sum(row[:3]), sum(row[3:5])
         assert read == pytest.approx((yes / (yes + no), yes + no), abs=1e-6)
+
+
+def test_a_calibration_moves_the_probability_and_not_how_sure_it_is(runner) -> None:
+    tokens = runner.tokenizer.encode_question(QUESTIONS[0])
+    (before,) = runner.judge(0, [1], [tokens])
+    reader = YesNoReader(runner.tokenizer, runner.config.decoder.vocab_size, runner.device, Calibration(0.5, -1.0))
+    runner.fork(0, 1)
+    (after,) = reader.read(runner.read([1], [tokens])[1])
+    expected = torch.tensor(before.probability).double().logit() * 0.5 - 1.0
+    assert after == pytest.approx((float(expected.sigmoid()), before.sure), rel=1e-3, abs=1e-5)
 
 
 def test_a_batch_of_questions_of_several_lengths_is_as_each_alone(runner) -> None:
