@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("remove", "end a watch", _remove),
         ("pause", "look no more, until it is resumed", _pause),
         ("resume", "look again", _resume),
+        ("tune", "propose a threshold from what was said of its events", _tune),
     ):
         chosen = commands.add_parser(name, help=help)
         chosen.add_argument("name")
@@ -152,6 +153,31 @@ def _mark(options: Options) -> int:
     path = f"watches/events/{quote(options.event, safe='')}/feedback"
     told = web(options, path, method="POST", body={"feedback": options.feedback})
     return _say(options, told, f"{options.event} is marked as {options.feedback.replace('_', ' ')}")
+
+
+def _tune(options: Options) -> int:
+    told = web(options, f"{_path(options.name)}/tuning")
+    return _say(options, told, "\n".join(tuning_lines(options.name, told)))
+
+
+def tuning_lines(name: str, told: dict[str, Any]) -> list[str]:
+    """Precision and recall at each threshold, and what is proposed."""
+    if told["proposed"] is None:
+        return [f"{name}: {told['reason']}"]
+    key, now, proposed = told["key"], told["now"], told["proposed"]
+    lines = [f"{key.upper():6}  RIGHT  FALSE  PRECISION  RECALL"]
+    for row in told["rows"]:
+        precision = "-" if row["precision"] is None else f"{row['precision']:.2f}"
+        note = f"{'  now' if row['threshold'] == now else ''}{'  proposed' if row['threshold'] == proposed else ''}"
+        lines.append(
+            f"{row['threshold']:<6g}  {row['right']:<5}  {row['false']:<5}  {precision:<9}  {row['recall']:.2f}{note}"
+        )
+    lines.append(f"{name}: {key} {proposed:g}: {told['reason']} (recall is of the right events that were told)")
+    if proposed != now:
+        lines.append(
+            f"set it with {key}: {proposed:g} in its configuration, or --set {key}={proposed:g} when it is added"
+        )
+    return lines
 
 
 def watch_lines(watches: list[dict[str, Any]]) -> list[str]:

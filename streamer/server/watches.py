@@ -47,6 +47,7 @@ class Watching:
             Route("/v1/watches/events", self.events, methods=["GET"]),
             Route("/v1/watches/events/{event}/still.jpg", self.still, methods=["GET"]),
             Route("/v1/watches/events/{event}/feedback", self.judge, methods=["POST"]),
+            Route("/v1/watches/{watch}/tuning", self.tuning, methods=["GET"]),
             Route("/v1/watches/{watch}", self.one, methods=["GET"]),
             Route("/v1/watches/{watch}", self.change, methods=["PATCH"]),
             Route("/v1/watches/{watch}", self.remove, methods=["DELETE"]),
@@ -59,6 +60,11 @@ class Watching:
     async def one(self, request: Request) -> Response:
         self._admit(request, "view")
         return JSONResponse(await self._watches.one(request.path_params["watch"]))
+
+    async def tuning(self, request: Request) -> Response:
+        """Which threshold feedback speaks for."""
+        self._admit(request, "view")
+        return JSONResponse((await self._watches.tune(request.path_params["watch"])).facts())
 
     async def add(self, request: Request) -> Response:
         """The keys of a configured watch; `stream` names one alone."""

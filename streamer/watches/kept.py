@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from streamer.memory.store import Store, StoreError
 from streamer.watches.event import WatchEvent
+from streamer.watches.tuning import Judged
 
 log = logging.getLogger("streamer")
 PATIENCE = 0.5
@@ -130,6 +131,20 @@ class Kept:
         assert written is not None
         await asyncio.wait([asyncio.wrap_future(written)], timeout=PATIENCE)
         return WatchEvent.of(json.loads(rows[0][0]))
+
+    async def judged(self, watch: str, kind: str) -> list[Judged]:
+        """What people said of a watch's events of one kind ("watch.started" …) that have a probability."""
+        if self.store is None:
+            told = [(event, said) for event, _, said in self._events.values() if event.watch == watch and said]
+            return [
+                Judged(e.probability, s == "right") for e, s in told if e.type == kind and e.probability is not None
+            ]
+        sql = (
+            "SELECT facts ->> 'probability', feedback FROM watch_events WHERE watch = ? AND facts ->> 'type' = ? "
+            "AND feedback IS NOT NULL AND facts ->> 'probability' IS NOT NULL"
+        )
+        rows = await asyncio.to_thread(self.store.read, sql, (watch, kind))
+        return [Judged(probability, said == "right") for probability, said in rows]
 
     async def counts(self) -> dict[str, Counter[str]]:
         """By watch, how many of its events are told, and how many of them somebody called right or a false alarm."""

@@ -27,6 +27,7 @@ from streamer.watches.kept import Feedback, Kept
 from streamer.watches.links import Links, kept_key
 from streamer.watches.post import SURE, Post
 from streamer.watches.teller import Teller
+from streamer.watches.tuning import Tuning, tune
 
 log = logging.getLogger("streamer")
 ANSWER_TOKENS = 64
@@ -179,6 +180,15 @@ class Watches:
         """One of them. Raises AssistantError: unknown_watch."""
         self._known(name)
         return self.view(name, (await self.kept.counts()).get(name, {}))
+
+    async def tune(self, name: str) -> Tuning:
+        """Which threshold people's feedback on its events speaks for. Raises AssistantError: unknown_watch, bad_option."""
+        config = self._known(name)
+        if config.when == "changes":
+            raise AssistantError("bad_option", f"Watch {name!r} tells of changed answers, which have no threshold.")
+        if config.when == "becomes_false":
+            return tune("fall", config.fall, await self.kept.judged(name, "watch.ended"))
+        return tune("rise", config.rise, await self.kept.judged(name, "watch.started"))
 
     async def forget(self, stream: str, since: float = float("-inf"), until: float = float("inf")) -> None:
         """Removes a stream's events of a span (Unix seconds), with their pictures. Raises AssistantError: storage."""

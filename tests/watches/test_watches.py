@@ -154,6 +154,7 @@ def test_the_banana_is_told_with_its_picture_and_marked_as_right(
         (["list"], "paused"),
         (["resume", "fruit"], "looks again"),
         (["mark", event["id"], "false_alarm"], "false alarm"),
+        (["tune", "fruit"], "fruit: too little is known: 0 events are marked as right and 1 as false alarms"),
         (["remove", "fruit"], "removed"),
     ):
         assert main(["watch", *command, *at]) == 0
