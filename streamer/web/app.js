@@ -18,6 +18,7 @@ const grid = new Grid(at("grid"), { pictured: (place) => connection.pictured(pla
 
 const PICTURE_EVERY = 200; // milliseconds: the page shows five pictures a second of those the model saw
 const LIST_EVERY = 1000;
+const HEALTH_EVERY = 2000;
 const ANSWER_TIMEOUT = 3000;
 
 function notice(text) {
@@ -47,6 +48,19 @@ function dwell(moment) {
   at("moment").textContent = moment === null ? "" : `about ${clock(moment)}`;
   at("question").placeholder = moment === null ? "What do you see?" : "What did you see then?";
   timeline.mark(moment);
+}
+
+// Tells which model runs, and why something can't be kept.
+async function health() {
+  let facts;
+  try {
+    facts = await (await fetch("healthz")).json();
+  } catch {
+    return;
+  }
+  at("storage").hidden = !facts.storage;
+  at("storage").textContent = facts.storage ? `Not all can be kept now; watching and answering go on. ${facts.storage}` : "";
+  if (facts.model) at("model").textContent = facts.model.trained ? facts.model.name : `${facts.model.name} – ${facts.model.weights}`;
 }
 
 function blank(text) {
@@ -217,9 +231,7 @@ connection.onstate = (name, detail) => {
   connection.send({ type: "watch.subscribe" });
   events.load();
   if (chosen) choose(chosen);
-  fetch("healthz").then((reply) => reply.json()).then((facts) => {
-    at("model").textContent = facts.model.trained ? facts.model.name : `${facts.model.name} – ${facts.model.weights}`;
-  }).catch(() => {});
+  health();
 };
 connection.ondoor = () => at("door").showModal();
 
@@ -287,4 +299,5 @@ setInterval(() => {
   connection.send({ type: "stream.frame", stream: state.chosen });
 }, PICTURE_EVERY);
 setInterval(look, LIST_EVERY);
+setInterval(health, HEALTH_EVERY);
 connection.open();

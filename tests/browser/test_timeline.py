@@ -90,3 +90,19 @@ def test_see_ask_and_search_the_past(visit: Visit, recorded: Daemon) -> None:  #
             page.click("#clip")
         assert saved.value.suggested_filename.startswith("demo-")
         assert b"ftyp" in Path(saved.value.path()).read_bytes()[:16]
+
+
+def test_a_disk_at_fault_is_shown_until_it_is_well(
+    visit: Visit,  # noqa: F811
+    recorded: Daemon,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keeper = recorded.assistant.keeper
+    assert keeper is not None
+    with recorded.served() as server, monkeypatch.context() as full:
+        full.setattr(type(keeper), "fault", "door.snapshot: No space left on device")
+        page = visit.go(server.url)
+        page.wait_for_selector("#storage:visible")
+        assert "No space left on device" in page.inner_text("#storage")
+        full.undo()
+        page.wait_for_selector("#storage", state="hidden")
