@@ -41,9 +41,7 @@ class Snapshots:
         self.folder, self.budget = folder, budget
         self.written = self.bytes_written = self.damaged = 0
         self._lock = threading.Lock()
-        self._kept: dict[str, list[Kept]] = {}
-        for stream in folder.streams(KIND):
-            self._kept[stream] = sorted(_found(folder.place(KIND, stream)), key=lambda each: each.number)
+        self._kept = self._all()
 
     def of(self, stream: str) -> list[Kept]:
         """A stream's snapshots in the order of their making."""
@@ -112,9 +110,14 @@ class Snapshots:
         return len(gone)
 
     def begin_anew(self) -> None:
-        """The folder was removed, with all that was in it."""
+        """The folder was removed, or is another: its disk is back, with what was there before. Raises OSError."""
+        found = self._all()
         with self._lock:
-            self._kept.clear()
+            self._kept = found
+
+    def _all(self) -> dict[str, list[Kept]]:
+        places = {stream: self.folder.place(KIND, stream) for stream in self.folder.streams(KIND)}
+        return {stream: sorted(_found(place), key=lambda each: each.number) for stream, place in places.items()}
 
     def _drop(self, stream: str, gone: Iterable[Kept]) -> None:
         for each in gone:

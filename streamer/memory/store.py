@@ -72,6 +72,8 @@ class Store:
         self._rows = self._jobs = 0
         self._change = threading.Condition()
         self._hurry = self._stopping = False
+        self._lost = False
+        """Whether the database in use is one of a folder that is gone."""
         self._reading = threading.local()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
         self._thread.start()
@@ -197,17 +199,20 @@ class Store:
 
     def _ready(self) -> bool:
         """Whether the folder is there; one that was removed is begun anew, the next time."""
-        if not self.folder.there:
+        if self._lost or not self.folder.there:
             gone = f"the state folder {self.folder.path} was removed while it was in use"
             if "folder" not in self._troubles:
                 return self._fails("folder", gone)
             try:
-                self.folder.again()
+                if not self.folder.there:
+                    self.folder.again()
+                self._lost = True
                 self._database.close()
                 self._database = connect(self.folder.database)
+                self._renewed()
+                self._lost = False
             except (FolderError, OSError, sqlite3.Error) as error:
                 return self._fails("folder", f"{gone}: {error}")
-            self._renewed()
         self._mended("folder")
         return True
 

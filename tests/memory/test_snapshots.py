@@ -131,6 +131,11 @@ def test_what_died_half_written_is_removed_and_the_rest_is_found(folder: Folder)
     partial = kept[0].path.parent / "0000000009-1.partial"
     partial.write_bytes(b"half")
     (kept[0].path.parent / "note.txt").write_text("a user's own")
+    snapshots.forget("door", 1_002.0)
+    Snapshots(folder, 10**9).write(taken(1_002.0), {"x": torch.ones(3)}, 1_000.0)
+    snapshots.begin_anew()
+    assert snapshots.of("door") == kept, "a disk that was away is back, with what is on it"
+    partial.write_bytes(b"half")
     again = Snapshots(folder, 10**9)
     assert again.of("door") == kept and not partial.exists() and again.size == sum(each.size for each in kept)
     assert again.forget("door", 1_001.0) == 2 and [each.wall for each in again.of("door")] == [1_000.0]

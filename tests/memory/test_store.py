@@ -173,4 +173,15 @@ def test_a_folder_that_is_removed_is_told_and_begun_anew(tmp_path: Path, monkeyp
     assert names(store) == ["after"] and renewed == [True] and store.faults == 1 and store.fault is None
     with pytest.raises(FolderError):
         Folder(tmp_path / "state")
+    real, tries = storing.connect, iter((OSError(errno.ENOSPC, "No space left on device"), None))
+
+    def connect(path: Path) -> sqlite3.Connection:
+        if error := next(tries, None):
+            raise error
+        return real(path)
+
+    monkeypatch.setattr(storing, "connect", connect)
+    shutil.rmtree(tmp_path / "state")
+    store.write(ROW, ("again",), now=True).result(10)  # though the folder was there before its database could be
+    assert names(store) == ["again"] and store.faults == 2 and store.fault is None
     store.close()
