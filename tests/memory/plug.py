@@ -140,7 +140,9 @@ class Plug:
                 making.cancel()
                 for each in showing:
                     each.cancel()
-                await asyncio.gather(*asking, *showing, making, return_exceptions=True)
+                for each in await asyncio.gather(*asking, *showing, making, return_exceptions=True):
+                    if isinstance(each, AssertionError):
+                        raise each
             finally:
                 daemon.kill()
         self.rounds += 1
@@ -177,15 +179,14 @@ class Plug:
                 await asyncio.sleep(self.chance.uniform(0.0, 0.5))
                 name = f"w{self.rounds}-{number}"
                 if not number:
+                    for old in sorted(self.watches):
+                        self.watches.discard(old)
+                        assert (await web.delete(f"/v1/watches/{old}")).status_code == 204
                     made = await web.post(
                         "/v1/watches", json={"name": name, "question": "Is it on fire?", "stream": "door"}
                     )
                     assert made.status_code == 201, made.text
                     self.watches.add(name)
-                elif number == 4:
-                    gone = f"w{self.rounds}-0"
-                    assert (await web.delete(f"/v1/watches/{gone}")).status_code == 204
-                    self.watches.discard(gone)
                 number += 1
                 for stream in ("s0", "s1", "door"):
                     listed = (await web.get(f"/v1/streams/{stream}/timeline", params={"limit": 20})).json()
