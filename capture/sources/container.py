@@ -74,6 +74,8 @@ MOST_FAILED, MOST_DARK = 12, 100
 TS_DISCONT: int = Flags.ts_discont.value  # type: ignore[assignment]
 """Marks formats whose timestamps may jump, as a broadcast's do."""
 SLOW = "it can't be shown at its own rate here"
+KEY_WITHIN = 10.0
+"""Seconds before a moment within which there is usually a key frame."""
 GROWTH = 5.0
 """Seconds in which a file that is being written must have become longer, or it is over."""
 BROKEN_OFF = 1.0
@@ -119,6 +121,8 @@ class ContainerSource(SourceShell):
             return f"{self.name}: another program has the camera: close that"
         if self.scheme in NETWORK and number == errno.EIO:
             return f"{self.name}: {BROKEN}"
+        if self.scheme == "file" and isinstance(error, av.error.EOFError):
+            return f"{self.name}: it ends before its first picture: is it still being written?"
         for kind, said in SAID:
             if isinstance(error, kind):
                 return f"{self.name}: {said}"
@@ -207,8 +211,10 @@ class ContainerSource(SourceShell):
             self.timeline.longest_step = LONGEST_BREAK if jumps else LONGEST_STILL
         beginning = (container.start_time or 0) / av.time_base
         start = self.beginning(container, first)
-        if start > beginning:
-            container.seek(int(start * av.time_base))
+        # Where there is no index of key frames FFmpeg may begin behind the last one before; what tells no times is read.
+        sought = start - (KEY_WITHIN if container.format.flags & TS_DISCONT else 0.0)
+        if sought > beginning and not formats & UNTIMED:
+            container.seek(int(sought * av.time_base))
         pictures = Pictures(self.options.largest_side)
         pace, reach = Pace(self.timeline.longest_step), Reach()
         reached = None
@@ -239,10 +245,13 @@ class ContainerSource(SourceShell):
             if not self.deliver(generation, picture, timestamp, captured, wall, number=number):
                 return
         whole = (container.duration or 0) / av.time_base
+        if reached is None and self.seen is not None:
+            return  # a file that has grown by no picture
         if reached is None and start > beginning:
-            raise SourceError(f"start {self.options.start:g} is not within its {whole:.1f} s: begin earlier")
+            length = f"its {whole:.1f} s" if whole else "it"
+            raise SourceError(f"start {self.options.start:g} is not within {length}: begin earlier")
         if reached is None:
-            raise SourceError("it holds no picture that can be decoded")
+            raise SourceError("it holds no picture that can be decoded, or none yet")
         until = max(reach.shown, reached + period)
         if reach.untold and not container.streams.audio:
             until = max(until, beginning + whole)
@@ -303,8 +312,10 @@ class ContainerSource(SourceShell):
             self.lifecycle.heard(generation, time.monotonic())
             if not self.wanted(generation):
                 return
-            reach.take(packet, shown=packet.stream_index == stream.index)
-            if packet.stream_index != stream.index:
+            # Not by `stream_index`, which is 0 of every packet that marks a stream's end.
+            shown = packet.stream.index == stream.index
+            reach.take(packet, shown=shown)
+            if not shown:
                 continue
             if tap is not None:
                 tap.take(packet)

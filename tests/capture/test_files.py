@@ -100,6 +100,23 @@ def test_it_starts_where_it_is_told_to(clip: Path) -> None:
     assert np.abs(frames[0].pixels.astype(int) - drawn(25)).mean() < 3
 
 
+@pytest.mark.parametrize("name", ["clip.ts", "clip.h264"])
+def test_it_starts_where_no_index_tells_of_key_frames(name: str, tmp_path: Path) -> None:
+    """FFmpeg seeks behind the one key frame of the first, and not at all in the second."""
+    path = render(tmp_path / name, 50, key=1000)
+    with watching(str(path), realtime=False, start=1.0) as watcher:
+        watcher.until(State.ENDED)
+    assert [int(frame.pixels[60].mean(axis=1).argmax()) // 4 for frame in watcher.frames()] == list(range(25, 50))
+
+
+def test_a_file_that_has_only_its_head_yet_is_told(tmp_path: Path) -> None:
+    path = render(tmp_path / "clip.mkv", 5)
+    path.write_bytes(path.read_bytes().partition(b"\x1f\x43\xb6\x75")[0])
+    with watching(str(path)) as watcher:
+        watcher.until(State.ENDED)
+        assert "it ends before its first picture: is it still being written?" in watcher.source.status.reason
+
+
 def test_fps_leaves_frames_out_and_counts_them(clip: Path) -> None:
     with watching(str(clip), realtime=False, fps=5, policy="every") as watcher:
         watcher.until(State.ENDED)
@@ -372,6 +389,7 @@ def test_a_growing_file_is_followed(tmp_path: Path) -> None:
         with growing.open("ab") as file:
             file.write(data[growing.stat().st_size :])
         watcher.until(State.ENDED, 30)
+        assert watcher.source.status.reason == PLAYED
     frames = watcher.frames()
     assert [int(frame.pixels[60].mean(axis=1).argmax()) // 4 for frame in frames] == [
         n * 4 % 280 // 4 for n in range(100)
