@@ -127,7 +127,9 @@ class _Body(Sampling, Thinking):
     max_completion_tokens: _Count = None
     metadata: Metadata | None = None
     at: Moment | None = None
-    """Ours: the moment of the past that is asked about."""
+    """Ours: the moment of the past that is asked about; or its span, as the next two say."""
+    since: Moment | None = Field(default=None, alias="from")
+    until: Moment | None = Field(default=None, alias="to")
     n: Annotated[None, only(1, why="can't be done: a question has one answer, so ask again for another")] = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
@@ -241,6 +243,8 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
         rounds=rounds,
         format=asked.response_format.form("response_format") if asked.response_format else None,
         at=asked.at,
+        since=asked.since,
+        until=asked.until,
     )
     return ChatRequest(
         asked.model,

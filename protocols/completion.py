@@ -62,6 +62,10 @@ class ChatWriter:
     def begin(self) -> bytes:
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
+    def replaying(self, shown: int, of: int) -> bytes:
+        """How many steps of the past have been shown to the model, which answers after them: a chunk without words."""
+        return self._chunk({}, replaying={"shown": shown, "of": of})
+
     def delta(self, text: str) -> bytes:
         return self._chunk({"content": text})
 
@@ -81,10 +85,10 @@ class ChatWriter:
         """What ends a stream that fails after it began."""
         return _event(error_body("server_error", message)) + b"data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         head = self._head("chat.completion.chunk")
-        return _event({**head, "choices": [choice], **({"usage": None} if self.include_usage else {})})
+        return _event({**head, "choices": [choice], **({"usage": None} if self.include_usage else {}), **more})
 
     def _head(self, kind: str) -> dict[str, Any]:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}

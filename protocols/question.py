@@ -98,8 +98,8 @@ class Question:
     """What is asked, about which stream, and how it is to be answered; None leaves a choice to the daemon.
 
     `history` holds earlier (question, answer) pairs, oldest first. With `attachments`, the question is about those instead
-    of a stream; with `at`, about a moment of the past, in Unix seconds or as people write it. An answer with a `format` keeps to it
-    from its first token on.
+    of a stream; with `at`, about a moment of the past, in Unix seconds or as people write it, and with `since` and `until` about a
+    span of it. An answer with a `format` keeps to it from its first token on.
     """
 
     text: str
@@ -117,3 +117,10 @@ class Question:
     call: bool = False
     rounds: tuple[ToolRound, ...] = ()
     at: str | float | None = None
+    since: str | float | None = None
+    until: str | float | None = None
+
+    @property
+    def past(self) -> bool:
+        """Whether it is about the past."""
+        return any(each is not None for each in (self.at, self.since, self.until))

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -290,14 +291,17 @@ class Assistant:
         seed: int | None = None,
         history: Sequence[tuple[str, str]] = (),
         at: str | float | None = None,
+        since: str | float | None = None,
+        until: str | float | None = None,
     ) -> Answer:
         """Asks about what a stream has shown so far; with one stream, its name may be left out.
 
         `history` holds earlier (question, answer) pairs, oldest first. `thinking` is how many tokens the model may think
         before it answers, which `Answer.pieces` shows. `at` asks about a moment of the past instead: Unix seconds, or as people
-        write it (`streamer.memory.moments`); the answer's `moment` says which one was reached. What is left out is as
-        configured. Raises AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long,
-        bad_sampling, no_thinking, too_many_answers, bad_moment, not_remembered.
+        write it (`streamer.memory.moments`); the answer's `moment` says which one was reached. `since` and `until` (now, if left
+        out) show a recorded span of it again, and ask about that alone. What is left out is as configured. Raises
+        AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling, no_thinking,
+        too_many_answers, bad_moment, not_remembered, bad_span, no_recording.
         """
         given = {
             "temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty, "seed": seed,
@@ -306,8 +310,8 @@ class Assistant:
             sampling = Sampling.model_validate(given)
         except ValidationError as error:
             raise AssistantError("bad_sampling", refusal(error, given).message) from None
-        asked = Question(question, stream, instructions, tuple(history), (), sampling, max_tokens, thinking, at=at)
-        return self.answer(asked)
+        spoken = Question(question, stream, instructions, tuple(history), (), sampling, max_tokens, thinking)
+        return self.answer(replace(spoken, at=at, since=since, until=until))
 
     async def compile(self, question: Question) -> Grammar | None:
         """The form that a question wants of its answer, ready to be followed.
@@ -337,7 +341,7 @@ class Assistant:
         if not question.text.strip():
             raise AssistantError("empty_question", "The question has no text: write one.")
         watched = self._streams.named(question.stream)
-        past = None if question.at is None else self._recall(watched.name, question.at)
+        past = self._recall(watched.name, question) if question.past else None
         if past is None and not watched.opened:
             state = watched.source.status
             why = f"{state.state}: {state.reason}" if state.reason else str(state.state)
@@ -368,12 +372,12 @@ class Assistant:
     async def _ask_in_form(self, question: Question) -> Answer:
         return self._answer(question, await self.compile(question))
 
-    def _recall(self, stream: str, at: str | float) -> Recall:
+    def _recall(self, stream: str, question: Question) -> Recall:
         """See `Past.find`."""
         if self.keeper is None:
             mend = "start the daemon without --stateless, or set storage.folder"
             raise AssistantError("not_remembered", f"Nothing of the past is kept here: {mend}.")
-        return self.keeper.past.find(stream, at)
+        return self.keeper.past.find(stream, question)
 
     def subscribe(self, stream: str | None = None) -> Subscription:
         """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""

@@ -137,12 +137,17 @@ class AsyncClient:
         temperature: float | None = None,
         seed: int | None = None,
         at: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
         moment: Callable[[dict[str, Any]], None] = lambda facts: None,
+        progress: Callable[[int, int], None] = lambda shown, of: None,
     ) -> AsyncGenerator[str, None]:
         """Asks, and yields the answer as it is spoken. Leaving the loop early cancels the answer.
 
         `at` asks about a moment of the past, such as "10 minutes ago", "14:03" or an ISO time; `moment` is then told which one the
-        answer speaks of: `asked`, `reached` (UTC), `how` it was reached and `before_s`, seconds between the two.
+        answer speaks of: `asked`, `reached` (UTC), `how` it was reached and `before_s`, seconds between the two. `since` and
+        `until` (now, if left out) ask about a recorded span instead, which the model is shown again. `moment` is called again
+        whenever it has got on, and once at the end; `progress` hears how many steps have been shown, of all that there are.
 
         Raises:
             ClientError: refused (unknown stream, empty question, too many answers), broken off, or connection lost.
@@ -157,6 +162,8 @@ class AsyncClient:
             "temperature": temperature,
             "seed": seed,
             "at": at,
+            "from": since,
+            "to": until,
         }
         given = {key: value for key, value in response.items() if value is not None}
         asked, waiter = self._expect()
@@ -171,10 +178,15 @@ class AsyncClient:
                         answer = event["response"]["id"]
                         if event["response"].get("moment"):
                             moment(event["response"]["moment"])
+                    case "response.replaying":
+                        moment(event["moment"])
+                        progress(event["shown"], event["of"])
                     case "response.output_text.delta":
                         yield event["delta"]
                     case "response.done":
                         done = True
+                        if event["response"].get("moment"):
+                            moment(event["response"]["moment"])
                         _raise_for(event["response"])
                     case "error":
                         done = True

@@ -297,6 +297,8 @@ class StorageConfig(Section):
     """Bytes that the indexes of recordings may take; beyond them `streamer index` makes no more."""
     replay: Seconds = 10.0
     """Seconds of recorded video that an answer about the past is shown at most; beyond them the nearest snapshot answers."""
+    span: Annotated[Seconds, Field(le=86_400)] = 300.0
+    """Seconds that a question about a span (from … to …) may ask to be shown again."""
     timeline: Annotated[Whole, Field(ge=100_000)] = 1_000_000_000
     """Bytes that the timelines of all streams may take, with their stills; the oldest entries go first."""
     timeline_hours: Annotated[Number, Field(gt=0, le=876_000)] = 720.0

@@ -106,6 +106,8 @@ class ResponseSettings(Sampling, Thinking):
     ) = None
     stream: StreamName | None = None
     at: Moment | None = None
+    since: Moment | None = Field(default=None, alias="from")
+    until: Moment | None = Field(default=None, alias="to")
     instructions: Text | None = None
     output_modalities: Modalities | None = None
     modalities: Annotated[list[Text], AfterValidator(_text_among)] | None = None

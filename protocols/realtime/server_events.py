@@ -292,6 +292,17 @@ class StreamResumed(StreamEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseReplaying(ServerEvent):
+    """Before an answer about the past: how many of its steps the model has been shown again."""
+
+    type = "response.replaying"
+    response_id: str
+    shown: int
+    of: int
+    moment: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryListed(ServerEvent):
     """What happened to a stream, the newest first; whether there is `more` of what was asked for."""
 

@@ -214,6 +214,8 @@ class RealtimeSession:
             tools=tools,
             call=call,
             at=asked.at,
+            since=asked.since,
+            until=asked.until,
         )
         return [Ask(response.id, question)]
 
@@ -283,6 +285,14 @@ class RealtimeSession:
             return []
         param = {"unknown_stream": "session.stream", "empty_question": "response.input"}.get(code, param)
         return [self._error(ProtocolError(code, message, param, response.event_id))]
+
+    def replaying(self, response_id: str, shown: int, of: int, moment: dict[str, Any] | None) -> list[Decision]:
+        """So many steps of the past have been shown to the answer's state, which speaks of `moment` by now."""
+        response = self._responses.get(response_id)
+        if response is None:
+            return []
+        response.moment = moment
+        return [self._send(told.ResponseReplaying, response_id=response_id, shown=shown, of=of, moment=moment)]
 
     def delta(self, response_id: str, text: str) -> list[Decision]:
         """More words of an answer (one that was shut down meanwhile says nothing)."""

@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     ask_parser.add_argument(
         "--at", metavar="MOMENT", help="a moment of the past: '10 minutes ago', 14:03 or an ISO time"
     )
+    ask_parser.add_argument(
+        "--from", dest="since", metavar="MOMENT", help="show the model a recorded span again, and ask about that alone"
+    )
+    ask_parser.add_argument("--to", dest="until", metavar="MOMENT", help="the span's end (default now)")
     ask_parser.add_argument("--max-tokens", type=int, help="longest answer")
     ask_parser.add_argument("--temperature", type=float, help="0 (the default) always takes the likeliest word")
     ask_parser.add_argument("--seed", type=int, help="makes a sampled answer repeatable")

@@ -165,8 +165,8 @@ def _ask(options: argparse.Namespace) -> int:
     from streamer.indexing import Recording, load
     from streamer.memory.indexes import RecordingError, named
 
-    if options.stream or options.at:
-        raise RecordingError("--recording stands alone: leave --stream and --at out")
+    if options.stream or options.at or options.since or options.until:
+        raise RecordingError("--recording stands alone: leave --stream, --at, --from and --to out")
     _, folder = _configured(options)
     found = named(folder, options.recording)
     if found is None:

@@ -21,6 +21,9 @@ from streamer.client import DEFAULT_URL, Client, ClientError
 LOADING_SECONDS, TRY_SECONDS = 900.0, 0.5
 """How long a question waits for a model that is being loaded, and how often it is asked meanwhile."""
 
+OVER = "\r\033[K"
+"""Writes over what stands on a terminal's line."""
+
 
 def reach(parser: argparse.ArgumentParser) -> None:
     """The options of every command that talks to a running daemon."""
@@ -56,7 +59,7 @@ def ask(options: argparse.Namespace) -> int:
         moment: dict[str, Any] = {}
         for word in _answer(client, options, moment):
             if moment and not words and not options.json:
-                print(f"[{moment['reached']}, {moment['how']}, {moment['before_s']:.1f} s before]", file=sys.stderr)
+                print(f"{OVER if sys.stderr.isatty() else ''}[{_reached(moment)}]", file=sys.stderr)
             first = first or time.monotonic() - began
             words.append(word)
             if not options.json:
@@ -88,7 +91,10 @@ def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any])
                 temperature=options.temperature,
                 seed=options.seed,
                 at=options.at,
+                since=options.since,
+                until=options.until,
                 moment=moment.update,
+                progress=_replaying,
             )
             return
         except ClientError as error:
@@ -101,6 +107,20 @@ def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any])
                 print(f"streamer: {why[0].lower()}{why[1:]}: waiting", file=sys.stderr, flush=True)
             waiting = True
         time.sleep(TRY_SECONDS)
+
+
+def _reached(moment: Mapping[str, Any]) -> str:
+    """Which moment or span of the past an answer speaks of, and how that was reached."""
+    if "frames" not in moment:
+        return f"{moment['reached']}, {moment['how']}, {moment['before_s']:.1f} s before"
+    missing = f", {moment['missing_s']:.0f} s are not recorded" if moment["how"] != "replayed" else ""
+    return f"{moment['from']} to {moment['reached']}, {moment['how']}: {moment['frames']} frames{missing}"
+
+
+def _replaying(shown: int, of: int) -> None:
+    """Tells how far the past has been shown, on a line that is written over, where somebody sees it."""
+    if sys.stderr.isatty():
+        print(f"{OVER}showing it again: {100 * shown // of} %", end="", file=sys.stderr, flush=True)
 
 
 def web(

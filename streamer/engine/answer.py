@@ -21,6 +21,19 @@ class Moment(Protocol):
         ...
 
 
+TOLD_SECONDS = 0.25
+"""Seconds between two words about how far the past has been shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So many steps of the past, of all that there are, have been shown; the newest frame's capture is `reached`, Unix seconds."""
+
+    shown: int
+    of: int
+    reached: float
+
+
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
 
@@ -65,24 +78,34 @@ class Answer:
         self._asked = time.monotonic()
         self._waiting: list[tuple[bool, str]] = []
         self._news = asyncio.Event()
+        self._progress: Progress | None = None
+        self._told = float("-inf")
 
     def __aiter__(self) -> Answer:
         return self
 
     async def __anext__(self) -> str:
         while (piece := await self._next()) is not None:
-            thought, text = piece
-            if not thought:
-                return text
+            if not isinstance(piece, Progress) and not piece[0]:
+                return piece[1]
         raise StopAsyncIteration
 
     async def pieces(self) -> AsyncIterator[tuple[bool, str]]:
         """Whether it is a thought, and the text, of each piece."""
+        async for piece in self.news():
+            if not isinstance(piece, Progress):
+                yield piece
+
+    async def news(self) -> AsyncIterator[tuple[bool, str] | Progress]:
+        """As `pieces`; and before them how far the past has been shown, as often as is of use."""
         while (piece := await self._next()) is not None:
             yield piece
 
-    async def _next(self) -> tuple[bool, str] | None:
+    async def _next(self) -> tuple[bool, str] | Progress | None:
         while not self._waiting:
+            progress, self._progress = self._progress, None
+            if progress is not None:
+                return progress
             if self.finish_reason is not None:
                 return None
             self._news.clear()
@@ -112,6 +135,13 @@ class Answer:
         """See `streamer.engine.engine.Listener`."""
         self._post(lambda: self._take(text, tokens, thought, time.monotonic()))
 
+    def showed(self, count: int, of: int, reached: float) -> None:
+        """So many steps of the past have been shown."""
+        now = time.monotonic()
+        if now - self._told >= TOLD_SECONDS or count == of:
+            self._told = now
+            self._post(lambda: self._show(Progress(count, of, reached)))
+
     def finished(self, reason: FinishReason, error: str | None) -> None:
         """See `streamer.engine.engine.Listener`."""
         self._post(lambda: self._end(reason, error, time.monotonic()))
@@ -119,6 +149,10 @@ class Answer:
     def _post(self, do: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(do)
+
+    def _show(self, progress: Progress) -> None:
+        self._progress = progress
+        self._news.set()
 
     def _take(self, text: str, tokens: int, thought: bool, now: float) -> None:
         if self.usage.first_token_s is None:

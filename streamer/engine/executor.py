@@ -71,7 +71,7 @@ class Request:
 
     `grammar` is the form that the answer must keep to.
     With a `state` it is asked there, instead of in a fork of its stream.
-    What `replay` shows is taken into that state before the question is read.
+    What `replay` shows is taken into that state, or without one into an empty one, before the question is read.
     """
 
     id: str
@@ -323,20 +323,25 @@ class Executor:
         """Shows an answer one more step of the past; what can't be shown any more is left out."""
         answer = self.answers[step.answer]
         request, now = answer.request, time.monotonic()
-        assert request.replay is not None and request.state is not None
+        assert request.replay is not None
         try:
             if answer.slot is None:
                 answer.slot = self.free_answers.pop()
-                self.runner.restore(answer.slot, request.state)
+                if request.state is not None:
+                    self.runner.restore(answer.slot, request.state)
             shown = request.replay.take()
             if shown is None:
                 return self.scheduler.shows(step.answer, request.replay.count - answer.shown, now + NOT_READY)
+            if request.state is None and not answer.shown:
+                self.runner.open(answer.slot, *shown.pixels[0].shape[:2])
             moment = self.runner.moment(shown.times)
             if not self.runner.see([answer.slot], [list(shown.pixels)], [moment])[0]:
                 return self.finish(step.answer, "failed", "its state was no longer finite (NaN)")
             answer.shown += 1
             self.scheduler.shows(step.answer, request.replay.count - answer.shown, now)
-        except EOFError:
+        except EOFError as error:
+            if request.state is None and not answer.shown:
+                return self.finish(step.answer, "failed", str(error))
             self.scheduler.shows(step.answer, 0, now)
         except Exception as error:
             self.finish(step.answer, "failed", line(error))

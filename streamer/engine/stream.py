@@ -81,6 +81,9 @@ class StreamRecorder(Recorder, Protocol):
     def ingested(self, generation: int, frames: Iterable[tuple[int, float]]) -> None:
         """The model has seen these frames together, each a sequence and its seconds of stream time. Never waits."""
 
+    def rest(self) -> None:
+        """The source has ended: nothing more comes from it."""
+
     def close(self) -> None:
         """The stream has ended."""
 
@@ -133,9 +136,16 @@ class Stream:
         return min(USUAL_RATE, suited(self.config, self.trained_rate).fps or USUAL_RATE)
 
     def start(self, changed: Callable[[Stream, SourceStatus], None]) -> None:
-        if self.recorder is not None:
-            self.source.record(self.recorder)
-        self.source.start(self.mailbox, lambda status: changed(self, status))
+        recorder = self.recorder
+
+        def told(status: SourceStatus) -> None:
+            if recorder is not None and status.state == "ended":
+                recorder.rest()
+            changed(self, status)
+
+        if recorder is not None:
+            self.source.record(recorder)
+        self.source.start(self.mailbox, told)
 
     def stop(self, timeout: float = 1.0) -> None:
         self.mailbox.close()

@@ -66,7 +66,8 @@ class Keeper:
             self.snapshots = Snapshots(self.store.folder, config.snapshots)
             self.recordings = Recordings(self.store.folder, config.recordings, config.recording_hours)
             self.timeline = Timeline(self.store, config.timeline, config.timeline_hours)
-            self.past = Past(self.snapshots, engine, self.recordings, self.timeline, config.replay)
+            bounds = config.replay, config.span
+            self.past = Past(self.snapshots, engine, self.recordings, self.timeline, *bounds)
         except FolderError as error:
             raise AssistantError("storage", f"{error}.") from None
         except (OSError, sqlite3.Error) as error:

@@ -66,6 +66,7 @@ class StreamRecorder:
         self._connection = 0
         self._began = self._flushed = float("-inf")
         self._retry_at = float("-inf")
+        self._rests_at = float("inf")
         self._places: dict[int, tuple[int, int]] = {}
 
     # From any thread
@@ -93,6 +94,10 @@ class StreamRecorder:
     def ingested(self, generation: int, frames: Iterable[tuple[int, float]]) -> None:
         """The model has seen these frames together, each a sequence and the stream time it was told."""
         self._put(self._note, (["step", generation, [list(each) for each in frames]],), 64)
+
+    def rest(self) -> None:
+        """The source has ended: what it has sent is to be whole on the disk, once the model has seen it."""
+        self._rests_at = time.monotonic() + FLUSH_SECONDS
 
     def close(self) -> None:
         """Ends the recording, once all that waits is written."""
@@ -131,7 +136,8 @@ class StreamRecorder:
                 self._flush()
             except OSError as error:
                 self._fail(error)
-        if self.closed:
+        if self.closed or time.monotonic() >= self._rests_at:
+            self._rests_at = float("inf")
             self.end()
 
     def end(self) -> None:

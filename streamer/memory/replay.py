@@ -37,7 +37,7 @@ class ReplayStep:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps from a snapshot to a moment: where each frame of each is recorded, and its seconds of stream time."""
+    """The steps from a snapshot to a moment, or of a span: where each frame of each is recorded, and its seconds of stream time."""
 
     run: list[Piece]
     steps: list[tuple[tuple[Shown, float], ...]]
@@ -76,11 +76,10 @@ def plan(run: Sequence[Piece], taken: Taken, moment: float) -> Plan | None:
 class Replay:
     """The steps of a plan, decoded by a thread of its own, a few ahead of the engine.
 
-    `told` hears, from the engine's thread, the capture of the newest frame that was shown (Unix seconds), and whether the moment
-    is reached with it.
+    `told` hears, from the engine's thread, which step is shown, and how many have been with it.
     """
 
-    def __init__(self, made: Plan, told: Callable[[float, bool], None]) -> None:
+    def __init__(self, made: Plan, told: Callable[[ReplayStep, int], None]) -> None:
         self.count = len(made.steps)
         """Steps in all."""
         self._plan, self._told = made, told
@@ -103,7 +102,7 @@ class Replay:
         if step is None:
             raise EOFError("what is recorded ends before the moment")
         self._taken += 1
-        self._told(step.wall, self._plan.complete and self._taken == self.count)
+        self._told(step, self._taken)
         return step
 
     def close(self) -> None:

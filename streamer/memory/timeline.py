@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from streamer.memory.moments import written
 from streamer.memory.store import Store
 
 LONGEST_TEXT = 8_192
@@ -62,6 +63,10 @@ class Entry:
     text: str
     data: dict[str, Any]
     still: bool
+
+    def view(self) -> dict[str, Any]:
+        """As an answer about the past cites it."""
+        return {"id": self.id, "at": written(self.wall), "kind": self.kind, "text": self.text}
 
 
 @dataclass(frozen=True, slots=True)

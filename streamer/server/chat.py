@@ -16,6 +16,7 @@ from model.families.tools import CallBegun, Spoken, Words
 from protocols.chat import ChatRequest, StopSequences
 from protocols.completion import ChatWriter
 from streamer.assistant import Answer
+from streamer.engine.answer import Progress
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 from streamer.server.questions import Questions
@@ -32,14 +33,12 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
     async with AsyncExitStack() as stack:
         answer, _ = await stack.enter_async_context(questions.ask(visitor, asked.question))
         said = Said(questions.call_parser(asked.question))
-        if answer.moment is not None:
-            writer = replace(writer, moment=answer.moment.facts())
         if asked.streaming:
             # The answer outlives this call: whoever sends the events lets it go.
             events = _events(writer, answer, stop, said, stack.pop_all())
             return StreamingResponse(events, media_type="text/event-stream")
         async with while_there(request, answer):
-            pieces = [piece async for piece in _words(answer, stop)]
+            pieces = [piece async for piece in _words(answer, stop) if not isinstance(piece, Progress)]
         text, thoughts = ("".join(words for thought, words in pieces if thought == kind) for kind in (False, True))
         said.feed(text)
         said.rest()
@@ -48,8 +47,15 @@ async def complete(request: Request, asked: ChatRequest, visitor: Visitor, quest
         usage = answer.usage
         tokens = usage.prompt_tokens, usage.completion_tokens
         reason = _reason(answer, stop, said)
-        whole = writer.whole(said.text, reason, *tokens, thoughts, usage.reasoning_tokens, said.calls)
+        whole = _of_moment(writer, answer).whole(
+            said.text, reason, *tokens, thoughts, usage.reasoning_tokens, said.calls
+        )
         return JSONResponse(whole)
+
+
+def _of_moment(writer: ChatWriter, answer: Answer) -> ChatWriter:
+    """Tells of the moment that the answer speaks of, as it is reached by now."""
+    return writer if answer.moment is None else replace(writer, moment=answer.moment.facts())
 
 
 def _written(writer: ChatWriter, said: Said, parts: Sequence[Spoken]) -> Iterator[bytes]:
@@ -65,9 +71,13 @@ def _written(writer: ChatWriter, said: Said, parts: Sequence[Spoken]) -> Iterato
             yield writer.arguments(calls - 1, part.text)
 
 
-async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[tuple[bool, str]]:
+async def _words(answer: Answer, stop: StopSequences) -> AsyncIterator[tuple[bool, str] | Progress]:
     """The answer's pieces, each with whether it is a thought, up to the answer's first stop sequence, at which it is ended."""
-    async for thought, words in answer.pieces():
+    async for piece in answer.news():
+        if isinstance(piece, Progress):
+            yield piece
+            continue
+        thought, words = piece
         if not stop.met and (shown := words if thought else stop.feed(words)):
             yield thought, shown
         if stop.met:
@@ -85,10 +95,17 @@ async def _events(
     writer: ChatWriter, answer: Answer, stop: StopSequences, said: Said, stack: AsyncExitStack
 ) -> AsyncIterator[bytes]:
     async with stack:
+        writer = _of_moment(writer, answer)
         yield writer.begin()
-        async for thought, words in _words(answer, stop):
+        async for piece in _words(answer, stop):
+            if isinstance(piece, Progress):
+                writer = _of_moment(writer, answer)
+                yield writer.replaying(piece.shown, piece.of)
+                continue
+            thought, words = piece
             for event in [writer.thought(words)] if thought else _written(writer, said, said.feed(words)):
                 yield event
+        writer = _of_moment(writer, answer)
         for event in _written(writer, said, said.rest()):
             yield event
         if answer.finish_reason == "failed":

@@ -19,6 +19,7 @@ from protocols.realtime.output import Usage
 from protocols.realtime.server_events import Error, ServerEvent
 from protocols.realtime.session import RealtimeSession
 from streamer.assistant import Answer, Assistant
+from streamer.engine.answer import Progress
 from streamer.errors import AssistantError
 from streamer.server.attachments import decoded
 from streamer.server.auth import Visitor
@@ -194,11 +195,14 @@ class RealtimeConnection:
                     answer.cancel()
                 self._do(self._session.accepted(ask.response, [limit], _moment(answer)))
                 said = Said(self._questions.call_parser(ask.question))
-                async for thought, words in answer.pieces():
-                    if thought:
-                        self._do(self._session.thought(ask.response, words), unasked=True)
+                async for piece in answer.news():
+                    if isinstance(piece, Progress):
+                        told = self._session.replaying(ask.response, piece.shown, piece.of, _moment(answer))
+                        self._do(told, unasked=True)
+                    elif piece[0]:
+                        self._do(self._session.thought(ask.response, piece[1]), unasked=True)
                     else:
-                        self._tell(ask.response, said.feed(words))
+                        self._tell(ask.response, said.feed(piece[1]))
                 self._tell(ask.response, said.rest())
         except (AssistantError, RequestError) as error:
             param = error.param if isinstance(error, AssistantError) else None

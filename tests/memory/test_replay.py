@@ -142,15 +142,15 @@ def test_replayed_is_as_it_was_live(kind: str, tmp_path: Path, monkeypatch: pyte
             facts, state = await asyncio.to_thread(load, kept.path)
             made = await asyncio.to_thread(find_replay, keeper.recordings, "door", facts, moment + 0.001)
             assert made is not None and made.complete and sum(len(step) for step in made.steps) >= 30
-            told: list[tuple[float, bool]] = []
-            replay = replaying.Replay(made, lambda wall, done: told.append((wall, done)))
+            told: list[tuple[float, int]] = []
+            replay = replaying.Replay(made, lambda step, count: told.append((step.wall, count)))
             steps = []
             while len(steps) < replay.count:
                 if (step := await asyncio.to_thread(replay.take)) is None:
                     await asyncio.sleep(0.005)
                 else:
                     steps.append(step)
-            assert told[-1] == (pytest.approx(moment, abs=0.01), True)
+            assert told[-1] == (pytest.approx(moment, abs=0.01), replay.count)
 
             def again() -> Snapshot:
                 runner, slot = engine.runner, engine.executor.free_answers[-1]
