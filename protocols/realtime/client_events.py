@@ -189,6 +189,10 @@ class MemoryList(StreamNamed):
     before: Annotated[int, Field(ge=1, lt=2**63)] | None = None
 
 
+class MemorySubscribe(StreamNamed):
+    """From now on the session is told what is added to a stream's timeline, and to no other's."""
+
+
 class WatchSubscribe(ClientEvent):
     """From now on the session is told of every watch; first of what was told after the event whose id `after` is."""
 
@@ -239,6 +243,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
     "stream.status": StreamNamed,
     "stream.frame": StreamNamed,
     "memory.list": MemoryList,
+    "memory.subscribe": MemorySubscribe,
     "watch.subscribe": WatchSubscribe,
     "watch.list": WatchList,
     "watch.add": WatchAdd,

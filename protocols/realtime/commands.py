@@ -17,6 +17,11 @@ REPLIES: Mapping[str, type[told.StreamEvent]] = {
     "frame": told.StreamFrame,
 }
 """By a command's verb."""
+MEMORY_REPLIES: Mapping[str, type[told.ServerEvent]] = {
+    "memory": told.MemoryListed,
+    "memory_subscribe": told.MemorySubscribed,
+}
+"""By the verb of a command about timelines."""
 WATCH_REPLIES: Mapping[str, type[told.ServerEvent]] = {
     "subscribe": told.WatchSubscribed,
     "list": told.WatchListed,
@@ -65,6 +70,8 @@ def read_command(
                 query: dict[str, Any] = {"from": event.since, "to": event.until, "kind": event.kinds}
                 query |= {"search": event.search, "limit": event.limit, "before": event.before}
                 return Command("memory", event.event_id, stream, options=query)
+            if isinstance(event, events.MemorySubscribe):
+                return Command("memory_subscribe", event.event_id, stream)
             verb: Any = kind.removeprefix("stream.")
             return Command(verb, event.event_id, stream)
     raise AssertionError(f"no branch for {type(event).__name__}")

@@ -47,7 +47,7 @@ class Listen:
 class Command:
     """A `stream.*` or `memory.*` request; tell `performed` or `failed`."""
 
-    verb: Literal["list", "attach", "detach", "status", "frame", "memory"]
+    verb: Literal["list", "attach", "detach", "status", "frame", "memory", "memory_subscribe"]
     event_id: str | None = None
     stream: str | None = None
     source: str = ""

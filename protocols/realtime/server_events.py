@@ -313,6 +313,29 @@ class MemoryListed(ServerEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySubscribed(ServerEvent):
+    type = "memory.subscribed"
+    stream: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryAdded(ServerEvent):
+    type = "memory.added"
+    stream: str
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryForgotten(ServerEvent):
+    """A stream's entries from `since` to `until` are gone; None is the beginning, or the end, of all."""
+
+    type = "memory.forgotten"
+    stream: str
+    since: float | None
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WatchListed(ServerEvent):
     type = "watch.listed"
     watches: Sequence[Mapping[str, Any]]

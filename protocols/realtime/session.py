@@ -16,7 +16,7 @@ from protocols.fields import ProtocolError, picture_file, read_object
 from protocols.question import Question, Sampling
 from protocols.realtime import client_events as events
 from protocols.realtime import server_events as told
-from protocols.realtime.commands import REPLIES, WATCH_REPLIES, read_command, unknown_stream
+from protocols.realtime.commands import MEMORY_REPLIES, REPLIES, WATCH_REPLIES, read_command, unknown_stream
 from protocols.realtime.decisions import Ask, Cancel, Command, Decision, Listen, Push, Send, WatchCommand
 from protocols.realtime.output import OpenAnswer, Usage
 from protocols.realtime.server_events import ServerEvent
@@ -352,8 +352,8 @@ class RealtimeSession:
         """A command has been carried out; `rest` goes into its reply, with the `stream` that it was about."""
         if command.verb == "list":
             return [self._send(told.StreamListed, streams=rest["streams"])]
-        if command.verb == "memory":
-            return [self._send(told.MemoryListed, **rest)]
+        if command.verb in MEMORY_REPLIES:
+            return [self._send(MEMORY_REPLIES[command.verb], **rest)]
         if command.verb == "detach" and command.stream == self.stream:
             self.stream = None
             self._settings.leave()
@@ -362,6 +362,14 @@ class RealtimeSession:
     def watched(self, command: WatchCommand, **told_of: Any) -> list[Decision]:
         """A command about watches has been carried out; `told_of` are the keys of its reply."""
         return [self._send(WATCH_REPLIES[command.verb], **told_of)]
+
+    def remembered(self, stream: str, entry: Mapping[str, Any]) -> list[Decision]:
+        """Something was added to a stream's timeline."""
+        return [self._send(told.MemoryAdded, stream=stream, entry=entry)]
+
+    def forgotten(self, stream: str, since: float | None, until: float | None) -> list[Decision]:
+        """A span of a stream's timeline is gone, in Unix seconds; None is the beginning, or the end, of all."""
+        return [self._send(told.MemoryForgotten, stream=stream, since=since, until=until)]
 
     def alarm(self, event: Mapping[str, Any]) -> list[Decision]:
         """A watch has something to tell: `event` has its `type` (`watch.…`), `id`, and what there is to tell."""

@@ -281,6 +281,16 @@ class Recordings:
         with self._lock:
             return [each for each in self._kept.get(stream, ()) if each.ends >= since and each.begins <= until]
 
+    def spans(self, stream: str, since: float, until: float) -> list[tuple[float, float]]:
+        """What is recorded of a span, in Unix seconds; what lies apart by less than a segment's seconds counts as one."""
+        out: list[tuple[float, float]] = []
+        for each in sorted(self.of(stream, since, until), key=lambda each: each.begins):
+            if out and each.begins - out[-1][1] < SEGMENT_SECONDS:
+                out[-1] = out[-1][0], max(out[-1][1], each.ends)
+            else:
+                out.append((each.begins, each.ends))
+        return out
+
     @property
     def size(self) -> int:
         """Bytes of all recordings."""

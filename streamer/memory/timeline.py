@@ -6,7 +6,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +70,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A stream's entries of a span, Unix seconds, are gone."""
+
+    stream: str
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """Which entries are meant: of a stream, of a span (Unix seconds, both ends in it), of these kinds (empty: all), with these words.
 
@@ -97,6 +106,8 @@ class Timeline:
         self._last, self._at = (store.read("SELECT id, at FROM entries ORDER BY id DESC LIMIT 1") or [(0, 0.0)])[0]
         self._bytes: int = store.read("SELECT coalesce(sum(size), 0) FROM entries")[0][0]
         self._open: set[str] = set()
+        self.ears: set[Callable[[Entry | Forgotten], None]] = set()
+        """Who hears of what is added and forgotten, as it happens."""
 
     def open(self, stream: str) -> None:
         """From now on entries of this stream are kept."""
@@ -139,7 +150,14 @@ class Timeline:
         self._bytes += size
         row = (place.id, place.at, place.wall, time, stream, kind, visitor, text, facts, still, size)
         self._store.write("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        entry = Entry(place.id, place.wall, time, stream, kind, visitor, text, dict(data or {}), still is not None)
+        for hear in tuple(self.ears):
+            hear(entry)
         return place.id
+
+    async def written(self) -> None:
+        """Waits until all that was added before can be read. Raises StoreError, OSError."""
+        await asyncio.wrap_future(self._store.do(lambda: None))
 
     # Reading
 
@@ -219,6 +237,8 @@ class Timeline:
         first, _ = await asyncio.to_thread(self._ids, since, until)  # those that wait to be written have higher ones
         condition = "stream = ? AND id >= ? AND wall BETWEEN ? AND ?"
         gone = await self._remove(condition, (stream, first, since, until))
+        for hear in tuple(self.ears):
+            hear(Forgotten(stream, since, until))
         if gone:
             more = await asyncio.wrap_future(self._store.merge(MERGED, first=True))
             while more:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable
+from math import isinf
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -21,6 +22,7 @@ from protocols.realtime.session import RealtimeSession
 from streamer.assistant import Answer, Assistant
 from streamer.engine.answer import Progress
 from streamer.errors import AssistantError
+from streamer.memory.timeline import Forgotten
 from streamer.server.attachments import decoded
 from streamer.server.auth import Visitor
 from streamer.server.connections import CLOSE_SECONDS
@@ -72,6 +74,8 @@ class RealtimeConnection:
         self._writer: asyncio.Task[None] | None = None
         self._ear: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._remembering: Callable[[], None] = lambda: None
+        """Ends what is told of a timeline."""
         self._closed = asyncio.Event()
 
     async def serve(self) -> None:
@@ -97,6 +101,7 @@ class RealtimeConnection:
         finally:
             self._do(self._session.close())
             self._closed.set()
+            self._remembering()
             self._writer.cancel()
             for task in filter(None, (self._ear, self._watching)):
                 task.cancel()
@@ -247,6 +252,21 @@ class RealtimeConnection:
         async for event in alarms(self._assistant, after):
             self._do(self._session.alarm(event), unasked=True)
 
+    async def _remember(self, stream: str) -> dict[str, Any]:
+        """Tells what is added to a stream's timeline, and to no other's any more."""
+
+        def tell(event: dict[str, Any] | Forgotten) -> None:
+            if isinstance(event, Forgotten):
+                bounds = (None if isinf(each) else each for each in (event.since, event.until))
+                self._do(self._session.forgotten(stream, *bounds), unasked=True)
+            else:
+                self._do(self._session.remembered(stream, event), unasked=True)
+
+        end = await self._timelines.subscribe(self._visitor, stream, tell)
+        self._remembering()
+        self._remembering = end
+        return {"stream": stream}
+
     async def _perform(self, command: Command) -> dict[str, Any]:
         self._visitor.need("admin" if command.verb in ("attach", "detach") else "view")
         match command.verb:
@@ -265,6 +285,8 @@ class RealtimeConnection:
                 if frame is None:
                     raise AssistantError("no_frame", f"Stream {command.stream!r} has shown no frame yet.")
                 return {"stream": command.stream, **await asyncio.to_thread(frame_view, frame)}
+            case "memory_subscribe":
+                return await self._remember(command.stream or "")
             case "memory":
                 return await self._timelines.entries(self._visitor, command.stream or "", command.options)
             case "status":

@@ -17,7 +17,8 @@ from starlette.routing import Route
 from streamer.assistant import Assistant
 from streamer.errors import AssistantError
 from streamer.memory.moments import written
-from streamer.memory.timeline import SearchError, Timeline, Wanted
+from streamer.memory.store import StoreError
+from streamer.memory.timeline import Entry, Forgotten, SearchError, Timeline, Wanted
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
 from streamer.server.recordings import moment
@@ -26,6 +27,8 @@ from streamer.server.streams import Streams
 T = TypeVar("T")
 USUAL_ENTRIES, MOST_ENTRIES = 100, 1_000
 USUAL_BUCKETS, MOST_BUCKETS = 60, 2_000
+WRITTEN_SECONDS = 2.0
+"""That a subscriber waits at most until what was added before can be read."""
 USUAL_SPAN = "1 hour ago"
 """From when on the density is told where nobody says."""
 PICTURE_HEADERS = {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"}
@@ -53,7 +56,7 @@ class Timelines:
         return JSONResponse(told)
 
     async def density(self, request: Request) -> Response:
-        """How many entries there are in each of `?buckets=` equal parts of `from` to `to`, by kind; and whether any of it is recorded."""
+        """How many entries there are in each of `?buckets=` equal parts of `from` to `to`, by kind; and which spans of it are recorded."""
         visitor, query = self._admit(request), request.query_params
         stream = request.path_params["stream"]
         timeline = await self._timeline(stream)
@@ -67,7 +70,8 @@ class Timelines:
             "to": wanted.until,
             "bucket_s": (wanted.until - wanted.since) / buckets,
             "counts": counts,
-            "recorded": keeper is not None and bool(keeper.recordings.of(stream, wanted.since, wanted.until)),
+            "recorded": [] if keeper is None else keeper.recordings.spans(stream, wanted.since, wanted.until),
+            "now": time.time(),
         }
         return JSONResponse(told)
 
@@ -88,8 +92,34 @@ class Timelines:
         before = None if query.get("before") is None else _number("before", query["before"], 0, 2**63 - 1)
         wanted = _wanted(stream, visitor, query)
         found = await self._read(lambda: timeline.entries(wanted, limit + 1, before))
-        views = [{**asdict(each), "at": written(each.wall)} for each in found[:limit]]
-        return {"stream": stream, "entries": views, "more": len(found) > limit}
+        return {"stream": stream, "entries": [_view(each) for each in found[:limit]], "more": len(found) > limit}
+
+    async def subscribe(
+        self, visitor: Visitor, stream: str, tell: Callable[[dict[str, Any] | Forgotten], None]
+    ) -> Callable[[], None]:
+        """Tells what a visitor may know of what is added to a stream's timeline from now on; calling what is returned ends that.
+
+        Once it returns, all that was added before can be read. Raises AssistantError.
+        """
+        timeline = await self._timeline(stream)
+
+        def hear(event: Entry | Forgotten) -> None:
+            if event.stream != stream:
+                return
+            if isinstance(event, Forgotten):
+                tell(event)
+            elif event.visitor in (None, visitor.name) or visitor.may("admin"):
+                tell(_view(event))
+
+        timeline.ears.add(hear)
+        try:
+            await asyncio.wait_for(timeline.written(), WRITTEN_SECONDS)
+        except (StoreError, OSError, TimeoutError):
+            pass  # the disk is at fault, which the store tells
+        except BaseException:
+            timeline.ears.discard(hear)
+            raise
+        return lambda: timeline.ears.discard(hear)
 
     async def _timeline(self, stream: str) -> Timeline:
         """That which `stream` is in: one that is watched, or of which there are entries still."""
@@ -108,6 +138,10 @@ class Timelines:
             raise RequestError("bad_search", f"{str(error)[0].upper()}{str(error)[1:]}.") from None
         except sqlite3.Error as error:
             raise AssistantError("storage", f"The timeline can't be read now: {error}.") from None
+
+
+def _view(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "at": written(entry.wall)}
 
 
 def _wanted(stream: str, visitor: Visitor, query: Mapping[str, Any]) -> Wanted:

@@ -90,6 +90,19 @@ def test_the_doors_tell_what_happened(tmp_path: Path) -> None:
                         assert event["type"] != "error", event
                     assert [each["text"] for each in event["entries"]] == [f"What is there?\n{words}"]
                     assert event["entries"][0]["wall"] == pytest.approx(time.time(), abs=60) and not event["more"]
+                    await socket.send(json.dumps({"type": "memory.subscribe"}))
+                    while (event := json.loads(await socket.recv()))["type"] != "memory.subscribed":
+                        pass
+                    timeline = assistant.keeper.timeline if assistant.keeper else None
+                    assert timeline is not None
+                    timeline.add("question", "door", "what does root ask?", visitor="root")
+                    timeline.add("note", "door", "a banana lies there", {"question": "What?"})
+                    await timeline.forget("door", 1.0, 2.0)
+                    told = [json.loads(await socket.recv())]
+                    while told[-1]["type"] != "memory.forgotten":
+                        told.append(json.loads(await socket.recv()))
+                    added = [each["entry"]["text"] for each in told if each["type"] == "memory.added"]
+                    assert added == ["a banana lies there"] and (told[-1]["since"], told[-1]["until"]) == (1.0, 2.0)
                     await socket.send(json.dumps({"type": "memory.list", "search": "(open"}))
                     while (event := json.loads(await socket.recv()))["type"] != "error":
                         pass
@@ -105,6 +118,7 @@ def test_the_doors_tell_what_happened(tmp_path: Path) -> None:
 
                 gone = (await web.delete("/v1/streams/door/memory", headers=head["root"])).json()
                 assert gone["entries"] >= 2 and not await listed("root")
+            assert assistant.keeper is not None and not assistant.keeper.timeline.ears
             assert b"What is there?" not in (tmp_path / "streamer.sqlite").read_bytes()
             assert not await entries(assistant, "secret")
 

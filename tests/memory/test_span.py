@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -115,5 +114,4 @@ async def on_the_wires(assistant: Assistant, begins: float, ends: float) -> None
         pipe = asyncio.subprocess.PIPE
         made = await asyncio.create_subprocess_exec(*command, *span, stdout=pipe, stderr=pipe)
         out, said = await made.communicate()
-        assert out.strip() and said.decode().startswith(f"[{since[:-8]}") and b"replayed: 40 frames]" in said
-        assert time.time() > ends
+        assert out and said.decode().startswith(f"[{since[:10]}") and b"replayed: 40 frames]" in said

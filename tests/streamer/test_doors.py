@@ -305,6 +305,7 @@ DOORS: list[tuple[str, str, set[str]]] = [
 EVENTS: list[tuple[dict[str, Any], set[str]]] = [
     ({"type": "stream.list"}, {"view", "admin"}),
     ({"type": "memory.list", "stream": "demo"}, {"view", "admin"}),
+    ({"type": "memory.subscribe", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.status", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.frame", "stream": "demo"}, {"view", "admin"}),
     ({"type": "stream.attach", "stream": "x", "source": "/no/such.mp4"}, {"admin"}),
