@@ -1,5 +1,6 @@
 import { Connection } from "./connection.js";
 import { Chart } from "./chart.js";
+import { Past } from "./past.js";
 import { Timeline, clock } from "./timeline.js";
 import { Events } from "./events.js";
 import { Grid } from "./grid.js";
@@ -10,7 +11,11 @@ const at = (id) => document.getElementById(id);
 const charts = { seen: new Chart(at("seen-chart")), lag: new Chart(at("lag-chart")), dropped: new Chart(at("dropped-chart")) };
 const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(), camera: null, frameAsked: 0, moment: null };
 const connection = new Connection();
-const timeline = new Timeline(at("timeline"), { fetched: (place) => connection.fetched(place), onmoment: visit, onfault: notice });
+const timeline = new Timeline(at("timeline"), {
+  fetched: (place) => connection.fetched(place), pictured: (place) => connection.pictured(place), send: (event) => connection.send(event),
+  onmoment: visit, onplay: play, onspan: dwell, onfault: notice,
+});
+const past = new Past({ picture: at("picture"), video: at("clip-shown"), blank: at("blank"), timeline, onshow: (moment) => dwell({ at: moment }), onfault: notice });
 const send = (event) => { notice(""); connection.send(event); };
 const watches = new Watches(at("watches"), { send });
 const events = new Events(at("events"), at("player"), { fetched: (place) => connection.fetched(place), send, onfault: notice });
@@ -41,13 +46,19 @@ function append(line) {
   if (low) log.scrollTop = log.scrollHeight;
 }
 
-// Shows a moment of the past, Unix seconds, which is then asked about too; null goes back to what is seen now.
+// What is asked about from now on: a moment of the past { at }, a span { from, to } (Unix seconds), or null, what is seen now.
 function dwell(moment) {
   state.moment = moment;
   at("then").hidden = moment === null;
-  at("moment").textContent = moment === null ? "" : `about ${clock(moment)}`;
+  at("play").hidden = moment?.at === undefined;
+  at("moment").textContent = moment === null ? "" : about(moment);
   at("question").placeholder = moment === null ? "What do you see?" : "What did you see then?";
-  timeline.mark(moment);
+  if (moment?.at !== undefined) at("caption").textContent = `${state.chosen} · ${clock(moment.at)}`;
+  timeline.mark(moment?.at ?? null);
+}
+
+function about(moment) {
+  return moment.at !== undefined ? `about ${clock(moment.at)}` : `about ${clock(moment.from)} – ${clock(moment.to)}`;
 }
 
 // Tells which model runs, and why something can't be kept.
@@ -69,22 +80,22 @@ function blank(text) {
   at("blank").textContent = text;
 }
 
-async function visit({ at: moment, entry }) {
-  dwell(moment);
-  at("caption").textContent = `${state.chosen} · ${clock(moment)}`;
-  let url;
-  try {
-    url = await timeline.picture(`still?at=${moment.toFixed(3)}`);
-  } catch (error) {
-    try {
-      if (!entry?.still) throw error;
-      url = await timeline.picture(`timeline/${entry.id}.jpg`);
-    } catch {
-      if (state.moment === moment) blank(error.message);
-      return;
-    }
-  }
-  if (state.moment === moment) show(url);
+function visit(wanted) {
+  if (!wanted) return leave();
+  dwell({ at: wanted.at });
+  past.see(wanted.at, wanted.entry);
+}
+
+function play(moment) {
+  notice("");
+  past.play(moment);
+}
+
+function leave() {
+  const seen = state.moment?.at !== undefined;
+  past.leave();
+  dwell(null);
+  if (seen) blank("no picture yet");
 }
 
 function show(url) {
@@ -96,6 +107,7 @@ function show(url) {
 function choose(name) {
   if (state.chosen === name) return;
   state.chosen = name;
+  past.leave();
   dwell(null);
   Object.values(charts).forEach((chart) => chart.clear());
   blank("no picture yet");
@@ -166,7 +178,7 @@ const handlers = {
   "stream.detached": () => { told("stream removed"); connection.send({ type: "stream.list" }); },
   "stream.frame": (event) => {
     state.frameAsked = 0;
-    if (state.moment !== null || (event.stream !== undefined && event.stream !== state.chosen)) return;
+    if (state.moment?.at !== undefined || (event.stream !== undefined && event.stream !== state.chosen)) return;
     show(event.image_url);
     at("caption").textContent = `${state.chosen} · ${event.time.toFixed(1)} s`;
   },
@@ -179,10 +191,15 @@ const handlers = {
     append(line);
     busy();
   },
+  "response.replaying": (event) => {
+    const answer = state.answers.get(event.response_id);
+    if (answer) answer.line.dataset.replaying = `showing it again: ${Math.floor((100 * event.shown) / event.of)} %`;
+  },
   "response.output_text.delta": (event) => {
     const answer = state.answers.get(event.response_id);
     if (!answer) return;
     answer.first ??= performance.now() - answer.began;
+    delete answer.line.dataset.replaying;
     answer.line.append(event.delta);
     at("log").scrollTop = at("log").scrollHeight;
   },
@@ -192,15 +209,22 @@ const handlers = {
     state.answers.delete(event.response.id);
     const detail = document.createElement("small");
     const first = answer.first === null ? "" : ` · first word after ${answer.first.toFixed(0)} ms`;
-    const moment = event.response.moment;
-    const spoken = !moment ? "" : ` · ${clock(Date.parse(moment.reached) / 1000)}, ${moment.how === "exact" ? moment.how : `${moment.how}, ${moment.before_s.toFixed(1)} s before`}`;
-    detail.textContent = `${event.response.status}${first}${spoken}`;
+    delete answer.line.dataset.replaying;
+    detail.textContent = `${event.response.status}${first}${spoken(event.response.moment)}`;
     answer.line.append(detail);
     at("log").scrollTop = at("log").scrollHeight;
     busy();
   },
   "error": (event) => { state.frameAsked = 0; if (event.error.code !== "no_frame") notice(event.error.message); },
 };
+
+// Which moment or span of the past an answer speaks of, and how that was reached.
+function spoken(moment) {
+  if (!moment) return "";
+  const reached = clock(Date.parse(moment.reached) / 1000);
+  if (moment.frames !== undefined) return ` · ${clock(Date.parse(moment.from) / 1000)} – ${reached}, ${moment.how}, ${moment.frames} frames`;
+  return ` · ${reached}, ${moment.how === "exact" ? moment.how : `${moment.how}, ${moment.before_s.toFixed(1)} s before`}`;
+}
 
 function look() {
   connection.send({ type: "stream.list" });
@@ -212,7 +236,7 @@ function busy() {
 }
 
 for (const type of ["watch.started", "watch.ended", "watch.changed", "watch.evidence"]) handlers[type] = (event) => events.hear(event);
-connection.onevent = (event) => handlers[event.type]?.(event);
+connection.onevent = (event) => timeline.heard(event) || handlers[event.type]?.(event);
 connection.onstate = (name, detail) => {
   at("connection").dataset.state = name;
   at("connection").textContent = detail;
@@ -246,7 +270,7 @@ at("ask").addEventListener("submit", (event) => {
   line.textContent = text;
   if (state.moment !== null) {
     const detail = document.createElement("small");
-    detail.textContent = `about ${clock(state.moment)}`;
+    detail.textContent = about(state.moment);
     line.append(detail);
   }
   append(line);
@@ -255,7 +279,7 @@ at("ask").addEventListener("submit", (event) => {
     response: {
       conversation: "none",
       stream: state.chosen ?? undefined,
-      at: state.moment === null ? undefined : new Date(state.moment * 1000).toISOString(),
+      ...Object.fromEntries(Object.entries(state.moment ?? {}).map(([name, moment]) => [name, new Date(moment * 1000).toISOString()])),
       input: [{ type: "message", role: "user", content: [{ type: "input_text", text }] }],
     },
   });
@@ -264,7 +288,8 @@ at("ask").addEventListener("submit", (event) => {
 at("stop").addEventListener("click", () => {
   for (const id of state.answers.keys()) connection.send({ type: "response.cancel", response_id: id });
 });
-at("now").addEventListener("click", () => { dwell(null); blank("no picture yet"); });
+at("now").addEventListener("click", leave);
+at("play").addEventListener("click", () => timeline.play());
 at("attach").addEventListener("submit", (event) => {
   event.preventDefault();
   notice("");
@@ -293,7 +318,7 @@ at("theme").addEventListener("click", () => {
 });
 
 setInterval(() => {
-  if (!connection.isOpen || !state.chosen || state.moment !== null || document.hidden) return;
+  if (!connection.isOpen || !state.chosen || state.moment?.at !== undefined || document.hidden) return;
   if (state.frameAsked && performance.now() - state.frameAsked < ANSWER_TIMEOUT) return;
   state.frameAsked = performance.now();
   connection.send({ type: "stream.frame", stream: state.chosen });

@@ -1,48 +1,100 @@
-// What happened to the chosen stream: a bar of how much when, the newest entries, and the way to a moment of them.
+// What happened to the chosen stream: the span that is looked at, what is known of it, the newest entries, and search.
 
-const SPANS = { minute: 60, hour: 3600, day: 86400 };
-const BUCKETS = 120;
+import { BUCKETS, Bar, look } from "./bar.js";
+
+const SPANS = [60, 300, 900, 3600, 21600, 86400]; // seconds, as the buttons have them
 const ENTRIES = 50;
-const GAPS = 200;
-const EVERY = 2000; // milliseconds between two looks at what came
+const GAPS = 500;
+const ASIDE = 150; // milliseconds after which a span that was moved to is asked for
 const TYPING = 250; // milliseconds after which what was typed is searched for
-const PART = 0.25; // of a span, by which an arrow key moves it
-const KINDS = [ // what an entry's kind begins with, its colour, and what the legend calls it
-  ["note", "--good", "notes"],
-  ["question", "--accent", "questions"],
-  ["watch", "--watch", "watches"],
-  ["drops", "--warn", "drops"],
-  ["gap", "--bad", "nothing seen"],
-  ["", "--quiet", "other"],
-];
+const WRITTEN = 1000; // milliseconds after which an entry that was told is found by searching, and a new recording is there
+const PART = 0.25; // of a span, by which a button moves it
+const MINE = "timeline"; // the id of what is asked over the websocket
 
 export class Timeline {
-  // `root` holds the elements of index.html; `fetched` asks the daemon with its token; `onmoment` hears {at, entry} of a click.
-  constructor(root, { fetched, onmoment, onfault }) {
-    Object.assign(this, { root, fetched, onmoment, onfault, stream: null, span: "minute", until: null, moment: null, seen: null, gaps: [], listed: "", turn: 0 });
-    this.bar = this.find("#bar");
-    this.find("#spans").addEventListener("click", ({ target }) => target.dataset.span && this.zoom(target.dataset.span));
+  // `root` holds the elements of index.html; `fetched` and `pictured` ask the daemon with its token, `send` over the websocket; `onmoment` hears
+  // { at, entry, moving } of a moment that is to be seen, and null when now is; `onplay` that its clip is to be played.
+  constructor(root, { fetched, pictured, send, onmoment, onplay, onspan, onfault }) {
+    Object.assign(this, { root, fetched, pictured, send, onmoment, onplay, onspan, onfault, stream: null, length: SPANS[0], until: null, moment: null, ahead: 0, entries: [], more: false, turn: 0 });
+    this.clear();
+    this.bar = new Bar(this.find("#bar"), this.find("#legend"), this);
+    this.find("#spans").addEventListener("click", ({ target }) => target.dataset.span && this.zoom(Number(target.dataset.span)));
     this.find("#earlier").addEventListener("click", () => this.move(-PART));
     this.find("#later").addEventListener("click", () => this.move(PART));
-    this.bar.addEventListener("click", (event) => this.pick((event.clientX - this.bar.getBoundingClientRect().left) / this.bar.clientWidth));
-    root.addEventListener("keydown", (event) => this.key(event));
-    this.find("#search").addEventListener("input", () => { clearTimeout(this.typed); this.typed = setTimeout(() => this.look(), TYPING); });
+    this.find("#search").addEventListener("input", () => { clearTimeout(this.typed); this.typed = setTimeout(() => this.refresh(), TYPING); });
     this.find("#clip").addEventListener("click", (event) => this.download(event));
-    new ResizeObserver(() => this.draw()).observe(this.bar);
-    setInterval(() => !document.hidden && !this.empty && this.look(), EVERY);
+    this.find("#whole").addEventListener("click", () => this.onspan({ from: this.from, to: this.to }));
+    this.find("#entries").addEventListener("scroll", ({ target }) => target.scrollHeight - target.scrollTop - target.clientHeight < 40 && this.older());
+    setInterval(() => !document.hidden && this.until === null && this.stream && this.draw(), 500);
   }
 
   find(id) {
     return this.root.querySelector(id);
   }
 
-  // Shows a stream's timeline; null for no stream.
+  // The daemon's clock, Unix seconds.
+  now() {
+    return Date.now() / 1000 + this.ahead;
+  }
+
+  get to() {
+    return this.until ?? this.now();
+  }
+
+  get from() {
+    return this.to - this.length;
+  }
+
+  // Seconds of one column.
+  get width() {
+    return this.length / BUCKETS;
+  }
+
+  get recordings() {
+    return this.recorded.map(([begin, end], i) => i === this.recorded.length - 1 && this.recording ? [begin, this.now()] : [begin, end]);
+  }
+
+  clear() {
+    Object.assign(this, { counts: new Map(), gaps: [], recorded: [], recording: false });
+  }
+
+  // Shows a stream's timeline; null for no stream. Its entries are told from now on.
   choose(stream) {
-    Object.assign(this, { stream, until: null, moment: null, seen: null, gaps: [], empty: false });
+    Object.assign(this, { stream, until: null, moment: null, empty: false });
     this.find("#search").value = "";
-    this.rows([]);
+    this.clear();
+    this.show([], false);
     this.draw();
-    this.look();
+    if (stream) this.send({ type: "memory.subscribe", stream, event_id: MINE });
+    else this.say("no stream");
+  }
+
+  // What the daemon tells over the websocket; true where it was meant for the timeline.
+  heard(event) {
+    if (event.type === "error" && event.error.event_id === MINE) {
+      this.fail(event.error);
+      return true;
+    }
+    if (!event.type.startsWith("memory.") || event.stream !== this.stream) return false;
+    if (event.type === "memory.added") this.add(event.entry);
+    else this.refresh();
+    return true;
+  }
+
+  add(entry) {
+    this.empty = false;
+    if (entry.kind === "state" || this.words().search) {
+      clearTimeout(this.later);
+      this.later = setTimeout(() => this.refresh(), WRITTEN);
+    }
+    if (this.words().search) return;
+    const place = Math.floor(entry.wall / this.width);
+    if (!this.counts.has(entry.kind)) this.counts.set(entry.kind, new Map());
+    const counts = this.counts.get(entry.kind);
+    counts.set(place, (counts.get(place) ?? 0) + 1);
+    if (entry.kind === "gap" || entry.kind === "resumed") this.gaps.push(unseen(entry));
+    this.show([entry, ...this.entries.filter(({ id }) => id !== entry.id)].sort((a, b) => b.id - a.id).slice(0, Math.max(ENTRIES, this.entries.length)), this.more);
+    this.told();
   }
 
   mark(moment) {
@@ -50,79 +102,138 @@ export class Timeline {
     this.draw();
   }
 
-  zoom(span) {
-    const middle = this.until === null || !this.seen ? null : (this.seen.from + this.seen.to) / 2;
-    this.span = span;
-    this.until = middle && this.bounded(middle + SPANS[span] / 2);
-    for (const button of this.find("#spans").children) button.setAttribute("aria-pressed", String(button.dataset.span === span));
-    this.look();
+  // A moment is to be seen; while it is `moving`, not for long.
+  seek(at, final) {
+    const moment = Math.min(at, this.now());
+    if (moment < this.from || moment > this.to) this.until = this.bounded(moment + this.length / 2);
+    this.moment = moment;
+    this.draw();
+    this.soon();
+    this.onmoment({ at: moment, entry: null, moving: !final });
+  }
+
+  leave() {
+    this.until = null;
+    this.onmoment(null);
+    this.soon();
+  }
+
+  play() {
+    if (this.moment !== null) this.onplay(this.moment);
+  }
+
+  // One step nearer, or further; around the moment that is looked at, or one under the pointer.
+  nearer(steps, around) {
+    const place = SPANS.indexOf(this.length) - steps;
+    if (SPANS[place]) this.zoom(SPANS[place], around);
+  }
+
+  zoom(length, around = this.moment) {
+    const { from, to } = this;
+    const middle = around !== null && around >= from && around <= to ? around : this.until === null ? null : (from + to) / 2;
+    const part = middle === null ? 1 : (middle - from) / (to - from);
+    this.until = middle === null ? null : this.bounded(middle + (1 - part) * length);
+    this.length = length;
+    this.counts = new Map(); // of columns of another width
+    for (const button of this.find("#spans").children) button.setAttribute("aria-pressed", String(Number(button.dataset.span) === length));
+    this.draw();
+    this.soon();
   }
 
   move(part) {
-    if (!this.seen) return;
-    this.until = this.bounded(this.seen.to + part * SPANS[this.span]);
-    this.look();
+    this.until = this.bounded(this.to + part * this.length);
+    this.draw();
+    this.soon();
   }
 
   // The end of a span, or null for one that goes on with the time.
   bounded(until) {
-    return until >= this.newest - 0.5 ? null : until;
-  }
-
-  key(event) {
-    if (event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey) return;
-    const names = Object.keys(SPANS);
-    const zoomed = (step) => names[Math.max(0, Math.min(names.length - 1, names.indexOf(this.span) + step))];
-    const does = {
-      "+": () => this.zoom(zoomed(-1)), "=": () => this.zoom(zoomed(-1)), "-": () => this.zoom(zoomed(1)),
-      ArrowLeft: () => this.move(-PART), ArrowRight: () => this.move(PART),
-    }[event.key];
-    if (!does) return;
-    event.preventDefault();
-    does();
-  }
-
-  pick(part) {
-    if (!this.seen) return;
-    this.onmoment({ at: this.seen.from + Math.max(0, Math.min(1, part)) * (this.seen.to - this.seen.from), entry: null });
+    return until >= this.now() - 0.5 ? null : until;
   }
 
   place(rest) {
     return `v1/streams/${encodeURIComponent(this.stream)}/${rest}`;
   }
 
-  async look() {
-    if (!this.stream) return this.say("no stream");
-    const turn = ++this.turn;
-    const length = SPANS[this.span];
-    const span = this.until === null
-      ? { from: `${length} seconds ago`, to: "now" }
-      : { from: (this.until - length).toFixed(3), to: this.until.toFixed(3) };
+  async ask(rest, query) {
+    return (await this.fetched(this.place(`${rest}?${new URLSearchParams(query)}`))).json();
+  }
+
+  words() {
     const search = this.find("#search").value.trim();
-    const words = search ? { search } : {};
-    const ask = async (rest, query) => (await this.fetched(this.place(`${rest}?${new URLSearchParams(query)}`))).json();
+    return search ? { search } : {};
+  }
+
+  soon() {
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => this.look(), ASIDE);
+  }
+
+  async refresh() {
+    const [{ stream }, words] = [this, this.words()];
     try {
-      const [density, entries, gaps] = await Promise.all([
-        ask("timeline/density", { ...span, ...words, buckets: BUCKETS }),
-        ask("timeline", { ...words, limit: ENTRIES }),
-        ask("timeline", { to: span.to, kind: "gap", limit: GAPS }),
-      ]);
-      if (turn !== this.turn) return; // a later look is on its way, or was faster
-      this.seen = density;
-      if (this.until === null) this.newest = density.to;
-      this.gaps = gaps.entries;
-      this.rows(entries.entries);
-      this.find("#clip").hidden = !density.recorded;
-      const any = Object.keys(density.counts).length > 0;
-      this.say(any ? "" : search ? "nothing found in this span" : "nothing happened in this span");
-      this.find("#found").textContent = entries.entries.length ? "" : search ? "nothing found" : "nothing happened yet";
+      const listed = await this.ask("timeline", { ...words, limit: ENTRIES });
+      if (stream !== this.stream) return;
+      this.show(listed.entries, listed.more);
+      this.find("#found").textContent = listed.entries.length ? "" : words.search ? "nothing found" : "nothing happened yet";
+      await this.look();
     } catch (error) {
-      if (turn !== this.turn) return;
-      this.empty = error.code === "not_remembered";
-      this.find("#found").textContent = this.empty ? "" : error.message;
-      if (this.empty) this.rows([]);
-      this.say(this.empty ? error.message : "");
+      if (stream === this.stream) this.fail(error);
     }
+  }
+
+  // Asks what the span has. Columns begin at whole multiples of their width, so that they stay as they are while time goes on.
+  async look() {
+    if (!this.stream) return;
+    const [turn, { width, stream }] = [++this.turn, this];
+    const first = Math.floor(this.from / width);
+    const span = { from: (first * width).toFixed(3), to: ((first + BUCKETS + 1) * width).toFixed(3) };
+    try {
+      const [density, gaps] = await Promise.all([
+        this.ask("timeline/density", { ...span, ...this.words(), buckets: BUCKETS + 1 }),
+        this.ask("timeline", { to: span.to, kind: "gap,resumed", limit: GAPS }),
+      ]);
+      if (turn !== this.turn || stream !== this.stream) return; // a later look is on its way, or was faster
+      const ahead = density.now - Date.now() / 1000;
+      if (Math.abs(ahead - this.ahead) > width / 2 && Math.abs(ahead - this.ahead) > 0.5) {
+        this.ahead = ahead;
+        return this.look();
+      }
+      this.counts = new Map(Object.entries(density.counts).map(([kind, each]) => [kind, new Map(each.map((count, i) => [first + i, count]))]));
+      [this.gaps, this.recorded] = [gaps.entries.map(unseen), density.recorded];
+      this.recording = this.recorded.length > 0 && this.recorded.at(-1)[1] > density.now - 5;
+      this.told();
+    } catch (error) {
+      if (turn === this.turn && stream === this.stream) this.fail(error);
+    }
+  }
+
+  async older() {
+    if (!this.more || this.reaching) return;
+    const { stream } = this;
+    this.reaching = true;
+    try {
+      const listed = await this.ask("timeline", { ...this.words(), limit: ENTRIES, before: this.entries.at(-1).id });
+      if (stream === this.stream) this.show([...this.entries, ...listed.entries], listed.more);
+    } catch (error) {
+      this.onfault(error.message);
+    } finally {
+      this.reaching = false;
+    }
+  }
+
+  fail(error) {
+    this.empty = error.code === "not_remembered";
+    this.find("#found").textContent = this.empty ? "" : error.message;
+    if (this.empty) this.show([], false);
+    this.say(this.empty ? error.message : "");
+    this.draw();
+  }
+
+  told() {
+    const [first, last] = [Math.floor(this.from / this.width), Math.floor(this.to / this.width)];
+    const any = [...this.counts.values()].some((each) => [...each].some(([place, count]) => count && place >= first && place <= last));
+    this.say(any ? "" : this.words().search ? "nothing found in this span" : "nothing happened in this span");
     this.draw();
   }
 
@@ -131,17 +242,20 @@ export class Timeline {
     for (const tool of this.root.querySelectorAll("#tools, #search")) tool.hidden = this.empty;
   }
 
-  rows(entries) {
+  show(entries, more) {
     const stamp = entries.map((entry) => entry.id).join();
+    [this.entries, this.more] = [entries, more];
     if (stamp === this.listed) return;
     this.listed = stamp;
     const focused = document.activeElement?.dataset.entry;
-    this.find("#entries").replaceChildren(...entries.map((entry) => this.row(entry)));
+    const there = new Map([...this.find("#entries").children].map((row) => [row.dataset.row, row]));
+    this.find("#entries").replaceChildren(...entries.map((entry) => there.get(`${this.stream} ${entry.id}`) ?? this.row(entry)));
     if (focused) this.find(`#entries [data-entry="${focused}"]`)?.focus();
   }
 
   row(entry) {
     const row = document.createElement("li");
+    row.dataset.row = `${this.stream} ${entry.id}`;
     const button = document.createElement("button");
     button.type = "button";
     button.className = "plain";
@@ -158,29 +272,26 @@ export class Timeline {
       this.picture(`timeline/${entry.id}.jpg`).then((url) => { still.src = url; }).catch(() => still.remove());
       button.prepend(still);
     }
-    button.addEventListener("click", () => this.onmoment({ at: entry.wall, entry }));
+    button.addEventListener("click", () => {
+      if (entry.wall < this.from || entry.wall > this.to) this.until = this.bounded(entry.wall + this.length / 2);
+      this.soon();
+      this.onmoment({ at: entry.wall, entry, moving: false });
+    });
     row.append(button);
     return row;
   }
 
-  // A data: URL, as an <img> can't bring the token along.
-  async picture(rest) {
-    const blob = await (await this.fetched(this.place(rest))).blob();
-    return new Promise((good, bad) => {
-      const reader = new FileReader();
-      reader.onload = () => good(reader.result);
-      reader.onerror = () => bad(reader.error);
-      reader.readAsDataURL(blob);
-    });
+  picture(rest) {
+    return this.pictured(this.place(rest));
   }
 
   async download(event) {
     event.preventDefault();
     const link = this.find("#clip");
-    if (!this.seen || link.ariaBusy === "true") return;
+    if (link.ariaBusy === "true") return;
     link.ariaBusy = "true";
     try {
-      const span = new URLSearchParams({ from: this.seen.from.toFixed(3), to: this.seen.to.toFixed(3) });
+      const span = new URLSearchParams({ from: this.from.toFixed(3), to: this.to.toFixed(3) });
       const reply = await this.fetched(this.place(`clip?${span}`));
       const saved = document.createElement("a");
       saved.download = /filename="([^"]+)"/.exec(reply.headers.get("Content-Disposition"))?.[1] ?? "clip.mp4";
@@ -195,77 +306,23 @@ export class Timeline {
   }
 
   draw() {
-    const { clientWidth: width, clientHeight: height } = this.bar;
-    const style = getComputedStyle(this.bar);
-    const colour = (name) => style.getPropertyValue(name);
-    this.bar.width = width * devicePixelRatio;
-    this.bar.height = height * devicePixelRatio;
-    const pen = this.bar.getContext("2d");
-    pen.scale(devicePixelRatio, devicePixelRatio);
-    const used = new Set();
-    this.find("#span").textContent = this.seen ? `${clock(this.seen.from)} – ${this.until === null ? "now" : clock(this.seen.to)}` : "";
-    if (this.seen) {
-      const { from, to, counts } = this.seen;
-      const x = (wall) => ((wall - from) / (to - from)) * width;
-      for (const gap of this.gaps) {
-        const [left, right] = [Math.max(0, x(gap.wall)), Math.min(width, x(gap.wall + gap.data.gap_s))];
-        if (right <= 0 || left >= width) continue;
-        used.add(look("gap")[2]);
-        hatch(pen, left, Math.max(2, right - left), height, colour("--bad"));
-      }
-      const kinds = Object.keys(counts).filter((kind) => kind !== "gap");
-      const totals = Array.from({ length: BUCKETS }, (_, i) => kinds.reduce((sum, kind) => sum + counts[kind][i], 0));
-      const unit = (height - 6) / Math.max(4, ...totals);
-      const low = new Array(BUCKETS).fill(height);
-      for (const kind of kinds) {
-        const [, variable, name] = look(kind);
-        used.add(name);
-        pen.fillStyle = colour(variable);
-        counts[kind].forEach((count, i) => {
-          low[i] -= count * unit;
-          pen.fillRect((i * width) / BUCKETS, low[i], Math.max(2, width / BUCKETS - 1), count * unit);
-        });
-      }
-      if (this.moment !== null && this.moment >= from && this.moment <= to) {
-        pen.fillStyle = colour("--text");
-        pen.fillRect(x(this.moment) - 1, 0, 2, height);
-      }
-    }
-    this.find("#legend").replaceChildren(...KINDS.filter(([, , name]) => used.has(name)).map(([, variable, name]) => {
-      const sign = document.createElement("span");
-      sign.textContent = name;
-      sign.style.setProperty("--kind", `var(${variable})`);
-      return sign;
-    }));
+    const { from, to, moment } = this;
+    this.find("#span").textContent = `${clock(from)} – ${this.until === null ? "now" : clock(to)}`;
+    const kept = this.recordings.some(([begin, end]) => end > from && begin < to);
+    for (const tool of ["#clip", "#whole"]) this.find(tool).hidden = !kept;
+    const slider = { "aria-valuemin": from, "aria-valuemax": to, "aria-valuenow": moment ?? to, "aria-valuetext": moment === null ? "now" : clock(moment) };
+    for (const [name, value] of Object.entries(slider)) this.bar.canvas.setAttribute(name, value);
+    this.bar.draw();
   }
+}
+
+// When nothing was seen, which an entry tells of: from its beginning on, or before the daemon went on with what it remembers.
+function unseen({ kind, wall, data }) {
+  return kind === "gap" ? [wall, wall + data.gap_s] : [wall - data.age_s, wall];
 }
 
 export function clock(wall) {
   const then = new Date(wall * 1000);
   const day = then.toDateString() === new Date().toDateString() ? "" : `${then.toLocaleDateString()} `;
   return day + then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-}
-
-function look(kind) {
-  return KINDS.find(([begin]) => kind.startsWith(begin));
-}
-
-// Stripes, so that a gap is told from what happened without its colour too.
-function hatch(pen, left, width, height, colour) {
-  pen.save();
-  pen.beginPath();
-  pen.rect(left, 0, width, height);
-  pen.clip();
-  pen.globalAlpha = 0.15;
-  pen.fillStyle = colour;
-  pen.fillRect(left, 0, width, height);
-  pen.globalAlpha = 0.8;
-  pen.strokeStyle = colour;
-  pen.beginPath();
-  for (let x = left - height; x < left + width; x += 7) {
-    pen.moveTo(x, height);
-    pen.lineTo(x + height, 0);
-  }
-  pen.stroke();
-  pen.restore();
 }

@@ -50,10 +50,13 @@ def test_see_ask_and_search_the_past(visit: Visit, recorded: Daemon) -> None:  #
     wait_for(lambda: keeper.snapshots.of("demo"))
     with recorded.served() as server:
         page = visit.go(server.url)
-        assert "snapshot" not in ask(visit, BANANA)
         page.wait_for_selector("#entries button:has-text('live')")
+        page.wait_for_selector("#clip:not([hidden])")
+        visit.requests.clear()
+        assert "snapshot" not in ask(visit, BANANA)
         page.wait_for_selector("#entries button:has-text('banana')")
         assert BANANA in page.inner_text("#entries button:has-text('banana')")
+        assert not [url for url in visit.requests if "timeline" in url], "what happens is told, not asked for"
         assert page.query_selector("#entries img") is None
         wait_for(lambda: page.evaluate(FILLED))
         assert "questions" in page.inner_text("#legend")
@@ -79,13 +82,53 @@ def test_see_ask_and_search_the_past(visit: Visit, recorded: Daemon) -> None:  #
         page.fill("#search", '"')
         page.wait_for_selector("#found:has-text('is not understood')")
         page.fill("#search", "")
+
+        def moment() -> float:
+            return float(page.get_attribute("#bar", "aria-valuenow") or 0)
+
         page.focus("#bar")
-        page.keyboard.press("-")
-        page.wait_for_selector("[data-span=hour][aria-pressed=true]")
+        for key in "----":
+            page.keyboard.press(key)
+        page.wait_for_selector("[data-span='21600'][aria-pressed=true]")
+        for key in "++++":
+            page.keyboard.press(key)
+        page.wait_for_selector("[data-span='60'][aria-pressed=true]")
         page.keyboard.press("ArrowLeft")
+        page.wait_for_selector("#then:not([hidden])")
+        first = moment()
+        page.keyboard.press("ArrowLeft")
+        assert first - moment() == pytest.approx(1, abs=0.01)
+        page.keyboard.press("PageDown")
+        assert first - moment() == pytest.approx(16, abs=0.01)
+        for _ in range(4):
+            page.keyboard.press("PageDown")
         page.wait_for_selector("#span:not(:has-text('now'))")
-        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Escape")
         page.wait_for_selector("#span:has-text('now')")
+        page.wait_for_selector("#then", state="hidden")
+
+        box = page.locator("#bar").bounding_box()
+        assert box is not None
+        y = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + box["width"] * 0.5, y)
+        page.mouse.down()
+        with page.expect_response("**/still?at=*"):
+            page.mouse.move(box["x"] + box["width"] - 30, y, steps=4)
+        page.mouse.up()
+        dragged = moment()
+        assert time.time() - dragged == pytest.approx(60 * 30 / box["width"], abs=3)
+        page.click("#whole")
+        assert " – " in page.inner_text("#moment")
+        assert page.is_hidden("#play")
+        page.keyboard.press("Tab")
+        assert re.search(r"replayed", ask(visit, "What was there?"))
+        page.click("#now")
+
+        page.click("#entries button:has-text('banana')")
+        page.click("#play")
+        wait_for(lambda: page.evaluate("document.getElementById('clip-shown').currentTime") > 0.5)
+        page.click("#now")
+        page.wait_for_selector("#clip-shown", state="hidden")
         with page.expect_download() as saved:
             page.click("#clip")
         assert saved.value.suggested_filename.startswith("demo-")
