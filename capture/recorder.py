@@ -15,7 +15,8 @@ class Coding:
 
     `header` is the beginning of an MP4 file (ftyp and moov) that has the codec's parameters and the picture's turn, `extradata`
     those parameters in the form that the packets go with. Times of packets count in `time_base` seconds. Pictures are made of
-    them with `aspect` and `combed` as `Pictures.make` takes them; a packet's stands up to `reorder` others later.
+    them with `aspect` and `combed` as `Pictures.make` takes them; a packet's stands up to `reorder` others later. Where the header
+    has a second track, packets of sound come too, whose times count in `sound` seconds.
     """
 
     header: bytes
@@ -24,11 +25,15 @@ class Coding:
     reorder: int
     aspect: Fraction | None
     combed: bool
+    sound: Fraction | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """One packet: its `number` among those of its connection, its times in `Coding.time_base`, and when it arrived (monotonic)."""
+    """One packet: its `number` among those of its connection, its times in `Coding.time_base`, and when it arrived (monotonic).
+
+    One of `sound` has no number of its own, and its times are in `Coding.sound`.
+    """
 
     number: int
     data: bytes
@@ -37,6 +42,7 @@ class Coded:
     duration: int
     key: bool
     arrived: float
+    sound: bool = False
 
 
 class Recorder(Protocol):

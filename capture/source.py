@@ -37,6 +37,8 @@ class SourceOptions:
     """A file plays at its own pace; otherwise as fast as it is taken."""
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTSP carries its pictures."""
+    audio: bool = False
+    """Whoever records is handed the sound's packets too, where a container has some that MP4 can hold."""
     fps: float | None = None
     """At most this many frames a second are handed over, and no others have their colours converted; None is all.
 

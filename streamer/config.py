@@ -16,8 +16,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from streamer.fields import NAME_MEND, Bytes, Name, Number, PerSecond, Seconds, Section, Whole
+from streamer.fields import NAME_MEND, Name, Number, PerSecond, Seconds, Section, Whole
 from streamer.output_config import OutputsConfig
+from streamer.storage_config import NotesConfig, StorageConfig
 from streamer.watch_config import WatchConfig, check_names
 
 
@@ -168,16 +169,6 @@ class ModelConfig(Section):
         return self
 
 
-class NotesConfig(Section):
-    """What is noted of a stream in its timeline, in time that no question needs."""
-
-    question: Annotated[str, Field(min_length=1, max_length=1_000)] = "What is happening?"
-    every: Seconds = 60.0
-    """Seconds between two notes; what differs from the last one is kept."""
-    change: Annotated[Number, Field(gt=0, le=255)] | None = 25.0
-    """A picture that differs from the last note's by this much (levels of 255 in the most changed part) is noted before."""
-
-
 class StreamConfig(Section):
     """One camera: where its frames come from and what is expected of them."""
 
@@ -218,7 +209,9 @@ class StreamConfig(Section):
     memory_of: Name | None = None
     """The stream, by the name that it had, whose memory this one goes on with though its name or source is another now."""
     record: bool = False
-    """Keep what the camera sends, without sound, within storage.recordings and storage.recording_hours."""
+    """Keep what the camera sends, within storage.recordings and storage.recording_hours."""
+    audio: bool = False
+    """Keep its sound with what is recorded, where it comes in a form that MP4 holds (AAC, MP3, Opus); of WebRTC none is."""
     keep_questions: bool = False
     """Keep what is asked about the stream, and what is answered, in its timeline."""
     notes: NotesConfig | None = None
@@ -231,6 +224,8 @@ class StreamConfig(Section):
         kept = [key for key in ("record", "keep_questions", "notes") if getattr(self, key)]
         if kept and self.keep == "nothing":
             raise ValueError(f"{kept[0]} with keep nothing would leave a trace of it: leave out one of them")
+        if self.audio and not self.record:
+            raise ValueError("audio true without record true keeps nothing: set record to true, too")
         return self
 
 
@@ -276,33 +271,6 @@ class LimitsConfig(Section):
     answer_tokens: Annotated[Whole, Field(ge=1, le=32_768)] = 1_024
     thinking_tokens: Annotated[Whole, Field(ge=0, le=32_768)] = 4_096
     """Tokens that a model may think before an answer, at most."""
-
-
-class StorageConfig(Section):
-    """What outlasts the process, and how much of the disk it may take."""
-
-    folder: Annotated[str, Field(min_length=1)] | None = None
-    """Where all of it is; unset keeps nothing, except that `streamer run` sets $XDG_STATE_HOME/streamer."""
-    every: Seconds = 5.0
-    """Seconds between two snapshots of a stream."""
-    write_rate: Bytes = 20_000_000
-    """Bytes a second that snapshots may write in all; where they would be more, they are taken less often."""
-    snapshots: Bytes = 10_000_000_000
-    """Bytes that all snapshots may take, shared fairly among streams."""
-    recordings: Annotated[Whole, Field(ge=1_000_000)] = 50_000_000_000
-    """Bytes that the recordings of all streams may take; the oldest go first."""
-    recording_hours: Annotated[Number, Field(gt=0, le=87_600)] = 168.0
-    """Hours after which a recording goes."""
-    indexes: Bytes = 20_000_000_000
-    """Bytes that the indexes of recordings may take; beyond them `streamer index` makes no more."""
-    replay: Seconds = 10.0
-    """Seconds of recorded video that an answer about the past is shown at most; beyond them the nearest snapshot answers."""
-    span: Annotated[Seconds, Field(le=86_400)] = 300.0
-    """Seconds that a question about a span (from … to …) may ask to be shown again."""
-    timeline: Annotated[Whole, Field(ge=100_000)] = 1_000_000_000
-    """Bytes that the timelines of all streams may take, with their stills; the oldest entries go first."""
-    timeline_hours: Annotated[Number, Field(gt=0, le=876_000)] = 720.0
-    """Hours after which an entry of a timeline goes."""
 
 
 class Config(Section):

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import av
+from av.audio.stream import AudioStream
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.format import Flags
@@ -198,7 +199,7 @@ class ContainerSource(SourceShell):
         stream = best_video(container, self.options.largest_side)
         combed, formats = interlaced(stream), set(container.format.name.split(","))
         if formats & SEGMENTED:
-            discard_others(container, stream)
+            discard_others(container, stream, self.heard_of(container))
         file = self.scheme == "file"
         if self.scheme in ("http", "https"):
             self.lifecycle.endless = not container.duration
@@ -296,6 +297,11 @@ class ContainerSource(SourceShell):
         self.shown = timestamp
         return True
 
+    def heard_of(self, container: InputContainer) -> AudioStream | None:
+        """The sound that goes to whoever records, where it is wanted and there is one."""
+        wanted = self.options.audio and self.recorder is not None
+        return next(iter(container.streams.audio), None) if wanted else None
+
     def decoded(
         self, container: InputContainer, stream: VideoStream, generation: int, reach: Reach
     ) -> Iterator[VideoFrame]:
@@ -306,10 +312,16 @@ class ContainerSource(SourceShell):
         good: int | None = None
         dark = failed = 0
         context = decoder(stream, self.options.threads)
-        tap = None if self.recorder is None else PacketTap(self.recorder, stream, context)
+        sound = self.heard_of(container)
+        tap = None if self.recorder is None else PacketTap(self.recorder, stream, context, sound)
+        others = [] if sound is None else [sound]
         # How far a file goes, its other streams tell as well.
-        for packet in container.demux() if self.scheme == "file" else container.demux(stream):
-            self.lifecycle.heard(generation, time.monotonic())
+        for packet in container.demux() if self.scheme == "file" else container.demux(stream, *others):
+            spoken = sound is not None and packet.stream_index == sound.index
+            if spoken and tap is not None:
+                tap.hear(packet)
+            if not spoken or self.scheme == "file":  # a camera that is heard alone has stalled
+                self.lifecycle.heard(generation, time.monotonic())
             if not self.wanted(generation):
                 return
             # Not by `stream_index`, which is 0 of every packet that marks a stream's end.
@@ -382,7 +394,7 @@ def choices(scheme: str, options: SourceOptions) -> dict[str, str]:
         case "rtsp" | "rtsps":
             return prompt | {
                 "rtsp_transport": options.transport,
-                "allowed_media_types": "video",
+                "allowed_media_types": "video+audio" if options.audio else "video",
                 "timeout": silence,
             }
         case "rtmp" | "rtmps":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import time
 from typing import Any
 
 import av
+from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
@@ -14,6 +16,7 @@ from av.video.stream import VideoStream
 from capture.recorder import Coded, Coding, Recorder
 from capture.sources.tracks import interlaced
 
+log = logging.getLogger(__name__)
 FRAGMENTED = "empty_moov+default_base_moof+frag_keyframe"
 """FFmpeg's flags for MP4 that can be read up to its last fragment, whatever happens to who writes it."""
 KEY_UNITS = {"h264": ((0x1F, 0), frozenset({7, 8})), "hevc": ((0x3F, 1), frozenset({32, 33, 34}))}
@@ -23,8 +26,11 @@ KEY_UNITS = {"h264": ((0x1F, 0), frozenset({7, 8})), "hevc": ((0x3F, 1), frozens
 class PacketTap:
     """Hands the packets of one connection to a recorder; what its frames are made of, they tell as `opaque`."""
 
-    def __init__(self, recorder: Recorder, stream: VideoStream, context: VideoCodecContext) -> None:
-        self.recorder, self.stream = recorder, stream
+    def __init__(
+        self, recorder: Recorder, stream: VideoStream, context: VideoCodecContext, sound: AudioStream | None = None
+    ) -> None:
+        """The packets of `sound`, if there are some that are wanted, go along."""
+        self.recorder, self.stream, self.sound = recorder, stream, sound
         context.copy_opaque = True
         self.number = 0
         self.coding: Coding | None = None
@@ -36,16 +42,25 @@ class PacketTap:
         if self.number == 0:
             if not packet.is_keyframe:
                 return
-            self.coding = coding_of(self.stream, bytes(packet))
+            self.coding = coding_of(self.stream, bytes(packet), self.sound)
+            if self.coding is None and self.sound is not None:
+                self.coding = coding_of(self.stream, bytes(packet))
+            if self.sound is not None and (self.coding is None or self.coding.sound is None):
+                log.warning("the sound (%s) can't be recorded: MP4 does not hold it", self.sound.codec_context.name)
             self.recorder.connected(self.coding)
         self.number += 1
         if self.coding is not None:
             packet.opaque = self.number
             self.recorder.packet(coded(packet, self.number, time.monotonic()))
 
+    def hear(self, packet: Packet[Any]) -> None:
+        """Hands a packet of the sound over."""
+        if packet.size and packet.pts is not None and self.coding is not None and self.coding.sound is not None:
+            self.recorder.packet(coded(packet, self.number, time.monotonic(), sound=True))
 
-def coding_of(stream: VideoStream, key: bytes = b"") -> Coding | None:
-    """How a stream's packets are coded; None where MP4 can't hold them.
+
+def coding_of(stream: VideoStream, key: bytes = b"", sound: AudioStream | None = None) -> Coding | None:
+    """How a stream's packets are coded, and those of `sound`; None where MP4 can't hold them.
 
     `key` is its first key frame: some cameras say only there how pictures are coded.
     """
@@ -59,6 +74,10 @@ def coding_of(stream: VideoStream, key: bytes = b"") -> Coding | None:
         with av.open(buffer, "w", format="mp4", options={"movflags": FRAGMENTED}) as container:
             copy = container.add_stream_from_template(stream, opaque=True)
             copy.codec_context.extradata = extradata
+            if sound is not None:
+                if sound.codec_context.name == "aac" and not sound.codec_context.extradata:
+                    return None  # in the form that broadcasts have (ADTS), which says in each packet what MP4 says once
+                container.add_stream_from_template(sound)
             container.start_encoding()
             header = buffer.getvalue()
         with av.open(io.BytesIO(header)):
@@ -68,7 +87,13 @@ def coding_of(stream: VideoStream, key: bytes = b"") -> Coding | None:
     if stream.time_base is None:
         return None
     return Coding(
-        header, extradata, stream.time_base, context.reorder_depth, context.sample_aspect_ratio, interlaced(stream)
+        header,
+        extradata,
+        stream.time_base,
+        context.reorder_depth,
+        context.sample_aspect_ratio,
+        interlaced(stream),
+        None if sound is None else sound.time_base,
     )
 
 
@@ -82,6 +107,7 @@ def parameter_sets(data: bytes, codec: str) -> bytes:
     return out
 
 
-def coded(packet: Packet[Any], number: int, arrived: float) -> Coded:
+def coded(packet: Packet[Any], number: int, arrived: float, *, sound: bool = False) -> Coded:
     """A copy of a packet, which the container keeps no hold of."""
-    return Coded(number, bytes(packet), packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, arrived)
+    key = packet.is_keyframe and not sound
+    return Coded(number, bytes(packet), packet.pts, packet.dts, packet.duration or 0, key, arrived, sound)

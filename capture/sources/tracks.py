@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from av.codec.context import CodecContext
 from av.container import InputContainer
-from av.stream import Discard, Disposition
+from av.stream import Discard, Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
@@ -70,10 +70,10 @@ def nearest(videos: Sequence[VideoStream], largest_side: int) -> VideoStream:
     return min(enough, key=side) if enough else max(videos, key=side)
 
 
-def discard_others(container: InputContainer, chosen: VideoStream) -> None:
+def discard_others(container: InputContainer, *chosen: Stream | None) -> None:
     """Lets a container that arrives in segments fetch none of the other streams."""
     for stream in container.streams:
-        if stream is not chosen:
+        if all(stream is not each for each in chosen):
             stream.discard = Discard.all
 
 

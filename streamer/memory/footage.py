@@ -68,15 +68,17 @@ class Decoded:
     frame: VideoFrame
 
 
-def packets(piece: Piece) -> Iterator[tuple[Packet[Any], int]]:
-    """A segment's packets with their presentation times, up to where it was torn. Raises OSError and av.error.FFmpegError."""
+def packets(piece: Piece, *, sound: bool = False) -> Iterator[tuple[Packet[Any], int]]:
+    """A segment's packets with their presentation times, up to where it was torn; with its `sound`'s among them where that is wanted.
+
+    Raises OSError and av.error.FFmpegError.
+    """
     with av.open(f"file:{piece.segment.path}") as container:
         stream = video(container)
-        assert stream.time_base is not None
-        scale = stream.time_base / piece.unit
-        for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
-                yield packet, round(packet.pts * scale)
+        heard = container.streams.audio[:1] if sound else ()
+        for packet in container.demux(stream, *heard):
+            if packet.size and packet.pts is not None and packet.time_base is not None:
+                yield packet, round(packet.pts * packet.time_base / piece.unit)
 
 
 def decoded(run: Sequence[Piece]) -> Iterator[Decoded]:
@@ -199,16 +201,27 @@ def write_copy(clip: Clip, target: str | IO[bytes], *, streamed: bool) -> None:
     ):
         stream = output.add_stream_from_template(video(template), opaque=True)
         stream.time_base = video(template).time_base
-        _copy_into(output, stream, clip)
+        sound = None
+        if template.streams.audio:
+            sound = output.add_stream_from_template(template.streams.audio[0])
+            sound.time_base = template.streams.audio[0].time_base
+        _copy_into(output, stream, sound, clip)
 
 
-def _copy_into(output: Any, stream: Any, clip: Clip) -> None:
+def _copy_into(output: Any, stream: Any, sound: Any, clip: Clip) -> None:
     unit = stream.time_base
     shift = ends = Fraction(0)
+    heard = -1
     last: Piece | None = None
     for piece in clip.run:
         begun = False
-        for packet, pts in packets(piece):
+        for packet, pts in packets(piece, sound=sound is not None):
+            if packet.stream.type == "audio":
+                at = round(((packet.pts or 0) * packet.time_base + shift) / sound.time_base)
+                if begun and at > heard and piece.wall(pts) <= clip.ends:
+                    output.mux_one(_copied(packet, sound, at, at))
+                    heard = at
+                continue
             if piece is clip.run[0] and not begun and pts != clip.first:
                 continue
             time = pts * piece.unit
@@ -218,16 +231,18 @@ def _copy_into(output: Any, stream: Any, clip: Clip) -> None:
                 begun = True
             if piece.wall(pts) > clip.ends:
                 return
-            copy: Packet[Any] = Packet(bytes(packet))
-            copy.time_base, copy.stream = unit, stream
-            copy.dts, copy.pts = round((decode + shift) / unit), round((time + shift) / unit)
-            copy.duration, copy.is_keyframe = (
-                packet.duration and round(packet.duration * packet.time_base / unit),
-                packet.is_keyframe,
-            )
             ends = decode + shift + (packet.duration or 1) * packet.time_base
-            output.mux_one(copy)
+            output.mux_one(_copied(packet, stream, round((decode + shift) / unit), round((time + shift) / unit)))
         last = piece
+
+
+def _copied(packet: Packet[Any], stream: Any, dts: int, pts: int) -> Packet[Any]:
+    """A packet as it goes into another file, at times in that stream's time base."""
+    copy: Packet[Any] = Packet(bytes(packet))
+    copy.time_base, copy.stream, copy.dts, copy.pts = stream.time_base, stream, dts, pts
+    copy.duration = packet.duration and round(packet.duration * packet.time_base / stream.time_base)
+    copy.is_keyframe = packet.is_keyframe
+    return copy
 
 
 def _follows(last: Piece | None, piece: Piece) -> bool:

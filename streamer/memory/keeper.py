@@ -18,7 +18,7 @@ from typing import Any
 from model import ConfigError as ModelConfigError
 from model.state import Snapshot
 from protocols.question import Question
-from streamer.config import ConfigError, StorageConfig, StreamConfig, parse_config
+from streamer.config import ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer
 from streamer.engine.engine import Engine
 from streamer.engine.stream import Resumed, Stream, captured_wall
@@ -35,6 +35,7 @@ from streamer.memory.snapshot import Taken
 from streamer.memory.snapshots import Snapshots
 from streamer.memory.store import RETRY_SECONDS, Store, StoreError
 from streamer.memory.timeline import Timeline
+from streamer.storage_config import StorageConfig
 
 log = logging.getLogger("streamer")
 PATIENCE = 2.0
@@ -225,6 +226,7 @@ class Keeper:
         except (StoreError, OSError, sqlite3.Error) as error:
             raise AssistantError("storage", f"Stream {name!r} can't be forgotten now: {error}.") from None
         segments, seconds = await asyncio.to_thread(self.recordings.forget, name, since, until)
+        await asyncio.to_thread(self.clips.forget, name)
         return {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3), "entries": entries}
 
     async def _trim(self) -> None:

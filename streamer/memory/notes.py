@@ -16,11 +16,11 @@ from capture import Frame
 from capture.gate import difference, thumbnail
 from capture.image import encode_jpeg
 from protocols.question import Question
-from streamer.config import NotesConfig
 from streamer.engine.answer import Answer
 from streamer.engine.stream import Stream, captured_wall
 from streamer.errors import AssistantError
 from streamer.memory.timeline import Timeline, Wanted
+from streamer.storage_config import NotesConfig
 
 log = logging.getLogger("streamer")
 LOOK_SECONDS = 0.5

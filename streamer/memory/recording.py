@@ -77,6 +77,10 @@ class StreamRecorder:
 
     def packet(self, packet: Coded) -> None:
         """See `capture.recorder.Recorder`."""
+        if packet.sound:
+            if not self._broken:
+                self._put(self._hear, (packet,), len(packet.data))
+            return
         if packet.key:
             self._broken = False
         if self._broken or not self._put(self._copy, (packet,), len(packet.data)):
@@ -183,6 +187,10 @@ class StreamRecorder:
         if len(self._places) > KNOWN_PACKETS:
             del self._places[next(iter(self._places))]
         self._segment.ends = max(self._segment.ends, wall)
+
+    def _hear(self, packet: Coded) -> None:
+        if self._writer is not None:
+            self._writer.hear(packet)
 
     def _encode(self, frame: Frame, wall: float) -> None:
         if self._coding is not None:

@@ -76,6 +76,9 @@ class SegmentWriter:
         self.notes.flush()
         os.fsync(self.notes.fileno())  # without its first line nothing of the segment can be read
         sync_folder(path.parent)
+        self._sound: Fraction | None = None
+        self._heard_at = -1
+        """The last time of the sound's, in its own time base."""
         self.template: InputContainer | None = None
         self.container: OutputContainer = av.open(f"file:{path}", "w", format="mp4", options=OPTIONS)
         if coding is None:
@@ -89,6 +92,10 @@ class SegmentWriter:
             self.stream = self.container.add_stream_from_template(video(template), opaque=True)
             self.stream.codec_context.extradata = coding.extradata
             self.stream.time_base = coding.time_base
+            self._sound = coding.sound
+            if coding.sound is not None:
+                self.heard = self.container.add_stream_from_template(template.streams.audio[0])
+                self.heard.time_base = coding.sound
         self.container.start_encoding()
 
     @property
@@ -120,6 +127,19 @@ class SegmentWriter:
         self.last = (dts, usual)
         self.container.mux_one(copy)
         return shown
+
+    def hear(self, packet: Coded) -> None:
+        """Copies a packet of the sound; one from before the first picture, or out of order, is left out."""
+        if self._sound is None or self.base is None or packet.pts is None:
+            return
+        begin = packet.pts - round(self.base * Fraction(*self.facts.time_base) / self._sound)
+        if begin <= self._heard_at:
+            return
+        self._heard_at = begin
+        copy: Packet[Any] = Packet(packet.data)
+        copy.time_base, copy.pts, copy.dts, copy.duration = self._sound, begin, begin, packet.duration
+        copy.is_keyframe, copy.stream = True, self.heard
+        self.container.mux_one(copy)
 
     def encode(self, pixels: np.ndarray, seconds: float) -> int:
         """Encodes a picture, uint8 [H, W, 3] RGB, so many seconds after the first; returns its time in the file."""

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from streamer import Assistant
-from streamer.config import ConfigError, NotesConfig, parse_config
+from streamer.config import ConfigError, parse_config
 from streamer.memory import notes as noting
 from streamer.memory.notes import NotePace, same
 from streamer.memory.timeline import Wanted
 from streamer.server.auth import new_token, token_digest
+from streamer.storage_config import NotesConfig
 from tests.streamer.fed import picture
 from tests.tiny import TINY
 
@@ -96,13 +97,13 @@ def test_the_doors_tell_what_happened(tmp_path: Path) -> None:
                     timeline = assistant.keeper.timeline if assistant.keeper else None
                     assert timeline is not None
                     timeline.add("question", "door", "what does root ask?", visitor="root")
-                    timeline.add("note", "door", "a banana lies there", {"question": "What?"})
+                    timeline.add("note", "door", "a banana lies about", {"question": "What?"})
                     await timeline.forget("door", 1.0, 2.0)
                     told = [json.loads(await socket.recv())]
                     while told[-1]["type"] != "memory.forgotten":
                         told.append(json.loads(await socket.recv()))
                     added = [each["entry"]["text"] for each in told if each["type"] == "memory.added"]
-                    assert added == ["a banana lies there"] and (told[-1]["since"], told[-1]["until"]) == (1.0, 2.0)
+                    assert added == ["a banana lies about"] and (told[-1]["since"], told[-1]["until"]) == (1.0, 2.0)
                     await socket.send(json.dumps({"type": "memory.list", "search": "(open"}))
                     while (event := json.loads(await socket.recv()))["type"] != "error":
                         pass

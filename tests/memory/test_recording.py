@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -289,3 +290,48 @@ def test_what_browsers_do_not_play_is_encoded_on_request(recordings: Recordings,
             names.append(container.streams.video[0].codec_context.name)
             assert len(list(container.decode(video=0))) == 50
     assert names == ["hevc", "h264"]
+
+
+def with_sound(path: Path, seconds: int) -> Path:
+    """A clip whose odd seconds are bright and are a tone, and whose even ones are dark and silent."""
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16_000, layout="mono")
+        video.width, video.height, video.pix_fmt, video.codec_context.gop_size = 160, 90, "yuv420p", 5
+        video.codec_context.thread_count, video.options = 1, {"preset": "ultrafast", "tune": "zerolatency"}
+        for n in range(25 * seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((90, 160, 3), 200 * (n // 25 % 2), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = n, Fraction(1, 25)
+            container.mux(video.encode(frame))
+            times = np.arange(640 * n, 640 * (n + 1)) / 16_000
+            wave = (0.5 * np.sin(2 * np.pi * 440 * times) * (times.astype(int) % 2)).astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+            heard.sample_rate, heard.pts, heard.time_base = 16_000, 640 * n, Fraction(1, 16_000)
+            container.mux(sound.encode(heard))
+        for stream in (video, sound):
+            container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("audio", [True, False])
+def test_sound_goes_along_where_it_is_wanted(recordings: Recordings, tmp_path: Path, audio: bool) -> None:
+    path = with_sound(tmp_path / "clip.mp4", 4)
+    seen = record(recordings, str(path), 100, audio=audio)
+    assert same(recordings, seen) > 90
+    begins = recordings.of("door")[0].begins
+    made = Clips(recordings).clip("door", begins + 0.6, begins + 3.7, encoded=False)
+    streamed_path = tmp_path / "streamed.mp4"
+    streamed_path.write_bytes(b"".join(streamed(made.clip)))
+    for written in (made.path, streamed_path):
+        with av.open(str(written)) as container:
+            assert [each.type for each in container.streams] == ["video", "audio"][: 1 + audio]
+            bright = [
+                (frame.time, frame.to_ndarray(format="rgb24").mean() > 100) for frame in container.decode(video=0)
+            ]
+            rises = [at for (_, before), (at, now) in pairwise(bright) if now and not before]
+        if not audio:
+            continue
+        with av.open(str(written)) as container:
+            loud = [(frame.time, float(np.abs(frame.to_ndarray()).mean()) > 0.1) for frame in container.decode(audio=0)]
+        tones = [at for (_, before), (at, now) in pairwise(loud) if now and not before]
+        assert len(rises) == len(tones) == 2
+        assert all(abs(one - other) < 0.1 for one, other in zip(rises, tones, strict=True)), (rises, tones)
