@@ -21,6 +21,7 @@ from model import Runner
 from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
+from streamer.archive import Archive
 from streamer.config import Config, ConfigError, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
@@ -76,6 +77,8 @@ class Assistant:
         """Standing questions, and the events that they tell."""
         self.keeper: Keeper | None = None
         """What outlasts the process; None where nothing is kept."""
+        self.archive = Archive(lambda: self.keeper)
+        """What happened to streams, and what is recorded of them."""
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +16,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from capture import Frame
 from streamer.assistant import Assistant
 from streamer.config import Config
-from streamer.engine.answer import Answer, FinishReason, Usage
+from streamer.engine.answer import Answer, FinishReason, Moment, Usage
 from streamer.engine.stream import StreamStatus
+from streamer.memory.timeline import Entry
 
 
 class BlockingAnswer:
@@ -75,6 +77,11 @@ class BlockingAnswer:
         """See `Answer`."""
         return self._answer.usage
 
+    @property
+    def moment(self) -> Moment | None:
+        """See `Answer`."""
+        return self._answer.moment
+
     async def follow(self) -> None:
         """Hands the words over; runs on the assistant's loop."""
         async for words in self._answer:
@@ -123,6 +130,20 @@ class BlockingAssistant:
     def newest_frame(self, name: str) -> Frame | None:
         """See `Assistant.newest_frame`."""
         return self._assistant.newest_frame(name)
+
+    def timeline(self, name: str, **wanted: Any) -> list[Entry]:
+        """See `Archive.timeline`."""
+        return self._portal.call(partial(self._assistant.archive.timeline, name, **wanted))
+
+    def still(self, name: str, at: str | float) -> bytes:
+        """See `Archive.still`."""
+        return self._portal.call(self._assistant.archive.still, name, at)
+
+    def clip(
+        self, name: str, since: str | float, until: str | float, path: str | Path, *, encoded: bool = False
+    ) -> Path:
+        """See `Archive.clip`."""
+        return self._portal.call(partial(self._assistant.archive.clip, name, since, until, path, encoded=encoded))
 
     def ask(self, question: str, **options: Any) -> BlockingAnswer:
         """See `Assistant.ask`."""

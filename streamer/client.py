@@ -13,29 +13,19 @@ import os
 import ssl
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
-DEFAULT_URL = "http://127.0.0.1:8765"
+from streamer.wire import DEFAULT_URL, ClientError, fetch, lost, raise_for, refusal, websocket_url
+
+__all__ = ["DEFAULT_URL", "AsyncClient", "Client", "ClientError"]
 T = TypeVar("T")
-
-
-class ClientError(Exception):
-    """The daemon refused something, or can't be reached.
-
-    Attributes:
-        code: machine-readable reason, such as `unknown_stream`, `unreachable` or `closed`.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code, self.message = code, message
-        super().__init__(message)
 
 
 NEWS = 1_024
@@ -82,7 +72,7 @@ class AsyncClient:
         self._news: _Waiter = asyncio.Queue(NEWS)
 
     async def __aenter__(self) -> AsyncClient:
-        address = _websocket_url(self.url, self.stream)
+        address = websocket_url(self.url, self.stream)
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         extra: dict[str, Any] = {"ssl": self._tls} if self._tls is not None else {}
         try:
@@ -97,7 +87,7 @@ class AsyncClient:
             )
             created = json.loads(await self._socket.recv())
         except InvalidStatus as error:
-            raise ClientError(*_refusal(error, self.url)) from None
+            raise ClientError(*refusal(error, self.url)) from None
         except InvalidURI:
             raise ClientError(
                 "bad_url", f"{self.url} is no address of a daemon: use {DEFAULT_URL} or the like."
@@ -110,7 +100,7 @@ class AsyncClient:
                 f"The certificate of {self.url} is not trusted ({error.verify_message}): name it with --ca.",
             ) from None
         except ConnectionClosed as error:
-            raise _lost(error) from None
+            raise lost(error) from None
         except (OSError, TimeoutError):
             raise ClientError(
                 "unreachable", f"No daemon answers at {self.url}: start one with 'streamer run', or name it with --url."
@@ -187,7 +177,7 @@ class AsyncClient:
                         done = True
                         if event["response"].get("moment"):
                             moment(event["response"]["moment"])
-                        _raise_for(event["response"])
+                        raise_for(event["response"])
                     case "error":
                         done = True
                         raise ClientError(event["error"]["code"], event["error"]["message"])
@@ -198,6 +188,53 @@ class AsyncClient:
                     await self._send("response.cancel", response_id=answer)
             self._asked.pop(asked, None)
             self._answers.pop(answer or "", None)
+
+    async def timeline(
+        self,
+        *,
+        stream: str | None = None,
+        search: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        kinds: Sequence[str] = (),
+        limit: int = 100,
+        before: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """What happened to a stream, the newest first: `id`, `wall` and `at` (when), `kind`, `text`, `data`, … of each entry.
+
+        `search` is for words (FTS5), `since` and `until` are moments as people write them, `before` is the id that entries come
+        before. Raises ClientError.
+        """
+        wanted: dict[str, Any] = {
+            "stream": stream,
+            "search": search,
+            "from": since,
+            "to": until,
+            "kinds": list(kinds) or None,
+        }
+        wanted |= {"limit": limit, "before": before}
+        given = {key: value for key, value in wanted.items() if value is not None}
+        entries: list[dict[str, Any]] = (await self._request("memory.list", "memory.listed", **given))["entries"]
+        return entries
+
+    async def follow(self, stream: str | None = None) -> None:
+        """From now on `events` tells what is added to a stream's timeline (`memory.added`), and to no other's. Raises ClientError."""
+        await self._request("memory.subscribe", "memory.subscribed", **({"stream": stream} if stream else {}))
+
+    async def still(self, stream: str, at: str) -> bytes:
+        """The picture that stood at a recorded moment, as JPEG. Raises ClientError."""
+        return await self._fetch(f"streams/{quote(stream, safe='')}/still", at=at)
+
+    async def clip(self, stream: str, since: str, until: str | None = None, *, codec: str | None = None) -> bytes:
+        """What was recorded from one moment to another (now, if left out), as MP4; `codec="h264"` plays in any browser.
+
+        Raises ClientError.
+        """
+        named = {"from": since, "to": until, "codec": codec}
+        return await self._fetch(f"streams/{quote(stream, safe='')}/clip", **named)
+
+    async def _fetch(self, path: str, **query: str | None) -> bytes:
+        return await asyncio.to_thread(fetch, self.url, path, query, token=self._token, tls=self._tls)
 
     async def streams(self) -> list[dict[str, Any]]:
         """One dictionary a stream: name, source, state, fps_in, fps_seen, drops, lag_s, newest_frame_age_s, uptime_s."""
@@ -222,7 +259,7 @@ class AsyncClient:
         await self._send("input_video_buffer.append", **shown)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Whatever the daemon tells unasked: `stream.status`, `stream.dropped`, `stream.reset`, errors about pushed frames.
+        """Whatever the daemon tells unasked: `stream.status`, `stream.dropped`, `stream.reset`, `memory.added`, errors about pushed frames.
 
         The newest `NEWS` wait to be read, from the connection's begin; `missed` counts those that were given up.
         """
@@ -255,7 +292,7 @@ class AsyncClient:
         try:
             await self._connection().send(json.dumps({"type": kind, "event_id": event_id or self._new_id(), **fields}))
         except ConnectionClosed as error:
-            raise _lost(error) from None
+            raise lost(error) from None
 
     async def _event(self, waiter: _Waiter) -> dict[str, Any]:
         if self._lost is not None and waiter.empty():
@@ -272,7 +309,7 @@ class AsyncClient:
             while True:
                 self._hand_over(json.loads(await connection.recv()))
         except ConnectionClosed as error:
-            self._lost = _lost(error)
+            self._lost = lost(error)
         for waiter in (*self._asked.values(), *self._answers.values()):
             waiter.put_nowait(None)
         if not self._news.full():
@@ -346,6 +383,18 @@ class Client:
         finally:
             self._run(answer.aclose)
 
+    def timeline(self, **wanted: Any) -> list[dict[str, Any]]:
+        """As `AsyncClient.timeline`."""
+        return self._run(lambda: self._async.timeline(**wanted))
+
+    def still(self, stream: str, at: str) -> bytes:
+        """As `AsyncClient.still`."""
+        return self._run(lambda: self._async.still(stream, at))
+
+    def clip(self, stream: str, since: str, until: str | None = None, *, codec: str | None = None) -> bytes:
+        """As `AsyncClient.clip`."""
+        return self._run(lambda: self._async.clip(stream, since, until, codec=codec))
+
     def streams(self) -> list[dict[str, Any]]:
         """As `AsyncClient.streams`."""
         return self._run(self._async.streams)
@@ -377,41 +426,3 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _websocket_url(url: str, stream: str | None) -> str:
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    try:
-        named = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number up to 65535
-        named = False
-    if scheme is None or not named:
-        raise ClientError("bad_url", f"{url} is no address of a daemon: use {DEFAULT_URL} or the like.")
-    query = f"?stream={quote(stream, safe='')}" if stream else ""
-    return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/v1/realtime{query}"
-
-
-def _refusal(error: InvalidStatus, url: str) -> tuple[str, str]:
-    status = error.response.status_code
-    if status == 401:
-        return "unauthorized", f"{url} wants a token: set STREAMER_TOKEN or pass --token-file."
-    if status == 403:
-        return "forbidden", f"{url} refuses that: the token's scope does not reach so far, or the path is wrong."
-    if status in (429, 503):
-        return "overloaded", f"{url} takes no more connections now: try again later."
-    return "unreachable", f"What listens at {url} answers {status}: it is not a streamer daemon."
-
-
-def _lost(error: ConnectionClosed) -> ClientError:
-    reason = error.rcvd.reason if error.rcvd else ""
-    return ClientError("closed", f"The daemon closed the connection{f': {reason}' if reason else ''}.")
-
-
-def _raise_for(response: dict[str, Any]) -> None:
-    if response["status"] in ("completed", "incomplete"):
-        return
-    error = (response.get("status_details") or {}).get("error") or {}
-    raise ClientError(
-        error.get("code") or response["status"], error.get("message") or f"The answer was {response['status']}."
-    )

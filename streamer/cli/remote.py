@@ -8,15 +8,14 @@ import os
 import ssl
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from streamer.client import DEFAULT_URL, Client, ClientError
+from streamer.wire import fetch
 
 LOADING_SECONDS, TRY_SECONDS = 900.0, 0.5
 """How long a question waits for a model that is being loaded, and how often it is asked meanwhile."""
@@ -134,24 +133,9 @@ def web(
 
     `body` goes along as JSON. Raises ClientError.
     """
-    chosen = urlencode({key: value for key, value in query.items() if value is not None})
-    base = (options.url or os.environ.get("STREAMER_URL") or DEFAULT_URL).rstrip("/")
+    url = options.url or os.environ.get("STREAMER_URL") or DEFAULT_URL
     token = _token(options) or os.environ.get("STREAMER_TOKEN")
-    asked = urllib.request.Request(
-        f"{base}/v1/{path}?{chosen}",
-        None if body is None else json.dumps(body).encode(),
-        {"Authorization": f"Bearer {token}"} if token else {},
-        method=method,
-    )
-    try:
-        with urllib.request.urlopen(asked, timeout=30, context=_tls(options)) as reply:
-            return json.loads(reply.read() or b"null")
-    except urllib.error.HTTPError as error:
-        with error:
-            refused = json.load(error)["error"]
-        raise ClientError(refused["code"], refused["message"]) from None
-    except (OSError, ValueError) as error:
-        raise ClientError("unreachable", f"No daemon answers at {base} ({error}): name it with --url.") from None
+    return json.loads(fetch(url, path, query, token=token, tls=_tls(options), method=method, body=body) or b"null")
 
 
 def forget(options: argparse.Namespace) -> int:

@@ -108,6 +108,15 @@ class Clips:
             raise AssistantError("no_recording", self._lack(stream))
         return encode_jpeg(found[0], STILL_SIDE), found[1]
 
+    def save(self, stream: str, since: float, until: float, path: Path, *, encoded: bool) -> Path:
+        """As `clip`, written to `path`. Raises AssistantError, OSError."""
+        made = self.clip(stream, since, until, encoded=encoded)
+        if made.path is not None:
+            shutil.copyfile(made.path, path)
+        else:
+            write_copy(made.clip, str(path), streamed=False)
+        return path
+
     def forget(self, stream: str) -> None:
         """Removes the clips of a stream that are kept."""
         with self._lock:

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import pytest
 
 from streamer import Assistant, AssistantError
-from streamer.client import AsyncClient
+from streamer.client import AsyncClient, ClientError
 from streamer.memory.moments import written
 from streamer.memory.recording import Segment
 from streamer.memory.span import missing, plan_span
@@ -80,6 +81,7 @@ def test_a_span_is_asked_about_as_it_was_seen_live(tmp_path: Path) -> None:
             with pytest.raises(AssistantError, match="set record to true"):
                 assistant.ask("What is there?", stream="blind", since=begins)
             await on_the_wires(assistant, begins, ends)
+            await in_the_archive(assistant, begins, tmp_path)
 
     run(test())
 
@@ -115,3 +117,37 @@ async def on_the_wires(assistant: Assistant, begins: float, ends: float) -> None
         made = await asyncio.create_subprocess_exec(*command, *span, stdout=pipe, stderr=pipe)
         out, said = await made.communicate()
         assert out and said.decode().startswith(f"[{since[:10]}") and b"replayed: 40 frames]" in said
+
+
+async def in_the_archive(assistant: Assistant, begins: float, folder: Path) -> None:
+    """Python and the client read what happened, and have stills and clips, until it is forgotten."""
+    archive, keeper = assistant.archive, assistant.keeper
+    assert keeper is not None
+    assert {each.text.partition(":")[0] for each in await archive.timeline("door")} >= {"live", "ended"}
+    assert len(await archive.timeline("door", search="ended", since=begins)) == 1
+    picture = await archive.still("door", begins + 1)
+    saved = await archive.clip("door", begins, begins + 3, folder / "clip.mp4")
+    with av.open(str(saved)) as clip:
+        assert sum(1 for _ in clip.decode(video=0)) == 40
+    for code, wrong in {
+        "bad_search": archive.timeline("door", search="("),
+        "bad_moment": archive.still("door", "noonish"),
+    }.items():
+        with pytest.raises(AssistantError) as error:
+            await wrong
+        assert error.value.code == code
+    async with served(assistant) as server, AsyncClient(server.url, stream="door") as client:
+        found = await client.timeline(search="ended", since=written(begins))
+        assert [each["kind"] for each in found] == ["state"]
+        assert await client.still("door", written(begins + 1)) == picture
+        assert await client.clip("door", written(begins), written(begins + 3)) == saved.read_bytes()
+        with pytest.raises(ClientError, match="is recorded there"):
+            await client.clip("door", "2 hours ago", "1 hour ago")
+        await client.follow()
+        keeper.timeline.add("note", "door", "a banana lies there")
+        while (event := await anext(client.events()))["type"] != "memory.added":
+            pass
+        assert event["entry"]["text"] == "a banana lies there"
+    assert list(keeper.clips.place.iterdir())
+    await assistant.forget("door")
+    assert not list(keeper.clips.place.iterdir()) and not keeper.recordings.of("door")

@@ -31,6 +31,9 @@ def test_plain_code_watches_and_asks() -> None:
     with BlockingAssistant(CONFIG) as assistant:
         with pytest.raises(AssistantError):
             assistant.ask("What?")
+        for past in (lambda: assistant.timeline("eyes"), lambda: assistant.still("eyes", "now")):
+            with pytest.raises(AssistantError, match=r"storage\.folder"):
+                past()
         for i in range(4):
             assistant.push("eyes", picture(i), i / 10)
             time.sleep(0.1)

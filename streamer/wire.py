@@ -1,0 +1,106 @@
+"""How a client reaches a daemon: addresses, what is fetched over HTTP, and refusals in one line. Needs only the `websockets` package."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+DEFAULT_URL = "http://127.0.0.1:8765"
+FETCH_SECONDS = 300.0
+"""That an answer over HTTP may take: a clip may have to be encoded first."""
+
+
+class ClientError(Exception):
+    """The daemon refused something, or can't be reached.
+
+    Attributes:
+        code: machine-readable reason, such as `unknown_stream`, `unreachable` or `closed`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(message)
+
+
+def fetch(
+    url: str,
+    path: str,
+    query: Mapping[str, Any],
+    *,
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    method: str = "GET",
+    body: Mapping[str, Any] | None = None,
+) -> bytes:
+    """What the daemon at `url` says at `/v1/PATH`; of `query`, what is None is left out, and `body` goes along as JSON. Waits.
+
+    Raises ClientError.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    chosen = urlencode({key: value for key, value in query.items() if value is not None})
+    asked = urllib.request.Request(
+        f"{base}/v1/{path}?{chosen}",
+        None if body is None else json.dumps(body).encode(),
+        {"Authorization": f"Bearer {token}"} if token else {},
+        method=method,
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=FETCH_SECONDS, context=tls) as reply:
+            told: bytes = reply.read()
+            return told
+    except urllib.error.HTTPError as error:
+        with error:
+            try:
+                refused = json.load(error)["error"]
+            except (ValueError, KeyError):
+                refused = {"code": "unreachable", "message": f"What listens at {base} is not a streamer daemon."}
+        raise ClientError(refused["code"], refused["message"]) from None
+    except (OSError, ValueError) as error:
+        raise ClientError("unreachable", f"No daemon answers at {base} ({error}): name it with --url.") from None
+
+
+def websocket_url(url: str, stream: str | None) -> str:
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    try:
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number up to 65535
+        named = False
+    if scheme is None or not named:
+        raise ClientError("bad_url", f"{url} is no address of a daemon: use {DEFAULT_URL} or the like.")
+    query = f"?stream={quote(stream, safe='')}" if stream else ""
+    return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/v1/realtime{query}"
+
+
+def refusal(error: InvalidStatus, url: str) -> tuple[str, str]:
+    status = error.response.status_code
+    if status == 401:
+        return "unauthorized", f"{url} wants a token: set STREAMER_TOKEN or pass --token-file."
+    if status == 403:
+        return "forbidden", f"{url} refuses that: the token's scope does not reach so far, or the path is wrong."
+    if status in (429, 503):
+        return "overloaded", f"{url} takes no more connections now: try again later."
+    return "unreachable", f"What listens at {url} answers {status}: it is not a streamer daemon."
+
+
+def lost(error: ConnectionClosed) -> ClientError:
+    reason = error.rcvd.reason if error.rcvd else ""
+    return ClientError("closed", f"The daemon closed the connection{f': {reason}' if reason else ''}.")
+
+
+def raise_for(response: dict[str, Any]) -> None:
+    if response["status"] in ("completed", "incomplete"):
+        return
+    error = (response.get("status_details") or {}).get("error") or {}
+    raise ClientError(
+        error.get("code") or response["status"], error.get("message") or f"The answer was {response['status']}."
+    )
