@@ -19,6 +19,10 @@ HD = 720
 SPACES = frozenset({1, 5, 6, 7, BT2020})
 """Matrices from YUV (ITU-T H.273, table 4) that are named: BT.709, BT.601 twice, SMPTE 240M, BT.2020."""
 BT709, BT601 = 1, 5
+LIMITED = 1
+"""FFmpeg's number of the range of 16 to 235."""
+WIDENED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+"""By levels of the limited range, those of the full one."""
 
 
 class Pictures:
@@ -48,6 +52,8 @@ class Pictures:
         # lets go of such a ring, and a camera's buffers must not outlive the container that they are of.
         matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # as PyAV calls it
         transfer, primaries = frame.color_trc, frame.color_primaries
+        # Gray counts as of the full range for FFmpeg's scaler, whatever it says.
+        narrow = frame.color_range == LIMITED and frame.format.name.startswith(("gray", "ya"))
         if (interlaced or frame.interlaced_frame) and frame.height > 2:
             frame = self.field(frame)
         clear, mapped = has_alpha(frame.format.name), is_other(transfer, primaries)
@@ -66,6 +72,8 @@ class Pictures:
             if self.mapping is None or (self.mapping.transfer, self.mapping.primaries) != (transfer, primaries):
                 self.mapping = Mapping(transfer, primaries)
             pixels = self.mapping.apply(pixels)
+        elif narrow:
+            pixels = WIDENED[pixels]
         if clear:
             pixels = (pixels * opacity + np.float32(0.5)).astype(np.uint8)
         return pixels if matrix is None else turned(pixels, bytes(matrix))

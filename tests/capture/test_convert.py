@@ -340,7 +340,7 @@ def test_tones_follow_a_highlight_at_once_and_let_it_go_slowly() -> None:
     assert after == sorted(after) and after[0] < before - 5 and after[-1] == before
 
 
-@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p", "yuv420p10le", "gray", "gray10le"])
 @pytest.mark.parametrize("full", [False, True])
 def test_levels_of_either_range(pixel_format: str, full: bool, tmp_path: Path) -> None:
     path = tmp_path / "range.mkv"
