@@ -26,6 +26,7 @@ from streamer.config import Config, ConfigError, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
+from streamer.engine.shown import Picture
 from streamer.engine.stream import StreamStatus
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
@@ -338,7 +339,8 @@ class Assistant:
         self.keeper.diary.asked(answer, question, visitor)
         return answer
 
-    def _answer(self, question: Question, grammar: Grammar | None = None) -> Answer:
+    def _answer(self, question: Question, grammar: Grammar | None = None, picture: np.ndarray | None = None) -> Answer:
+        """As `answer`, and kept nowhere. With a `picture` it is about that alone, whatever the stream has shown."""
         limits, tokenizer = self.config.limits, self.model.tokenizer
         self._check_ready()
         if not question.text.strip():
@@ -362,7 +364,7 @@ class Assistant:
             )
         id = f"ans_{uuid4().hex[:20]}"
         answer = self._answers[id] = Answer(id, watched.name, len(tokens), self._cancel, self._over)
-        request = Request(id, question, tokens, answer, grammar)
+        request = Request(id, question, tokens, answer, grammar, replay=None if picture is None else Picture(picture))
         if past is None:
             self.engine.ask(request)
         else:
@@ -372,8 +374,8 @@ class Assistant:
     def _prompt(self, question: Question) -> list[int]:
         return prompt_tokens(question, self.model.tokenizer, self.config.limits.question_tokens)
 
-    async def _ask_in_form(self, question: Question) -> Answer:
-        return self._answer(question, await self.compile(question))
+    async def _ask_in_form(self, question: Question, picture: np.ndarray | None) -> Answer:
+        return self._answer(question, await self.compile(question), picture)
 
     def _recall(self, stream: str, question: Question) -> Recall:
         """See `Past.find`."""

@@ -17,6 +17,22 @@ Patience = Annotated[Number, Field(ge=0, le=86_400, description="seconds")]
 Probability = Annotated[Number, Field(gt=0, lt=1)]
 
 
+Shares = tuple[Number, Number, Number, Number]
+
+
+def _inside(rectangle: Shares) -> Shares:
+    left, top, right, bottom = rectangle
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError(
+            f"{', '.join(f'{share:g}' for share in rectangle)} is no rectangle inside of the picture: write left, top, right and "
+            "bottom in shares of it, such as [0.5, 0, 1, 0.5] for its upper right quarter"
+        )
+    return rectangle
+
+
+Rectangle = Annotated[Shares, AfterValidator(_inside)]
+
+
 def _hours(text: str) -> str:
     Hours.parse(text)
     return text
@@ -53,6 +69,11 @@ class WatchConfig(Section):
     looks at every one."""
     outputs: tuple[Name, ...] | None = None
     """Names of those that are told; unset is all."""
+    only: Rectangle | None = None
+    """The part of the picture that is looked at: left, top, right and bottom in shares of it. It is seen as a picture of its own, as
+    it is now and without what was before; unset is all of it, with the stream's memory."""
+    describe: bool | Annotated[str, Field(min_length=1, max_length=2_000)] = False
+    """Once an event is told, ask "What do you see?", or what stands here, and tell the answer as `watch.described`."""
     clip_before: Annotated[Number, Field(ge=0, le=60)] = 5.0
     """Seconds of the recording that are shown from before an event's beginning …"""
     clip_after: Annotated[Number, Field(ge=0, le=60)] = 10.0

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -242,14 +243,30 @@ class Runner:
         ]
 
     @torch.inference_mode()
-    def judge(self, source: int, slots: Sequence[int], questions: Sequence[Sequence[int]]) -> list[YesNo]:
+    def judge(
+        self,
+        source: int,
+        slots: Sequence[int],
+        questions: Sequence[Sequence[int]],
+        parts: Sequence[np.ndarray | None] = (),
+    ) -> list[YesNo]:
         """How likely yes is to each of `questions`, whole prompts, of what `source` has seen: one batch, and nothing is spoken.
 
         `slots`, one a question, are made forks of `source` for it, and are anybody's afterwards. Raises ConfigError where the
         vocabulary knows no yes or no.
+
+        A question with a picture in `parts`, uint8 [H, W, 3], is asked of that alone, in a state that has seen nothing else.
         """
+        shown = {slot: part for slot, part in zip(slots, parts or [None] * len(slots), strict=True) if part is not None}
         for slot in slots:
-            self.fork(source, slot)
+            if slot in shown:
+                self.open(slot, *shown[slot].shape[:2])
+            else:
+                self.fork(source, slot)
+        opened = list(shown)
+        for i in range(0, len(opened), self.largest_batch):
+            few = opened[i : i + self.largest_batch]
+            self.see(few, [[shown[slot]] for slot in few], [0.0] * len(few))
         _, logits = self.read(slots, questions)
         return self.yes_no.read(logits)
 

@@ -414,6 +414,13 @@ class WatchEvidence(WatchNews):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchDescribed(WatchNews):
+    """What was seen at an event, in words: see its `description`."""
+
+    type = "watch.described"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Error(ServerEvent):
     type = "error"
     error: ErrorView
@@ -424,6 +431,6 @@ STREAM_NEWS: Mapping[str, type[StreamEvent]] = {
 }
 """What is told of streams unasked."""
 WATCH_NEWS: Mapping[str, type[WatchNews]] = {
-    each.type: each for each in (WatchStarted, WatchEnded, WatchChanged, WatchEvidence)
+    each.type: each for each in (WatchStarted, WatchEnded, WatchChanged, WatchEvidence, WatchDescribed)
 }
 """What is told of watches to a session that has subscribed to them."""

@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--quiet", action="append", metavar="HOURS", help="hours in which nothing is told, such as 22:00-06:00"
     )
+    add.add_argument(
+        "--only", type=rectangle, metavar="L,T,R,B", help="a part of the picture in shares of it, such as 0.5,0,1,0.5"
+    )
+    add.add_argument(
+        "--describe", action="store_true", default=None, help="tell what was seen too, a moment after each event"
+    )
     add.add_argument("--severity", choices=("info", "warning", "critical"))
     add.add_argument(
         "--set",
@@ -84,6 +90,19 @@ def seconds(text: str) -> float:
     return float(written[1]) * UNITS[written[2] or "s"]
 
 
+def rectangle(text: str) -> list[float]:
+    """A part of a picture: left, top, right and bottom."""
+    try:
+        shares = [float(share) for share in text.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != 4:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no rectangle: write left, top, right and bottom, such as 0.5,0,1,0.5"
+        )
+    return shares
+
+
 def _say(options: Options, told: dict[str, Any], line: str) -> int:
     print(json.dumps(told, ensure_ascii=False) if options.json else line)
     return 0
@@ -94,7 +113,10 @@ def _path(name: str) -> str:
 
 
 def _add(options: Options) -> int:
-    chosen = {key: getattr(options, key) for key in ("when", "every", "hold", "cooldown", "quiet", "severity")}
+    chosen = {
+        key: getattr(options, key)
+        for key in ("when", "every", "hold", "cooldown", "quiet", "severity", "only", "describe")
+    }
     fields = {
         "name": options.name,
         "question": options.question,
@@ -203,5 +225,6 @@ def event_line(event: dict[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["captured_at"]))
     value = "" if event["probability"] is None else f" ({event['probability']:.2f})"
     changed = f": {event['before']} → {event['after']}" if event["type"] == "watch.changed" else ""
+    changed = f": {event['description']}" if event.get("description") else changed
     said = f" [{event['feedback'].replace('_', ' ')}]" if event["feedback"] else ""
     return f"{when}  {event['id']}  {event['watch']} {event['type'].removeprefix('watch.')} on {event['stream']}{changed}{value}{said}"

@@ -24,6 +24,7 @@ from protocols.question import Question
 from streamer.engine.answer import FinishReason
 from streamer.engine.decisions import Decision, Decode, FrameStep, Look, Prefill, Replay
 from streamer.engine.scheduler import Scheduler
+from streamer.engine.shown import Shown, part
 from streamer.engine.standing import Scene, Seen, Standing
 from streamer.engine.stream import Resumed, Stream, captured_wall
 from streamer.engine.thoughts import Thoughts
@@ -41,28 +42,6 @@ class Listener(Protocol):
 
     def finished(self, reason: FinishReason, error: str | None) -> None:
         """With reason "failed", `error` is one line."""
-
-
-class ShownStep(Protocol):
-    """Frames that the model once saw together: uint8 [H, W, 3] RGB pictures, and their seconds of stream time."""
-
-    @property
-    def pixels(self) -> tuple[np.ndarray, ...]: ...
-
-    @property
-    def times(self) -> tuple[float, ...]: ...
-
-
-class Shown(Protocol):
-    """Steps of the past for the model to see again."""
-
-    count: int
-
-    def take(self) -> ShownStep | None:
-        """The next step; None where it is not ready yet. Raises EOFError where there are no more."""
-
-    def close(self) -> None:
-        """No more are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +299,7 @@ class Executor:
             self.finish(step.answer, "failed", line(error))
 
     def replay(self, step: Replay) -> None:
-        """Shows an answer one more step of the past; what can't be shown any more is left out."""
+        """Shows an answer one more step; what can't be shown any more is left out."""
         answer = self.answers[step.answer]
         request, now = answer.request, time.monotonic()
         assert request.replay is not None
@@ -354,8 +333,9 @@ class Executor:
             return Look(step.stream, ())
         seen = Seen(newest, captured_wall(newest), stream.generation)
         standing = [self.standing[step.stream][name] for name in step.watches]
-        picture = thumbnail(newest.pixels)
-        asked = [each for each in standing if scene.news(each, picture, seen.captured)]
+        looked = {only: part(newest.pixels, only) for only in {each.only for each in standing}}
+        small = {only: thumbnail(pixels) for only, pixels in looked.items()}
+        asked = [each for each in standing if scene.news(each, small[each.only], seen.captured)]
         for each in standing:
             if each not in asked:
                 each.listener.unchanged(seen)
@@ -363,7 +343,8 @@ class Executor:
             return Look(step.stream, ())
         slots = self.free_answers[-len(asked) :]
         try:
-            judged = self.runner.judge(stream.slot, slots, [each.tokens for each in asked])
+            parts = [None if each.only is None else looked[each.only] for each in asked]
+            judged = self.runner.judge(stream.slot, slots, [each.tokens for each in asked], parts)
         except Exception as error:
             for each in asked:
                 each.listener.failed(line(error))

@@ -10,6 +10,7 @@ import numpy as np
 from capture import Frame
 from capture.gate import difference
 from model.serving.yes_no import YesNo
+from streamer.engine.shown import Part
 
 SETTLES = 2.0
 """Seconds after a change for which a picture is looked at though it stands: the model's mind follows what it sees."""
@@ -43,6 +44,7 @@ class Standing:
     """A watch on one stream: its question's whole prompt, asked `every` so many seconds.
 
     `change` is the least `difference` of two pictures that is one (levels of 255 in the most changed part); None looks always.
+    With `only` it is asked of that part of the newest picture, in a state that has seen nothing else.
     """
 
     watch: str
@@ -51,6 +53,7 @@ class Standing:
     every: float
     change: float | None
     listener: Onlooker
+    only: Part | None = None
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Scene:
     def news(self, standing: Standing, picture: np.ndarray, captured: float) -> bool:
         """Whether a watch should look at what was captured then: it has changed lately, or long not been looked at.
 
-        `picture` is its `thumbnail`.
+        `picture` is the `thumbnail` of the part that it looks at.
         """
         if standing.change is None:
             return True

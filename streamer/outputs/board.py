@@ -90,7 +90,7 @@ class Board:
 
     def happened(self, event: Mapping[str, Any]) -> None:
         """An event tells a state."""
-        if event["type"] != "watch.evidence":
+        if event.get("about") is None:
             self.put(self.state(event["watch"], event["stream"]), _payload(event["after"]))
 
     def put(self, topic: str, payload: bytes) -> None:

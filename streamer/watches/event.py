@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-EventType = Literal["watch.started", "watch.ended", "watch.changed", "watch.evidence"]
+EventType = Literal["watch.started", "watch.ended", "watch.changed", "watch.evidence", "watch.described"]
 Severity = Literal["info", "warning", "critical"]
 Value = bool | str | float | dict[str, Any] | None
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -27,7 +27,8 @@ class WatchEvent:
         gap: seconds since the event before for which the stream showed nothing.
         still: path of the picture that decided, as JPEG; None where none is kept. Whoever is told gets it as a signed link.
         clip: path and query of the recording around it; None where nothing is recorded. Signed too.
-        about: id of the event that a `watch.evidence` belongs to, whose other values it repeats.
+        about: id of the event that a `watch.evidence` or `watch.described` belongs to, whose other values it repeats.
+        description: what a `watch.described` says of it.
     """
 
     id: str
@@ -45,6 +46,7 @@ class WatchEvent:
     still: str | None = None
     clip: str | None = None
     about: str | None = None
+    description: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """The event as plain JSON data."""

@@ -6,13 +6,20 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from capture import Frame
 from capture.image import encode_jpeg
+from protocols.question import Question, Sampling
+from streamer.engine.answer import Answer
+from streamer.engine.shown import part
 from streamer.engine.stream import Stream
+from streamer.errors import AssistantError
 from streamer.memory.keeper import Keeper
 from streamer.watch_config import WatchConfig
 from streamer.watches.event import EventIds, EventType, WatchEvent
@@ -28,7 +35,11 @@ WAITING = 1_000
 """Events that may wait to be kept and told; of more the oldest are given up, and that is logged."""
 GROWS = 6.0
 """Seconds until what is recorded can be read."""
+DESCRIBE, DESCRIPTION_TOKENS = "What do you see?", 96
+"""What is asked about an event that is to be described, and tokens of the answer at most."""
 EVENTS = "/v1/watches/events"
+Ask = Callable[[Question, np.ndarray | None], Awaitable[Answer]]
+"""Has a question answered, of its stream or of a picture, uint8 [H, W, 3], alone."""
 
 
 class Teller:
@@ -43,11 +54,12 @@ class Teller:
         self._keeper: Keeper | None = None
         self._telling: asyncio.Queue[tuple[Post, Event, Frame, dict[str, Any]]] = asyncio.Queue(WAITING)
         self._task: asyncio.Task[None] | None = None
-        self._clips: set[asyncio.Task[None]] = set()
+        self._following: set[asyncio.Task[None]] = set()
+        """What is still to be told of events: their clips and descriptions."""
 
-    def begin(self, keeper: Keeper | None, kept: Kept, newest: str | None) -> None:
+    def begin(self, keeper: Keeper | None, kept: Kept, newest: str | None, ask: Ask) -> None:
         """Tells from now on; `newest` is the id of the last event that was told before."""
-        self._keeper, self.kept, self._ids = keeper, kept, EventIds(newest)
+        self._keeper, self.kept, self._ids, self._ask = keeper, kept, EventIds(newest), ask
         self._task = asyncio.create_task(self._tell_all())
 
     async def stop(self) -> None:
@@ -56,7 +68,7 @@ class Teller:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._telling.join(), 1.0)
             self._task.cancel()
-        for task in self._clips:
+        for task in self._following:
             task.cancel()
         self.feed.close()
 
@@ -88,7 +100,8 @@ class Teller:
         """Keeps an event and tells it, in this order: a crash between the two has it heard late, by its id, and never twice."""
         config, id = post.config, self._ids.next(time.time())
         keeps = self.keeps(post.stream)
-        picture = await asyncio.to_thread(encode_jpeg, frame.pixels, STILL_SIDE) if keeps else None
+        seen = part(frame.pixels, config.only)
+        picture = await asyncio.to_thread(encode_jpeg, seen, STILL_SIDE) if keeps else None
         told = WatchEvent(
             id,
             event.kind,
@@ -108,13 +121,15 @@ class Teller:
         await self._publish(told, state, picture)
         if told.clip is not None:
             self._follow(told, config.clip_after)
+        if config.describe:
+            self._spawn(self._describe(told, post, None if config.only is None else seen))
 
     async def _publish(self, event: WatchEvent, state: dict[str, Any], picture: bytes | None) -> None:
         if self.keeps(event.stream):
             await self.kept.tell(event, state, picture)
-        if self._keeper is not None and event.about is None:
+        if self._keeper is not None and (event.about is None or event.description):
             changed = f": {event.before} → {event.after}" if event.type == "watch.changed" else ""
-            text = f"{event.watch}: {event.question}{changed}"
+            text = f"{event.watch}: {event.description or event.question + changed}"
             place, stream = self._keeper.timeline.place(event.captured_at), self._streams.get(event.stream)
             time_of = None if stream is None else stream.seen_until
             self._keeper.timeline.add(
@@ -133,9 +148,12 @@ class Teller:
         return f"/v1/streams/{stream}/clip?from={since:.3f}&to={until:.3f}&codec=h264"
 
     def _follow(self, event: WatchEvent, after: float) -> None:
-        task = asyncio.create_task(self._evidence(event, event.captured_at + after + GROWS))
-        self._clips.add(task)
-        task.add_done_callback(self._clips.discard)
+        self._spawn(self._evidence(event, event.captured_at + after + GROWS))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
 
     async def _evidence(self, event: WatchEvent, at: float) -> None:
         """Tells that an event's clip is whole, once it is."""
@@ -144,14 +162,37 @@ class Teller:
         if keeper is None or post is None:
             return
         if await asyncio.to_thread(keeper.recordings.of, event.stream, event.began_at, event.captured_at):
-            kind: EventType = "watch.evidence"
-            facts = {**event.facts(), "id": self._ids.next(time.time()), "type": kind, "about": event.id}
-            await self._publish(WatchEvent.of(facts), post.keep(), None)
+            await self._publish(self._about(event, "watch.evidence"), post.keep(), None)
+
+    def _about(self, event: WatchEvent, kind: EventType, description: str | None = None) -> WatchEvent:
+        return replace(event, id=self._ids.next(time.time()), type=kind, about=event.id, description=description)
+
+    # Descriptions
+
+    async def _describe(self, event: WatchEvent, post: Post, seen: np.ndarray | None) -> None:
+        """Asks at once, so that the stream shows little more than what decided; or about the part that decided, as it was `seen`."""
+        wanted = post.config.describe
+        question = wanted if isinstance(wanted, str) else DESCRIBE
+        chosen = Sampling(temperature=0)
+        try:
+            answer = await self._ask(
+                Question(question, event.stream, sampling=chosen, max_tokens=DESCRIPTION_TOKENS), seen
+            )
+            text = (await answer.text()).strip()
+        except AssistantError as error:
+            log.warning("an event of watch %s is not described: %s", event.watch, error)
+            return
+        if answer.finish_reason in ("stop", "length") and text:
+            await self._publish(self._about(event, "watch.described", text), post.keep(), None)
+        else:
+            log.warning(
+                "an event of watch %s is not described: %s", event.watch, answer.error or "the model says nothing"
+            )
 
     async def resume_clips(self) -> None:
         """Tells of clips that were not whole yet when the process ended."""
         events = await self.kept.after("", newest=True)
-        told = {each["about"] for each in events}
+        told = {each["about"] for each in events if each["type"] == "watch.evidence"}
         for facts in events:
             if facts["clip"] is None or facts["about"] is not None or facts["id"] in told:
                 continue

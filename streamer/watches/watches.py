@@ -6,15 +6,15 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from model import ConfigError as ModelConfigError
 from protocols.question import JsonSchema, Question, Sampling
-from streamer.engine.answer import Answer
 from streamer.engine.engine import Engine
+from streamer.engine.shown import part
 from streamer.engine.standing import Standing
 from streamer.engine.stream import Stream, captured_wall
 from streamer.errors import AssistantError
@@ -22,18 +22,18 @@ from streamer.memory.keeper import Keeper
 from streamer.memory.store import StoreError
 from streamer.watch_config import WatchConfig
 from streamer.watches.asked import checked
+from streamer.watches.event import WatchEvent
 from streamer.watches.feed import Feed
 from streamer.watches.kept import Feedback, Kept
 from streamer.watches.links import Links, kept_key
 from streamer.watches.post import SURE, Post
-from streamer.watches.teller import Teller
+from streamer.watches.teller import Ask, Teller
 from streamer.watches.tuning import Tuning, tune
 
 log = logging.getLogger("streamer")
 ANSWER_TOKENS = 64
 """Of an answer whose changes are told."""
 Tokens = Callable[[Question], list[int]]
-Ask = Callable[[Question], Awaitable[Answer]]
 
 
 class Watches:
@@ -61,7 +61,7 @@ class Watches:
         self.links = Links(await asyncio.to_thread(kept_key, None if keeper is None else keeper.store.folder.path))
         kept = Kept(None if keeper is None else keeper.store)
         made, self._states, newest = await asyncio.to_thread(kept.load)
-        self._teller.begin(keeper, kept, newest)
+        self._teller.begin(keeper, kept, newest, ask)
         for config in configs:
             self._start(config)
         for name, fields in made.items():
@@ -91,6 +91,10 @@ class Watches:
     def kept(self) -> Kept:
         """The events that were told, and what else outlasts the process."""
         return self._teller.kept
+
+    def on_event(self, callback: Callable[[WatchEvent], object]) -> None:
+        """Calls back with each event from now on, in order, on the event loop: it must not block, and what it raises is logged."""
+        self.feed.callbacks.append(callback)
 
     def renew(self, old: Iterable[WatchConfig], new: Iterable[WatchConfig]) -> list[str]:
         """Takes the watches of a changed configuration; returns a line for each that is another."""
@@ -255,7 +259,8 @@ class Watches:
             self._askers[key] = asyncio.create_task(self._ask_again(post))
         else:
             tokens = self._tokens(Question(config.question, post.stream))
-            self._engine.watch(Standing(config.name, post.stream, tokens, config.every, config.change, post))
+            standing = Standing(config.name, post.stream, tokens, config.every, config.change, post, config.only)
+            self._engine.watch(standing)
 
     def _rest(self, post: Post) -> None:
         key = post.config.name, post.stream
@@ -290,9 +295,10 @@ class Watches:
 
         def look() -> float:
             stream = executor.streams.get(config.streams[0])
-            if stream is None or not stream.opened or not executor.free_answers:
+            if stream is None or stream.newest is None or not stream.opened or not executor.free_answers:
                 return 1.0
-            return runner.judge(stream.slot, executor.free_answers[-1:], [tokens])[0].sure
+            shown = None if config.only is None else part(stream.newest.pixels, config.only)
+            return runner.judge(stream.slot, executor.free_answers[-1:], [tokens], [shown])[0].sure
 
         try:
             sure = await asyncio.wrap_future(self._engine.call(look))
@@ -322,7 +328,8 @@ class Watches:
                 continue
             seen, frame, generation = stream.frames_seen, stream.newest, stream.generation
             try:
-                answer = await self._ask(question_of(config, post.stream))
+                shown = None if config.only is None else part(frame.pixels, config.only)
+                answer = await self._ask(question_of(config, post.stream), shown)
                 text = await answer.text()
             except AssistantError as error:
                 post.trouble = error.message

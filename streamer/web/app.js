@@ -235,7 +235,7 @@ function busy() {
   at("stop").hidden = state.answers.size === 0;
 }
 
-for (const type of ["watch.started", "watch.ended", "watch.changed", "watch.evidence"]) handlers[type] = (event) => events.hear(event);
+for (const type of ["watch.started", "watch.ended", "watch.changed", "watch.evidence", "watch.described"]) handlers[type] = (event) => events.hear(event);
 connection.onevent = (event) => timeline.heard(event) || handlers[event.type]?.(event);
 connection.onstate = (name, detail) => {
   at("connection").dataset.state = name;

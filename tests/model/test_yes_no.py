@@ -72,6 +72,17 @@ def test_a_batch_of_questions_of_several_lengths_is_as_each_alone(runner) -> Non
     assert all(torch.equal(before[name], after[name]) for name in before), "a look leaves no trace in its stream"
 
 
+def test_a_part_is_asked_of_a_state_that_has_seen_nothing_else(runner) -> None:
+    part = np.random.default_rng(3).integers(0, 255, (60, 90, 3), np.uint8)
+    prompt = runner.tokenizer.encode_question(QUESTIONS[0])
+    runner.open(4, 60, 90)
+    runner.see([4], [[part]], [0.0])
+    alone, whole = runner.judge(4, [1], [prompt])[0], runner.judge(0, [1], [prompt])[0]
+    both = runner.judge(0, [1, 2], [prompt, prompt], [None, part])
+    assert both[0] == pytest.approx(whole, rel=1e-3, abs=1e-5) and both[1] == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    assert alone.probability != pytest.approx(whole.probability, rel=1e-3)
+
+
 def test_the_nano_is_sure_of_what_it_was_taught_alone(runner) -> None:
     taught, open_ended = (runner.tokenizer.encode_question(each) for each in ("Is there a banana?", "What is there?"))
     known, unknown = runner.judge(0, [1, 2], [taught, open_ended])

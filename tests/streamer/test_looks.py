@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 
 from streamer.engine.decisions import Look
 from streamer.engine.looks import FLOOR
 from streamer.engine.pace import Pace
+from streamer.engine.shown import Part, part
 from streamer.engine.standing import LONGEST, SETTLES, Scene, Standing
 
 from .world import World
@@ -99,6 +101,17 @@ def test_a_picture_that_stands_is_looked_at_until_it_has_settled_and_seldom_afte
             when.append(now)
     settled = [now for now in when if now <= 19]
     assert settled[-2:] == [SETTLES, SETTLES + LONGEST] and 20.0 in when and 20.5 in when
+
+
+@pytest.mark.parametrize(
+    ("only", "shape"),
+    [(None, (8, 10)), ((0.5, 0, 1, 0.5), (4, 5)), ((0.0, 0.99, 0.01, 1), (1, 1)), ((0, 0, 0.26, 1), (8, 3))],
+)
+def test_a_part_of_a_picture_is_its_own_pixels(only: Part | None, shape: tuple[int, int]) -> None:
+    picture = np.arange(240, dtype=np.uint8).reshape(8, 10, 3)
+    found = part(picture, only)
+    left, top = (0, 0) if only is None else (int(only[0] * 10), int(only[1] * 8))
+    assert found.shape[:2] == shape and (found[0, 0] == picture[top, left]).all()
 
 
 def test_slow_changes_add_up() -> None:

@@ -163,6 +163,45 @@ def test_the_banana_is_told_with_its_picture_and_marked_as_right(
     assert "There is no watch 'fruit'; there are: none." in capsys.readouterr().err
 
 
+def test_only_what_is_in_its_part_is_told_and_described(
+    daemon: Daemon, server: Served, without: Any, banana: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The banana lies in the left half; the stream remembers it, which those that look at the right must not."""
+    yard, watches, heard = Show(daemon, "yard"), daemon.assistant.watches, list[WatchEvent]()
+    watches.feed.callbacks.append(heard.append)
+    yard.show(without)
+    at = ["--url", server.url]
+
+    def asked() -> bool:
+        return all(
+            daemon.do(lambda: watches.view(name, {}))["streams"][0]["seen"] is not None  # noqa: B023
+            for name in ("left", "right", "words-left")
+        )
+
+    add = ["watch", "add", "left", BANANA, "--every", "0.25", "--only", "0,0,.5,1", "--describe", *at]
+    assert main(add) == 0
+    daemon.run(lambda: watches.add("right", BANANA, every=0.25, only=[0.5, 0, 1, 1]))
+    what = {"when": "changes", "every": 0.25}
+    daemon.run(lambda: watches.add("words-left", "What do you see?", only=[0, 0, 0.5, 1], **what))
+    end = time.monotonic() + 90
+    while not {each.type for each in heard} >= {"watch.described", "watch.changed"}:
+        yard.show(banana if asked() else without)
+        assert time.monotonic() < end, heard
+    watches.feed.callbacks.clear()
+    started, described = (next(e for e in heard if e.type == f"watch.{kind}") for kind in ("started", "described"))
+    assert {each.watch for each in heard} == {"left", "words-left"}
+    assert described.about == started.id and "banana" in described.description
+    right = daemon.do(lambda: watches.view("right", {}))["streams"][0]
+    assert right["state"] is False and right["seen"] < 0.1 and right["trouble"] is None
+    _, still = http(server, "GET", daemon.assistant.watches.links.signed(started.still, time.time()))
+    assert decode_image(still, 640).shape[:2] == (banana[0].shape[0], banana[0].shape[1] // 2)
+    capsys.readouterr()
+    assert main(["watch", "events", *at]) == 0 and f": {described.description}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*add[:-5], "--only", "0,0,.5", *at])
+    assert "write left, top, right and bottom" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(BROKER is None, reason="needs mosquitto (apt-get install mosquitto)")
 def test_a_broker_hears_of_the_banana_and_that_it_is_gone(
     daemon: Daemon, server: Served, without: Any, banana: Any, tmp_path: Path
@@ -183,6 +222,8 @@ def test_a_broker_hears_of_the_banana_and_that_it_is_gone(
             await show(None, yard.show, banana)
             await eventually(lambda: heard.of("/event") and heard.last.get("streamer/stream/yard/still"))
             assert heard.last["streamer/watch/ripe/yard/state"] == b"ON"
+            path, _, query = json.loads(heard.of("/event")[0])["still"].partition("?")
+            assert watches.links.holds(path, query, time.time() + 86_400)
             assert decode_image(heard.last["streamer/stream/yard/still"], 640).shape[2] == 3
             await client.publish("streamer/watch/ripe/snooze", b"600", qos=1)
             await eventually(lambda: watches.view("ripe", {})["streams"][0]["snoozed_until"])
@@ -213,6 +254,10 @@ def test_a_broker_hears_of_the_banana_and_that_it_is_gone(
         ({"when": "becoms_true"}, 400, "did you mean 'becomes_true'"),
         ({"outputs": ["phone"]}, 400, "'phone' is no output; there are: none"),
         ({"cool": 3}, 400, "unknown key"),
+        ({"only": [0.5, 0, 1.2, 1]}, 400, "0.5, 0, 1.2, 1 is no rectangle inside of the picture"),
+        ({"only": [0.5, 0, 0.5, 1]}, 400, "0.5, 0, 0.5, 1 is no rectangle inside of the picture"),
+        ({"only": [-0.1, 0, 0.5, 1]}, 400, "write left, top, right and bottom"),
+        ({"only": [0, 1]}, 400, "only"),
         ({"name": "a b"}, 400, "is no name"),
     ],
 )
