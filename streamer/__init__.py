@@ -66,7 +66,8 @@ class _Refusal:
     """Stands before Python's finders where a neighbour is shadowed: of this package, the client alone is found."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if _SHADOW is not None and name.startswith(f"{__name__}.") and name != f"{__name__}.client":
+        alone = (f"{__name__}.client", f"{__name__}.client_watches")
+        if _SHADOW is not None and name.startswith(f"{__name__}.") and name not in alone:
             raise ImportError(_SHADOW)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from streamer.config import Config
 from streamer.engine.answer import Answer, FinishReason, Moment, Usage
 from streamer.engine.stream import StreamStatus
 from streamer.memory.timeline import Entry
+from streamer.watches.event import WatchEvent
+from streamer.watches.kept import Feedback
 
 
 class BlockingAnswer:
@@ -144,6 +146,30 @@ class BlockingAssistant:
     ) -> Path:
         """See `Archive.clip`."""
         return self._portal.call(partial(self._assistant.archive.clip, name, since, until, path, encoded=encoded))
+
+    def add_watch(self, name: str, question: str, streams: Iterable[str] = (), **options: Any) -> dict[str, Any]:
+        """See `Watches.add`."""
+        return self._portal.call(partial(self._assistant.watches.add, name, question, streams, **options))
+
+    def watches(self) -> list[dict[str, Any]]:
+        """See `Watches.all`."""
+        return self._portal.call(self._assistant.watches.all)
+
+    def remove_watch(self, name: str) -> None:
+        """See `Watches.remove`."""
+        self._portal.call(self._assistant.watches.remove, name)
+
+    def mark(self, event: str, feedback: Feedback | None) -> None:
+        """See `Watches.judge`."""
+        self._portal.call(self._assistant.watches.judge, event, feedback)
+
+    def event_still(self, event: str) -> bytes | None:
+        """The picture that decided an event, as JPEG; None where none is kept."""
+        return self._portal.call(self._assistant.watches.kept.still, event)
+
+    def on_event(self, callback: Callable[[WatchEvent], object]) -> None:
+        """Calls back with each event from now on, in order, from the assistant's thread: it must not block."""
+        self._portal.call(self._assistant.watches.on_event, callback)
 
     def ask(self, question: str, **options: Any) -> BlockingAnswer:
         """See `Assistant.ask`."""

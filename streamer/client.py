@@ -22,6 +22,8 @@ from urllib.parse import quote
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
+from streamer.client_watches import NEWS as WATCH_NEWS
+from streamer.client_watches import AsyncWatching, Watching
 from streamer.wire import DEFAULT_URL, ClientError, fetch, lost, raise_for, refusal, websocket_url
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "ClientError"]
@@ -33,7 +35,7 @@ _Waiter = asyncio.Queue[dict[str, Any] | None]
 """Events for one who waits; None when no more come."""
 
 
-class AsyncClient:
+class AsyncClient(AsyncWatching):
     """One connection to the daemon; used as an async context manager. Everything may be called while answers are open.
 
     Args:
@@ -63,13 +65,15 @@ class AsyncClient:
         self.session: dict[str, Any] = {}
         """What the daemon said of this session."""
         self.missed = 0
-        """News given up because `events` was not read."""
+        """News given up because `events`, or `watch_events`, was not read."""
         self._reader: asyncio.Task[None] | None = None
         self._lost: ClientError | None = None
         self._asked: dict[str, _Waiter] = {}
         self._answers: dict[str, _Waiter] = {}
         self._replies: defaultdict[str, deque[_Waiter]] = defaultdict(deque)
         self._news: _Waiter = asyncio.Queue(NEWS)
+        self._alarms: _Waiter | None = None
+        """Who reads along what watches tell."""
 
     async def __aenter__(self) -> AsyncClient:
         address = websocket_url(self.url, self.stream)
@@ -266,6 +270,12 @@ class AsyncClient:
         while True:
             yield await self._event(self._news)
 
+    async def _told(self) -> AsyncGenerator[dict[str, Any], None]:
+        self._connection()
+        waiter = self._alarms = _Waiter(NEWS)
+        while True:
+            yield await self._event(waiter)
+
     async def _request(self, kind: str, reply: str, **fields: Any) -> dict[str, Any]:
         asked, waiter = self._expect()
         self._replies[reply].append(waiter)
@@ -312,8 +322,9 @@ class AsyncClient:
             self._lost = lost(error)
         for waiter in (*self._asked.values(), *self._answers.values()):
             waiter.put_nowait(None)
-        if not self._news.full():
-            self._news.put_nowait(None)
+        for news in (self._news, *([] if self._alarms is None else [self._alarms])):
+            if not news.full():
+                news.put_nowait(None)
 
     def _hand_over(self, event: dict[str, Any]) -> None:
         kind, waiter = event["type"], None
@@ -334,7 +345,8 @@ class AsyncClient:
         elif self._replies.get(kind):
             waiter = self._replies[kind].popleft()
         if waiter is None:
-            waiter = self._news
+            watched = kind.removeprefix("watch.") in WATCH_NEWS and kind.startswith("watch.")
+            waiter = self._alarms if watched and self._alarms is not None else self._news
             if waiter.full():
                 waiter.get_nowait()
                 self.missed += 1
@@ -346,7 +358,7 @@ class AsyncClient:
         return self._socket
 
 
-class Client:
+class Client(Watching):
     """`AsyncClient` for plain code: the same calls, blocking; `ask` is an ordinary iterator. Threads may share one."""
 
     def __init__(self, url: str | None = None, **options: Any) -> None:
@@ -373,15 +385,7 @@ class Client:
 
     def ask(self, question: str, **options: Any) -> Iterator[str]:
         """Asks, and yields the answer as it is spoken; options as `AsyncClient.ask`. Raises ClientError."""
-        answer = self._async.ask(question, **options)
-        try:
-            while True:
-                try:
-                    yield self._run(answer.__anext__)
-                except StopAsyncIteration:
-                    return
-        finally:
-            self._run(answer.aclose)
+        return self._each(self._async.ask(question, **options))
 
     def timeline(self, **wanted: Any) -> list[dict[str, Any]]:
         """As `AsyncClient.timeline`."""
@@ -410,6 +414,21 @@ class Client:
     def push(self, picture: bytes, **options: Any) -> None:
         """As `AsyncClient.push`."""
         self._run(lambda: self._async.push(picture, **options))
+
+    @property
+    def _calls(self) -> AsyncClient:
+        return self._async
+
+    def _each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        try:
+            while True:
+                try:
+                    yield self._run(items.__anext__)
+                except StopAsyncIteration:
+                    return
+        finally:
+            if not self._loop.is_closed():  # whoever still has the iterator may let it go after the client
+                self._run(items.aclose)
 
     def _run(self, call: Callable[[], Awaitable[T]]) -> T:
         async def work() -> T:

@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from streamer import AssistantError, BlockingAssistant, parse_config
+from streamer.watches.event import WatchEvent
 from tests.tiny import TINY
 
 from .fed import picture
@@ -52,6 +54,17 @@ def test_plain_code_watches_and_asks() -> None:
         cancelled.cancel()
         cancelled.text()
         assert cancelled.finish_reason == "cancelled"
+        told: SimpleQueue[WatchEvent] = SimpleQueue()
+        assistant.on_event(told.put)
+        assistant.add_watch("words", "What is there?", when="changes", every=60)
+        post = assistant._assistant.watches._posts["words", "eyes"]
+        for said in ("nothing", "a dog"):
+            assistant._portal.call(post.see, said, time.time(), assistant.newest_frame("eyes"), 1)
+        event = told.get()
+        assistant.mark(event.id, "false_alarm")
+        assert event.type == "watch.changed" and (assistant.event_still(event.id) or b"").startswith(b"\xff\xd8")
+        assert [each["false_alarms"] for each in assistant.watches()] == [1]
+        assistant.remove_watch("words")
         assistant.attach("demo", "demo:")
         assert [status.name for status in assistant.streams()] == ["eyes", "demo"]
         assistant.detach("demo")

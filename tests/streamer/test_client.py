@@ -5,8 +5,11 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,39 @@ def test_answer_streams_in_and_leaving_early_cancels_it(server: Served, daemon: 
             assert [word async for word in client.ask("Again?", max_tokens=2)]
 
     asyncio.run(story())
+
+
+def test_a_watch_is_made_heard_of_and_judged(server: Served, daemon: Daemon) -> None:
+    """The model is untrained: what it would have said is put into its mouth."""
+    with Client(server.url) as client, Client(server.url) as other:
+        told = other.watch_events()
+        options = {"when": "changes", "every": 60, "streams": ["demo"]}
+        hearing = threading.Thread(target=lambda: heard.append(next(told)), daemon=True)
+        heard: list[dict[str, Any]] = []
+        hearing.start()
+        made = client.add_watch("words", "What is there?", **options)
+        assert made["name"] == "words" and made["streams"][0]["stream"] == "demo"
+        with pytest.raises(ClientError, match="set when to changes"):
+            client.add_watch("more", "What is there?", streams=["demo"])
+        frame, post = daemon.assistant.newest_frame("demo"), daemon.assistant.watches._posts["words", "demo"]
+        assert frame is not None
+        while not heard:
+            for words in ("nothing", "a dog"):
+                daemon.do(lambda words=words: post.see(words, time.time(), frame, 1))
+            hearing.join(0.5)
+        (event,) = heard
+        assert (event["type"], event["watch"]) == ("watch.changed", "words")
+        assert {event["before"], event["after"]} == {"nothing", "a dog"}
+        client.mark(event["id"], "right")
+        assert client.change_watch("words", paused=True, snooze=60)["paused"]
+        (watch,) = client.watches()
+        assert watch["right"] == 1 and watch["events"] and watch["streams"][0]["snoozed_until"]
+        again = client.watch_events(after="event_0")  # of a connection there is one reader: the later one
+        assert next(again)["id"] == event["id"]
+        client.remove_watch("words")
+        assert client.watches() == [] and client.streams()
+        with pytest.raises(ClientError, match="no watch 'words'"):
+            client.remove_watch("words")
 
 
 async def whole(answer: AsyncIterator[str]) -> str:
