@@ -63,11 +63,11 @@ def _shadow() -> str | None:
 
 
 class _Refusal:
-    """Stands before Python's finders where a neighbour is shadowed: of this package, the client alone is found."""
+    """Stands before Python's finders where a neighbour is shadowed: of this package, the client's files alone are found."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        alone = (f"{__name__}.client", f"{__name__}.client_watches")
-        if _SHADOW is not None and name.startswith(f"{__name__}.") and name not in alone:
+        package, _, module = name.partition(".")
+        if _SHADOW is not None and package == __name__ and module not in ("", "client", "client_watches", "wire"):
             raise ImportError(_SHADOW)
 
 
