@@ -283,7 +283,7 @@ class Engine:
             if ahead:
                 self.scheduler.begun(decision)
                 return 0.0
-        if isinstance(decision, Replay) and looking is not None:
+        if looking is not None and self.executor.shows(decision):
             self._take(looking)  # one picture is looked at at a time
         return self._timed(decision)
 

@@ -298,6 +298,12 @@ class Executor:
         except Exception as error:
             self.finish(step.answer, "failed", line(error))
 
+    def shows(self, decision: Decision[Frame]) -> bool:
+        """Whether the model is to look at other pictures than those of a frame step."""
+        if isinstance(decision, Look):
+            return any(self.standing[decision.stream][name].only is not None for name in decision.watches)
+        return isinstance(decision, Replay)
+
     def replay(self, step: Replay) -> None:
         """Shows an answer one more step; what can't be shown any more is left out."""
         answer = self.answers[step.answer]
