@@ -254,16 +254,15 @@ class Keeper:
 
     async def _turn(self, stream: Stream, now: float) -> None:
         """One stream's snapshot, waited for until it is on the disk: a slow disk gets fewer."""
-        size, began, fault = 0, now, self.store.fault
+        size = 0
         try:
             for copy in await asyncio.wrap_future(self._engine.call(lambda: self._copies([stream]))):
                 size = await asyncio.wrap_future(self._save(copy))
         except (StoreError, OSError):  # the store tells
-            if fault is None:  # it may be this file's alone: a stream does without a snapshot no longer than need be
-                began -= self._pace.interval(self._streams) - RETRY_SECONDS
+            return self._pace.failed(stream.name, now, RETRY_SECONDS)
         except Exception as error:
             log.warning("stream %s: no snapshot could be taken: %s", stream.name, error)
-        self._pace.took(stream.name, size, began)
+        self._pace.took(stream.name, size, now)
 
     def _save(self, copy: Copy) -> Future[int]:
         stream, seen, taken, fetch = copy

@@ -73,6 +73,8 @@ class Pace:
         self.every, self.rate = every, rate
         self._sizes: dict[str, int] = {}
         self._last: dict[str, float] = {}
+        self._again: dict[str, float] = {}
+        """When one that failed is tried again."""
         self._free = float("-inf")
 
     def interval(self, names: Collection[str]) -> float:
@@ -86,14 +88,23 @@ class Pace:
             self._last.setdefault(name, now)
         for gone in self._last.keys() - set(there):
             del self._last[gone]
+            self._again.pop(gone, None)
         if not there:
             return None
-        name = min(there, key=self._last.__getitem__)
-        return name, max(self._last[name] + self.interval(there), self._free)
+        interval = self.interval(there)
+        due = {name: self._again.get(name, self._last[name] + interval) for name in there}
+        name = min(there, key=due.__getitem__)
+        return name, max(due[name], self._free)
 
     def took(self, name: str, size: int, began: float) -> None:
         """A snapshot of so many bytes was written, or 0 where nothing was new."""
         self._last[name] = began
+        self._again.pop(name, None)
         if size:
             self._sizes[name] = size
             self._free = began + size / self.rate
+
+    def failed(self, name: str, began: float, retry: float) -> None:
+        """A snapshot could not be written: it is tried again after so many seconds, or when the rate allows."""
+        self._again[name] = began + retry
+        self._free = began + self._sizes.get(name, 0) / self.rate

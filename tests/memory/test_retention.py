@@ -104,3 +104,18 @@ def test_new_streams_wait_an_interval_and_gone_ones_are_forgotten() -> None:
     pace.took("a", 0, 6.0)
     assert pace.next(["a"], 6.0) == ("a", 11.0)
     assert pace.next(["b"], 20.0) == ("b", 25.0) and pace.next(["a"], 30.0) == ("a", 35.0)
+
+
+def test_what_failed_is_tried_again_soon_and_within_the_rate() -> None:
+    pace = Pace(5.0, 1e6)
+    assert pace.next(["a", "b"], 0.0) == ("a", 5.0)
+    pace.took("a", 1_000_000, 5.0)
+    pace.failed("b", 6.0, 2.0)
+    assert pace.next(["a", "b"], 6.0) == ("b", 8.0)
+    pace.failed("b", 8.0, 2.0)
+    assert pace.next(["b", "a"], 8.0) == ("b", 10.0)
+    pace.took("b", 3_000_000, 10.0)
+    assert pace.next(["a", "b"], 10.0) == ("a", 13.0), "the rate comes first"
+    pace.took("a", 0, 13.0)
+    pace.failed("b", 15.0, 2.0)
+    assert pace.next(["a", "b"], 15.0) == ("b", 18.0), "for what failed as well"
