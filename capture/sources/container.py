@@ -220,7 +220,7 @@ class ContainerSource(SourceShell):
         pace, reach = Pace(self.timeline.longest_step), Reach()
         reached = None
         period = 1 / float(stream.average_rate or USUAL_RATE)
-        aspect = stream.codec_context.sample_aspect_ratio
+        aspect = stream.sample_aspect_ratio
         for count, frame in enumerate(self.decoded(container, stream, generation, reach)):
             now = time.monotonic()
             timestamp = None if formats & UNTIMED or frame.pts is None else frame.time

@@ -91,7 +91,7 @@ def coding_of(stream: VideoStream, key: bytes = b"", sound: AudioStream | None =
         extradata,
         stream.time_base,
         context.reorder_depth,
-        context.sample_aspect_ratio,
+        stream.sample_aspect_ratio,
         interlaced(stream),
         None if sound is None else sound.time_base,
     )

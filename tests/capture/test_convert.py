@@ -46,6 +46,14 @@ def upright(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     ).read_bytes()
 
 
+def test_the_container_may_say_how_wide_pixels_are(upright: bytes, tmp_path: Path) -> None:
+    data = bytearray(upright)
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 4] = struct.pack(">i", 3 << 15)
+    (tmp_path / "wide.mp4").write_bytes(data)
+    assert seen(tmp_path / "wide.mp4").shape == (1, 64, 144, 3)
+
+
 @pytest.mark.parametrize(
     "matrix",
     [
