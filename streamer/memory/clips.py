@@ -65,7 +65,7 @@ class Clips:
         """
         if not since < until:
             raise AssistantError("bad_span", "The clip's end must come after its beginning: give from before to.")
-        if until - since > LONGEST_SECONDS:
+        if until - since > LONGEST_SECONDS + 1:  # both count from now, which goes on
             raise AssistantError(
                 "bad_span",
                 f"A clip may have {LONGEST_SECONDS / 3600:.0f} hours at most, not {(until - since) / 3600:.1f}.",

@@ -185,7 +185,7 @@ def find_clip(segments: Sequence[Segment], since: float, until: float) -> Clip |
     if first is None:
         return None
     run = run[start:]
-    ends = min(max(piece.segment.ends for piece in run), until)
+    ends = max(min(max(piece.segment.ends for piece in run), until), begins)  # its first picture at least
     return Clip(run, first, begins, ends, frozenset(codecs), sum(piece.segment.size for piece in run))
 
 

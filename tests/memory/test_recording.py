@@ -277,6 +277,10 @@ def test_clips_and_stills_of_any_span(footage: tuple[Clips, float, float]) -> No
         with pytest.raises(AssistantError) as error:
             clips.clip("door", since, until, encoded=False)
         assert error.value.code == "bad_span"
+    made = clips.clip(
+        "door", begins - 86_400, begins + 1e-3, encoded=False
+    )  # a day, and what typing took; of one picture
+    assert made.path is not None and made.clip.begins == pytest.approx(begins, abs=0.1)
 
 
 def test_what_browsers_do_not_play_is_encoded_on_request(recordings: Recordings, tmp_path: Path) -> None:
