@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 from streamer import logs
 from streamer.logs import JsonFormatter, LineFormatter, Output
 from tests.capture.lab import wait_for
+from tests.forked import Forked
+from tests.streamer.serve import serve
 from tests.streamer.serving import Served
-from tests.streamer.test_daemon import ROOT, command
+from tests.streamer.test_daemon import ROOT, command, configured
 
 
 def record(text: str, error: BaseException | None = None) -> logging.LogRecord:
@@ -134,7 +136,10 @@ def test_a_daemon_whose_output_goes_nowhere_serves_and_ends() -> None:
     program = command(
         server={"port": 0, "tokens": [{"name": "ada", "scopes": ["view"], "digest": "sha256:" + "0" * 64}]}
     )
-    program[2] = program[2].replace("print(url, flush=True)", f"__import__('os').write({announced}, url.encode())")
+    program[2] = (
+        "import os, sys; from tests.streamer.serve import serve; "
+        f"sys.exit(serve(sys.argv[1:], lambda url: os.write({announced}, url.encode())))"
+    )
     with Path("/dev/full").open("w") as full:
         process = subprocess.Popen(program, cwd=ROOT, stdout=full, stderr=writes, pass_fds=[announced])
     os.close(writes)
@@ -156,14 +161,12 @@ def test_a_daemon_whose_output_goes_nowhere_serves_and_ends() -> None:
 
 def test_a_reader_that_goes_away_ends_nothing() -> None:
     """As `streamer run | head -1` does."""
-    process = subprocess.Popen(command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[-1]
-        process.stdout.close()
-        wait_for(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
+    with Forked(serve, [configured()]) as process:
+        try:
+            url = process.stdout.readline().split()[-1]
+            process.stdout.close()
+            wait_for(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

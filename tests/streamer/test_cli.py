@@ -5,13 +5,10 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,6 +25,7 @@ from streamer.cli.run import run_config
 from streamer.config import Config, ConfigError
 from streamer.server.auth import read_tokens
 from tests import tiny_qwen
+from tests.forked import Forked
 from tests.streamer.serving import Daemon, Served
 
 
@@ -258,14 +256,11 @@ def test_streams_are_added_with_any_key_of_a_configured_one(
         added(server, "bad", "demo:", "--set", "policy")
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", "-m", "streamer.cli.main", "run", "--port", "0", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
+def start(*arguments: str, **environment: str) -> Forked:
+    return Forked(main, ["run", "--port", "0", *arguments], **environment)
 
 
-def read_until(process: subprocess.Popen[str], pattern: str, seconds: float = 200) -> re.Match[str]:
-    assert process.stdout is not None
+def read_until(process: Forked, pattern: str, seconds: float = 200) -> re.Match[str]:
     text, end = "", time.monotonic() + seconds
     while time.monotonic() < end:
         text += process.stdout.read(1)
@@ -297,7 +292,7 @@ def test_run_asks_the_first_question_and_ends_in_good_order_mid_answer() -> None
     ],
 )
 def test_run_that_can_not_work_says_so_in_a_line(arguments: tuple[str, ...], mend: str, tmp_path: Path) -> None:
-    process: Any = start(*arguments, XDG_STATE_HOME=str(tmp_path))
+    process = start(*arguments, XDG_STATE_HOME=str(tmp_path))
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1 and mend in err, out + err
     assert "Traceback" not in err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import os
 import re
 import shutil
 import signal
@@ -26,22 +25,15 @@ from websockets.asyncio.client import connect
 from streamer.config import parse_config
 from streamer.daemon import Daemon, OutOfFiles
 from streamer.engine.scheduler import Scheduler
+from tests.forked import Forked
+from tests.streamer.serve import serve
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
-CODE = """
-import json, sys
-import tests.tiny
-from streamer.config import parse_config
-from streamer.daemon import run
-from tests.adding_up import give_up, watch_engines
-watch_engines(give_up)
-config = parse_config(json.loads(sys.argv[1]))
-sys.exit(run(config, lambda url: print(url, flush=True), lambda: parse_config({"streams": [], "limits": {"streams": 0}})))
-"""
+CODE = "import sys; from tests.streamer.serve import serve; sys.exit(serve(sys.argv[1:]))"
 
 
-def command(**keys: Any) -> list[str]:
+def configured(**keys: Any) -> str:
     config = {
         "server": {"port": 0},
         "model": TINY,
@@ -49,44 +41,58 @@ def command(**keys: Any) -> list[str]:
         "streams": [{"name": "demo", "source": "demo:"}],
         **keys,
     }
-    return [sys.executable, "-c", CODE, json.dumps(config)]
+    return json.dumps(config)
+
+
+def command(**keys: Any) -> list[str]:
+    return [sys.executable, "-c", CODE, configured(**keys)]
 
 
 @contextmanager
-def daemon(environment: dict[str, str] | None = None, **keys: Any) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def ready(process: Forked | subprocess.Popen[str]) -> Iterator[tuple[str, str]]:
+    """A daemon's URL and its banner, once it runs."""
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        banner = ""
+        while not (line := process.stdout.readline()).startswith("http://"):
+            assert line, process.stderr.read()
+            banner += line
+        yield line.strip(), banner
+    finally:
+        process.kill()
+
+
+@contextmanager
+def daemon(environment: dict[str, str] | None = None, **keys: Any) -> Iterator[tuple[Forked, str, str]]:
     """A running daemon, its URL and its banner."""
-    with subprocess.Popen(
-        command(**keys),
-        cwd=ROOT,
-        env=os.environ | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            banner = ""
-            while not (line := process.stdout.readline()).startswith("http://"):
-                assert line, process.stderr.read() if process.stderr else ""
-                banner += line
-            yield process, line.strip(), banner
-        finally:
-            process.kill()
+    with Forked(serve, [configured(**keys)], **(environment or {})) as process, ready(process) as (url, banner):
+        yield process, url, banner
 
 
 AT_ONCE = 10.0
 """Seconds of an end that waits for nothing, on a busy machine: at most 1.9 were seen with three other programs on each core."""
 
 
-def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, float]:
+def ended(process: Forked | subprocess.Popen[str], number: signal.Signals) -> tuple[int, float]:
     began = time.monotonic()
     process.send_signal(number)
     code = process.wait(60)
     return code, time.monotonic() - began
 
 
+def refused(**keys: Any) -> tuple[int, str]:
+    """The exit code of a daemon that does not start, and what it says on stderr."""
+    with Forked(serve, [configured(**keys)]) as process:
+        _, stderr = process.communicate(200)
+        return process.wait(0), stderr
+
+
 def test_starts_says_what_it_is_and_stops() -> None:
-    with daemon() as (process, url, banner):
+    """The one that imports all by itself, as a user's does."""
+    with (
+        subprocess.Popen(command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ready(process) as (url, banner),
+    ):
         assert url in banner and "model tiny" in banner and "room for 1 streams and 2 answers" in banner
         assert re.search(r"free memory would hold \d+ more of their slots\n", banner)
         assert re.search(r"up to \d+ frames a second in all, as measured: [\d.]+ streams of 25; more lower", banner)
@@ -143,7 +149,6 @@ def test_systemd_hears_of_it(tmp_path: Path) -> None:
 def test_a_bad_configuration_on_sighup_changes_nothing_and_the_log_is_json() -> None:
     with daemon() as (process, url, _):
         process.send_signal(signal.SIGHUP)
-        assert process.stderr is not None
         while "refused" not in (line := json.loads(process.stderr.readline()))["message"]:
             assert line["level"] == "info"
         assert line["level"] == "error" and "limits.streams" in line["message"] and line["time"].endswith("+00:00")
@@ -159,7 +164,7 @@ def facts(url: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_mid_answer_cancels_it_and_closes_with_1001(number: signal.Signals) -> None:
-    async def speak(process: subprocess.Popen[str], url: str) -> tuple[list[dict[str, Any]], int | None, float]:
+    async def speak(process: Forked, url: str) -> tuple[list[dict[str, Any]], int | None, float]:
         events = []
         async with connect(url.replace("http", "ws") + "/v1/realtime") as socket:
             item = {
@@ -186,15 +191,13 @@ def test_a_signal_mid_answer_cancels_it_and_closes_with_1001(number: signal.Sign
         done = [event["response"] for event in events if event["type"] == "response.done"]
         assert [response["status"] for response in done] == ["cancelled"]
         assert close_code == 1001 and seconds < AT_ONCE
-        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_signal_while_the_model_loads_is_obeyed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with subprocess.Popen(
-        command(server={"port": port}), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with Forked(serve, [configured(server={"port": port})]) as process:
         while True:
             assert process.poll() is None
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
@@ -202,14 +205,14 @@ def test_a_signal_while_the_model_loads_is_obeyed() -> None:
             time.sleep(0.02)
         code, seconds = ended(process, signal.SIGINT)
         assert code == 0 and seconds < AT_ONCE
-        assert process.stdout is not None and "ready" not in process.stdout.read()
-        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+        assert "ready" not in process.stdout.read()
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_source_that_can_never_work_is_told_before_the_model_is_loaded() -> None:
     keys = {"model": {"name": "/no/such/model"}, "streams": [{"name": "a", "source": "/nowhere.mp4"}]}
-    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "/nowhere.mp4" in refused.stderr
+    code, stderr = refused(**keys)
+    assert code == 1 and stderr.count("\n") == 1 and "/nowhere.mp4" in stderr
 
 
 def test_a_signal_is_obeyed_while_the_engine_is_inside_of_a_long_call() -> None:
@@ -256,11 +259,9 @@ def test_that_no_file_is_left_for_a_connection_is_told_once_a_minute(caplog: pyt
 def test_a_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused = subprocess.run(
-            command(server={"port": port}), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-        )
-    assert refused.returncode == 1
-    assert refused.stderr.strip() == (
+        code, stderr = refused(server={"port": port})
+    assert code == 1
+    assert stderr.strip() == (
         f"streamer: port {port} at 127.0.0.1 is in use: stop what uses it, or choose another with --port"
     )
 
@@ -279,6 +280,6 @@ def test_a_port_in_use_is_one_clear_line() -> None:
     ],
 )
 def test_what_can_never_work_is_one_clear_line(keys: dict[str, Any], part: str) -> None:
-    refused = subprocess.run(command(**keys), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert refused.returncode == 1
-    assert part in refused.stderr and "Traceback" not in refused.stderr
+    code, stderr = refused(**keys)
+    assert code == 1
+    assert part in stderr and "Traceback" not in stderr
