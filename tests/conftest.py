@@ -3,13 +3,16 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 
+import httpx._transports.default as transports
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from tests.adding_up import FOUND, watch_engines
 from tests.beside import pytest_pyfunc_call
+from tests.streamer.serving import Daemon
 from tests.wire import watch_sessions
 
 __all__ = ["pytest_pyfunc_call"]
@@ -19,9 +22,19 @@ watch_engines(FOUND.extend)
 KEPT = tempfile.TemporaryDirectory(prefix="streamer-tests-")
 os.environ["XDG_STATE_HOME"] = KEPT.name  # of daemons that a fixture of many tests starts; each test has one of its own
 torch.set_num_threads(min(2, torch.get_num_threads()))
+# Each `httpx.get` would read all certificate authorities anew, which takes more of a core than the rest of most tests.
+transports.create_ssl_context = cache(transports.create_ssl_context)
 # By the clock, a busy machine fails an example that takes more than 200 ms, or that is slow to draw.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+@pytest.fixture(scope="session")
+def one_for_all() -> Iterator[Daemon]:
+    """The usual daemon, started once for all modules that ask for it; each wakes it, and lets it rest afterwards."""
+    daemon = Daemon()
+    yield daemon
+    daemon.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from tests.streamer.serving import Daemon
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
+def daemon(one_for_all: Daemon) -> Iterator[Daemon]:
+    one_for_all.wake()
+    yield one_for_all
+    one_for_all.rest()

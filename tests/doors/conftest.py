@@ -10,13 +10,6 @@ from tests.streamer.serving import Daemon, Served
 from tests.streamer.test_hardness import certificate as certificate
 
 
-@pytest.fixture(scope="session")
-def one_for_all() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
-
-
 @pytest.fixture(scope="module")
 def daemon(one_for_all: Daemon) -> Iterator[Daemon]:
     one_for_all.wake()

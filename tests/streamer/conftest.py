@@ -1,22 +1,14 @@
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.environments import install
 from tests.streamer.serving import Daemon, Served
 
 ROOT = Path(__file__).parents[2]
 OPENAI = ROOT / ".venv-openai"
 OPENAI_PACKAGE = "openai[realtime]>=3.51,<4"
-
-
-@pytest.fixture(scope="session")
-def one_for_all() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +29,7 @@ def openai_python() -> Path:
     """The interpreter of an environment with the official `openai` client in it; made once and kept."""
     executable, mark = OPENAI / "bin" / "python", OPENAI / "installed"
     if not mark.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", OPENAI], check=True, timeout=200)
-        install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", OPENAI_PACKAGE]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=200)
+        done = install(OPENAI, OPENAI_PACKAGE)
         if done.returncode:
             pytest.skip(f"{OPENAI_PACKAGE} can't be installed: {done.stderr.strip().splitlines()[-1]}")
         mark.touch()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from streamer.client import AsyncClient, Client, ClientError
+from tests.environments import install, pip
 from tests.streamer.serving import Daemon, Served, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -179,18 +180,7 @@ def alone() -> Path:
     executable, mark = ROOT / ".venv-client" / "bin" / "python", ROOT / ".venv-client" / "installed"
     wanted = (ROOT / "pyproject.toml").read_text()
     if not mark.exists() or mark.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", executable.parents[1]], check=True, timeout=200)
-        install = [
-            executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-e",
-            f"{ROOT}[client]",
-        ]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=200)
+        done = install(executable.parents[1], "-e", f"{ROOT}[client]")
         assert done.returncode == 0, done.stderr
         mark.write_text(wanted)
     return executable
@@ -201,7 +191,7 @@ def test_the_client_installs_alone(alone: Path, server: Served, tmp_path: Path) 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([alone, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
 
-    there = json.loads(run("-m", "pip", "list", "--format", "json", "--disable-pip-version-check").stdout)
+    there = json.loads(pip(alone, "list", "--format", "json").stdout)
     assert {package["name"] for package in there} - {"pip", "setuptools"} == {"streamer", "websockets"}
     code = f"from streamer.client import Client\nwith Client({server.url!r}) as c: print(*c.ask('What?', max_tokens=2))"
     asked = run("-c", code)
