@@ -164,6 +164,7 @@ async def eventually_listed(assistant: Assistant, words: str) -> None:
     raise AssertionError([each.text for each in await entries(assistant)])
 
 
+@pytest.mark.slow
 def test_notes_are_taken_when_the_picture_changes_and_nobody_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

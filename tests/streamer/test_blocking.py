@@ -107,6 +107,7 @@ def test_the_embedding_example_answers() -> None:
     assert len(example("examples/embed.py")) > 1, "words, and the line's end"
 
 
+@pytest.mark.slow
 def test_the_robot_never_waits_for_the_assistant() -> None:
     last = example("examples/robot.py", "4").strip().splitlines()[-1]
     found = re.fullmatch(

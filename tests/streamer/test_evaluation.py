@@ -47,6 +47,7 @@ def test_what_is_missing_is_one_line(
     assert "run from a checkout" in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_file_through_daemon_and_websocket_is_answered_like_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_video, "SHORT", 360)
     marks, found = measure("nano", "cpu", {"now": 1})

@@ -25,6 +25,7 @@ def saw(openai_python: Path, server: Served) -> dict[str, Any]:
     return seen
 
 
+@pytest.mark.slow
 def test_chat_completions(saw: dict[str, Any]) -> None:
     seen = saw["completions"]
     assert seen["models"] == ["nano", "nano/demo"]

@@ -315,6 +315,7 @@ def test_a_configuration_with_a_wrong_watch_is_refused(watches: Any, said: str) 
         parse_config({"streams": [{"name": "yard", "source": "demo:"}], "watches": watches})
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_an_event_tells_nothing_twice(tmp_path: Path, without: Any, banana: Any) -> None:
     watch = {"name": "fruit", "streams": ["yard"], "question": BANANA, "every": 0.05, "when": "both"}
     told: list[WatchEvent] = []
