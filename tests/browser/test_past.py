@@ -14,11 +14,12 @@ import httpx
 import pytest
 import yaml
 
-from tests.browser.test_page import CHROMIUM, Visit, browser, visit  # noqa: F401 - fixtures
+from tests.browser.chromium import needs_chromium
+from tests.browser.test_page import Visit, browser, visit  # noqa: F401 - fixtures
 from tests.memory.test_kill import free_port
 from tests.streamer.serving import wait_for
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+pytestmark = needs_chromium
 BANANA_GONE = 40.0
 """Seconds of the demo after which its number and its banana have been seen."""
 PLACE = """wall => {
