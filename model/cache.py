@@ -11,6 +11,7 @@ from model.config import AttentionPolicy, DecoderConfig
 from model.ops.attention import masked_attention, visible
 from model.ops.retrieval import Whole, attended, retrieve
 from model.ops.rope import rotate, rotation
+from model.pages import Extension, Paged
 from model.policy import RetrievalPolicy
 from model.state import DECLARED, StreamState
 
@@ -135,30 +136,29 @@ class PagedCache(SlotCache):
         self.state, self.slots, self.counts = state, slots, counts
         self.taken = torch.full_like(slots, n) if counts is None else counts
         self.valid = None if counts is None else torch.arange(n, device=slots.device) < counts[:, None]
-        self.rows_of = dict(zip(slots.tolist(), self.taken.tolist(), strict=True))
         assert state.pages is not None
         self.pages = state.pages
-        for slot, taken in self.rows_of.items():
-            self.pages.reserve(slot, taken)
+        added = zip(slots.tolist(), self.taken.tolist(), strict=True)
+        self.calls = [Extension(self.pages, slot, taken) for slot, taken in added]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
         """See `Cache.attend`."""
         outputs, pages = torch.zeros_like(q), self.pages
-        for row, (slot, n) in enumerate(self.rows_of.items()):
+        for row, call in enumerate(self.calls):
+            n, first = call.n, call.first
             if n:
-                first = pages.lengths[slot]
-                pages.write(layer, slot, k_rotated[row, :n], v[row, :n])
-                history = pages.history(layer, slot, first + n)
+                call.write(layer, k_rotated[row, :n], v[row, :n])
+                history = Paged(call, layer)
                 outputs[row, :n] = retrieve(q[row, :n], first, history, pages.policy)
-                if pages.watched == slot:
+                if pages.watched == call.slot:
                     pages.note(attended(q[row, n - 1 : n], first + n - 1, history, pages.policy))
         return outputs
 
     def commit(self) -> None:
         """See `SlotCache.commit`."""
         super().commit()
-        for slot, n in self.rows_of.items():
-            self.pages.advance(slot, n)
+        for call in self.calls:
+            call.end()
 
 
 class SequenceCache:

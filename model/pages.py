@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import DecoderConfig
@@ -39,6 +43,8 @@ class Pages:
         self.keys = {layer: empty for layer in self.layers}
         self.values = dict(self.keys)
         self.pooled = {layer: empty[:, :, 0].float() for layer in self.layers}
+        self.call: Extension | None = None
+        """The call in hand, where one slot is taken at a time."""
         self.watched: int | None = None
         """A slot whose attention is noted, each call's last query's."""
         self.attention = torch.zeros(0)
@@ -65,19 +71,6 @@ class Pages:
         while len(table) * self.size < length + tokens:
             table.append(self._take())
 
-    def write(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
-        """Puts `k` and `v` [n, groups, head] after the slot's tokens, where there is room for them; `advance` counts them."""
-        start, stop = self.lengths[slot], self.lengths[slot] + len(k)
-        where = self._tokens(slot, start, stop)
-        for held, x in ((self.keys, k), (self.values, v)):
-            held[layer].flatten(1, 2)[:, where] = x.transpose(0, 1).to(held[layer].dtype)
-        stride, parts = self.policy.kernel_stride, self.policy.kernel_size // self.policy.kernel_stride
-        first, end = max(start // stride, parts - 1), stop // stride
-        if first < end:
-            read = self._tokens(slot, (first - parts + 1) * stride, end * stride)
-            spans = pool(self.keys[layer].flatten(1, 2)[:, read], self.policy)
-            self.pooled[layer][:, self.places(slot, torch.arange(first, end), self.size // stride)] = spans
-
     def advance(self, slot: int, tokens: int) -> None:
         """Counts the tokens that every layer has now taken."""
         self.lengths[slot] += tokens
@@ -98,7 +91,7 @@ class Pages:
 
     def rows(self, slot: int, start: int, stop: int) -> Tensor:
         """Tokens `start` to `stop` as they are kept outside, [tokens, layers, 2 (keys, values), groups, head]: a copy."""
-        where = self._tokens(slot, start, stop)
+        where = self.tokens(slot, start, stop)
         pairs = [
             torch.stack([x[layer].flatten(1, 2)[:, where] for x in (self.keys, self.values)]) for layer in self.layers
         ]
@@ -106,11 +99,11 @@ class Pages:
 
     def extend(self, slot: int, rows: Tensor) -> None:
         """Puts what `rows` gave after the slot's tokens. Raises FullError."""
-        self.reserve(slot, len(rows))
+        more = Extension(self, slot, len(rows))
         for layer, pair in zip(self.layers, rows.unbind(1), strict=True):
             k, v = pair.to(self.keys[layer].device).unbind(1)
-            self.write(layer, slot, k, v)
-        self.advance(slot, len(rows))
+            more.write(layer, k, v)
+        more.end()
 
     def watch(self, slot: int | None) -> None:
         """Notes from now on what is attended to in `slot`, of none where it is None."""
@@ -121,10 +114,6 @@ class Pages:
         more = len(shares) - len(self.attention)
         self.attention = torch.cat((self.attention, torch.zeros(max(0, more))))
         self.attention[: len(shares)] += shares.cpu()
-
-    def history(self, layer: int, slot: int, tokens: int) -> Paged:
-        """What a query may see of the slot's first `tokens` tokens."""
-        return Paged(self, layer, slot, tokens)
 
     def _take(self) -> int:
         """A page that is free; the pool grows where there is none."""
@@ -152,31 +141,87 @@ class Pages:
         table = torch.tensor(self.tables[slot])
         return (table[numbers // each] * each + numbers % each).to(self.keys[self.layers[0]].device)
 
-    def _tokens(self, slot: int, start: int, stop: int) -> Tensor:
+    def tokens(self, slot: int, start: int, stop: int) -> Tensor:
+        """Where in the pool the slot's tokens from `start` to `stop` are."""
         return self.places(slot, torch.arange(start, stop), self.size)
 
 
-class Paged:
-    """A slot's history in one layer: see `model.ops.retrieval.History`."""
+class Held(NamedTuple):
+    """What one sequence has in one layer: `keys` and `values` [groups, blocks of the pool, block, head], where its blocks lie
+    there, int32 [blocks], and its pooled keys [groups, spans a block, blocks, head], where there are such."""
 
-    def __init__(self, pages: Pages, layer: int, slot: int, tokens: int) -> None:
-        self.pages, self.layer, self.groups = pages, layer, pages.groups
-        policy = pages.policy
-        numbers = torch.arange(-(-tokens // policy.block_size))
-        self.blocks = pages.places(slot, numbers, BLOCKS)
-        before = policy.kernel_size // policy.kernel_stride - 1
-        strides = torch.arange(before, max(before, tokens // policy.kernel_stride))
-        self.strides = pages.places(slot, strides, pages.size // policy.kernel_stride)
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+    pooled: Tensor
+
+
+class Extension:
+    """The call that adds `n` tokens to a slot, whose room it reserves: what all layers of it need, worked out once.
+
+    Tensors are on the pool's device: `rows` int64 [n], where the tokens go; `table` int32 [blocks] and `strides` int64 [spans],
+    where the slot's blocks and spans lie once they are there; `read` int64 [tokens] and `spans` int64 [new], the tokens that the
+    new spans are pooled from and where those go.
+    """
+
+    def __init__(self, pages: Pages, slot: int, n: int) -> None:
+        """Raises FullError."""
+        pages.reserve(slot, n)
+        self.pages, self.slot, self.n, self.first = pages, slot, n, pages.lengths[slot]
+        policy, stop = pages.policy, self.first + n
+        stride, parts = policy.kernel_stride, policy.kernel_size // policy.kernel_stride
+        self.rows = pages.tokens(slot, self.first, stop)
+        blocks = torch.arange(-(-stop // policy.block_size))
+        self.table = pages.places(slot, blocks, BLOCKS).int()
+        each, ended = pages.size // stride, stop // stride
+        self.strides = pages.places(slot, torch.arange(parts - 1, max(parts - 1, ended)), each)
+        new = max(self.first // stride, parts - 1)
+        self.spans, self.read = self.strides[:0], self.rows[:0]
+        if new < ended:
+            self.spans = pages.places(slot, torch.arange(new, ended), each)
+            self.read = pages.tokens(slot, (new - parts + 1) * stride, ended * stride)
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Puts `k` and `v` [n, groups, head] where the call's tokens go, and pools what has become complete."""
+        pages = self.pages
+        for held, x in ((pages.keys, k), (pages.values, v)):
+            held[layer].flatten(1, 2)[:, self.rows] = x.transpose(0, 1).to(held[layer].dtype)
+        if len(self.spans):
+            spans = pool(pages.keys[layer].flatten(1, 2)[:, self.read], pages.policy)
+            pages.pooled[layer][:, self.spans] = spans
+
+    def held(self, layer: int, dtype: torch.dtype) -> Held:
+        """What a kernel reads of one layer."""
+        pages = self.pages
+        pooled = pages.pooled[layer][:, self.phases].to(dtype)
+        return Held(pages.keys[layer], pages.values[layer], self.table, pooled)
+
+    @cached_property
+    def phases(self) -> Tensor:
+        """`strides` by where in their blocks the spans begin, int64 [spans a block, blocks]; what is beyond the last is any."""
+        ratio = self.pages.policy.ratio
+        return F.pad(self.strides, (0, -len(self.strides) % ratio)).unflatten(0, (-1, ratio)).T.contiguous()
+
+    def end(self) -> None:
+        """Counts the tokens that every layer has now taken."""
+        self.pages.advance(self.slot, self.n)
+
+
+class Paged:
+    """A slot's history in one layer, as a call leaves it: see `model.ops.retrieval.History`."""
+
+    def __init__(self, call: Extension, layer: int) -> None:
+        self.call, self.pages, self.layer, self.groups = call, call.pages, layer, call.pages.groups
         self.gathered: Tensor | None = None
 
     def pooled(self, spans: int) -> Tensor:
         """See `History.pooled`."""
         if self.gathered is None:
-            self.gathered = self.pages.pooled[self.layer][:, self.strides]
+            self.gathered = self.pages.pooled[self.layer][:, self.call.strides]
         return self.gathered[:, :spans]
 
     def fetch(self, group: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """See `History.fetch`."""
-        where = self.blocks[blocks]
+        where = self.call.table[blocks].long()
         keys, values = (x[self.layer][group][where].flatten(0, 1) for x in (self.pages.keys, self.pages.values))
         return keys, values

@@ -227,7 +227,8 @@ def launch(
     starts = torch.empty_like(slots)
     strides, width = (lookup[0].stride(), lookup[1].shape[1]) if lookup else ((0, 0), 1)
     works = triton.cdiv(sinks, ROWS) + triton.cdiv(n, ROWS) + (n if lookup else 0)
-    cursors = state.length, state.next, state.time, state.origin, state.sink_positions, given, moves
+    sink_positions = state.sink_positions if sinks else state.origin  # of which nothing is read then
+    cursors = state.length, state.next, state.time, state.origin, sink_positions, given, moves
     span_kernel[(works, batch)](
         slots, counts, *cursors, axis, frequency, starts, cos, sin, sink_cos, sink_sin,
         *(lookup or (None, None, None)), n, *strides, width, SINKS=sinks, HORIZON=horizon, COUNTER=counter,

@@ -22,6 +22,10 @@ from model.ops.kernels.attention import HeadNorms, attend, place
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import add_norm, gated_norm, open_gate
+from model.ops.kernels.retrieval import retrieve
+from model.ops.retrieval import attended
+from model.pages import Paged
+from model.policy import RetrievalPolicy
 from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
 from model.serving.fused_vision import FastMLP, fast_tower
 from model.serving.quantize import Matrix, Precision
@@ -101,6 +105,35 @@ class FastDeltaNet:
         return self.outward(gated_norm(out.flatten(0, 1), gate, self.norm, self.eps, self.outward.fp8))
 
 
+class FastRetrieval(FastAttention):
+    """`Attention` that retrieves, of one slot, whose pages the call in hand extends."""
+
+    def __call__(self, x: Activation, span: Span, state: StreamState, outputs: bool) -> Tensor | None:
+        """See `FastMixer`."""
+        assert state.pages is not None and state.pages.call is not None and not self.gated and self.norms is None
+        call, decoder = state.pages.call, self.config.decoder
+        queries, groups = decoder.num_attention_heads, decoder.num_key_value_heads
+        width = (queries + 2 * groups) * decoder.head_dim
+        heads = self.inward(x)[:, :width].unflatten(-1, (-1, decoder.head_dim))
+        turned = turn(heads[:, : queries + groups], span.turn)
+        call.write(self.layer, turned[:, queries:], heads[:, queries + groups :])
+        if not outputs:
+            return None
+        held, policy = call.held(self.layer, turned.dtype), state.pages.policy
+        mixed = retrieve(turned[:, :queries], call.first, held, policy)
+        if state.pages.watched == call.slot:
+            last = attended(turned[-1:, :queries], call.first + call.n - 1, Paged(call, self.layer), policy)
+            state.pages.note(last)
+        return self.outward(mixed.flatten(1))
+
+
+def turn(heads: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """`heads` [n, heads, head] turned by cosines and sines [1, n, head / 2], in float32; the result is in the dtype of `heads`."""
+    cos, sin = (x[0][:, None] for x in by)
+    low, high = heads.float().chunk(2, -1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1).to(heads.dtype)
+
+
 FAST: dict[type[Mixer], Callable[..., FastMixer]] = {Attention: FastAttention, GatedDeltaNet: FastDeltaNet}
 """What serves each kind of layer on a GPU."""
 
@@ -110,7 +143,10 @@ class FastLayer:
 
     def __init__(self, layer: DecoderLayer, config: InfiniteVLConfig, precision: Precision) -> None:
         self.norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.mixer: FastMixer = FAST[type(layer.self_attn)](layer.self_attn, config, precision)
+        kind = type(layer.self_attn)
+        retrieves = kind is Attention and isinstance(config.policy, RetrievalPolicy)
+        make: Callable[..., FastMixer] = FastRetrieval if retrieves else FAST[kind]
+        self.mixer = make(layer.self_attn, config, precision)
         self.mlp = FastMLP(layer.mlp, precision)
 
 
@@ -135,9 +171,20 @@ class FastInfiniteVL:
         text: Tensor | None = None,
     ) -> None:
         """As `InfiniteVL.see`."""
+        self.ingest(self.encode(patches, grid), grid, seconds, state, slots, text)
+
+    def ingest(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        seconds: Tensor,
+        state: StreamState,
+        slots: Tensor,
+        text: Tensor | None = None,
+    ) -> None:
+        """As `InfiniteVL.ingest`."""
         merge = self.config.vision.spatial_merge_size
         height, width = grid[0] // merge, grid[1] // merge
-        x = self.encode(patches, grid)
         if text is None:
             positions = state.frame_positions(slots, seconds, height, width)
             counts = torch.full_like(slots, x.shape[1])

@@ -370,13 +370,16 @@ def prepare(
         if precision == "int8":
             to_int8(model)
         return partial(Traced if TRACEABLE and not paged else Eager, model, prompt), 0
-    if paged:
-        return partial(Eager, model, prompt), 0
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
+    from model.serving.growing import Growing, suits
 
+    if paged and not suits(model.config):
+        return partial(Eager, model, prompt), 0
     fast = FastInfiniteVL(model, precision)
     torch.cuda.empty_cache()
+    if paged:
+        return partial(Growing, fast, prompt), 0
     return partial(Graphs, fast, prompt), 1
 
 
