@@ -140,6 +140,7 @@ class Keeper:
 
     def _write_again(self) -> None:
         self.snapshots.begin_anew()
+        self.recordings.begin_anew()
         for name in tuple(self._added):
             self._write(name)
 

@@ -265,11 +265,10 @@ class Recordings:
         """Why nothing can be recorded now, in one line."""
         self.faults = 0
         self._lock = threading.Lock()
-        self._kept: dict[str, list[Segment]] = {}
-        for stream in folder.streams(KIND):
-            self._kept[stream] = sorted(find_segments(folder.place(KIND, stream)), key=lambda each: each.number)
-            if self._kept[stream] and not has_packets(self._kept[stream][-1].path):
-                self._drop(stream, self._kept[stream][-1:])  # a process died before anything was in it
+        self._kept = self._found()
+        for stream, kept in self._kept.items():
+            if kept and not has_packets(kept[-1].path):
+                self._drop(stream, kept[-1:])  # a process died before anything was in it
         self._recorders: list[StreamRecorder] = []
         self._lost = 0
         self._change = threading.Event()
@@ -316,6 +315,22 @@ class Recordings:
         gone = self.of(stream, since, until)
         self._drop(stream, gone)
         return len(gone), sum(each.ends - each.begins for each in gone)
+
+    def begin_anew(self) -> None:
+        """The folder was removed, or is another; segments that were begun in it meanwhile stay. Raises OSError."""
+        found = self._found()
+        with self._lock:
+            for stream, kept in self._kept.items():
+                there = found.setdefault(stream, [])
+                paths, last = {each.path for each in there}, max((each.number for each in there), default=0)
+                mine = {each.path: each for each in kept if each.path in paths or each.number > last}
+                found[stream] = [mine.pop(each.path, each) for each in there]
+                found[stream] += [each for each in mine.values() if each.path.exists()]
+            self._kept = found
+
+    def _found(self) -> dict[str, list[Segment]]:
+        places = {stream: self.folder.place(KIND, stream) for stream in self.folder.streams(KIND)}
+        return {stream: sorted(find_segments(place), key=lambda each: each.number) for stream, place in places.items()}
 
     def close(self, timeout: float = 2.0) -> None:
         """Ends all recordings; waits for the disk, for so many seconds at most."""

@@ -225,6 +225,8 @@ def test_a_folder_that_is_removed_is_told_and_recording_resumes(
     wait_for(lambda: mailbox.received > received + 20)  # watching goes on
     recordings.folder.path.mkdir()
     wait_for(lambda: recordings.fault is None)
+    recordings.begin_anew()
+    assert all(each.path.exists() for each in recordings.of("door")) and recordings.of("door")
     source.stop()
     recorder.close()
     assert recordings.faults == 1 and recordings.lost > 20
