@@ -126,8 +126,12 @@ class Plug:
                     await client.attach("door", "push://door", keep_questions=True)
                 asking = [asyncio.create_task(self.asked(client, f"s{n}")) for n in range(2)]
                 showing = [asyncio.create_task(self.show(client, *each)) for each in pictures]
+                going: list[asyncio.Task[None]] = []
                 making = asyncio.create_task(self.make_rows())
                 if seconds is not None:
+                    if showing:
+                        await asyncio.wait(showing, timeout=SLOWEST / 3)
+                    going += [asyncio.create_task(self.go_on(client, each[2])) for each in pictures]
                     await asyncio.sleep(seconds)
                 else:
                     while not all(
@@ -138,9 +142,9 @@ class Plug:
                 self.killed = time.time()
                 daemon.wait()
                 making.cancel()
-                for each in showing:
+                for each in (*showing, *going):
                     each.cancel()
-                for each in await asyncio.gather(*asking, *showing, making, return_exceptions=True):
+                for each in await asyncio.gather(*asking, *showing, *going, making, return_exceptions=True):
                     if isinstance(each, AssertionError):
                         raise each
             finally:
@@ -211,9 +215,13 @@ class Plug:
             gone = time.time()
             if await self.answer(client) == number:
                 self.shown = Shown(number, gone)
+
+    async def go_on(self, client: AsyncClient, empty: bytes) -> None:
+        """The door's picture, in which nothing is, until the daemon is killed."""
+        with suppress(ClientError):
             while True:
-                await client.push(empty, stream="door")
                 await asyncio.sleep(0.5)
+                await client.push(empty, stream="door")
 
     async def answer(self, client: AsyncClient) -> str:
         return "".join([word async for word in client.ask(QUESTION, stream="door", max_tokens=12)]).strip()

@@ -32,7 +32,7 @@ async def pull(plug: Plug, kills: int, numbers: int = 0) -> Plug:
     await plug.round(None)
     for n in range(kills - 1):
         now = [(shown[n], pictures[n], empty)] if n < numbers else []
-        await plug.round(chance.uniform(0.0, 11.0) + 6.0 * bool(now) if kills > 2 else 6.0, now)
+        await plug.round(chance.uniform(0.0, 11.0) if kills > 2 else 6.0, now)
         worst = max(plug.lost[-STREAMS + 1 :])
         print(f"kill {n + 2}: lost {worst:.1f} s, {plug.rows} rows told again", file=sys.stderr, flush=True)
     return plug
