@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamer.engine.decisions import Look
-from streamer.engine.looks import FLOOR
+from streamer.engine.looks import FLOOR, Looks
 from streamer.engine.pace import Pace
 from streamer.engine.shown import Part, part
 from streamer.engine.standing import LONGEST, SETTLES, Scene, Standing
@@ -123,3 +123,39 @@ def test_slow_changes_add_up() -> None:
             scene.looked("w", i * 0.1)
             seen.append(i // 10)
     assert {3, 6, 9, 12} <= set(seen)
+
+
+def asked(looks: Looks, now: float) -> tuple[str, ...]:
+    found = looks.next(now, 1.0, 8)
+    return () if found is None else found.watches
+
+
+def test_watches_that_are_nearly_due_share_a_step_of_their_stream() -> None:
+    looks = Looks()
+    looks.add("a", "early", 0.5, 0.0)
+    looks.add("a", "late", 0.5, 0.1)
+    looks.seen("a")
+    assert asked(looks, 0.0) == ("early", "late")
+    looks.seen("a")
+    assert asked(looks, 0.3) == () and asked(looks, 0.5) == ("early", "late")
+
+
+def test_there_is_no_look_without_a_frame_since_the_last() -> None:
+    looks = Looks()
+    looks.add("a", "w", 0.5, 0.0)
+    assert asked(looks, 1.0) == ()
+    looks.seen("a")
+    assert asked(looks, 1.0) == ("w",) and asked(looks, 9.0) == ()
+
+
+def test_looks_that_there_was_no_time_for_are_not_made_up_for() -> None:
+    looks = Looks()
+    looks.add("a", "w", 0.5, 0.0)
+    looks.seen("a")
+    assert asked(looks, 0.0) == ("w",)
+    looks.seen("a")
+    assert asked(looks, 10.0) == ("w",)
+    looks.seen("a")
+    assert asked(looks, 10.2) == ("w",)  # a little late, and then at its pace
+    looks.seen("a")
+    assert asked(looks, 10.4) == () and asked(looks, 10.5) == ("w",)
