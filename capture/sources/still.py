@@ -33,6 +33,8 @@ class StillPoll:
         self.data = b""
         self.pixels: np.ndarray | None = None
         self.conditions: dict[str, str] = {}
+        self.failing: float | None = None
+        """Since when, monotonic, no answer was a picture."""
 
     def wait(self) -> bool:
         """Waits until the next still is due; whether it is wanted then."""
@@ -65,11 +67,17 @@ class StillPoll:
             }
             self.conditions = {name: value for name, value in said.items() if value}
         try:
-            return self.source.deliver(self.generation, self.picture, None, arrived)
-        except SourceError:
+            wanted = self.source.deliver(self.generation, self.picture, None, arrived)
+        except SourceError as error:
             self.source.damaged += 1
             self.conditions = {}
+            self.failing = arrived if self.failing is None else self.failing
+            if arrived - self.failing >= self.source.options.patience.stall:
+                # Not told by the lifecycle, for which no time passes between two stills.
+                raise SourceError(f"its answers are no pictures any more: {error}") from None
             return True
+        self.failing = None
+        return wanted
 
     def picture(self) -> np.ndarray:
         """The last still as uint8 [H, W, 3] RGB."""

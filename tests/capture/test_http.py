@@ -143,6 +143,23 @@ def test_a_damaged_still_is_counted_and_the_next_one_taken() -> None:
         wait_for(lambda: watcher.source.status.damaged > 2)
 
 
+class LoggedOut(Snapshot):
+    """A camera whose login runs out: each answer is fine, and after four none is a picture."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        if len(self.server.asked) > 3:  # type: ignore[attr-defined]
+            self.server.picture = b"<!DOCTYPE html><title>Login</title>"  # type: ignore[attr-defined]
+        super().do_GET()
+
+
+def test_a_camera_that_sends_pictures_no_more_is_told() -> None:
+    settings = SNAPSHOT | {"asked": [], "picture": JPEGS[0], "type": "text/html"}
+    with http_server(LoggedOut, **settings) as url, watching(url, fps=20.0) as watcher:
+        watcher.until(State.WAITING)
+        assert "its answers are no pictures any more: The picture is of no kind" in watcher.reason(State.WAITING)
+        wait_for(lambda: "there is a web page" in watcher.source.status.reason)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
