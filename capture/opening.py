@@ -57,7 +57,8 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
     if folder:
         raise SourceError(f"source {url} is a folder: name a video file")
     if not there:
-        raise SourceError(f"source {redact(url)}: there is no such file")
+        mend = "; of a camera begin with rtsp:// or http://" if HIDDEN in redact(url) else ""
+        raise SourceError(f"source {redact(url)}: there is no such file{mend}")
     return file_source(path, options)
 
 

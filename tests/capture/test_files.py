@@ -343,6 +343,10 @@ def test_damaged_packets_are_passed_over(tmp_path: Path) -> None:
         ("rtsp://user:pass word@camera/1", "write it as %20"),
         ("x" * 2000, "File name too long"),
         ("x" * 5000, "has 5,000 characters: 2,048 are the most"),
+        (
+            "admin:lovelace@192.168.1.2/1",
+            r"source \*\*\*@192.168.1.2/1: there is no such file; of a camera begin with rtsp://",
+        ),
     ],
 )
 def test_what_can_never_work_is_refused_at_once(url: str, said: str) -> None:
