@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import torch
 
 from model import AttentionPolicy, CapacityError, Runner, load_runner
+from model.checkpoint import read_config
+from model.config import PRESETS
 from model.policy import RetrievalPolicy
+from model.serving.catalogue import dtypes, fit, known, outline
 from streamer.config import Config
 from streamer.engine.engine import Engine
 from streamer.engine.pace import Pace
@@ -20,6 +24,7 @@ def load(config: Config) -> Runner:
     model, slots = config.model, config.limits.streams + config.limits.answers
     if model.device == "cuda" and not torch.cuda.is_available():
         raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
+    check_weights(config)
     attention = model.attention
     runner = load_runner(
         model.name,
@@ -39,6 +44,34 @@ def load(config: Config) -> Runner:
             "set model.attention {sinks, window}, or read recordings with streamer index.",
         )
     return runner
+
+
+def check_weights(config: Config) -> None:
+    """Raises AssistantError where the model's weights alone are more than the device's free memory, and names what fits.
+
+    A repository that is not known is judged once it is here, by the slots that no longer fit beside it. Raises CheckpointError.
+    """
+    model, slots = config.model, config.limits.streams + config.limits.answers
+    device = torch.device(model.device)
+    sizes = {one.name: one.config for one in known()} | PRESETS
+    if model.name not in sizes and not Path(model.name).is_dir():
+        return
+    settings = sizes.get(model.name) or read_config(Path(model.name))
+    found = fit(outline(settings), model.dtype, device, slots)
+    if found.free is None or found.weights <= found.free:
+        return
+    fitting = (
+        f"{one.name} fits in {dtype}"
+        for one in reversed(known())
+        for dtype in dtypes(one.config, device)
+        if not fit(outline(one.config), dtype, device, slots).missing
+    )
+    mend = next(fitting, "nothing that streamer models lists fits here")
+    raise AssistantError(
+        "no_memory",
+        f"Model {model.name}: its weights take {found.weights / 1e9:.1f} GB in {model.dtype}, {found.free / 1e9:.1f} GB of memory "
+        f"are free and {(found.weights - found.free) / 1e9:.1f} GB are missing; {mend}.",
+    )
 
 
 async def start(engine: Engine, config: Config) -> None:

@@ -8,9 +8,11 @@ import httpx
 import pytest
 
 from model import Runner
+from model.serving.capacity import Capacity
 from streamer.assistant import Assistant
-from streamer.config import Config
-from streamer.loading import load
+from streamer.config import Config, parse_config
+from streamer.errors import AssistantError
+from streamer.loading import check_weights, load
 from tests.streamer.serving import CONFIG, _served, ask, until
 
 QUESTION = {"messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 2}
@@ -66,3 +68,15 @@ def test_who_asks_while_the_model_is_loaded_waits(monkeypatch: pytest.MonkeyPatc
             await assistant.stop()
 
     asyncio.run(story())
+
+
+def test_weights_larger_than_memory_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known repository even before it is downloaded; what fits is named."""
+    monkeypatch.setattr("model.serving.catalogue.capacity", lambda device, each: Capacity(8_000_000_000, each))
+    with pytest.raises(AssistantError) as told:
+        check_weights(parse_config({"model": {"name": "Qwen/Qwen3.5-4B"}}))
+    assert str(told.value) == (
+        "Model Qwen/Qwen3.5-4B: its weights take 18.2 GB in float32, 8.0 GB of memory are free and 10.2 GB are missing; "
+        "Qwen/Qwen3.5-0.8B fits in float32."
+    )
+    check_weights(parse_config({"model": {"name": "Qwen/Qwen3.5-0.8B"}}))
