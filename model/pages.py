@@ -200,7 +200,8 @@ class Extension:
     def phases(self) -> Tensor:
         """`strides` by where in their blocks the spans begin, int64 [spans a block, blocks]; what is beyond the last is any."""
         ratio = self.pages.policy.ratio
-        return F.pad(self.strides, (0, -len(self.strides) % ratio)).unflatten(0, (-1, ratio)).T.contiguous()
+        padded: Tensor = F.pad(self.strides, (0, -len(self.strides) % ratio))
+        return padded.unflatten(0, (-1, ratio)).T.contiguous()
 
     def end(self) -> None:
         """Counts the tokens that every layer has now taken."""
