@@ -84,8 +84,13 @@ export class Events {
   }
 
   notify(event, said) {
-    const about = new Notification(`${event.watch}: ${said}`, { body: `${event.question}\n${event.stream}`, tag: event.id, icon: event.still ? here(event.still) : "icon.svg" });
-    about.onclick = () => { window.focus(); this.rows.get(event.id)?.row.scrollIntoView(); };
+    try {
+      const about = new Notification(`${event.watch}: ${said}`, { body: `${event.question}\n${event.stream}`, tag: event.id, icon: event.still ? here(event.still) : "icon.svg" });
+      about.onclick = () => { window.focus(); this.rows.get(event.id)?.row.scrollIntoView(); };
+    } catch { // browsers of phones have them for service workers alone
+      this.ring(false);
+      this.onfault("This browser shows no notifications of a page.");
+    }
   }
 }
 
