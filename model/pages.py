@@ -201,7 +201,8 @@ class Extension:
         """`strides` by where in their blocks the spans begin, int64 [spans a block, blocks]; what is beyond the last is any."""
         ratio = self.pages.policy.ratio
         padded: Tensor = F.pad(self.strides, (0, -len(self.strides) % ratio))
-        return padded.unflatten(0, (-1, ratio)).T.contiguous()
+        places: Tensor = padded.unflatten(0, (-1, ratio)).T.contiguous()
+        return places
 
     def end(self) -> None:
         """Counts the tokens that every layer has now taken."""
