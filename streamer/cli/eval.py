@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fps", type=_rate, default=FPS, help=f"frames a second that clips are shown at (default {FPS:g})"
     )
     parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="with clips: ask everything of who saw the last four frames only as well, which tells memory from guessing",
+    )
+    parser.add_argument(
         "--calibrate",
         action="store_true",
         help="with watches: first measure what the probability of yes is worth, into yes_no.json beside the weights",
@@ -130,7 +135,9 @@ def _clips(options: argparse.Namespace) -> int:
     dtype = "bfloat16" if options.device == "cuda" else "float32"
     model = {"name": options.model, "device": options.device, "dtype": dtype}
     try:
-        facts = eval_clips.measure(options.data, model, options.fps, options.results, options.suite)
+        facts = eval_clips.measure(
+            options.data, model, options.fps, options.results, options.suite, controls=options.controls
+        )
     except (*eval_clips.FAILURES, CheckpointError, FileNotFoundError) as error:
         print(f"streamer: {error}", file=sys.stderr)
         return 1

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from streamer.config import Config, parse_config
 from streamer.daemon import Daemon, DaemonError
 
 STREAM = "clip"
+GLIMPSE, GLIMPSED = 4, "glimpse"
+"""Frames that the control without memory sees, and its stream."""
 SIDE, QUALITY = 1_280, 92
 """Of the pictures that are sent; the daemon scales them to what its model sees."""
 WORDS = 32
@@ -63,12 +66,16 @@ FAILURES = (ClipError, LayoutError, DaemonError, ClientError)
 
 @dataclass(frozen=True)
 class Reply:
-    """What was replied, how far its clip was shown, and how long the first word and all of it took, in seconds."""
+    """What was replied, how far its clip was shown, and how long the first word and all of it took, in seconds.
+
+    `glimpse` is what was replied by who saw the last four frames only, where that was asked.
+    """
 
     words: str
     seen: float
     first_s: float
     whole_s: float
+    glimpse: str | None = None
 
 
 @dataclass
@@ -140,13 +147,20 @@ async def frames(path: Path, fps: float) -> AsyncGenerator[Frame, None]:
 
 
 async def examine(
-    client: AsyncClient, path: Path, fps: float, asked: Sequence[Question]
+    client: AsyncClient, path: Path, fps: float, asked: Sequence[Question], *, controls: bool = False
 ) -> AsyncGenerator[tuple[Question, Reply], None]:
     """Shows a clip once, and asks each question once all that it may see was seen, two frames at a time as models take them.
 
-    Raises SourceError for a clip that can't be decoded, ClientError, and ClipError where frames were lost.
+    With `controls` the same is asked of a stream of its own that has seen no more than the last four of these frames. Raises
+    SourceError for a clip that can't be decoded, ClientError, and ClipError where frames were lost.
     """
     waiting, pair, sent, shown = sorted(asked, key=lambda question: question.at), [], 0, 0.0
+    recent: deque[tuple[bytes, float]] = deque(maxlen=GLIMPSE)
+
+    async def reply(question: Question) -> tuple[Question, Reply]:
+        said = await ask(client, question, shown)
+        return question, replace(said, glimpse=await glimpse(client, path, question, recent)) if controls else said
+
     await client.attach(STREAM, f"push://{STREAM}", policy="every", stall_after=PATIENCE)
     try:
         async with aclosing(frames(path, fps)) as clip:
@@ -155,27 +169,42 @@ async def examine(
                 if len(pair) < 2:
                     continue
                 while sent and waiting and frame.time > waiting[0].at:
-                    yield waiting[0], await ask(client, waiting.pop(0), shown)
+                    yield await reply(waiting.pop(0))
                 if not waiting:
                     break
                 for each in pair:
                     picture = await asyncio.to_thread(encode_jpeg, each.pixels, SIDE, QUALITY)
                     await client.push(picture, stream=STREAM, timestamp=each.time)
+                    recent.append((picture, each.time))
                 sent, shown, pair = sent + 2, frame.time, []
                 await seen(client, path, sent)
         if not sent:
             raise SourceError("it holds fewer than two pictures")
         for question in waiting:
-            yield question, await ask(client, question, shown)
+            yield await reply(question)
     finally:
         await client.detach(STREAM)
 
 
-async def seen(client: AsyncClient, path: Path, sent: int) -> None:
+async def glimpse(client: AsyncClient, path: Path, question: Question, recent: Iterable[tuple[bytes, float]]) -> str:
+    """What is replied by a stream that begins with the `recent` pictures, at their times. Raises ClientError, ClipError."""
+    await client.attach(GLIMPSED, f"push://{GLIMPSED}", policy="every", stall_after=PATIENCE)
+    try:
+        sent = 0
+        for picture, moment in recent:
+            await client.push(picture, stream=GLIMPSED, timestamp=moment)
+            sent += 1
+        await seen(client, path, sent, GLIMPSED)
+        return (await ask(client, question, 0.0, GLIMPSED)).words
+    finally:
+        await client.detach(GLIMPSED)
+
+
+async def seen(client: AsyncClient, path: Path, sent: int, stream: str = STREAM) -> None:
     """Returns once the daemon has seen all that was sent. Raises ClipError where it lost some."""
     until = time.monotonic() + PATIENCE
     while True:
-        status = next(each for each in await client.streams() if each["name"] == STREAM)
+        status = next(each for each in await client.streams() if each["name"] == stream)
         if status["frames_seen"] >= sent:
             return
         if status["drops"] or time.monotonic() > until:
@@ -184,9 +213,9 @@ async def seen(client: AsyncClient, path: Path, sent: int) -> None:
         await asyncio.sleep(0.005)
 
 
-async def ask(client: AsyncClient, question: Question, shown: float) -> Reply:
+async def ask(client: AsyncClient, question: Question, shown: float, stream: str = STREAM) -> Reply:
     begin, first, words = time.monotonic(), 0.0, ""
-    async for piece in client.ask(question.text, stream=STREAM, max_tokens=WORDS, temperature=0.0):
+    async for piece in client.ask(question.text, stream=stream, max_tokens=WORDS, temperature=0.0):
         first = first or time.monotonic() - begin
         words += piece
     whole = time.monotonic() - begin
@@ -194,7 +223,7 @@ async def ask(client: AsyncClient, question: Question, shown: float) -> Reply:
 
 
 async def serve(
-    config: Config, clips: Mapping[Path, Sequence[Question]], fps: float, results: Results, bar: Any
+    config: Config, clips: Mapping[Path, Sequence[Question]], fps: float, results: Results, bar: Any, *, controls: bool
 ) -> dict[str, str]:
     """Shows every clip to one daemon, one after the other; returns those that could not be shown, and why."""
     broken: dict[str, str] = {}
@@ -205,7 +234,7 @@ async def serve(
             for path, asked in clips.items():
                 bar.set_description(path.name)
                 try:
-                    async with aclosing(examine(client, path, fps, asked)) as replies:
+                    async with aclosing(examine(client, path, fps, asked, controls=controls)) as replies:
                         async for question, reply in replies:
                             results.add(question, reply)
                             bar.update()
@@ -217,7 +246,13 @@ async def serve(
 
 
 def measure(
-    folder: Path, model: Mapping[str, Any], fps: float, path: Path | None = None, suite: str = "questions"
+    folder: Path,
+    model: Mapping[str, Any],
+    fps: float,
+    path: Path | None = None,
+    suite: str = "questions",
+    *,
+    controls: bool = False,
 ) -> dict[str, Any]:
     """Examines a model on a folder of questions, as far as there is no reply yet; the facts for JSON.
 
@@ -225,7 +260,9 @@ def measure(
     Raises `FAILURES`, CheckpointError and FileNotFoundError.
     """
     asked, passed = SUITES[suite].read(folder)
-    about = {"suite": suite, "model": dict(model), "fps": fps}
+    about: dict[str, Any] = {"suite": suite, "model": dict(model), "fps": fps}
+    if controls:
+        about["controls"] = GLIMPSED
     results = Results(path or folder / f"results-{suite}-{Path(model['name']).name}.jsonl", about)
     lost: dict[str, str] = {}
     clips: dict[Path, list[Question]] = {}
@@ -243,7 +280,7 @@ def measure(
         )
         done = sum(question.key in results.replies for question in asked)
         with tqdm(total=len(asked), initial=done, unit="question", disable=None) as bar:
-            lost |= asyncio.run(serve(config, clips, fps, results, bar))
+            lost |= asyncio.run(serve(config, clips, fps, results, bar, controls=controls))
     return {**about, "results": str(results.path), **found(SUITES[suite], asked, passed, lost, results)}
 
 
@@ -261,6 +298,10 @@ def found(
         "asked_past_the_end": sum(each.at - reply.seen > LATE for each, reply in pairs),
         "counts": suite.counted((each, suite.right(each, reply.words)) for each, reply in pairs),
     }
+    if any(reply.glimpse is not None for _, reply in pairs):
+        facts["counts_last_four_frames"] = suite.counted(
+            (each, suite.right(each, reply.glimpse)) for each, reply in pairs if reply.glimpse is not None
+        )
     if pairs:
         for name in ("first_s", "whole_s"):
             times = [getattr(reply, name) for _, reply in pairs]
@@ -287,6 +328,11 @@ def table(facts: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from suite.table(facts["counts"])
         yield ""
+        if "counts_last_four_frames" in facts:
+            yield "by who saw the last four frames only"
+            yield ""
+            yield from suite.table(facts["counts_last_four_frames"])
+            yield ""
         first, whole = (f"{facts[name]['median']:.3f} s ({facts[name]['p95']:.3f})" for name in ("first_s", "whole_s"))
         yield f"median (95 in 100 within): first word after {first}, all of it after {whole}"
     yield f"replies: {facts['results']}"

@@ -12,6 +12,7 @@ from streamer.cli import eval_clips
 from streamer.cli import main as cli
 from streamer.cli.eval_clips import ClipError, measure, table
 from streamer.cli.eval_video import encode
+from streamer.client import AsyncClient
 from tests.tiny import TINY
 
 
@@ -88,3 +89,23 @@ def test_a_benchmark_is_examined_the_same_way(folder: Path, monkeypatch: pytest.
     found = measure(folder, TINY, 5.0, suite="ovo-bench")
     assert found["asked"] == 2 and found["counts"] == {"CRR": {"right": [0, 2]}}
     assert "| forward avg. | 0.0000   |" in list(table(found))
+
+
+def test_the_control_sees_the_last_four_frames_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval_clips, "WORDS", 2)
+    shown: dict[str, list[float]] = {}
+    push = AsyncClient.push
+
+    async def counting(client: AsyncClient, picture: bytes, *, stream: str, timestamp: float) -> None:
+        shown.setdefault(stream, []).append(timestamp)
+        await push(client, picture, stream=stream, timestamp=timestamp)
+
+    monkeypatch.setattr(AsyncClient, "push", counting)
+    found = measure(folder, TINY, 5.0, controls=True)
+    whole, glimpsed = shown["clip"], shown["glimpse"]
+    # At 0 s two frames are all there are; at 1 s, and at the end, the last four.
+    assert glimpsed == [*whole[:2], *whole[2:6], *whole[-4:]]
+    assert found["counts_last_four_frames"]["all"]["memory"][1] == 1
+    assert "by who saw the last four frames only" in list(table(found))
+    with pytest.raises(ClipError, match="holds results of"):
+        measure(folder, TINY, 5.0)
