@@ -232,7 +232,7 @@ class Assistant:
         stream = self._streams.named(name)
         if not keep_memory:
             await asyncio.wrap_future(self.engine.call(lambda: self.engine.executor.forget(stream)))
-        gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0, "entries": 0}
+        gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0, "entries": 0, "indexes": 0}
         if self.keeper is not None:
             gone = await self.keeper.forget_span(name, since, until)
         await self.watches.forget(name, since, until)

@@ -145,8 +145,8 @@ def forget(options: argparse.Namespace) -> int:
         print(json.dumps(gone, ensure_ascii=False))
     else:
         print(
-            f"{options.name}: {gone['snapshots']} snapshots, {gone['segments']} recordings of {gone['recorded_s']:.0f} s and "
-            f"{gone['entries']} entries of the timeline are gone; "
+            f"{options.name}: {gone['snapshots']} snapshots, {gone['segments']} recordings of {gone['recorded_s']:.0f} s, "
+            f"{gone['entries']} entries of the timeline and {gone['indexes']} indexes are gone; "
             f"of memory remains {gone['memory']}"
         )
     return 0

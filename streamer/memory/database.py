@@ -47,6 +47,13 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX watch_events_by_watch ON watch_events (watch, stream, id);
     CREATE INDEX watch_events_by_stream ON watch_events (stream, captured_at);
     """,
+    # 5: entries of a stream that has another name now
+    """
+    CREATE TRIGGER entry_moved AFTER UPDATE OF stream ON entries BEGIN
+        INSERT INTO words (words, rowid, text, stream) VALUES ('delete', old.id, old.text, old.stream);
+        INSERT INTO words (rowid, text, stream) VALUES (new.id, new.text, new.stream);
+    END;
+    """,
 )
 """Each brings a database from its place in this row to the next; none is ever changed once released."""
 

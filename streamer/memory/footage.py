@@ -201,11 +201,17 @@ def write_copy(clip: Clip, target: str | IO[bytes], *, streamed: bool) -> None:
     ):
         stream = output.add_stream_from_template(video(template), opaque=True)
         stream.time_base = video(template).time_base
-        sound = None
-        if template.streams.audio:
-            sound = output.add_stream_from_template(template.streams.audio[0])
-            sound.time_base = template.streams.audio[0].time_base
-        _copy_into(output, stream, sound, clip)
+        _copy_into(output, stream, _sound_of(output, clip), clip)
+
+
+def _sound_of(output: Any, clip: Clip) -> Any:
+    """The track for a clip's sound; None where it has none."""
+    with av.open(f"file:{clip.run[0].segment.path}") as template:
+        if not template.streams.audio:
+            return None
+        stream = output.add_stream_from_template(template.streams.audio[0])
+        stream.time_base = template.streams.audio[0].time_base
+        return stream
 
 
 def _copy_into(output: Any, stream: Any, sound: Any, clip: Clip) -> None:
@@ -257,7 +263,7 @@ def _follows(last: Piece | None, piece: Piece) -> bool:
 def write_encoded(clip: Clip, target: str | IO[bytes]) -> None:
     """Writes a clip as H.264 that any browser plays, its pictures upright. Raises OSError, av.error.FFmpegError."""
     with av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as output:
-        stream, unit, last = None, Fraction(1, 90_000), -1
+        stream, heard, unit, last = None, None, Fraction(1, 90_000), -1
         for each, pixels in pictures(clip.run, CLIP_SIDE):
             if each.piece is clip.run[0] and each.pts < clip.first:
                 continue
@@ -269,12 +275,31 @@ def write_encoded(clip: Clip, target: str | IO[bytes]) -> None:
                 stream = output.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "23", "g": "50"})
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 stream.codec_context.time_base, stream.codec_context.thread_count = unit, 1
+                heard = _sound_of(output, clip)
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
             last = max(round((wall - clip.begins) / unit), last + 1)
             frame.pts, frame.time_base = last, unit
             output.mux(stream.encode(frame))
         if stream is not None:
             output.mux(stream.encode())
+            _copy_sound(output, heard, clip)
+
+
+def _copy_sound(output: Any, stream: Any, clip: Clip) -> None:
+    """Adds the sound of a clip whose pictures stand at their captures."""
+    if stream is None:
+        return
+    last = -1
+    for piece in clip.run:
+        begins: float | None = None
+        for packet, pts in packets(piece, sound=True):
+            if packet.stream.type == "video":
+                begins = piece.wall(pts) - float(pts * piece.unit) if begins is None else begins
+                continue
+            at = begins and begins + float((packet.pts or 0) * packet.time_base) - clip.begins
+            if at is not None and last < round(at / stream.time_base) and 0 <= at <= clip.ends - clip.begins:
+                last = round(at / stream.time_base)
+                output.mux(_copied(packet, stream, last, last))
 
 
 def playable(clip: Clip) -> bool:

@@ -141,6 +141,22 @@ def listed(folder: Path) -> list[tuple[Index, Facts]]:
     return [(index, facts) for index in found if (facts := index.facts()) is not None]
 
 
+def forget(folder: Path, stream: str, since: float, until: float) -> int:
+    """Removes the indexes of what was recorded of a stream that hold anything of a span (Unix seconds); how many. Raises OSError."""
+    gone = 0
+    for index, facts in listed(folder):
+        begins = facts.begins
+        if (
+            begins is not None
+            and facts.source.split()[0] == stream
+            and begins <= until
+            and begins + facts.seconds >= since
+        ):
+            index.remove()
+            gone += 1
+    return gone
+
+
 def named(folder: Path, name: str) -> tuple[Index, Facts] | None:
     """An index by its name, or by its recording's path. Raises OSError."""
     path = str(Path(name).expanduser().resolve())

@@ -27,6 +27,7 @@ from streamer.events import News, StreamEvent
 from streamer.memory.clips import Clips
 from streamer.memory.diary import Diary
 from streamer.memory.folder import FolderError
+from streamer.memory.indexes import forget as forget_indexes
 from streamer.memory.notes import Notes
 from streamer.memory.past import Past
 from streamer.memory.recording import Recordings
@@ -158,6 +159,8 @@ class Keeper:
             return
         self.timeline.open(stream.name)
         name = stream.config.memory_of or stream.name
+        if name != stream.name and name not in self._streams:
+            await self._take_over(name, stream.name)
         for kept in reversed(self.snapshots.of(stream.name) or self.snapshots.of(name)):
             found = await asyncio.to_thread(self.snapshots.load, kept)
             if found is None:
@@ -179,6 +182,14 @@ class Keeper:
             facts = {"age_s": age, "time": taken.time, "wall": taken.wall, "resumes": resumed.resumes}
             self._tell(StreamEvent("stream.resumed", stream.name, facts))
             return
+
+    async def _take_over(self, old: str, new: str) -> None:
+        """What happened to a stream that is watched under another name now, and what is recorded of it, goes along."""
+        try:
+            await self.timeline.rename(old, new)
+            await asyncio.to_thread(self.recordings.rename, old, new)
+        except (StoreError, OSError) as error:
+            log.warning("what is kept of stream %s can't be stream %s's yet: %s", old, new, self.store.fault or error)
 
     def _unlike(self, stream: Stream, taken: Taken) -> str | None:
         """Why a stream can't go on with a snapshot."""
@@ -228,7 +239,12 @@ class Keeper:
             raise AssistantError("storage", f"Stream {name!r} can't be forgotten now: {error}.") from None
         segments, seconds = await asyncio.to_thread(self.recordings.forget, name, since, until)
         await asyncio.to_thread(self.clips.forget, name)
-        return {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3), "entries": entries}
+        try:
+            indexes = await asyncio.to_thread(forget_indexes, self.store.folder.path, name, since, until)
+        except OSError as error:
+            raise AssistantError("storage", f"An index of stream {name!r} can't be removed now: {error}.") from None
+        gone = {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3), "entries": entries}
+        return {**gone, "indexes": indexes}
 
     async def _trim(self) -> None:
         """Sums dropped frames up, and holds the timeline to its bounds."""

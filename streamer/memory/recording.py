@@ -332,6 +332,17 @@ class Recordings:
         places = {stream: self.folder.place(KIND, stream) for stream in self.folder.streams(KIND)}
         return {stream: sorted(find_segments(place), key=lambda each: each.number) for stream, place in places.items()}
 
+    def rename(self, old: str, new: str) -> None:
+        """What is recorded of a stream is another's, of which nothing is. Raises OSError."""
+        with self._lock:
+            if self._kept.get(new) or not self._kept.get(old):
+                return
+            place = self.folder.place(KIND, new)
+            self.folder.place(KIND, old).replace(place)
+            self._kept[new] = self._kept.pop(old)
+            for each in self._kept[new]:
+                each.path = place / each.path.name
+
     def close(self, timeout: float = 2.0) -> None:
         """Ends all recordings; waits for the disk, for so many seconds at most."""
         with self._lock:

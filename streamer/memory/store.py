@@ -84,7 +84,7 @@ class Store:
         return next(iter(self._troubles.values()), None)
 
     def write(self, sql: str, values: Sequence[Any] = (), *, now: bool = False) -> Future[int]:
-        """Carries out one statement, in order, committed with others; the future is the row's id, of a DELETE how many rows went.
+        """Carries out one statement, in order, committed with others; the future is the row's id, of a DELETE or an UPDATE how many rows.
 
         `now` says that somebody waits for it. While the disk is at fault rows wait; those that are given up fail with StoreError.
         """
@@ -246,7 +246,7 @@ class Store:
             for row in batch:
                 try:
                     done = self._database.execute(row.sql, row.values)
-                    ids.append(done.rowcount if row.sql.startswith("DELETE") else done.lastrowid or 0)
+                    ids.append(done.rowcount if row.sql.startswith(("DELETE", "UPDATE")) else done.lastrowid or 0)
                 except sqlite3.IntegrityError as error:
                     ids.append(error)
             self._database.execute("COMMIT")

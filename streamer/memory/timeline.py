@@ -159,6 +159,12 @@ class Timeline:
         """Waits until all that was added before can be read. Raises StoreError, OSError."""
         await asyncio.wrap_future(self._store.do(lambda: None))
 
+    async def rename(self, old: str, new: str) -> None:
+        """What happened to a stream is another's from now on. Raises StoreError, OSError."""
+        sql = f"UPDATE entries SET stream = ? WHERE id IN (SELECT id FROM entries WHERE stream = ? ORDER BY id LIMIT {AT_ONCE})"
+        while await asyncio.wrap_future(self._store.write(sql, (new, old), now=True)):
+            pass
+
     # Reading
 
     def entries(self, wanted: Wanted, limit: int, before: int | None = None) -> list[Entry]:

@@ -24,7 +24,7 @@ from streamer.errors import AssistantError
 from streamer.indexing import Recording, cited, file_video, index_video, load, stream_video
 from streamer.memory import recording
 from streamer.memory.folder import Folder
-from streamer.memory.indexes import Facts, Index, RecordingError, named
+from streamer.memory.indexes import Facts, Index, RecordingError, forget, named
 from streamer.memory.recording import Recordings
 from tests.memory.test_recording import record
 
@@ -122,6 +122,10 @@ def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monke
     recordings.of("yard")[0].path.write_bytes(b"torn")
     facts = index_video(runner, state, stream_video(state, "yard", began, time.time()), 2.0, PLENTY, quiet)
     assert facts.note == "1 segment can't be read" and facts.frames
+    assert not forget(state, "barn", began - 60, time.time()) and not forget(state, "yard", began - 60, began - 50)
+    assert forget(state, "yard", began, time.time()) == 2 and not named(state, facts.name), (
+        "what is forgotten is in no index"
+    )
 
 
 def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path) -> None:

@@ -286,8 +286,11 @@ def test_clips_and_stills_of_any_span(footage: tuple[Clips, float, float]) -> No
     assert made.path is not None and made.clip.begins == pytest.approx(begins, abs=0.1)
 
 
-def test_what_browsers_do_not_play_is_encoded_on_request(recordings: Recordings, tmp_path: Path) -> None:
-    path = render(tmp_path / "clip.mkv", 50, codec="libx265")
+@pytest.mark.parametrize(("codec", "pixels", "name"), [("libx265", "yuv420p", "hevc"), ("mjpeg", "yuvj420p", "mjpeg")])
+def test_what_browsers_do_not_play_is_encoded_on_request(
+    recordings: Recordings, tmp_path: Path, codec: str, pixels: str, name: str
+) -> None:
+    path = render(tmp_path / "clip.mkv", 50, codec=codec, pixel_format=pixels)
     record(recordings, str(path), 50)
     begins = recordings.of("door")[0].begins
     names = []
@@ -296,13 +299,13 @@ def test_what_browsers_do_not_play_is_encoded_on_request(recordings: Recordings,
         with av.open(str(made.path)) as container:
             names.append(container.streams.video[0].codec_context.name)
             assert len(list(container.decode(video=0))) == 50
-    assert names == ["hevc", "h264"]
+    assert names == [name, "h264"]
 
 
-def with_sound(path: Path, seconds: int) -> Path:
+def with_sound(path: Path, seconds: int, codec: str = "libx264") -> Path:
     """A clip whose odd seconds are bright and are a tone, and whose even ones are dark and silent."""
     with av.open(str(path), "w") as container:
-        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16_000, layout="mono")
+        video, sound = container.add_stream(codec, rate=25), container.add_stream("aac", rate=16_000, layout="mono")
         video.width, video.height, video.pix_fmt, video.codec_context.gop_size = 160, 90, "yuv420p", 5
         video.codec_context.thread_count, video.options = 1, {"preset": "ultrafast", "tune": "zerolatency"}
         for n in range(25 * seconds):
@@ -319,13 +322,13 @@ def with_sound(path: Path, seconds: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("audio", [True, False])
-def test_sound_goes_along_where_it_is_wanted(recordings: Recordings, tmp_path: Path, audio: bool) -> None:
-    path = with_sound(tmp_path / "clip.mp4", 4)
+@pytest.mark.parametrize(("audio", "codec"), [(True, "libx264"), (False, "libx264"), (True, "libx265")])
+def test_sound_goes_along_where_it_is_wanted(recordings: Recordings, tmp_path: Path, audio: bool, codec: str) -> None:
+    path = with_sound(tmp_path / "clip.mp4", 4, codec)
     seen = record(recordings, str(path), 100, audio=audio)
     assert same(recordings, seen) > 90
     begins = recordings.of("door")[0].begins
-    made = Clips(recordings).clip("door", begins + 0.6, begins + 3.7, encoded=False)
+    made = Clips(recordings).clip("door", begins + 0.6, begins + 3.7, encoded=codec != "libx264")
     streamed_path = tmp_path / "streamed.mp4"
     streamed_path.write_bytes(b"".join(streamed(made.clip)))
     for written in (made.path, streamed_path):

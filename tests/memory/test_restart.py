@@ -130,7 +130,12 @@ def test_a_stream_keeps_its_memory_under_another_name_only_when_asked(tmp_path: 
         assert await begin({"name": "gate", "source": "push://door"}) == [0]
         assert await begin({"name": "door", "source": "push://other"}) == [0]
         assert await begin({"name": "door", "source": "push://other", "memory_of": "door"}) == [1]
-        assert await begin({"name": "gate", "source": "push://door", "memory_of": "door"}) == [1]
+        renamed = {"name": "gate", "source": "push://door", "memory_of": "door"}
+        async with Assistant(config(tmp_path, renamed)) as assistant:
+            assert status(assistant, "gate").resumes == 1
+            happened = await assistant.archive.timeline("gate", search="live")
+            assert happened and not await assistant.archive.timeline("door"), "its timeline goes along"
+        assert await begin(renamed) == [1]
         assert await begin({**DOOR, "keep": "nothing"}) == [0]
         assert await begin(DOOR) == [1]
 
