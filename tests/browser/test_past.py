@@ -36,7 +36,7 @@ def running(config: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "streamer.cli.main", "run", str(config)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as daemon:
         try:
-            wait_for(lambda: reachable(url) and live(url))
+            wait_for(lambda: reachable(url) and live(url), 300)
             yield daemon
         finally:
             daemon.kill()
