@@ -317,7 +317,7 @@ class ContainerSource(SourceShell):
         others = [] if sound is None else [sound]
         # How far a file goes, its other streams tell as well.
         for packet in container.demux() if self.scheme == "file" else container.demux(stream, *others):
-            spoken = sound is not None and packet.stream_index == sound.index
+            spoken = sound is not None and packet.stream.index == sound.index
             if spoken and tap is not None:
                 tap.hear(packet)
             if not spoken or self.scheme == "file":  # a camera that is heard alone has stalled

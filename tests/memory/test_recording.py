@@ -345,3 +345,17 @@ def test_sound_goes_along_where_it_is_wanted(recordings: Recordings, tmp_path: P
         tones = [at for (_, before), (at, now) in pairwise(loud) if now and not before]
         assert len(rises) == len(tones) == 2
         assert all(abs(one - other) < 0.1 for one, other in zip(rises, tones, strict=True)), (rises, tones)
+
+
+@needs_rtsp
+@pytest.mark.parametrize("audio", [True, False])
+def test_a_cameras_sound(recordings: Recordings, rtsp: RtspServer, audio: bool) -> None:
+    seen = record(recordings, rtsp.url("/heard"), 60, audio=audio)
+    assert recordings.lost == 0 and recordings.fault is None and same(recordings, seen) == len(seen)
+    kept = recordings.of("door")
+    made = Clips(recordings).clip("door", kept[0].begins, kept[-1].ends, encoded=False)
+    with av.open(str(made.path)) as container:
+        assert len(container.streams.audio) == audio
+        if audio:
+            heard = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+            assert heard == pytest.approx(kept[-1].ends - kept[0].begins, abs=0.5)
