@@ -97,9 +97,10 @@ def test_pull_the_plug_and_it_still_knows(visit: Visit, tmp_path: Path) -> None:
         assert "42" in said(visit, "What do you see?")
 
         page.fill("#search", "banana")
+        banana = noted("banana")[0]
         page.click("#entries button:has-text('banana')")
         page.click("#play")
-        wait_for(lambda: float(page.get_attribute("#bar", "aria-valuenow") or 0) > noted("banana")[0] + 0.5)
+        wait_for(lambda: float(page.get_attribute("#bar", "aria-valuenow") or 0) > banana + 0.5)
         assert page.evaluate("document.getElementById('clip-shown').videoWidth") == 640
         assert "banana" in said(visit, "What do you see?")
         page.screenshot(path=str(tmp_path / "played.png"))
