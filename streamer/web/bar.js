@@ -21,7 +21,7 @@ export class Bar {
     Object.assign(this, { canvas, legend, view, drag: null });
     canvas.addEventListener("pointerdown", (event) => this.grasp(event));
     canvas.addEventListener("pointermove", (event) => this.pull(event));
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => this.release(event));
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.release());
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     new ResizeObserver(() => this.draw()).observe(canvas);
@@ -56,11 +56,12 @@ export class Bar {
     this.view.seek(this.at(this.drag.x), false);
   }
 
-  release(event) {
+  release() {
     if (!this.drag) return;
-    clearInterval(this.drag.timer);
+    const { x, timer } = this.drag;
+    clearInterval(timer);
     this.drag = null;
-    this.view.seek(this.at(event.clientX), true);
+    this.view.seek(this.at(x), true);
   }
 
   key(event) {
