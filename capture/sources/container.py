@@ -392,7 +392,9 @@ def choices(scheme: str, options: SourceOptions) -> dict[str, str]:
     prompt = {"probesize": "32"}
     match scheme:
         case "rtsp" | "rtsps":
-            return prompt | {
+            # With sound, what is probed at once may have no picture yet.
+            probed = {"probesize": "1000000", "fpsprobesize": "0"} if options.audio else prompt
+            return probed | {
                 "rtsp_transport": options.transport,
                 "allowed_media_types": "video+audio" if options.audio else "video",
                 "timeout": silence,
