@@ -11,7 +11,7 @@ from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions,
 from capture.sources.camera import CameraSource
 from capture.sources.container import ContainerSource, live_lack
 from capture.sources.demo import demo_source
-from capture.sources.http import HttpSource
+from capture.sources.http import REFUSALS, HttpSource, Kind
 from capture.sources.picture import file_source
 from capture.sources.push import PushSource
 from capture.sources.rtsp import PASSWORD_MEND
@@ -59,6 +59,8 @@ def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  
     if not there:
         mend = "; of a camera begin with rtsp:// or http://" if HIDDEN in redact(url) else ""
         raise SourceError(f"source {redact(url)}: there is no such file{mend}")
+    if path.suffix.lower() == ".mpd":
+        raise SourceError(f"source {url}: {REFUSALS[Kind.DASH]}")
     return file_source(path, options)
 
 

@@ -104,6 +104,8 @@ class ContainerSource(SourceShell):
         self.seen: float | None = None
         """That of the last picture that was handed over before the source was opened anew."""
         self.complained = False
+        self.whole = False
+        """Whether a server tells that what it sends is a file."""
         self.relayed = options.public_only and self.scheme in NETWORK
         self.relay: Relay | None = None
         if self.relayed and (lack := relay_lack(self.scheme, options)):
@@ -202,7 +204,7 @@ class ContainerSource(SourceShell):
             discard_others(container, stream, self.heard_of(container))
         file = self.scheme == "file"
         if self.scheme in ("http", "https"):
-            self.lifecycle.endless = not container.duration
+            self.lifecycle.endless = not container.duration and not self.whole
             if self.lifecycle.endless and (lack := live_lack(self.options)):
                 self.retries = False
                 raise SourceError(lack)

@@ -151,6 +151,8 @@ class HttpSource(ContainerSource):
                 more = poll.take(answer, chunks)
             elif self.kind is Kind.MOTION:
                 self.show(chunks, generation)
+            elif self.kind is Kind.CONTAINER:
+                self.whole = is_file(answer.headers)
             elif self.kind in REFUSALS:
                 raise SourceError(REFUSALS[self.kind])
             elif self.kind is Kind.PLAYLIST:
@@ -326,6 +328,12 @@ def answered(client: httpx.Client, address: str, conditions: Mapping[str, str] =
         yield answer
     finally:
         answer.close()
+
+
+def is_file(headers: httpx.Headers) -> bool:
+    """Whether an answer is a file, which ends, by what only servers of files tell of one: cameras make up lengths alone."""
+    told = any(headers.get(name) for name in ("Last-Modified", "ETag")) or headers.get("Accept-Ranges") == "bytes"
+    return told and headers.get("Content-Length", "0") != "0"
 
 
 def look_for(client: httpx.Client, segment: str) -> None:

@@ -149,8 +149,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(tmp_path_factory.mktemp("served") / "clip.mp4")
 
 
-def test_offset_and_loop_over_http(clip: Path) -> None:
-    with serving_folder(clip.parent) as server, watching(f"{server}/clip.mp4", start=1.6, loop=True) as watcher:
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.ts"])
+def test_offset_and_loop_over_http(name: str, tmp_path: Path) -> None:
+    """Of the second the container does not tell how long it is, but the server that it is a file."""
+    render(tmp_path / name)
+    with serving_folder(tmp_path) as server, watching(f"{server}/{name}", start=1.6, loop=True) as watcher:
         watcher.until(State.LIVE)
         watcher.more(70)
     frames = watcher.frames()
