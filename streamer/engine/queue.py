@@ -42,6 +42,8 @@ class Queue(Generic[F]):
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=RHYTHM))
     lately: deque[float] = field(init=False)
     """Distances whose mean is `period`, the first guess among them until it is forgotten."""
+    guessed: int = field(init=False)
+    """How many of them are the first guess's."""
     sudden: bool = False
     """Whether the newest frame came after a silence."""
     captured: float | None = None
@@ -51,12 +53,18 @@ class Queue(Generic[F]):
     due: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self.lately = deque([self.period] * max(1, round(LATELY / self.period)), maxlen=MOST_LATELY)
+        self.guessed = min(max(1, round(LATELY / self.period)), MOST_LATELY)
+        self.lately = deque([self.period] * self.guessed)
 
     @property
     def rhythm(self) -> float:
         """Seconds from one frame to the next, as is usual now."""
         return sorted(self.gaps)[len(self.gaps) // 2] if self.gaps else self.period
+
+    @property
+    def brought(self) -> float:
+        """As `period`, by what it has brought alone."""
+        return LATELY / (len(self.lately) - self.guessed + 1) if self.guessed else self.period
 
     @property
     def late(self) -> float:
@@ -88,8 +96,9 @@ class Queue(Generic[F]):
         if self.captured is not None and apart >= 0:
             self.lately.append(min(apart, LONGEST_PERIOD))
             lasted = sum(self.lately)
-            while lasted - self.lately[0] >= LATELY:
+            while lasted - self.lately[0] >= LATELY or len(self.lately) > MOST_LATELY:
                 lasted -= self.lately.popleft()
+                self.guessed = max(self.guessed - 1, 0)
             self.period = max(lasted, LATELY) / len(self.lately)
         self.captured, self.arrived = frame.captured, now
         self.waiting.append(frame)

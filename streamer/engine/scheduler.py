@@ -281,7 +281,7 @@ class Scheduler(Generic[F]):
             self._drops[name, "rate" if lowered else "stale"] += 1
         taken = tuple(stream.waiting.popleft() for _ in range(min(n, len(stream.waiting))))
         if lowered:
-            stream.due = max(stream.due + usual * stream.period / stream.share, now)
+            stream.due = max(stream.due + usual * stream.brought / stream.share, now)
         return taken
 
     def _live(self, now: float) -> list[Queue[F]]:
@@ -328,7 +328,7 @@ class Scheduler(Generic[F]):
         if not live:
             return
         each = self.frame_costs.cheapest_each(min(len(live), self.largest_batch)) / self.frames_per_step
-        speaking, load = len(self._answers.speaking()), sum(each / stream.period for stream in live)
+        speaking, load = len(self._answers.speaking()), sum(each / stream.brought for stream in live)
         token = self.decode_costs.estimate(speaking) if speaking else 0.0
         self._slack = min(SLACK, max(1.0, (FULL - token * self.pace.ceiling) / load)) if load else SLACK
         room = max(FULL - token * self.pace.floor, KEPT)
@@ -338,8 +338,8 @@ class Scheduler(Generic[F]):
             return
         self._short = True
         frames, weights = room / each, float(sum(stream.terms.priority for stream in live))
-        for stream in sorted(live, key=lambda stream: 1 / (stream.period * stream.terms.priority)):
-            rate = min(1 / stream.period, frames * stream.terms.priority / weights)
-            stream.share = rate * stream.period
+        for stream in sorted(live, key=lambda stream: 1 / (stream.brought * stream.terms.priority)):
+            rate = min(1 / stream.brought, frames * stream.terms.priority / weights)
+            stream.share = rate * stream.brought
             frames -= rate
             weights -= stream.terms.priority
