@@ -198,6 +198,30 @@ def test_a_broker_that_is_killed_or_hangs_gets_everything_in_order(
     run(test)
 
 
+@pytest.mark.parametrize("version", ["3.1.1", "5"])
+def test_a_broker_that_takes_no_picture_of_that_size_gets_every_event(tmp_path: Path, version: str) -> None:
+    """It closes the connection at each picture: events go on after it, in order."""
+
+    async def test() -> None:
+        with running(tmp_path, "allow_anonymous true\nmessage_size_limit 5000\nmax_packet_size 5000") as broker:
+            async with (
+                subscriber(broker.port) as (_, heard),
+                outputs(broker.port, version=version, stills=True) as made,
+            ):
+                made.still = picture
+                made.watches_changed([{**GATE, "states": {"yard": False}}])
+                for number in range(1, 5):
+                    made.publish(happened(number, still="/still.jpg"))
+                    await eventually(lambda number=number: number in numbers(heard.of("/event")))
+                assert list(dict.fromkeys(numbers(heard.of("/event")))) == [1, 2, 3, 4]
+                await eventually(lambda: made.status()[0].waiting == 0)
+
+    async def picture(event: str) -> bytes:
+        return bytes(9_000)
+
+    run(test)
+
+
 def test_a_password_that_is_refused_is_one_line_and_tried_seldom(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

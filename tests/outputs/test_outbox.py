@@ -62,6 +62,24 @@ def test_it_rests_longer_each_time_up_to_a_bound_and_never_twice_the_same(
     assert not set(rests) & set(others)
 
 
+def test_a_server_that_answers_500_for_an_hour_is_asked_seldom_and_gets_all_of_it_within_a_minute() -> None:
+    outbox, tries, arrived, now = Outbox(10_000, 86_400), 0, [], 0.0
+    for second in range(3_600 + 61):
+        now = float(second)
+        if second % 10 == 0 and second < 3_600:
+            outbox.put(f"{second:05d}", b"{}", now)
+        for entry in outbox.due(now, 1_000) if now >= outbox.retry_at else ():
+            tries += 1
+            if now < 3_600:
+                outbox.fail("answers 500, not 2xx", now)
+                break
+            outbox.deliver(entry)
+            arrived.append(entry.id)
+        outbox.trim(now)
+    assert arrived == [f"{second:05d}" for second in range(0, 3_600, 10)] and not len(outbox)
+    assert 60 <= outbox.failed_tries <= 130 and outbox.trouble is None and not outbox.discarded
+
+
 def test_only_another_trouble_is_news() -> None:
     outbox = Outbox(10, 100)
     assert [outbox.fail(trouble, 0.0) for trouble in ("a", "a", "b", "b")] == [True, False, True, False]
