@@ -332,8 +332,8 @@ def answered(client: httpx.Client, address: str, conditions: Mapping[str, str] =
 
 def is_file(headers: httpx.Headers) -> bool:
     """Whether an answer is a file, which ends, by what only servers of files tell of one: cameras make up lengths alone."""
-    told = any(headers.get(name) for name in ("Last-Modified", "ETag")) or headers.get("Accept-Ranges") == "bytes"
-    return told and headers.get("Content-Length", "0") != "0"
+    told = any(headers.get(name) for name in ("Last-Modified", "ETag")) or bool(headers.get("Accept-Ranges") == "bytes")
+    return told and bool(headers.get("Content-Length", "0") != "0")
 
 
 def look_for(client: httpx.Client, segment: str) -> None:
