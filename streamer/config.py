@@ -5,19 +5,17 @@ Every refusal is one line a value: the path to it, the value, and the mend.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from streamer.fields import NAME_MEND, Name, Number, PerSecond, Seconds, Section, Whole
+from streamer.fields import Name, Number, PerSecond, Seconds, Section, Whole
 from streamer.output_config import OutputsConfig
+from streamer.problems import problems, short
 from streamer.storage_config import NotesConfig, StorageConfig
 from streamer.watch_config import WatchConfig, check_names
 
@@ -40,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"key {_short(key.value)!r} stands there a second time: keep one",
+                        problem=f"key {short(key.value)!r} stands there a second time: keep one",
                         problem_mark=key.start_mark,
                     )
                 seen.add(key.value)
@@ -316,7 +314,7 @@ def parse_config(data: Mapping[str, Any], origin: str = "configuration") -> Conf
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError((_problem(detail) for detail in error.errors()), origin) from None
+        raise ConfigError(problems(error, Config), origin) from None
 
 
 def load_config(path: str | Path) -> Config:
@@ -345,73 +343,3 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError([f"holds a {type(data).__name__}, not keys and values: start with 'streams:'"], str(path))
     return data
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _key(part: str) -> str:
-    """A key as it is written, or quoted where it would break or empty the line."""
-    return _short(part if part.strip() and part.isprintable() else repr(part))
-
-
-def _problem(error: ErrorDetails) -> str:
-    """One line for one of pydantic's errors: path, value, mend."""
-    from capture.redaction import redact  # here, as capture takes long to import and few configurations are wrong
-
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in error["loc"]).lstrip(".")
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    shown = _short(redact(repr(value)))
-    if (key := f"{error['loc'][-1] if error['loc'] else ''}=value") != redact(key):
-        shown = "what it holds"  # a secret
-    if kind == "extra_forbidden":
-        known = _keys(error["loc"][:-1])
-        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        mend = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return f"{path}: unknown key (value {shown}); {mend}"
-    if kind == "missing":
-        return f"{path}: is missing; add it"
-    if kind == "value_error":
-        reason = str(context["error"])
-        return f"{path}: {shown} {reason}" if path and not isinstance(value, dict) else f"{path}: {reason}".lstrip(": ")
-    limits = {
-        "greater_than": "more than",
-        "less_than": "less than",
-        "greater_than_equal": "at least",
-        "less_than_equal": "at most",
-    }
-    if kind in limits:
-        limit = next(value for name, value in context.items() if name in ("gt", "ge", "lt", "le"))
-        return f"{path}: {shown} is out of range; it must be {limits[kind]} {limit:g}"
-    if kind == "literal_error":
-        expected = context["expected"]
-        close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", expected), n=1, cutoff=0.5)
-        return f"{path}: {shown} is not one of {expected}" + (f"; did you mean {close[0]!r}?" if close else "")
-    if kind == "string_pattern_mismatch" and error["loc"][-1] == "digest":
-        return f"{path}: is no digest of a token; write sha256: and 64 hexadecimal digits, as 'streamer token' prints"
-    if kind == "string_pattern_mismatch" and "origins" in error["loc"]:
-        return f"{path}: {shown} is no origin; write a scheme and a host, such as https://cam.example"
-    if kind == "string_pattern_mismatch":
-        return f"{path}: {shown} is no name; {NAME_MEND}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"{path}: {shown} is not a section; write keys under it"
-    if kind in ("tuple_type", "list_type"):
-        return f"{path}: {shown} is not a list; write one entry a line, each behind '- '"
-    return f"{path}: {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys known at a place in the configuration."""
-    section: type[BaseModel] = Config
-    for part in location:
-        if isinstance(part, str):
-            section = _section(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, in a list or alone, or may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_section, get_args(annotation))), None)

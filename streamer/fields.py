@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+LONGEST_NUMBER = 40
+"""Characters of a number with its unit."""
 _UNITS = {"ms": 0.001, "s": 1, "sec": 1, "seconds": 1, "min": 60, "m": 60, "h": 3600, "fps": 1, "hz": 1, "/s": 1}
 
 
@@ -14,7 +16,8 @@ def _plain_number(value: Any) -> Any:
     """Refuses what is not a number by saying which number it probably is ("25fps", "200ms", "1 min")."""
     if not isinstance(value, bool | str):
         return value
-    written = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-z/]*)\s*", str(value).lower())
+    text = str(value)[: LONGEST_NUMBER + 1]  # what is matched here would take ever longer
+    written = len(text) <= LONGEST_NUMBER and re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-z/]*)\s*", text.lower())
     if written and (not written[2] or written[2] in _UNITS):
         raise ValueError(f"is not a plain number: write {float(written[1]) * _UNITS.get(written[2], 1):g}")
     raise ValueError("is not a number")

@@ -9,15 +9,22 @@ from pydantic import AfterValidator, Field, model_validator
 
 from streamer.fields import Name, Number, Seconds, Section, Whole
 
+LONGEST_ADDRESS = 2_048
+"""Characters of a webhook's address."""
 Secret = Annotated[str, Field(min_length=8)]
 Text = Annotated[str, Field(min_length=1)]
 
 
 def _web_address(value: str) -> str:
+    import httpx  # here, as few have a webhook, and it takes long to import
+
+    if len(value) > LONGEST_ADDRESS:
+        raise ValueError(f"has {len(value)} characters: {LONGEST_ADDRESS} are the most")
     try:
+        httpx.URL(value)  # which is stricter of names, and must take it later
         parts = urlsplit(value)
         whole = parts.scheme in ("http", "https") and parts.hostname and not parts.fragment and (parts.port or 1)
-    except ValueError:
+    except (ValueError, httpx.InvalidURL):
         whole = False
     if not whole or not value.isprintable() or " " in value:
         raise ValueError("is no address of a web server: write https://host/path")

@@ -81,6 +81,8 @@ class WatchConfig(Section):
 
     @model_validator(mode="after")
     def _reachable(self) -> WatchConfig:
+        if self.name == "events":
+            raise ValueError("name 'events' is where events of all watches are told: choose another")
         if not self.question.strip():
             raise ValueError("question has no words: write what is looked for, such as 'Is someone at the gate?'")
         if self.fall > self.rise:

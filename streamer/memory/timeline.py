@@ -304,11 +304,11 @@ def _entry(
 
 def _match(search: str, stream: str) -> str:
     """A query that is looked for in texts alone, of one stream's. Raises SearchError."""
+    if len(search) > LONGEST_SEARCH:
+        raise SearchError(f"the search has {len(search)} characters: {LONGEST_SEARCH} are the most")
     if not search.strip():
         raise SearchError("the search has no words: write one, or leave it out")
     search = "".join(sign if sign.isprintable() else " " for sign in search)
-    if len(search) > LONGEST_SEARCH:
-        raise SearchError(f"the search has {len(search)} characters: {LONGEST_SEARCH} are the most")
     with closing(sqlite3.connect(":memory:")) as trial:
         trial.execute("CREATE VIRTUAL TABLE words USING fts5 (text, stream)")
         try:

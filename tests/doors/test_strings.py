@@ -18,10 +18,16 @@ from protocols.chat import chosen_stream, read_chat, video_file
 from protocols.fields import ProtocolError, picture_bytes, read_object, uri_bytes
 from protocols.realtime.session import RealtimeSession
 from protocols.whip import FRAGMENT, SDP, WhipEndpoint, check_offer
+from streamer.config import ConfigError, parse_config
+from streamer.errors import AssistantError
 from streamer.logs import escaped
+from streamer.memory.moments import read_moment
+from streamer.memory.timeline import _match
 from streamer.server.auth import Gate, new_token, read_tokens
 from streamer.server.errors import RequestError
 from streamer.server.limits import network_of
+from streamer.server.watches import known_id
+from streamer.watches.asked import checked
 from tests.protocols.test_whip import OFFER
 
 SIZE = 2**20
@@ -46,6 +52,7 @@ def trickled(text: str) -> None:
     endpoint.request("PATCH", "door", "session", {"content-type": FRAGMENT}, body)
 
 
+WATCH = {"name": "odd", "question": "Is it so?", "streams": ["demo"]}
 READERS: dict[str, Callable[[str], object]] = {
     "a source's secrets": redact,
     "a source": open_source,
@@ -68,6 +75,19 @@ READERS: dict[str, Callable[[str], object]] = {
     "Origin": header("origin"),
     "Authorization": header("authorization"),
     "a subprotocol": header("sec-websocket-protocol"),
+    "a moment": lambda text: read_moment(text, 1e9),
+    "a search": lambda text: _match(text, "demo"),
+    "a watch": lambda text: checked(
+        {"name": text, "question": text, "streams": ["demo"], "quiet": [text]}, ["demo"], []
+    ),
+    "a watch's numbers": lambda text: checked({**WATCH, "every": text, "when": text, "outputs": [text]}, ["demo"], []),
+    "a watch's key": lambda text: checked({**WATCH, text: text, "format": {text: text}}, ["demo"], []),
+    "a watch's stream": lambda text: checked({**WATCH, "streams": [text]}, ["demo"], []),
+    "a stream's options": lambda text: parse_config(
+        {"streams": [{"name": text, "source": text, "fps": text, text: 1}]}
+    ),
+    "an output": lambda text: parse_config({"outputs": {"webhooks": [{"name": "a", "url": text, "timeout": text}]}}),
+    "an event's id": known_id,
 }
 PIECES = st.text(st.sampled_from("aZ09:/?@&=#%.,;_-*\"\\'[]{}() \t\r\n\0\x1b+|~^é🙂"), max_size=24) | st.sampled_from(
     [
@@ -92,7 +112,7 @@ def seconds(read: Callable[[str], object], text: str) -> float:
     took = []
     for _ in range(5):
         began = time.thread_time()
-        with suppress(SourceError, ProtocolError, RequestError, PictureError, ValueError):
+        with suppress(SourceError, ProtocolError, RequestError, PictureError, AssistantError, ConfigError, ValueError):
             read(text)
         took.append(time.thread_time() - began)
         if took[-1] < ALLOWED:
@@ -112,6 +132,7 @@ def seconds(read: Callable[[str], object], text: str) -> float:
 @example(before="", pattern="9", behind="")
 @example(before="", pattern="%25", behind="")
 @example(before="", pattern="= \n", behind="")
+@example(before="1", pattern=" ", behind="!")
 def test_a_megabyte_of_anything_is_read_in_a_moment(name: str, before: str, pattern: str, behind: str) -> None:
     text = before + pattern * (SIZE // max(1, len(pattern.encode()))) + behind
     assert seconds(READERS[name], text) < ALLOWED, f"{before!r} {pattern!r} {behind!r}"
