@@ -59,7 +59,7 @@ class Outputs:
             self._added = {name: WebhookConfig.model_validate_json(options) for name, options in rows}
             self._writing = asyncio.create_task(self._shelf.run(), name="outbox")
         for config in self._config.all:
-            self._added.pop(config.name, None)
+            await self._replace(config.name)
         for config in (*self._config.all, *self._added.values()):
             self._begin(config, Outbox(config.keep_events, config.keep_hours * 3_600, kept.pop(config.name, ())))
         for name, entries in kept.items():
@@ -121,7 +121,8 @@ class Outputs:
     # Outputs that come and go
 
     async def add(self, config: WebhookConfig) -> OutputStatus:
-        """Delivers to one more webhook, after a restart too. Raises AssistantError: output_exists, too_many_outputs."""
+        """Delivers to one more webhook, after a restart too. Raises AssistantError: not_ready, output_exists, too_many_outputs."""
+        self._check_begun()
         if config.name in self._deliveries:
             raise AssistantError(
                 "output_exists", f"There is an output {config.name!r} already: remove it or take another name."
@@ -135,7 +136,8 @@ class Outputs:
         return self._deliveries[config.name].status()
 
     async def remove(self, name: str) -> None:
-        """Delivers no more to an output that was added; what waits for it is thrown away. Raises AssistantError: unknown_output."""
+        """Delivers no more to one that was added; what waits for it is gone. Raises AssistantError: not_ready, unknown_output."""
+        self._check_begun()
         if name not in self._added:
             known = ", ".join(self._added) or "none"
             raise AssistantError(
@@ -156,7 +158,7 @@ class Outputs:
         for name, wanted in new.items():
             if old.get(name) == wanted:
                 continue
-            self._added.pop(name, None)
+            await self._replace(name)
             before = self._deliveries.get(name)
             outbox = Outbox(wanted.keep_events, wanted.keep_hours * 3_600)
             if before is not None:
@@ -166,6 +168,15 @@ class Outputs:
             self._begin(wanted, outbox)
             lines.append(f"output {name} was {'added' if before is None else 'changed'}")
         return lines
+
+    def _check_begun(self) -> None:
+        if self._early is not None:
+            raise AssistantError("not_ready", "The model is being loaded: outputs can be changed in a moment.")
+
+    async def _replace(self, name: str) -> None:
+        """An output that is configured takes the place of one that was added, which is not to come back when it is removed."""
+        if self._added.pop(name, None) is not None:
+            await self._write("DELETE FROM outputs WHERE name = ?", (name,))
 
     def _begin(self, config: OutputConfig, outbox: Outbox) -> None:
         delivery = Delivery(config, self._target(config), outbox, self._shelf)

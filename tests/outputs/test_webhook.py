@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from streamer.config import ConfigError, parse_config
+from streamer.errors import AssistantError
+from streamer.output_config import WebhookConfig
 from streamer.outputs import outbox
 from streamer.outputs.outputs import Outputs
 from tests.outputs.receiver import Receiver, configured, happened, received, started
@@ -217,6 +219,38 @@ def test_outputs_come_go_and_change_with_the_configuration(tmp_path: Path) -> No
             await eventually(lambda: len(new.accepted) == 1)  # what waited goes where it is wanted now
             lines = await made.reload(parse_config({}).outputs)
             assert sorted(lines) == ["output hook was removed", "output more was removed"] and not made.status()
+
+    run(test)
+
+
+def test_one_that_was_added_never_comes_back_after_a_configured_one_took_its_name(tmp_path: Path) -> None:
+    """Else removing it from the configuration, with its new secret, would bring back the old one at the next start."""
+    added = WebhookConfig(name="hook", url="http://127.0.0.1:1/old", secret="an old secret")
+    configured_now = parse_config({"outputs": {"webhooks": [{"name": "hook", "url": "http://127.0.0.1:2/"}]}}).outputs
+
+    async def test() -> None:
+        for takes in ("reload", "start"):
+            async with started(Outputs(parse_config({}).outputs), tmp_path) as made:
+                await made.add(added)
+                if takes == "reload":
+                    assert await made.reload(configured_now) == ["output hook was changed"]
+                    assert await made.reload(parse_config({}).outputs) == ["output hook was removed"]
+            if takes == "start":
+                async with started(Outputs(configured_now), tmp_path) as made:
+                    assert made.address("hook").endswith(":2")
+            async with started(Outputs(parse_config({}).outputs), tmp_path) as made:
+                assert not made.status()
+
+    run(test)
+
+
+def test_none_is_added_before_those_that_were_kept_are_there() -> None:
+    async def test() -> None:
+        made = Outputs(parse_config({}).outputs)
+        for change in (made.add(WebhookConfig(name="hook", url="http://127.0.0.1:1/")), made.remove("hook")):
+            with pytest.raises(AssistantError, match="being loaded") as refused:
+                await change
+            assert refused.value.code == "not_ready"
 
     run(test)
 

@@ -110,16 +110,16 @@ def test_events_need_view_and_outputs_admin(daemon: Daemon) -> None:
 
 def test_webhooks_come_and_go_and_show_no_secret(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     with daemon.served() as served, httpx.Client(base_url=served.url, timeout=30) as client:
-        hook = {"name": "hook", "url": "https://user:hunter2@127.0.0.1:1/x?token=hunter2", "secret": SECRET}
+        hook = {
+            "name": "hook",
+            "url": "https://user:hunter2@127.0.0.1:1/services/hunter2?token=hunter2",
+            "secret": SECRET,
+        }
         replies = [client.post("/v1/outputs", json=hook), client.get("/v1/outputs"), client.get("/metrics")]
         assert [reply.status_code for reply in replies] == [201, 200, 200]
         daemon.do(lambda: served.outputs.publish(happened(1)))
         shown = client.get("/v1/outputs").json()["outputs"][0]
-        assert (
-            shown["name"] == "hook"
-            and shown["waiting"] == 1
-            and shown["address"].startswith("https://***@127.0.0.1:1/x")
-        )
+        assert shown["name"] == "hook" and shown["waiting"] == 1 and shown["address"] == "https://127.0.0.1:1/…"
         assert 'streamer_output_waiting{kind="webhook",output="hook"} 1' in client.get("/metrics").text
         assert main(["status", "--url", served.url]) == 0
         head, line = capsys.readouterr().out.splitlines()[-2:]
