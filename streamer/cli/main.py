@@ -16,7 +16,7 @@ from streamer.cli.bench import add_arguments as bench_arguments
 from streamer.cli.eval import add_arguments as evaluation_arguments
 from streamer.cli.recordings import add_arguments as recording_arguments
 from streamer.cli.recordings import ask as ask_recording
-from streamer.cli.remote import ask, forget, reach, setting, status, stream_add, stream_remove, timeline
+from streamer.cli.remote import ask, forget, printable, reach, setting, status, stream_add, stream_remove, timeline
 from streamer.cli.run import run
 from streamer.cli.verify import add_arguments as verification_arguments
 from streamer.cli.watch import add_arguments as watch_arguments
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except ClientError as error:
-        print(f"streamer: {error.message}", file=sys.stderr)
+        print(f"streamer: {printable(error.message)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if find_spec("torch") is not None:

@@ -8,15 +8,16 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from streamer.client import DEFAULT_URL, Client, ClientError
 from streamer.wire import fetch
 
+T = TypeVar("T")
 LOADING_SECONDS, TRY_SECONDS = 900.0, 0.5
 """How long a question waits for a model that is being loaded, and how often it is asked meanwhile."""
 
@@ -62,7 +63,7 @@ def ask(options: argparse.Namespace) -> int:
             first = first or time.monotonic() - began
             words.append(word)
             if not options.json:
-                print(word, end="", flush=True)
+                print(printable(word, "\n\t"), end="", flush=True)
     if options.json:
         facts = {
             "question": options.question,
@@ -77,9 +78,38 @@ def ask(options: argparse.Namespace) -> int:
     return 0
 
 
+class Patience:
+    """Waits, with a line, for a daemon whose model is still being loaded."""
+
+    def __init__(self) -> None:
+        self._waiting, self._end = False, time.monotonic() + LOADING_SECONDS
+
+    def bear(self, error: ClientError) -> None:
+        """Returns when it is time to try again. Raises the error where that does not help."""
+        # Right after the model, the streams' first frames are still to come.
+        soon = error.code == "not_ready" or (self._waiting and error.code == "no_frames")
+        if not soon or time.monotonic() > self._end:
+            raise error
+        if not self._waiting:
+            why = error.message.partition(":")[0]
+            print(f"streamer: {why[0].lower()}{why[1:]}: waiting", file=sys.stderr, flush=True)
+        self._waiting = True
+        time.sleep(TRY_SECONDS)
+
+
+def waited(do: Callable[[], T]) -> T:
+    """What `do` returns, once the model is loaded. Raises ClientError."""
+    patience = Patience()
+    while True:
+        try:
+            return do()
+        except ClientError as error:
+            patience.bear(error)
+
+
 def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any]) -> Iterator[str]:
-    """The answer's words; waits, with a line, for a daemon whose model is still being loaded. Fills in the `moment` of the past."""
-    waiting, end = False, time.monotonic() + LOADING_SECONDS
+    """The answer's words; waits for a model that is still being loaded. Fills in the `moment` of the past."""
+    patience = Patience()
     while True:
         try:
             yield from client.ask(
@@ -97,15 +127,7 @@ def _answer(client: Client, options: argparse.Namespace, moment: dict[str, Any])
             )
             return
         except ClientError as error:
-            # Right after the model, the streams' first frames are still to come.
-            soon = error.code == "not_ready" or (waiting and error.code == "no_frames")
-            if not soon or time.monotonic() > end:
-                raise
-            if not waiting:
-                why = error.message.partition(":")[0]
-                print(f"streamer: {why[0].lower()}{why[1:]}: waiting", file=sys.stderr, flush=True)
-            waiting = True
-        time.sleep(TRY_SECONDS)
+            patience.bear(error)
 
 
 def _reached(moment: Mapping[str, Any]) -> str:
@@ -131,8 +153,14 @@ def web(
 ) -> Any:
     """What the daemon says over HTTP, for what is no matter of a conversation; of `query`, what is None is left out.
 
-    `body` goes along as JSON. Raises ClientError.
+    `body` goes along as JSON. Waits for a model that is still being loaded. Raises ClientError.
     """
+    return waited(lambda: _web(options, path, query, method, body))
+
+
+def _web(
+    options: argparse.Namespace, path: str, query: Mapping[str, Any], method: str, body: Mapping[str, Any] | None
+) -> Any:
     url = options.url or os.environ.get("STREAMER_URL") or DEFAULT_URL
     token = _token(options) or os.environ.get("STREAMER_TOKEN")
     return json.loads(fetch(url, path, query, token=token, tls=_tls(options), method=method, body=body) or b"null")
@@ -174,14 +202,17 @@ def timeline(options: argparse.Namespace) -> int:
     return 0
 
 
+def printable(text: str, but: str = "") -> str:
+    """Text of others with nothing in it that a terminal would obey, `but` some signs."""
+    return "".join(sign if sign.isprintable() or sign in but else " " for sign in text)
+
+
 def _line(text: str) -> str:
-    """Text of others on one line, with nothing in it that a terminal would obey."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return " ".join(printable(text).split())
 
 
 def status(options: argparse.Namespace) -> int:
-    with _client(options) as client:
-        streams = client.streams()
+    streams = web(options, "streams")["streams"]
     outputs = _outputs(options)
     if options.json:
         print(json.dumps({"streams": streams, "outputs": outputs}, ensure_ascii=False))
@@ -206,9 +237,8 @@ def _outputs(options: argparse.Namespace) -> list[dict[str, Any]]:
 def stream_add(options: argparse.Namespace) -> int:
     chosen = {"fps": options.fps, "loop": options.loop or None, **dict(options.set)}
     with _client(options) as client:
-        added = client.attach(
-            options.name, options.source, **{key: value for key, value in chosen.items() if value is not None}
-        )
+        given = {key: value for key, value in chosen.items() if value is not None}
+        added = waited(lambda: client.attach(options.name, options.source, **given))
     print(json.dumps(added, ensure_ascii=False) if options.json else f"{options.name} is {added['state']}")
     return 0
 
@@ -226,7 +256,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 def stream_remove(options: argparse.Namespace) -> int:
     with _client(options) as client:
-        client.detach(options.name)
+        waited(lambda: client.detach(options.name))
     print(json.dumps({"removed": options.name}, ensure_ascii=False) if options.json else f"{options.name} is removed")
     return 0
 
@@ -251,7 +281,7 @@ def status_lines(streams: Sequence[dict[str, Any]]) -> list[str]:
                 stream["source"],
             )
         )
-    return _columns(rows)
+    return columns(rows)
 
 
 def output_lines(outputs: Sequence[dict[str, Any]]) -> list[str]:
@@ -265,10 +295,12 @@ def output_lines(outputs: Sequence[dict[str, Any]]) -> list[str]:
         rows.append(
             (output["name"], output["kind"], waiting, oldest, delivered, discarded or "0", state, output["address"])
         )
-    return _columns(rows)
+    return columns(rows)
 
 
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows in columns, a line each, with nothing in them that a terminal would obey."""
+    rows = [tuple(map(_line, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from streamer.cli.remote import reach, setting, web
+from streamer.cli.remote import columns, printable, reach, setting, web
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 Options = argparse.Namespace
@@ -216,8 +216,7 @@ def watch_lines(watches: list[dict[str, Any]]) -> list[str]:
             counts = [str(watch[key]) for key in ("events", "right", "false_alarms")]
             asked = watch["question"] + (f"  ! {at['trouble']}" if at["trouble"] else "")
             rows.append((watch["name"], at["stream"], state, seen, rate, counts[0], counts[1], counts[2], asked))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return columns(rows)
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -227,4 +226,5 @@ def event_line(event: dict[str, Any]) -> str:
     changed = f": {event['before']} → {event['after']}" if event["type"] == "watch.changed" else ""
     changed = f": {event['description']}" if event.get("description") else changed
     said = f" [{event['feedback'].replace('_', ' ')}]" if event["feedback"] else ""
-    return f"{when}  {event['id']}  {event['watch']} {event['type'].removeprefix('watch.')} on {event['stream']}{changed}{value}{said}"
+    what = f"{event['watch']} {event['type'].removeprefix('watch.')} on {event['stream']}{changed}{value}{said}"
+    return printable(f"{when}  {event['id']}  {what}")

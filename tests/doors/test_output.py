@@ -21,6 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer import logs
+from streamer.cli.main import main
+from streamer.cli.remote import status_lines
+from streamer.cli.watch import event_line, watch_lines
+from streamer.client import ClientError
 from streamer.logs import JsonFormatter, LineFormatter, Output
 from tests.capture.lab import wait_for
 from tests.forked import Forked
@@ -170,3 +174,26 @@ def test_a_reader_that_goes_away_ends_nothing() -> None:
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_what_others_named_steers_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch's question is whoever's that may ask; it is shown to an administrator."""
+    attack = "Is it\x1b]0;mine\x07 so\x9b31m\u202e?\nFAKE  demo  true"
+    at = {"stream": "demo", "state": attack, "seen": attack, "silent": None, "looks_per_s": 1.0, "slowed": False}
+    watch = {"name": "a", "question": attack, "paused": False, "events": 1, "right": 0, "false_alarms": 0}
+    event = {"captured_at": 0.0, "id": "event_0", "watch": "a", "type": "watch.changed", "stream": "demo"}
+    event |= {"before": attack, "after": attack, "probability": None, "feedback": None}
+    lines = watch_lines([{**watch, "streams": [{**at, "trouble": attack}]}])
+    assert len(lines) == 2 and not any(steers(line) for line in (*lines, event_line(event)))
+    stream = dict.fromkeys(("fps_in", "fps_seen", "lag_s", "newest_frame_age_s", "uptime_s"), 1.0)
+    lines = status_lines([{**stream, "name": "a", "drops": {}, "state": "live", "reason": attack, "source": attack}])
+    assert len(lines) == 2 and not any(map(steers, lines))
+
+    def refused(*_: object) -> None:
+        raise ClientError("unknown_stream", attack)
+
+    monkeypatch.setattr("streamer.cli.watch.web", refused)
+    assert main(["watch", "list"]) == 1
+    assert not steers(capsys.readouterr().err.removesuffix("\n"))
