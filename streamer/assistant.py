@@ -113,7 +113,7 @@ class Assistant:
             if self.keeper is not None:
                 await self.keeper.attach_added(self._streams, self._streams.attach)
                 self.keeper.begin(self._answer, lambda: bool(self._answers))
-            await self.watches.begin(self.config.watches, self.keeper, self._prompt, self._ask_in_form)
+            await self.watches.begin(self.config.watches, self.keeper, self._prompt, self.compile, self._ask_in_form)
         except BaseException:
             await self.stop()
             raise
@@ -197,7 +197,7 @@ class Assistant:
         now = time.monotonic()
         return [stream.status(now) for stream in self._streams.values()]
 
-    async def attach(self, name: str, source: str, **options: Any) -> StreamStatus:
+    async def attach(self, /, name: str, source: str, **options: Any) -> StreamStatus:
         """Begins to watch a source; `options` are the keys of a configured stream.
 
         Raises AssistantError: bad_option, stream_exists, too_many_streams, too_many_frames, bad_source, not_ready.

@@ -212,7 +212,8 @@ def _line(text: str) -> str:
 
 
 def status(options: argparse.Namespace) -> int:
-    streams = web(options, "streams")["streams"]
+    with _client(options) as client:
+        streams = waited(client.streams)
     outputs = _outputs(options)
     if options.json:
         print(json.dumps({"streams": streams, "outputs": outputs}, ensure_ascii=False))

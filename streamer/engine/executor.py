@@ -133,6 +133,7 @@ class Executor:
     def unwatch(self, stream: str, watch: str) -> None:
         """Asks it no more."""
         self.standing.get(stream, {}).pop(watch, None)
+        self.scenes.get(stream, Scene()).forget(watch)
         self.scheduler.looks.remove(stream, watch)
 
     def ask(self, request: Request) -> None:

@@ -78,6 +78,11 @@ class Scene:
         last = self.last.get(name, float("-inf"))
         return last < self.changed[name] + SETTLES or captured - last >= LONGEST
 
+    def forget(self, watch: str) -> None:
+        """A watch is no more."""
+        for known in (self.changed, self.last, self.thumbnails):
+            known.pop(watch, None)
+
     def looked(self, watch: str, captured: float) -> None:
         """A watch has looked at the picture captured then."""
         self.last[watch] = captured

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import queue
 import shutil
 import threading
@@ -22,7 +25,9 @@ from streamer.memory.footage import Clip, find_clip, playable, still, write_copy
 from streamer.memory.moments import written
 from streamer.memory.recording import Recordings
 
+log = logging.getLogger("streamer")
 PLACE = "clips"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 WHOLE_BYTES = 128 * 2**20
 """A clip of more is handed over as it is made, and can't be sought in before it is there."""
 KEPT_BYTES, KEPT_CLIPS = 512 * 2**20, 16
@@ -91,6 +96,10 @@ class Clips:
             try:
                 made = self._make(clip, encoded=encoded)
             except (OSError, av.error.FFmpegError) as error:
+                if error.errno in NO_ROOM:
+                    why = os.strerror(error.errno or 0)
+                    log.error("a clip can't be made in %s (%s): make room there", self.place, why)
+                    raise AssistantError("no_storage", "There is no room here to make a clip.") from None
                 raise AssistantError("no_recording", f"The recording can't be read: {error}.") from None
             assert made.path is not None
             self._kept[key] = (made, made.path.stat().st_size)

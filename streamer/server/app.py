@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from starlette._utils import get_route_path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -35,7 +36,7 @@ from streamer.prompt import default_sampling
 from streamer.server.addresses import RootPath, misplaced
 from streamer.server.admission import LINKED, Admission, Held
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
-from streamer.server.bodies import PICTURE_HEADERS, Viewing, read_body
+from streamer.server.bodies import PICTURE_HEADERS, Attended, read_body, viewing
 from streamer.server.chat import complete
 from streamer.server.connections import Crowd, HttpProtocol, WebSocketProtocol, most_connections
 from streamer.server.errors import (
@@ -47,7 +48,7 @@ from streamer.server.errors import (
     refuse_address,
     refuse_unforeseen,
 )
-from streamer.server.limits import Limits
+from streamer.server.limits import Limits, network_of
 from streamer.server.metrics import Metrics
 from streamer.server.outputs import OutputRoutes
 from streamer.server.questions import Questions
@@ -94,9 +95,9 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
             Route("/v1/streams/{stream}", routes.detach, methods=["DELETE"]),
             Route("/v1/streams/{stream}/frame.jpg", routes.frame),
             Route("/v1/streams/{stream}/video.mjpeg", routes.video),
-            Route("/v1/streams/{stream}/clip", routes.clip),
+            Route("/v1/streams/{stream}/clip", routes.footage.clip),
             Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
-            Route("/v1/streams/{stream}/still", routes.still),
+            Route("/v1/streams/{stream}/still", routes.footage.still),
             *routes.outputs.routes,
             *routes.timelines.routes(),
             *routes.watching.routes(),
@@ -178,10 +179,10 @@ class Routes:
             media_domains=config.server.media_domains,
         )
         self._publishing = Publishing(assistant, f"{config.server.root_path}/whip")
-        self._footage = Footage(assistant)
+        self.footage = Footage(assistant, self._streams, self.limits, self._admit_to_evidence, self._sees)
         self.outputs = OutputRoutes(outputs, self.limits, self._admit, self._stays, config.server.private_sources)
         self.timelines = Timelines(assistant, self._streams, lambda request: self._admit(request, "view"))
-        self.watching = Watching(assistant, self._admit, self._admit_to_evidence)
+        self.watching = Watching(assistant, self._streams, self._admit, self._admit_to_evidence)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -303,6 +304,7 @@ class Routes:
 
     async def streams(self, request: Request) -> Response:
         self._admit(request, "view")
+        self._streams.check_loaded()
         return JSONResponse({"streams": [stream_view(status) for status in self._streams.all()]})
 
     async def stream(self, request: Request) -> Response:
@@ -328,7 +330,7 @@ class Routes:
         picture = await self._streams.picture(request.path_params["stream"])
         return Response(picture, media_type="image/jpeg", headers=PICTURE_HEADERS)
 
-    async def video(self, request: Request) -> Response:
+    async def video(self, request: Request) -> Response | Attended:
         """The pictures that the model sees, as motion JPEG; who watches has a connection open."""
         visitor = self._admit(request, "view")
         name = request.path_params["stream"]
@@ -337,8 +339,8 @@ class Routes:
         if request.method == "HEAD":
             return Response(media_type=kind, headers=PICTURE_HEADERS)
         self.limits.connect(visitor.name)
-        pictures = self._streams.pictures(name, lambda: self._stays(visitor))
-        return Viewing(pictures, kind, lambda: self.limits.disconnect(visitor.name))
+        pictures = self._streams.pictures(name)
+        return viewing(pictures, kind, lambda: self._stays(visitor), lambda: self.limits.disconnect(visitor.name))
 
     async def forget(self, request: Request) -> Response:
         """`?from=…&to=…`, all of it without them; `keep_memory=true` lets the stream remember what it has seen."""
@@ -350,14 +352,6 @@ class Routes:
         if keep not in ("true", "false"):
             raise RequestError("bad_option", f"keep_memory is true or false, not {keep[:40]!r}.")
         return JSONResponse(await self._assistant.forget(name, since, until, keep_memory=keep == "true"))
-
-    async def clip(self, request: Request) -> Response:
-        self._admit_to_evidence(request)
-        return await self._footage.clip(request)
-
-    async def still(self, request: Request) -> Response:
-        self._admit(request, "view")
-        return await self._footage.still(request)
 
     async def whip(self, request: Request) -> Response:
         """Publishing by WebRTC (RFC 9725); what a session's URL may do is known to its publisher alone."""
@@ -387,12 +381,20 @@ class Routes:
         """Whether this is a signed link to evidence, and still good."""
         return self._assistant.watches.links.holds(path, query, time.time())
 
-    def _admit_to_evidence(self, request: Request) -> None:
-        """Lets in whoever follows a signed link, or may view. Raises RequestError."""
+    def _sees(self, request: Request, visitor: Visitor) -> bool:
+        """Whether whoever was let in to evidence goes on seeing it."""
+        if not request.scope[LINKED]:
+            return self._stays(visitor)
+        return not self._closing.is_set() and self.linked(get_route_path(request.scope), request.url.query)
+
+    def _admit_to_evidence(self, request: Request) -> Visitor:
+        """Lets in whoever follows a signed link, by the address, or may view. Raises RequestError."""
         if request.scope[LINKED]:
-            return
+            address = network_of(request.client.host if request.client else "unknown")
+            self.limits.request(address, time.monotonic())
+            return Visitor(address, frozenset({"view"}), remote=True)
         try:
-            self._admit(request, "view")
+            return self._admit(request, "view")
         except RequestError as error:
             if error.code == "unauthorized" and "signature" in request.query_params:
                 raise RequestError(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive
 from starlette.types import Scope as ASGIScope
 from starlette.types import Send as ASGISend
@@ -17,6 +17,10 @@ BODY_BYTES = 32 * 2**20
 """The largest body of a request: pictures and short videos come in it."""
 BODY_SECONDS = 60.0
 """Within which a body must have come."""
+LOOK_SECONDS = 1.0
+"""Within which a response ends whose visitor may no longer be here."""
+CUT = "streamer.cut"
+"""In the state of an HTTP request's scope: ends its connection at once, whatever waits to be sent."""
 PICTURE_HEADERS = {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"}
 
 
@@ -36,16 +40,38 @@ async def read_body(request: Request) -> bytes:
     return bytes(out)
 
 
-class Viewing(StreamingResponse):
-    """Pictures or events for one who watches; `over` is called once nobody does any more."""
+class Attended:
+    """A response that goes on for as long as its visitor `stays`, and then breaks off; `over` is called at its end, however it comes."""
 
-    def __init__(self, pictures: AsyncIterator[bytes], kind: str, over: Callable[[], None]) -> None:
-        super().__init__(pictures, media_type=kind, headers=PICTURE_HEADERS)
-        self._over = over
+    def __init__(self, response: Response, stays: Callable[[], bool], over: Callable[[], None]) -> None:
+        self._response, self._stays, self._over = response, stays, over
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: ASGISend) -> None:
-        """See `StreamingResponse`."""
+        """As an ASGI app."""
+        sending = asyncio.ensure_future(self._response(scope, receive, send))
         try:
-            await super().__call__(scope, receive, send)
+            while not sending.done() and self._stays():
+                await asyncio.wait([sending], timeout=LOOK_SECONDS)
+            if not sending.done():
+                await asyncio.wait([sending], timeout=LOOK_SECONDS)
+            if sending.done():
+                await sending
+            else:
+                # Whoever does not read would have what was sent last for ever.
+                scope["state"][CUT]()
         finally:
+            sending.cancel()
+            await asyncio.wait([sending])
             self._over()
+
+
+def viewing(pictures: AsyncIterator[bytes], kind: str, stays: Callable[[], bool], over: Callable[[], None]) -> Attended:
+    """Pictures or events for one who watches."""
+
+    async def wanted() -> AsyncIterator[bytes]:
+        async for picture in pictures:
+            if not stays():
+                break
+            yield picture
+
+    return Attended(StreamingResponse(wanted(), media_type=kind, headers=PICTURE_HEADERS), stays, over)

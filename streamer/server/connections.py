@@ -19,11 +19,14 @@ from websockets.http11 import Request
 
 from protocols.realtime.server_events import Error, ErrorView
 from streamer.server.admission import Held
+from streamer.server.bodies import CUT
 from streamer.server.errors import RequestError
 from streamer.server.limits import frame_bucket, network_of
 
 HEAD_SECONDS = 10.0
 """Within which a request's head must have come, from the connection's beginning or from the head's first byte."""
+SEND_SECONDS = 60.0
+"""How long a peer may take nothing of what is sent to it over HTTP before its connection is cut, as nginx has it."""
 CLOSE_SECONDS = 1.0
 """How long a closing handshake may take before the connection is cut."""
 MOST_CONNECTIONS = 1_000
@@ -94,11 +97,15 @@ class HttpProtocol(H11Protocol):
     """The TLS handshake while it lasts."""
     early = b""
     """What came along with its end."""
+    send_timer: asyncio.TimerHandle | None = None
+    unsent = 0
+    """Bytes that count as held, as the peer does not read them."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, CUT: self._cut}
         tls: ssl.SSLContext | None = self.config.app.state.tls  # type: ignore[union-attr]
-        if not self._crowd().enter(transport, network_of(self.client[0] if self.client else "")):
+        if not self._crowd().enter(transport, self._network()):
             if tls is None:
                 transport.write(BUSY)
             transport.close()
@@ -132,7 +139,50 @@ class HttpProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._crowd().leave(self.transport)
         self._end_timer()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More waits to be sent than the peer reads: it counts as bodies do, and has to get less within a while."""
+        super().pause_writing()
+        self.unsent = self.transport.get_write_buffer_size()
+        try:
+            self._held().take(self._network(), self.unsent)
+        except RequestError:
+            self.unsent = 0
+            self._cut()
+        else:
+            self._time_sending(self.unsent)
+
+    def resume_writing(self) -> None:
+        """The peer has read."""
+        super().resume_writing()
+        if self.send_timer is not None:
+            self.send_timer.cancel()
+            self.send_timer = None
+        if self.unsent:
+            self._held().give_back(self._network(), self.unsent)
+            self.unsent = 0
+
+    def _time_sending(self, left: int) -> None:
+        self.send_timer = self.loop.call_later(SEND_SECONDS, self._look_at_sending, left)
+
+    def _look_at_sending(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self._time_sending(left)
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
+        self.transport.abort()
+
+    def _network(self) -> str:
+        return network_of(self.client[0] if self.client else "")
+
+    def _held(self) -> Held:
+        held: Held = self.config.app.state.held  # type: ignore[union-attr]
+        return held
 
     def data_received(self, data: bytes) -> None:
         if self.shaking is not None:
@@ -147,6 +197,7 @@ class HttpProtocol(H11Protocol):
             self._time_head()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self.resume_writing()  # from now on that is the other protocol's
         super().handle_websocket_upgrade(event)
         early, _ = self.conn.trailing_data
         if early:

@@ -21,11 +21,9 @@ from streamer.errors import AssistantError
 from streamer.outputs.feed import Reader
 from streamer.outputs.outputs import Outputs
 from streamer.server.auth import Visitor
-from streamer.server.bodies import Viewing, read_body
+from streamer.server.bodies import Attended, read_body, viewing
 from streamer.server.limits import Limits
 
-LOOK_SECONDS = 1.0
-"""Within which a feed ends whose reader may no longer be here."""
 QUIET_SECONDS = 15.0
 """Seconds after which a comment is sent, by which proxies and clients see that the feed is alive."""
 AGAIN_MS = 2_000
@@ -62,7 +60,7 @@ class OutputRoutes:
         """Takes what a changed configuration says of addresses."""
         self._private_sources = private_sources
 
-    async def events(self, request: Request) -> Response:
+    async def events(self, request: Request) -> Response | Attended:
         """Events of watches as they come (`?watch=…`, `?stream=…`), after the one that `Last-Event-ID` names."""
         visitor = self._admit(request, "view")
         asked = {key: request.query_params[key] for key in ("watch", "stream") if key in request.query_params}
@@ -70,13 +68,17 @@ class OutputRoutes:
             return Response(media_type="text/event-stream")
         self._limits.connect(visitor.name)
         reader = Reader(self._outputs.feed, request.headers.get("last-event-id"))
-        told = self._told(reader, asked, lambda: self._stays(visitor))
-        return Viewing(told, "text/event-stream", lambda: self._limits.disconnect(visitor.name))
+        return viewing(
+            self._told(reader, asked),
+            "text/event-stream",
+            lambda: self._stays(visitor),
+            lambda: self._limits.disconnect(visitor.name),
+        )
 
-    async def _told(self, reader: Reader, asked: dict[str, str], wanted: Callable[[], bool]) -> AsyncIterator[bytes]:
+    async def _told(self, reader: Reader, asked: dict[str, str]) -> AsyncIterator[bytes]:
         yield f"retry: {AGAIN_MS}\n\n".encode()
         spoken = time.monotonic()
-        while wanted():
+        while True:
             found = reader.read()
             if reader.missed:
                 reader.missed = False
@@ -89,7 +91,7 @@ class OutputRoutes:
                 if time.monotonic() - spoken > QUIET_SECONDS:
                     yield b": nothing new\n\n"
                     spoken = time.monotonic()
-                await self._outputs.feed.wait(LOOK_SECONDS)
+                await self._outputs.feed.wait(QUIET_SECONDS)
 
     async def list(self, request: Request) -> Response:
         """Every output with its figures and its address."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from model.families.tools import CallParser
 from protocols.question import Question
-from streamer.assistant import LOADING, Answer, Assistant
+from streamer.assistant import Answer, Assistant
 from streamer.errors import AssistantError
 from streamer.prompt import call_parser
 from streamer.server.attachments import fetched, shown
@@ -19,9 +19,6 @@ from streamer.server.errors import RequestError
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 from streamer.server.streams import Streams
-
-MOST_SECONDS = 30.0
-"""After which a question is to be asked again at the latest, while the model is being loaded."""
 
 
 class Questions:
@@ -63,9 +60,7 @@ class Questions:
         Raises RequestError (forbidden, not_ready, too_many_answers, rate_limit_exceeded) and AssistantError.
         """
         visitor.need("ask")
-        if (loading := self._assistant.loading_s) is not None:
-            # As long again as it took so far: whoever tries twice has waited long enough in most cases.
-            raise RequestError("not_ready", LOADING, min(MOST_SECONDS, max(1.0, loading)))
+        self.streams.check_loaded()
         try:
             limit = self.limits.ask(visitor.name, time.monotonic())
         except RequestError:
@@ -77,7 +72,9 @@ class Questions:
             async with AsyncExitStack() as stack:
                 grammar = await self._assistant.compile(question)
                 question = await fetched(question, self._domains)
-                stream = self.streams.only() if question.stream is None else self.streams.known(question.stream)
+                stream = question.stream
+                if stream is not None or not question.attachments:
+                    stream = self.streams.chosen(stream)
                 if question.attachments:
                     stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
                 answer = self._assistant.answer(replace(question, stream=stream), grammar, visitor.name)

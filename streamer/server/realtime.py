@@ -129,7 +129,7 @@ class RealtimeConnection:
                 self._do(self._session.failed(decision, error.code, error.message))
         elif isinstance(decision, WatchCommand):
             try:
-                reply = await perform(self._assistant, self._visitor, decision)
+                reply = await perform(self._assistant, self._streams, self._visitor, decision)
                 self._do(self._session.watched(decision, **reply))
                 if decision.verb == "subscribe":
                     self._subscribe(decision.name)
@@ -148,11 +148,7 @@ class RealtimeConnection:
 
     async def _push(self, push: Push) -> None:
         self._visitor.need("publish")
-        stream = push.stream or self._streams.only()
-        if stream is None:
-            known = ", ".join(self._streams.names()) or "none"
-            raise RequestError("unknown_stream", f"Name a stream; there are: {known}.")
-        self._streams.known(stream)
+        stream = self._streams.chosen(push.stream)
         pixels = await decoded(push.picture)
         self._assistant.push(stream, pixels, push.timestamp)
 
@@ -271,6 +267,7 @@ class RealtimeConnection:
         self._visitor.need("admin" if command.verb in ("attach", "detach") else "view")
         match command.verb:
             case "list":
+                self._streams.check_loaded()
                 return {"streams": [stream_view(status) for status in self._streams.all()]}
             case "attach":
                 status = await self._streams.attach(

@@ -5,66 +5,102 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from starlette.concurrency import iterate_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from streamer.assistant import Assistant
 from streamer.errors import AssistantError
 from streamer.memory.clips import Clips, streamed
 from streamer.memory.moments import read_moment
+from streamer.server.admission import LINKED
+from streamer.server.auth import Visitor
+from streamer.server.bodies import PICTURE_HEADERS, Attended
 from streamer.server.errors import RequestError
+from streamer.server.limits import Limits
+from streamer.server.streams import Streams
+from streamer.server.turns import Turns
 
+MOST_WAITING = 4
+"""Clips of one visitor that are made, or wait to be, at once; and so of stills."""
 SECONDS = re.compile(r"\d{9,11}(\.\d{1,9})?")
 
 
 class Footage:
-    """Answers requests for clips and stills. Who may ask is checked before."""
+    """Answers requests for clips and stills, of whom `admit` lets in, for as long as that one `sees` them."""
 
-    def __init__(self, assistant: Assistant) -> None:
-        self._assistant = assistant
-        self._making = asyncio.Semaphore(1)
+    def __init__(
+        self,
+        assistant: Assistant,
+        streams: Streams,
+        limits: Limits,
+        admit: Callable[[Request], Visitor],
+        sees: Callable[[Request, Visitor], bool],
+    ) -> None:
+        self._assistant, self._streams, self._limits = assistant, streams, limits
+        self._admit, self._sees = admit, sees
+        self.clips, self.stills = Turns("clips", 1, MOST_WAITING), Turns("stills", 1, MOST_WAITING)
 
-    async def clip(self, request: Request) -> Response:
+    async def clip(self, request: Request) -> Response | Attended:
         """`?from=…&to=…`, and `codec=h264` for what any browser plays; without `to` it goes up to now."""
+        visitor = self._admit(request)
         clips, stream = self._clips(request)
         codec = request.query_params.get("codec")
         if codec not in (None, "h264"):
             raise RequestError(
-                "bad_option", f"A clip's codec can be h264, not {codec!r}; without one it is the camera's own."
+                "bad_option", f"A clip's codec can be h264, not {codec[:40]!r}; without one it is the camera's own."
             )
         since, until = read_time(request, "from"), read_time(request, "to", "now")
-        async with self._making:
+        async with self._turn(request, visitor, self.clips):
             made = await asyncio.to_thread(clips.clip, stream, since, until, encoded=codec is not None)
         name = f"{stream}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(made.clip.begins))}Z.mp4"
         headers = {
             "Content-Disposition": f'inline; filename="{name}"',
-            "Cache-Control": "no-store",
+            **PICTURE_HEADERS,
+            **({"Cross-Origin-Resource-Policy": "cross-origin"} if request.scope[LINKED] else {}),
             "Streamer-Begins": f"{made.clip.begins:.3f}",
             "Streamer-Ends": f"{made.clip.ends:.3f}",
         }
+        response: Response
         if made.path is not None:
-            return FileResponse(made.path, media_type="video/mp4", headers=headers)
-        return StreamingResponse(iterate_in_threadpool(streamed(made.clip)), media_type="video/mp4", headers=headers)
+            response = FileResponse(made.path, media_type="video/mp4", headers=headers)
+        elif request.method == "HEAD":
+            response = Response(media_type="video/mp4", headers=headers)
+        else:
+            pieces = iterate_in_threadpool(streamed(made.clip))
+            response = StreamingResponse(pieces, media_type="video/mp4", headers=headers)
+        self._limits.connect(visitor.name)
+        return Attended(response, lambda: self._sees(request, visitor), lambda: self._limits.disconnect(visitor.name))
 
     async def still(self, request: Request) -> Response:
         """`?at=…`: the picture that stood then."""
+        visitor = self._admit(request)
         clips, stream = self._clips(request)
         at = read_time(request, "at")
-        async with self._making:
+        async with self._turn(request, visitor, self.stills):
             picture, taken = await asyncio.to_thread(clips.still, stream, at)
-        headers = {"Cache-Control": "no-store", "Streamer-Captured": f"{taken:.3f}"}
+        headers = {**PICTURE_HEADERS, "Streamer-Captured": f"{taken:.3f}"}
         return Response(picture, media_type="image/jpeg", headers=headers)
 
     def _clips(self, request: Request) -> tuple[Clips, str]:
         stream, keeper = request.path_params["stream"], self._assistant.keeper
         if keeper is None or not keeper.recordings.of(stream):
-            self._assistant.source(stream)
+            self._streams.known(stream)
             raise AssistantError(
                 "no_recording", f"Nothing is recorded of stream {stream!r}: set record to true for it."
             )
         return keeper.clips, stream
+
+    @asynccontextmanager
+    async def _turn(self, request: Request, visitor: Visitor, turns: Turns) -> AsyncIterator[None]:
+        """Waits for a visitor's turn. Raises RequestError: rate_limit_exceeded; ClientDisconnect, as nothing is made for nobody."""
+        async with turns.turn(visitor.name):
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            yield
 
 
 def read_time(request: Request, name: str, otherwise: str | None = None) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from capture import Frame, SourceError
 from capture.image import encode_jpeg
 from capture.network.policy import refuse_private
-from streamer.assistant import Assistant, StreamStatus
+from streamer.assistant import LOADING, Assistant, StreamStatus
 from streamer.errors import AssistantError
 from streamer.server.attachments import PREFIX
 from streamer.server.auth import Visitor
@@ -18,6 +18,8 @@ from streamer.server.errors import RequestError
 PICTURE_SIDE = 640
 """Pixels of the longer side of pictures that are shown."""
 PICTURES_PER_SECOND = 10.0
+MOST_SECONDS = 30.0
+"""After which who came while the model is being loaded is to try again at the latest."""
 
 
 class Streams:
@@ -40,6 +42,9 @@ class Streams:
         Raises RequestError (forbidden) and AssistantError (as `Assistant.attach`).
         """
         visitor.need("admin")
+        self.check_loaded()
+        if twice := {"name", "source"} & options.keys():
+            raise AssistantError("bad_option", f"{min(twice)!r} is no option: it is said already.", min(twice))
         if name.startswith(PREFIX):
             raise AssistantError("bad_option", f"The stream is refused: names in {PREFIX}… are the daemon's own.")
         if visitor.remote and not self._private_sources:
@@ -59,7 +64,8 @@ class Streams:
         return [status for status in self._assistant.streams() if not status.name.startswith(PREFIX)]
 
     def status(self, name: str) -> StreamStatus:
-        """One stream's figures. Raises RequestError: unknown_stream."""
+        """One stream's figures. Raises RequestError: unknown_stream, not_ready."""
+        self.known(name)
         for status in self.all():
             if status.name == name:
                 return status
@@ -77,10 +83,27 @@ class Streams:
         return names[0] if len(names) == 1 else None
 
     def known(self, name: str) -> str:
-        """`name`, of a stream that there is for visitors. Raises RequestError: unknown_stream."""
+        """`name`, of a stream that there is for visitors. Raises RequestError: unknown_stream, not_ready."""
         if name not in self.names():
             raise self._unknown(name)
+        self.check_loaded()
         return name
+
+    def chosen(self, name: str | None) -> str:
+        """`name`, or where that is None the only one's. Raises RequestError: unknown_stream, not_ready.
+
+        The assistant itself would take another visitor's pictures for the only stream, and name them beside others.
+        """
+        found = self.only() if name is None else name
+        if found is None:
+            raise RequestError("unknown_stream", f"Which stream is meant? Name one; there are: {self._listed()}.")
+        return self.known(found)
+
+    def check_loaded(self) -> None:
+        """Raises RequestError: not_ready, with when to try again, while the model is being loaded."""
+        if (loading := self._assistant.loading_s) is not None:
+            # As long again as it took so far: whoever tries twice has waited long enough in most cases.
+            raise RequestError("not_ready", LOADING, min(MOST_SECONDS, max(1.0, loading)))
 
     def frame(self, name: str) -> Frame | None:
         """The picture that the model saw last. Raises RequestError: unknown_stream."""
@@ -93,10 +116,10 @@ class Streams:
             raise RequestError("no_frames", "This stream has shown nothing yet.", 1.0)
         return await asyncio.to_thread(encode_jpeg, frame.pixels, PICTURE_SIDE)
 
-    async def pictures(self, name: str, wanted: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """The pictures that the model sees, as parts of motion JPEG with the boundary `frame`, for as long as they are `wanted`."""
+    async def pictures(self, name: str) -> AsyncIterator[bytes]:
+        """The pictures that the model sees, as parts of motion JPEG with the boundary `frame`, for as long as there is the stream."""
         shown = None
-        while wanted():
+        while True:
             try:
                 frame = self.frame(name)
             except (AssistantError, RequestError):
@@ -109,5 +132,7 @@ class Streams:
             await asyncio.sleep(1 / PICTURES_PER_SECOND)
 
     def _unknown(self, name: str) -> RequestError:
-        known = ", ".join(self.names()) or "none"
-        return RequestError("unknown_stream", f"There is no stream {name!r}; there are: {known}.")
+        return RequestError("unknown_stream", f"There is no stream {name[:80]!r}; there are: {self._listed()}.")
+
+    def _listed(self) -> str:
+        return ", ".join(self.names()) or "none"

@@ -20,9 +20,11 @@ from streamer.memory.moments import written
 from streamer.memory.store import StoreError
 from streamer.memory.timeline import Entry, Forgotten, SearchError, Timeline, Wanted
 from streamer.server.auth import Visitor
+from streamer.server.bodies import PICTURE_HEADERS
 from streamer.server.errors import RequestError
 from streamer.server.recordings import moment
 from streamer.server.streams import Streams
+from streamer.server.turns import Turns
 
 T = TypeVar("T")
 USUAL_ENTRIES, MOST_ENTRIES = 100, 1_000
@@ -31,7 +33,11 @@ WRITTEN_SECONDS = 2.0
 """That a subscriber waits at most until what was added before can be read."""
 USUAL_SPAN = "1 hour ago"
 """From when on the density is told where nobody says."""
-PICTURE_HEADERS = {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"}
+MOST_CHARACTERS = 2**21
+"""Of the texts and facts that are told at once, so that whoever reads them slowly holds little memory; what is left out follows."""
+MOST_KINDS = 16
+MOST_WAITING = 8
+"""Searches of one visitor, each of which may take half a second where a timeline has 100,000 entries."""
 
 
 class Timelines:
@@ -39,6 +45,7 @@ class Timelines:
 
     def __init__(self, assistant: Assistant, streams: Streams, admit: Callable[[Request], Visitor]) -> None:
         self._assistant, self._streams, self._admit = assistant, streams, admit
+        self.searches = Turns("searches", 2, MOST_WAITING)
 
     def routes(self) -> list[Route]:
         """Where they are, over HTTP."""
@@ -46,14 +53,14 @@ class Timelines:
         return [
             Route(place, self.listed),
             Route(f"{place}/density", self.density),
-            Route(f"{place}/{{entry:int}}.jpg", self.still),
+            Route(f"{place}/{{entry}}.jpg", self.still),
         ]
 
     async def listed(self, request: Request) -> Response:
         """`?from=…&to=…&search=…&kind=note,question&limit=…`, the newest first; `before=ID` for those that follow."""
         visitor, query = self._admit(request), request.query_params
         told = await self.entries(visitor, request.path_params["stream"], dict(query))
-        return JSONResponse(told)
+        return await asyncio.to_thread(JSONResponse, told)
 
     async def density(self, request: Request) -> Response:
         """How many entries there are in each of `?buckets=` equal parts of `from` to `to`, by kind; and which spans of it are recorded."""
@@ -62,7 +69,8 @@ class Timelines:
         timeline = await self._timeline(stream)
         buckets = _number("buckets", query.get("buckets"), USUAL_BUCKETS, MOST_BUCKETS)
         wanted = _wanted(stream, visitor, {"from": USUAL_SPAN, "to": "now", **query})
-        counts = await self._read(lambda: timeline.density(wanted, buckets))
+        async with self.searches.turn(visitor.name):
+            counts = await self._read(lambda: timeline.density(wanted, buckets))
         keeper = self._assistant.keeper
         told = {
             "stream": stream,
@@ -78,9 +86,10 @@ class Timelines:
     async def still(self, request: Request) -> Response:
         """A note's picture."""
         self._admit(request)
-        stream, id = request.path_params["stream"], request.path_params["entry"]
+        stream, entry = request.path_params["stream"], request.path_params["entry"]
         timeline = await self._timeline(stream)
-        picture = await self._read(lambda: timeline.still(stream, id)) if id < 2**63 else None
+        id = _number("an entry's id", entry, 0, 2**63 - 1)
+        picture = await self._read(lambda: timeline.still(stream, id))
         if picture is None:
             raise RequestError("not_found", f"Entry {id} of stream {stream!r} has no picture.")
         return Response(picture, media_type="image/jpeg", headers=PICTURE_HEADERS)
@@ -91,8 +100,9 @@ class Timelines:
         limit = _number("limit", query.get("limit"), USUAL_ENTRIES, MOST_ENTRIES)
         before = None if query.get("before") is None else _number("before", query["before"], 0, 2**63 - 1)
         wanted = _wanted(stream, visitor, query)
-        found = await self._read(lambda: timeline.entries(wanted, limit + 1, before))
-        return {"stream": stream, "entries": [_view(each) for each in found[:limit]], "more": len(found) > limit}
+        async with self.searches.turn(visitor.name):
+            views, more = await self._read(lambda: _views(timeline.entries(wanted, limit + 1, before), limit))
+        return {"stream": stream, "entries": views, "more": more}
 
     async def subscribe(
         self, visitor: Visitor, stream: str, tell: Callable[[dict[str, Any] | Forgotten], None]
@@ -144,6 +154,18 @@ def _view(entry: Entry) -> dict[str, Any]:
     return {**asdict(entry), "at": written(entry.wall)}
 
 
+def _views(found: Sequence[Entry], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """The first entries as plain data, no more than is told at once, and whether there are others."""
+    views: list[dict[str, Any]] = []
+    left = MOST_CHARACTERS
+    for each in found[:limit]:
+        left -= len(each.text) + len(str(each.data))
+        if views and left < 0:
+            break
+        views.append(_view(each))
+    return views, len(found) > len(views)
+
+
 def _wanted(stream: str, visitor: Visitor, query: Mapping[str, Any]) -> Wanted:
     """What a query means for a visitor, who sees others' questions as an administrator alone. Raises RequestError: bad_moment."""
     now = time.time()
@@ -151,12 +173,15 @@ def _wanted(stream: str, visitor: Visitor, query: Mapping[str, Any]) -> Wanted:
     until = moment("to", query["to"], now) if query.get("to") is not None else math.inf
     if until <= since:
         raise RequestError("bad_moment", f"The span from {written(since)} to {written(until)} is empty: turn it round.")
-    kinds: str | Sequence[str] = query.get("kind") or ()
+    given: str | Sequence[str] = query.get("kind") or ()
+    kinds = tuple(given.split(",", MOST_KINDS) if isinstance(given, str) else given)
+    if len(kinds) > MOST_KINDS:
+        raise RequestError("bad_option", f"kind may name {MOST_KINDS} kinds at most.")
     return Wanted(
         stream,
         since,
         until,
-        tuple(kinds.split(",")) if isinstance(kinds, str) else tuple(kinds),
+        kinds,
         query.get("search"),
         None if visitor.may("admin") else visitor.name,
     )

@@ -19,6 +19,7 @@ from streamer.server.admission import LINKED
 from streamer.server.auth import Scope, Visitor
 from streamer.server.bodies import read_body
 from streamer.server.errors import RequestError
+from streamer.server.streams import Streams
 from streamer.watches.event import CROCKFORD
 
 MOST_LISTED = 1_000
@@ -34,9 +35,15 @@ class Admit(Protocol):
 class Watching:
     """The routes below /v1/watches: to see them needs the scope view, all else ask."""
 
-    def __init__(self, assistant: Assistant, admit: Admit, admit_to_evidence: Callable[[Request], None]) -> None:
+    def __init__(
+        self,
+        assistant: Assistant,
+        streams: Streams,
+        admit: Admit,
+        admit_to_evidence: Callable[[Request], Visitor],
+    ) -> None:
         """`admit_to_evidence` lets in whoever may see one event's picture."""
-        self._assistant, self._watches, self._admit = assistant, assistant.watches, admit
+        self._assistant, self._watches, self._streams, self._admit = assistant, assistant.watches, streams, admit
         self._admit_to_evidence = admit_to_evidence
 
     def routes(self) -> list[Route]:
@@ -54,11 +61,11 @@ class Watching:
         ]
 
     async def all(self, request: Request) -> Response:
-        self._admit(request, "view")
+        self._enter(request, "view")
         return JSONResponse({"watches": await self._watches.all()})
 
     async def one(self, request: Request) -> Response:
-        self._admit(request, "view")
+        self._enter(request, "view")
         return JSONResponse(await self._watches.one(request.path_params["watch"]))
 
     async def tuning(self, request: Request) -> Response:
@@ -68,24 +75,24 @@ class Watching:
 
     async def add(self, request: Request) -> Response:
         """The keys of a configured watch; `stream` names one alone."""
-        self._admit(request, "ask")
+        self._enter(request, "ask")
         fields = await asyncio.to_thread(read_object, await read_body(request))
-        return JSONResponse(await make(self._assistant, fields), 201)
+        return JSONResponse(await make(self._assistant, self._streams, fields), 201)
 
     async def change(self, request: Request) -> Response:
         """`paused`, true or false, and `snooze`, in seconds, 0 to end it."""
-        self._admit(request, "ask")
+        self._enter(request, "ask")
         fields = await asyncio.to_thread(read_object, await read_body(request))
         return JSONResponse(await change(self._assistant, request.path_params["watch"], fields))
 
     async def remove(self, request: Request) -> Response:
-        self._admit(request, "ask")
+        self._enter(request, "ask")
         await self._watches.remove(request.path_params["watch"])
         return Response(status_code=204)
 
     async def events(self, request: Request) -> Response:
         """Those after the one that `after` names, oldest first; without it the newest, in the same order."""
-        self._admit(request, "view")
+        self._enter(request, "view")
         after, limit = request.query_params.get("after"), request.query_params.get("limit", "100")
         if not limit.isascii() or not limit.isdecimal() or not 1 <= int(limit[:9]) <= MOST_LISTED:
             raise RequestError("bad_option", f"limit is a number from 1 to {MOST_LISTED}, not {limit[:40]!r}.")
@@ -96,6 +103,7 @@ class Watching:
     async def still(self, request: Request) -> Response:
         """The picture that decided an event."""
         self._admit_to_evidence(request)
+        self._streams.check_loaded()
         picture = await self._watches.kept.still(known_id(request.path_params["event"]))
         if picture is None:
             raise AssistantError("unknown_event", "There is no picture of such an event: it may be too old.")
@@ -107,33 +115,37 @@ class Watching:
 
     async def judge(self, request: Request) -> Response:
         """`feedback`: right, false_alarm, or null to take it back."""
-        self._admit(request, "ask")
+        self._enter(request, "ask")
         fields = await asyncio.to_thread(read_object, await read_body(request))
         event = known_id(request.path_params["event"])
         return JSONResponse(await judge(self._assistant, event, fields))
 
+    def _enter(self, request: Request, scope: Scope) -> None:
+        """Raises RequestError: before the model is loaded, no watch is there that was made before."""
+        self._admit(request, scope)
+        self._streams.check_loaded()
 
-async def make(assistant: Assistant, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes a watch of what a client sent. Raises ProtocolError, and AssistantError as `Watches.add`."""
+
+async def make(assistant: Assistant, streams: Streams, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes a watch of what a client sent. Raises ProtocolError, RequestError: unknown_stream, and AssistantError as `Watches.add`."""
     given = dict(fields)
     name, question, stream = given.pop("name", None), given.pop("question", None), given.pop("stream", None)
-    streams = given.pop("streams", [] if stream is None else [stream])
+    named = given.pop("streams", [] if stream is None else [stream])
     if not isinstance(name, str) or not isinstance(question, str):
         raise ProtocolError("missing_required_parameter", "A watch needs a 'name' and a 'question'.", "name")
-    if not isinstance(streams, list) or not all(isinstance(each, str) for each in streams):
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
         raise ProtocolError("invalid_value", "'streams' is a list of names of streams.", "streams")
+    chosen = [streams.known(each) for each in named] or [streams.chosen(None)]
     if not assistant.ready:
         raise AssistantError("not_ready", f"No watch can be made now: {assistant.trouble}.")
-    return await assistant.watches.add(name, question, streams, **given)
+    return await assistant.watches.add(name, question, chosen, **given)
 
 
 async def change(assistant: Assistant, watch: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Pauses or snoozes a watch as a client wants. Raises ProtocolError, and AssistantError as `Watches.snooze`."""
     paused, snooze = fields.get("paused"), fields.get("snooze")
     if unknown := next((key for key in fields if key not in ("paused", "snooze")), None):
-        raise ProtocolError(
-            "unknown_parameter", f"Of a watch 'paused' and 'snooze' change, not {unknown[:80]!r}.", unknown[:80]
-        )
+        raise ProtocolError("unknown_parameter", f"Of a watch 'paused' and 'snooze' change, not {unknown[:80]!r}.")
     if paused is not None and not isinstance(paused, bool):
         raise ProtocolError("invalid_value", "'paused' is true or false.", "paused")
     if snooze is not None and (isinstance(snooze, bool) or not isinstance(snooze, int | float)):
@@ -161,16 +173,17 @@ def known_id(text: str) -> str:
     return text
 
 
-async def perform(assistant: Assistant, visitor: Visitor, command: WatchCommand) -> dict[str, Any]:
-    """Carries out what a realtime session asks of watches; returns its reply's keys. Raises as `make`, and RequestError: forbidden."""
+async def perform(assistant: Assistant, streams: Streams, visitor: Visitor, command: WatchCommand) -> dict[str, Any]:
+    """Carries out what a session asks of watches; returns its reply's keys. Raises as `make`; RequestError: forbidden, not_ready."""
     visitor.need("view" if command.verb in ("subscribe", "list") else "ask")
+    streams.check_loaded()
     match command.verb:
         case "subscribe":
             return {"after": known_id(command.name) if command.name else None}
         case "list":
             return {"watches": await assistant.watches.all()}
         case "add":
-            return {"watch": await make(assistant, command.fields)}
+            return {"watch": await make(assistant, streams, command.fields)}
         case "update":
             return {"watch": await change(assistant, command.name, command.fields)}
         case "remove":

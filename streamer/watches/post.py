@@ -46,7 +46,7 @@ class Post:
         self.watch = Watch(terms_of(config), rest)
         self._found, self._knows = found, knows
         self._generation: int | None = None
-        self._looks: deque[float] = deque(maxlen=1024)
+        self._looks: deque[float] = deque()
         self._loop = asyncio.get_running_loop()
         self._known = self._belief()
 
@@ -60,7 +60,7 @@ class Post:
 
     def see(self, value: Value, captured: float, frame: Frame, generation: int) -> None:
         """A look at a frame captured then has seen this; on the event loop."""
-        self._looks.append(time.monotonic())
+        self._count()
         state = self.watch.state
         if state.seen_at is not None:
             apart = captured - state.seen_at
@@ -99,6 +99,12 @@ class Post:
             "trouble": self.trouble or None,
         }
 
+    def _count(self) -> None:
+        now = time.monotonic()
+        self._looks.append(now)
+        while now - self._looks[0] > RATE_SECONDS:
+            self._looks.popleft()
+
     def _slowed(self) -> bool:
         """Whether there was no time for all looks lately."""
         now = time.monotonic()
@@ -129,7 +135,7 @@ class Post:
 
     def _take(self, seen: Seen, answer: YesNo) -> None:
         if not answer.sure >= SURE:  # NaN is none either
-            self._looks.append(time.monotonic())
+            self._count()
             self.trouble = (
                 f"the model answers this question with neither yes nor no (they are {max(answer.sure, 0.0):.1%} likely): ask "
                 "otherwise, or set when to changes"

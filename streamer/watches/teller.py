@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -22,6 +21,7 @@ from streamer.engine.stream import Stream
 from streamer.errors import AssistantError
 from streamer.memory.keeper import Keeper
 from streamer.watch_config import WatchConfig
+from streamer.watches.asked import plain
 from streamer.watches.event import EventIds, EventType, WatchEvent
 from streamer.watches.feed import Feed
 from streamer.watches.kept import Kept
@@ -45,8 +45,11 @@ Ask = Callable[[Question, np.ndarray | None], Awaitable[Answer]]
 class Teller:
     """Tells events of all posts. On the assistant's event loop."""
 
-    def __init__(self, streams: Mapping[str, Stream], posts: Mapping[tuple[str, str], Post]) -> None:
-        """`streams` are the assistant's and `posts` those of its watches, which come and go."""
+    def __init__(
+        self, streams: Mapping[str, Stream], posts: Mapping[tuple[str, str], Post], answers: asyncio.Semaphore
+    ) -> None:
+        """`streams` are the assistant's and `posts` those of its watches, which come and go; `answers` are to be had."""
+        self._answers = answers
         self._streams, self._posts = streams, posts
         self.feed = Feed()
         self.kept = Kept(None)
@@ -68,6 +71,8 @@ class Teller:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._telling.join(), 1.0)
             self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
         for task in self._following:
             task.cancel()
         self.feed.close()
@@ -112,8 +117,8 @@ class Teller:
             round(event.decided, 6),
             round(event.began, 6),
             None if event.probability is None else round(event.probability, 6),
-            _plain(config, event.before),
-            _plain(config, event.after),
+            plain(config, event.before),
+            plain(config, event.after),
             round(event.gap, 3),
             None if picture is None else f"{EVENTS}/{id}/still.jpg",
             self._clip(config, post.stream, event.began, event.decided),
@@ -175,10 +180,11 @@ class Teller:
         question = wanted if isinstance(wanted, str) else DESCRIBE
         chosen = Sampling(temperature=0)
         try:
-            answer = await self._ask(
-                Question(question, event.stream, sampling=chosen, max_tokens=DESCRIPTION_TOKENS), seen
-            )
-            text = (await answer.text()).strip()
+            async with self._answers:
+                answer = await self._ask(
+                    Question(question, event.stream, sampling=chosen, max_tokens=DESCRIPTION_TOKENS), seen
+                )
+                text = (await answer.text()).strip()
         except AssistantError as error:
             log.warning("an event of watch %s is not described: %s", event.watch, error)
             return
@@ -200,8 +206,3 @@ class Teller:
             post = self._posts.get((event.watch, event.stream))
             if post is not None:
                 self._follow(event, post.config.clip_after)
-
-
-def _plain(config: WatchConfig, value: Any) -> Any:
-    """What an answer of a schema holds, or the words, or whether it is so."""
-    return json.loads(value) if config.format is not None and isinstance(value, str) else value

@@ -11,8 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model import ConfigError as ModelConfigError
-from protocols.question import JsonSchema, Question, Sampling
+from protocols.question import Question
 from streamer.engine.engine import Engine
 from streamer.engine.shown import part
 from streamer.engine.standing import Standing
@@ -21,19 +20,21 @@ from streamer.errors import AssistantError
 from streamer.memory.keeper import Keeper
 from streamer.memory.store import StoreError
 from streamer.watch_config import WatchConfig
-from streamer.watches.asked import checked
+from streamer.watches.admission import Compile, Tokens, admit, try_out
+from streamer.watches.asked import ANSWER_TOKENS, checked, question_of
 from streamer.watches.event import WatchEvent
 from streamer.watches.feed import Feed
 from streamer.watches.kept import Feedback, Kept
 from streamer.watches.links import Links, kept_key
-from streamer.watches.post import SURE, Post
+from streamer.watches.post import Post
 from streamer.watches.teller import Ask, Teller
 from streamer.watches.tuning import Tuning, tune
 
 log = logging.getLogger("streamer")
-ANSWER_TOKENS = 64
-"""Of an answer whose changes are told."""
-Tokens = Callable[[Question], list[int]]
+MOST_MADE = 256
+"""Watches that may be made while the daemon runs."""
+MOST_SNOOZE = 31 * 86_400
+"""Seconds."""
 
 
 class Watches:
@@ -47,7 +48,9 @@ class Watches:
         self._posts: dict[tuple[str, str], Post] = {}
         self._askers: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._states: dict[tuple[str, str], dict[str, Any]] = {}
-        self._teller = Teller(streams, self._posts)
+        self._answers = asyncio.Semaphore(max(1, engine.executor.answer_slots // 2))
+        """However many watches want words, half of all answers are left to people."""
+        self._teller = Teller(streams, self._posts, self._answers)
         self.links = Links(kept_key(None))
         """By which evidence is seen without a token."""
         self.changed: Callable[[], None] = lambda: None
@@ -55,9 +58,11 @@ class Watches:
         self.outputs: Callable[[], Iterable[str]] = tuple
         """Names of the outputs that there are for watches."""
 
-    async def begin(self, configs: Iterable[WatchConfig], keeper: Keeper | None, tokens: Tokens, ask: Ask) -> None:
-        """Begins with the configured watches, and those made when it last ran. `tokens` and `ask` are the assistant's."""
-        self._tokens, self._ask = tokens, ask
+    async def begin(
+        self, configs: Iterable[WatchConfig], keeper: Keeper | None, tokens: Tokens, compile: Compile, ask: Ask
+    ) -> None:
+        """Begins with the configured watches, and those made when it last ran. The last three are the assistant's."""
+        self._tokens, self._compile, self._ask = tokens, compile, ask
         self.links = Links(await asyncio.to_thread(kept_key, None if keeper is None else keeper.store.folder.path))
         kept = Kept(None if keeper is None else keeper.store)
         made, self._states, newest = await asyncio.to_thread(kept.load)
@@ -119,7 +124,7 @@ class Watches:
 
     # What may be done to them
 
-    async def add(self, name: str, question: str, streams: Iterable[str] = (), **options: Any) -> dict[str, Any]:
+    async def add(self, /, name: str, question: str, streams: Iterable[str] = (), **options: Any) -> dict[str, Any]:
         """Makes a watch; with one stream, its name may be left out. `options` are the keys of a configured watch.
 
         Raises AssistantError: bad_option, watch_exists, unknown_stream, no_yes_or_no, too_many_watches.
@@ -127,16 +132,15 @@ class Watches:
         chosen = tuple(streams) or (tuple(self._streams) if len(self._streams) == 1 else ())
         fields = {"name": name, "streams": list(chosen), "question": question, **options}
         config = checked(fields, self._streams, self.outputs())
-        if name in self._configs:
-            raise AssistantError(
-                "watch_exists", f"There is a watch {name!r} already: remove it first, or choose another name."
-            )
-        await self._admit(config)
-        await self._try_out(config)
+        self._make_room(name)
+        await admit(self._engine, config, len(self._posts))
+        await try_out(self._engine, config, self._tokens, self._compile)
+        self._make_room(name)  # as another may have come meanwhile
         self._start(config)
         self._made.add(name)
+        made = self.view(name, {})
         await self._settle(self.kept.make(name, config.model_dump(mode="json", exclude_unset=True), time.time()))
-        return self.view(name, {})
+        return made
 
     async def remove(self, name: str) -> None:
         """Ends a watch; its events stay. A configured one is back after a restart. Raises AssistantError: unknown_watch."""
@@ -163,10 +167,8 @@ class Watches:
 
     def snooze(self, name: str, seconds: float) -> None:
         """Tells nothing for so long; 0 ends it. What lasts longer is told then. Raises AssistantError: unknown_watch, bad_option."""
-        if not 0 <= seconds <= 31 * 86_400:
-            raise AssistantError(
-                "bad_option", f"A watch may be snoozed for 0 to {31 * 86_400} seconds, not {seconds:g}."
-            )
+        if not 0 <= seconds <= MOST_SNOOZE:
+            raise AssistantError("bad_option", f"A watch may be snoozed for 0 to {MOST_SNOOZE} seconds.")
         for post in self._posts_of(name):
             post.snooze(time.time() + seconds if seconds else 0.0)
 
@@ -202,8 +204,8 @@ class Watches:
             raise AssistantError("storage", f"The events of {stream!r} can't be forgotten now: {error}.") from None
 
     def view(self, name: str, counts: Any) -> dict[str, Any]:
-        """A watch as plain data."""
-        config, posts = self._configs[name], self._posts_of(name)
+        """A watch as plain data. Raises AssistantError: unknown_watch."""
+        config, posts = self._known(name), self._posts_of(name)
         return {
             **config.model_dump(mode="json", exclude={"streams"}),
             "configured": name not in self._made,
@@ -218,15 +220,22 @@ class Watches:
         """Every watch as outputs know it: what it is, who is told, and by stream what is so now."""
         return [
             config.model_dump(mode="json", include={"name", "streams", "when", "format", "outputs"})
-            | {
-                "states": {
-                    each: post.watch.state.belief for (name, each), post in self._posts.items() if name == config.name
-                }
-            }
+            | {"states": {post.stream: post.watch.state.belief for post in self._posts_of(config.name)}}
             for config in self._configs.values()
         ]
 
     # How they come and go
+
+    def _make_room(self, name: str) -> None:
+        """Raises AssistantError: watch_exists, too_many_watches."""
+        if name in self._configs:
+            raise AssistantError(
+                "watch_exists", f"There is a watch {name!r} already: remove it first, or choose another name."
+            )
+        if len(self._made) >= MOST_MADE:
+            raise AssistantError(
+                "too_many_watches", f"{MOST_MADE} watches have been made already: remove one, or configure them."
+            )
 
     def _known(self, name: str) -> WatchConfig:
         if name not in self._configs:
@@ -238,10 +247,16 @@ class Watches:
         return [self._posts[name, stream] for stream in self._known(name).streams]
 
     def _start(self, config: WatchConfig) -> None:
+        """Raises AssistantError, and then there is no such watch."""
+        posts = [
+            Post(config, stream, self._teller.found, self._knows, self._states.get((config.name, stream)))
+            for stream in config.streams
+        ]
+        for post in posts if config.when != "changes" else ():
+            self._tokens(Question(config.question, post.stream))  # what is too long for a question is refused here
         self._configs[config.name] = config
-        for stream in config.streams:
-            kept = self._states.get((config.name, stream))
-            post = self._posts[config.name, stream] = Post(config, stream, self._teller.found, self._knows, kept)
+        for post in posts:
+            self._posts[config.name, post.stream] = post
             if not post.paused:
                 self._set_out(post)
         self.changed()
@@ -268,49 +283,6 @@ class Watches:
         if (asker := self._askers.pop(key, None)) is not None:
             asker.cancel()
 
-    async def _admit(self, config: WatchConfig) -> None:
-        """Raises AssistantError where the device has no time for a look as often as is wanted, beside frames and other looks."""
-        if config.when == "changes":
-            return
-        scheduler, more = self._engine.scheduler, len(config.streams)
-
-        def load() -> tuple[float, float]:
-            frames, most = scheduler.demand() / scheduler.capacity(), scheduler.answer_slots
-            return frames + scheduler.looks.load(most), frames + scheduler.looks.load(most, more, config.every)
-
-        now, then = await asyncio.wrap_future(self._engine.call(load))
-        if then > 1 and self._posts:
-            raise AssistantError(
-                "too_many_watches",
-                f"Watch {config.name!r} would have the device work {then:.0%} of its time, {now:.0%} is taken by frames and "
-                f"{len(self._posts)} looks of other watches: raise every ({config.every:g} s), or remove a watch.",
-            )
-
-    async def _try_out(self, config: WatchConfig) -> None:
-        """Raises AssistantError where the model, asked now, answers with neither yes nor no."""
-        if config.when == "changes":
-            return
-        runner, executor = self._engine.runner, self._engine.executor
-        tokens = self._tokens(Question(config.question, config.streams[0]))
-
-        def look() -> float:
-            stream = executor.streams.get(config.streams[0])
-            if stream is None or stream.newest is None or not stream.opened or not executor.free_answers:
-                return 1.0
-            shown = None if config.only is None else part(stream.newest.pixels, config.only)
-            return runner.judge(stream.slot, executor.free_answers[-1:], [tokens], [shown])[0].sure
-
-        try:
-            sure = await asyncio.wrap_future(self._engine.call(look))
-        except ModelConfigError as error:
-            raise AssistantError("no_yes_or_no", f"No yes and no here: {error}.") from None
-        if sure < SURE:
-            raise AssistantError(
-                "no_yes_or_no",
-                f"{runner.name} answers {config.question!r} with neither yes nor no: ask whether something is so, or set when to "
-                "changes, which tells of each new answer.",
-            )
-
     async def _settle(self, written: Any) -> None:
         if written is not None:
             await asyncio.wait([asyncio.wrap_future(written)], timeout=2.0)
@@ -329,8 +301,9 @@ class Watches:
             seen, frame, generation = stream.frames_seen, stream.newest, stream.generation
             try:
                 shown = None if config.only is None else part(frame.pixels, config.only)
-                answer = await self._ask(question_of(config, post.stream), shown)
-                text = await answer.text()
+                async with self._answers:
+                    answer = await self._ask(question_of(config, post.stream), shown)
+                    text = await answer.text()
             except AssistantError as error:
                 post.trouble = error.message
                 continue
@@ -345,9 +318,3 @@ class Watches:
         if self._teller.keeps(post.stream):
             self.kept.know(post.config.name, post.stream, post.keep())
         self.changed()
-
-
-def question_of(config: WatchConfig, stream: str) -> Question:
-    """The question whose answers' changes are told."""
-    form = None if config.format is None else JsonSchema(config.format, "format")
-    return Question(config.question, stream, sampling=Sampling(temperature=0), max_tokens=ANSWER_TOKENS, format=form)

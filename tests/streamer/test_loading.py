@@ -13,9 +13,25 @@ from streamer.assistant import Assistant
 from streamer.config import Config, parse_config
 from streamer.errors import AssistantError
 from streamer.loading import check_weights, load
-from tests.streamer.serving import CONFIG, _served, ask, until
+from tests.streamer.serving import CONFIG, _served, ask, send, until
 
 QUESTION = {"messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 2}
+
+
+async def waiting(url: str, line: asyncio.Barrier, *words: str) -> bytes:
+    """What a command prints, once it has said that it waits, as all others have."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "streamer.cli.main", *words, "--url", url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    told = await asyncio.wait_for(process.stderr.readline(), 60)
+    assert told == b"streamer: the model is being loaded: waiting\n"
+    await line.wait()
+    said = await asyncio.wait_for(process.stdout.read(), 120)
+    assert await process.wait() == 0 and await process.stderr.read() == b""
+    return said
 
 
 def test_who_asks_while_the_model_is_loaded_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,19 +65,38 @@ def test_who_asks_while_the_model_is_loaded_waits(monkeypatch: pytest.MonkeyPatc
             async with server.connect("?stream=demo") as client:
                 await ask(client)
                 assert (await until(client, "error"))[-1]["error"]["code"] == "not_ready"
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "streamer.cli.main", "ask", "What?", "--stream", "demo"),
-                *("--max-tokens", "2", "--url", server.url),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            assert process.stdout is not None and process.stderr is not None
-            line = await asyncio.wait_for(process.stderr.readline(), 60)
-            assert line == b"streamer: the model is being loaded: waiting\n"
+            for method, path in (
+                ("GET", "/v1/streams"),
+                ("GET", "/v1/streams/demo"),
+                ("GET", "/v1/streams/demo/frame.jpg"),
+                ("POST", "/v1/streams"),
+                ("DELETE", "/v1/streams/demo"),
+                ("GET", "/v1/watches"),
+                ("GET", "/v1/watches/events"),
+                ("POST", "/v1/watches"),
+                ("PATCH", "/v1/watches/lit"),
+            ):
+                body = {"name": "yard", "source": "demo:", "question": "Is it?"} if method == "POST" else {}
+                response = await http.request(method, path, json=body)
+                assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready"), (
+                    path,
+                    response.text,
+                )
+                assert response.headers["retry-after"]
+            async with server.connect() as client:
+                await send(client, "watch.subscribe", after="event_0")
+                assert (await until(client, "error"))[-1]["error"]["code"] == "not_ready"
+            asked = ("ask", "What?", "--stream", "demo", "--max-tokens", "2")
+            all_wait = asyncio.Barrier(5)
+            commands = [
+                asyncio.create_task(waiting(server.url, all_wait, *words))
+                for words in (asked, ("stream", "add", "yard", "demo:"), ("watch", "list"), ("status",))
+            ]
+            await asyncio.wait([asyncio.create_task(all_wait.wait()), *commands], return_when=asyncio.FIRST_COMPLETED)
+            assert not any(task.done() for task in commands)
             go.set()
-            said = await asyncio.wait_for(process.stdout.read(), 120)
-            assert await process.wait() == 0 and said
-            assert await process.stderr.read() == b""
+            said = await asyncio.wait_for(asyncio.gather(*commands), 120)
+            assert all(said) and said[1].startswith(b"yard is ") and said[2:3] == [b"no watches\n"]
             await starting
             asked = await http.post("/v1/chat/completions", json={**QUESTION, "model": "nano/demo"})
             assert asked.status_code == 200

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from protocols.whip import SDP
 from tests.streamer.serving import Daemon, ask, receive, until, wait_for
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -51,6 +52,26 @@ def test_every_kind_of_request_comes_through(proxied: str) -> None:
         assert http.head(f"{proxied}/healthz").status_code == 200
     # Another Host, HTTP/1.0, and the prefix left on.
     assert httpx.get(f"{proxied}/v1/streams", timeout=60).json()["streams"][0]["name"] == "demo"
+
+
+def test_newer_doors_come_through(proxied: str) -> None:
+    with httpx.Client(headers=NAMED, timeout=60) as http:
+        for path, status in (
+            ("v1/watches", 200),
+            ("v1/watches/events", 200),
+            ("v1/outputs", 200),
+            ("v1/streams/demo/timeline", 404),  # nothing is kept here
+            ("v1/streams/demo/clip?from=now", 404),
+        ):
+            assert http.get(f"{proxied}/{path}").status_code == status, path
+        with http.stream("GET", f"{proxied}/v1/events") as events:
+            assert next(events.iter_lines()) == "retry: 2000"
+        assert "use GET /cam/v1/events" in http.get(f"{proxied}/events").json()["error"]["message"]
+        hook = {"name": "hook", "url": "http://127.0.0.1:1/"}
+        refused = http.post(f"{proxied}/v1/outputs", json=hook)
+        assert refused.status_code == 400 and "private address" in refused.text, "who comes through a proxy is not here"
+        offered = http.post(f"{proxied}/whip/door", content="v=0", headers={"Content-Type": SDP})
+        assert offered.status_code == 400 and offered.json()["error"]["message"], "an offer comes as far as to us"
 
 
 def test_a_websocket_comes_through(proxied: str) -> None:

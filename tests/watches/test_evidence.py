@@ -44,7 +44,7 @@ async def told(
     config = WatchConfig(name="gate", streams=("yard",), question="Is it open?", clip_before=2, clip_after=after)
     stream: Any = SimpleNamespace(recorder=object(), config=SimpleNamespace(keep="all"), seen_until=None)
     posts: dict[tuple[str, str], Post] = {}
-    telling = Teller({"yard": stream}, posts)
+    telling = Teller({"yard": stream}, posts, asyncio.Semaphore(1))
     post = posts["gate", "yard"] = Post(config, "yard", telling.found, lambda post: None)
     telling.feed.callbacks.append(heard.append)
     telling.begin(keeper, Kept(store), newest, None)  # type: ignore[arg-type]

@@ -295,7 +295,7 @@ def test_who_may_only_look_makes_none() -> None:
         for verb in ("add", "update", "remove", "feedback"):
             with pytest.raises(Exception, match="scope"):
                 command: Any = type("Command", (), {"verb": verb})
-                await perform(None, Visitor("eve", frozenset({"view"})), command)  # type: ignore[arg-type]
+                await perform(None, None, Visitor("eve", frozenset({"view"})), command)  # type: ignore[arg-type]
 
     asyncio.run(test())
 

@@ -120,7 +120,11 @@ def test_what_is_asked_again_is_told_where_it_is_another_and_only_of_new_frames(
                 return Answered("...", "length") if name == "form" else Answered("", "failed", "the model has gone")
             return Answered(says[name][turn])
 
-        watches = Watches(SimpleNamespace(unwatch=lambda *given: None), {"yard": stream})  # type: ignore[arg-type]
+        async def unasked(question: object) -> None:
+            """Formats are compiled where somebody asks for a watch."""
+
+        engine = SimpleNamespace(unwatch=lambda *given: None, executor=SimpleNamespace(answer_slots=2))
+        watches = Watches(engine, {"yard": stream})  # type: ignore[arg-type]
         heard: list[WatchEvent] = []
         watches.feed.callbacks.append(heard.append)
         configs = [
@@ -129,7 +133,7 @@ def test_what_is_asked_again_is_told_where_it_is_another_and_only_of_new_frames(
             )
             for name, form in (("display", None), ("form", SCHEMA))
         ]
-        await watches.begin(configs, None, lambda question: [], ask)
+        await watches.begin(configs, None, lambda question: [], unasked, ask)
         for frames in range(1, 6):
             stream.frames_seen = frames
             while any(asked.count(name) < frames for name in says):
