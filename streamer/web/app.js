@@ -289,7 +289,7 @@ at("stop").addEventListener("click", () => {
   for (const id of state.answers.keys()) connection.send({ type: "response.cancel", response_id: id });
 });
 at("now").addEventListener("click", leave);
-at("play").addEventListener("click", () => timeline.play());
+for (const id of ["play", "picture"]) at(id).addEventListener("click", () => timeline.play()); // of what is seen now there is nothing to play
 at("attach").addEventListener("submit", (event) => {
   event.preventDefault();
   notice("");
