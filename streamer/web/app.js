@@ -13,7 +13,7 @@ const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(),
 const connection = new Connection();
 const timeline = new Timeline(at("timeline"), {
   fetched: (place) => connection.fetched(place), pictured: (place) => connection.pictured(place), send: (event) => connection.send(event),
-  onmoment: visit, onplay: play, onspan: dwell, onfault: notice,
+  onmoment: visit, onplay: play, onspan: (span) => { past.leave(); dwell(span); }, onfault: notice,
 });
 const past = new Past({ picture: at("picture"), video: at("clip-shown"), blank: at("blank"), timeline, onshow: (moment) => dwell({ at: moment }), onfault: notice });
 const send = (event) => { notice(""); connection.send(event); };
