@@ -287,7 +287,7 @@ class Store:
 
     def _fails(self, kind: str, trouble: str) -> bool:
         """Tells once that the disk is at fault."""
-        if kind not in self._troubles:
+        if not self._troubles:
             self.faults += 1
             log.error("nothing can be kept now, watching and answering go on: %s", trouble)
         self._troubles[kind] = trouble

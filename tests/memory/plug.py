@@ -187,7 +187,7 @@ class Plug:
                         self.watches.discard(old)
                         assert (await web.delete(f"/v1/watches/{old}")).status_code == 204
                     made = await web.post(
-                        "/v1/watches", json={"name": name, "question": "Is it on fire?", "stream": "door"}
+                        "/v1/watches", json={"name": name, "question": "Has a dog appeared?", "stream": "door"}
                     )
                     assert made.status_code == 201, made.text
                     self.watches.add(name)

@@ -57,8 +57,10 @@ class Mounted:
         Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("broken on purpose")
 
     def mend(self) -> None:
-        """As whoever keeps the machine does: the disk is taken off, checked, and put in its place again."""
+        """As whoever keeps the machine does: what was on the disk is put onto another, in its place."""
         sh("umount", "-l", str(self.path))
+        os.sync()
+        self.image = shutil.copyfile(self.image, self.image.with_suffix(".mended"))
         subprocess.run(["fsck.ext4", "-fy", str(self.image)], check=False, capture_output=True)
         self.mount()
 
@@ -187,6 +189,7 @@ def test_whatever_the_disk_does_it_watches_and_answers(mounted: Mounted, tmp_pat
                 f"{name}: {seen:.1f} frames/s, {dropped} dropped, {answered} answered, first word after {longest * 1000:.0f} ms "
                 f"at most, saved again after {back:.1f} s, told in {lines} lines: {shown}"
             )
-            assert answered and (shown is not None) == lasting and lines <= 2 * (name not in ("well", "slow"))
+            assert answered and (shown is not None) == lasting
+            assert lines <= (0 if name in ("well", "slow") else 2), "once for what is kept, once for what is recorded"
     finally:
         daemon.close()
