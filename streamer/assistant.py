@@ -22,12 +22,12 @@ from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
 from streamer.archive import Archive
-from streamer.config import Config, ConfigError, parse_config
+from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
 from streamer.engine.shown import Picture
-from streamer.engine.stream import StreamStatus
+from streamer.engine.stream import Stream, StreamStatus
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
 from streamer.forms import Forms
@@ -221,6 +221,32 @@ class Assistant:
             await self.keeper.remove(name)
             await self.keeper.forget(name)
         await self.watches.forget(name)
+
+    async def take_over(self, config: StreamConfig) -> StreamStatus:
+        """Watches a stream that another process watched before, with the memory of it that is kept here.
+
+        It is not watched after a restart: whoever shares streams out says so again. Raises AssistantError as `attach`.
+        """
+        if not self.ready:
+            raise AssistantError("not_ready", f"No stream can be attached now: {self.trouble}.")
+        return await self._streams.attach(config)
+
+    async def let_go(self, name: str) -> None:
+        """Ends a stream for another process to watch; what is kept of it stays. Raises AssistantError: unknown_stream."""
+        await self._streams.detach(name)
+
+    def stream(self, name: str) -> Stream:
+        """One of the streams. Raises AssistantError: unknown_stream."""
+        return self._streams.named(name)
+
+    def lease(self, lasts: Callable[[], bool]) -> None:
+        """Has streams that come from now on seen for as long as it `lasts`, which the engine's thread asks too."""
+        self._streams.lasts = lasts
+
+    def hush(self, name: str) -> None:
+        """Ends a stream's open answers as cancelled."""
+        for answer in [each for each in self._answers.values() if each.stream == name]:
+            self._cancel(answer)
 
     async def forget(
         self, name: str, since: float = float("-inf"), until: float = float("inf"), *, keep_memory: bool = False

@@ -65,6 +65,8 @@ class Daemon:
         self._revoking: asyncio.Task[None] | None = None
         self._capacity = 0.0
         self._more_slots: int | None = None
+        self.listening: str | None = None
+        """The URL, as soon as the port is taken."""
 
     async def start(self) -> str:
         """Takes the port and serves, unready at first; loads the model and opens the streams. Returns the URL.
@@ -72,6 +74,7 @@ class Daemon:
         Raises DaemonError.
         """
         listener, engine = _listen(self.config.server), self.assistant.engine
+        self.listening = _url(listener, self.config.server)
         self._serving = asyncio.create_task(self._server.serve([listener]))
         self._revoking = asyncio.create_task(self._revoke_expired())
         try:
@@ -90,9 +93,7 @@ class Daemon:
         except BaseException:
             await self.stop()
             raise
-        host, port = listener.getsockname()[:2]
-        scheme = "https" if self.config.server.certificate else "http"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        return self.listening
 
     async def _revoke_expired(self) -> None:
         """Closes what signed tokens that have expired meanwhile opened, until cancelled."""
@@ -302,6 +303,12 @@ def _progress_bar() -> Callable[[int, int], None]:
             bar.close()
 
     return show
+
+
+def _url(listener: socket.socket, server: ServerConfig) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if server.certificate else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _listen(server: ServerConfig) -> socket.socket:

@@ -25,6 +25,8 @@ class Streams(Mapping[str, Stream]):
         self._engine, self._news, self._config = engine, news, config
         self._streams: dict[str, Stream] = {}
         self._attaching: set[str] = set()
+        self.lasts: Callable[[], bool] = lambda: True
+        """See `Assistant.lease`."""
         self.keeper: Keeper | None = None
         """As the assistant's."""
         self.trained_rate: float | None = None
@@ -71,6 +73,7 @@ class Streams(Mapping[str, Stream]):
         try:
             source = source or await self.open(config)
             stream = Stream(config, source, self._engine.wake, self.trained_rate)
+            stream.lasts = self.lasts
             await admit(self._engine, self._config().limits, stream)
             await asyncio.wrap_future(self._engine.add(stream))
             if self.keeper is not None:

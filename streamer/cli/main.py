@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamer.cli.bench import add_arguments as bench_arguments
 from streamer.cli.eval import add_arguments as evaluation_arguments
+from streamer.cli.fleet import add_arguments as fleet_arguments
 from streamer.cli.recordings import add_arguments as recording_arguments
 from streamer.cli.recordings import ask as ask_recording
 from streamer.cli.remote import ask, forget, printable, reach, setting, status, stream_add, stream_remove, timeline
@@ -156,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     listed.set_defaults(command=status)
 
     watch_arguments(commands.add_parser("watch", help="be told when something becomes so"))
+
+    fleet_arguments(commands.add_parser("fleet", help="run streams over many engines, and move them"))
 
     token = commands.add_parser("token", help="make a bearer token")
     token.add_argument("name", help="whose token it is")

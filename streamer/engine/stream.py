@@ -107,6 +107,8 @@ class Stream:
         self.share = 1.0
         self.drops: Counter[str] = Counter()
         self.newest: Frame | None = None
+        self.lasts: Callable[[], bool] = lambda: True
+        """Whether its frames may be seen now."""
         self.recorder: StreamRecorder | None = None
         """Who is handed all of it from `start` on; None where it is not recorded."""
         self.lag: float | None = None
@@ -159,6 +161,8 @@ class Stream:
         if missed > self._missed:
             self.drops["overload"] += missed - self._missed
             self._missed = missed
+        if not self.lasts():
+            return []
         waiting = len(self.mailbox)
         taken = self.mailbox.take(min(waiting, room) if self.terms.every else waiting) if waiting else []
         self.taken += len(taken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -81,6 +82,28 @@ class Snapshots:
         self.thin(now)
         return kept
 
+    def adopt(self, stream: str, place: Path) -> Kept | None:
+        """Takes another folder's newest snapshot of a stream along, in `place`, as the newest here; None where it has none.
+
+        Raises OSError.
+        """
+        newest = max(_whole(place), key=lambda each: each.number, default=None) if place.is_dir() else None
+        if newest is None:
+            return None
+        own = self.folder.place(KIND, stream)
+        number = max((each.number for each in self.of(stream)), default=0) + 1
+        path = own / f"{number:010d}-{round(newest.wall * 1000)}.snapshot"
+        try:
+            os.link(newest.path, path)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(newest.path, path.with_suffix(PARTIAL))
+            path.with_suffix(PARTIAL).rename(path)
+        sync_folder(own)
+        kept = Kept(number, newest.wall, newest.size, path)
+        with self._lock:
+            self._kept.setdefault(stream, []).append(kept)
+        return kept
+
     def load(self, kept: Kept) -> tuple[Taken, Snapshot] | None:
         """Reads a snapshot; one that is damaged or gone is told, counted and forgotten, and None."""
         try:
@@ -109,6 +132,10 @@ class Snapshots:
         self._drop(stream, gone)
         return len(gone)
 
+    def forget_some(self, stream: str, gone: Iterable[Kept]) -> None:
+        """Removes some of a stream's snapshots."""
+        self._drop(stream, gone)
+
     def begin_anew(self) -> None:
         """The folder was removed, or is another: its disk is back, with what was there before. Raises OSError."""
         found = self._all()
@@ -128,8 +155,12 @@ class Snapshots:
 
 
 def _found(place: Path) -> Iterable[Kept]:
+    for path in place.glob(f"*{PARTIAL}"):
+        path.unlink()
+    return _whole(place)
+
+
+def _whole(place: Path) -> Iterable[Kept]:
     for path in place.iterdir():
         if name := FILE.match(path.name):
             yield Kept(int(name[1]), int(name[2]) / 1000, path.stat().st_size, path)
-        elif path.suffix == PARTIAL:
-            path.unlink()

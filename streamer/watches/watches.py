@@ -224,6 +224,22 @@ class Watches:
             for config in self._configs.values()
         ]
 
+    # Of streams that come from another process, or go there
+
+    def carried(self, stream: str) -> dict[str, dict[str, Any]]:
+        """By watch, what is known of a stream: what `resume` takes where it is watched next."""
+        return {name: post.keep() for (name, each), post in self._posts.items() if each == stream}
+
+    def resume(self, stream: str, states: Mapping[str, dict[str, Any]]) -> None:
+        """Goes on with what watches knew of a stream elsewhere."""
+        for name, config in self._configs.items():
+            if stream not in config.streams or name not in states:
+                continue
+            self._rest(self._posts[name, stream])
+            post = self._posts[name, stream] = Post(config, stream, self._teller.found, self._knows, states[name])
+            if not post.paused:
+                self._set_out(post)
+
     # How they come and go
 
     def _make_room(self, name: str) -> None:

@@ -127,7 +127,7 @@ function list() {
     pick.setAttribute("aria-pressed", String(stream.name === state.chosen));
     pick.append(stream.name);
     const detail = document.createElement("small");
-    detail.textContent = stream.reason || `${stream.state} · ${stream.source}`;
+    detail.textContent = stream.reason || [stream.state, stream.engine, stream.source].filter(Boolean).join(" · ");
     pick.append(detail);
     pick.addEventListener("click", () => choose(stream.name));
     const remove = document.createElement("button");
@@ -183,6 +183,7 @@ const handlers = {
     at("caption").textContent = `${state.chosen} · ${event.time.toFixed(1)} s`;
   },
   "stream.status": (event) => { if (event.state) told(`${event.stream}: ${event.state}${event.reason ? ` – ${event.reason}` : ""}`); },
+  "stream.resumed": (event) => { if (event.engine) told(`${event.stream} went to engine ${event.engine}, unseen for ${(event.unseen_s ?? 0).toFixed(1)} s`); },
   "stream.reset": (event) => told(`${event.stream} was reset: ${event.reason}`),
   "response.created": (event) => {
     const line = document.createElement("li");

@@ -1,0 +1,1 @@
+"""A fleet: streams placed over many engines, and moved without losing what they know."""

@@ -1,0 +1,168 @@
+"""One engine of a fleet: a daemon whose streams are given to it. `python -m streamer.cluster.engine` runs one, told by stdin."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from protocols.fields import read_object
+from streamer.cluster.config import FleetConfig
+from streamer.cluster.holder import Holder
+from streamer.cluster.passes import HEAD, audience
+from streamer.daemon import Daemon, DaemonError
+from streamer.logs import output_aside
+from streamer.memory.folder import PRIVATE, default_folder
+from streamer.memory.snapshots import KIND
+from streamer.server.bodies import read_body
+from streamer.server.errors import RequestError
+
+ALONE_SECONDS = 600.0
+"""An engine that has heard of no head for so long ends."""
+PROBE = ".streamer-fleet"
+"""A file in the shared folder by which the head sees that it is shared."""
+
+
+def streamer_version() -> str:
+    try:
+        return version("streamer")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def engine_folder(shared: Path, name: str) -> Path:
+    """An engine's state folder on its own disk, with its snapshots in the shared folder. Raises OSError."""
+    local = default_folder() / f"fleet-{hashlib.sha256(str(shared).encode()).hexdigest()[:8]}" / name
+    snapshots = shared / name / KIND
+    for each in (local, snapshots):
+        each.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    link = local / KIND
+    if not link.is_symlink():
+        link.symlink_to(snapshots)
+    return local
+
+
+class EngineDaemon(Daemon):
+    """A daemon with the routes by which the head orders it about."""
+
+    def __init__(self, fleet: FleetConfig, name: str, incarnation: str) -> None:
+        """Raises ConfigError and OSError."""
+        super().__init__(fleet.daemon(name, audience(name, incarnation), engine_folder(fleet.path, name)))
+        self.name, self.incarnation, self._shared = name, incarnation, fleet.path
+        self.holder = Holder(self.assistant, name, fleet.lease, fleet.path)
+        self.heard = time.monotonic()
+        self.ended = asyncio.Event()
+        self._app.router.routes[:0] = [
+            Route("/fleet/hello", self.hello, methods=["POST"]),
+            Route("/fleet/lease", self.lease, methods=["POST"]),
+            Route("/fleet/own", self.own, methods=["POST"]),
+            Route("/fleet/release", self.release, methods=["POST"]),
+            Route("/fleet/end", self.end, methods=["POST"]),
+        ]
+
+    async def start(self) -> str:
+        """See `Daemon.start`."""
+        self.holder.begin()
+        return await super().start()
+
+    async def stop(self) -> None:
+        """See `Daemon.stop`."""
+        await self.holder.stop()
+        await super().stop()
+
+    async def hello(self, request: Request) -> Response:
+        """Who this is."""
+        await self._order(request)
+        assistant = self.assistant
+        probe = self._shared / PROBE
+        return JSONResponse(
+            {
+                "name": self.name,
+                "version": streamer_version(),
+                "probe": probe.read_text() if probe.is_file() else "",
+                "wall": time.time(),
+                "model": assistant.model.name if assistant.ready else None,
+                "fingerprint": assistant.model.fingerprint if assistant.ready else None,
+                "trained": assistant.model.trained if assistant.ready else None,
+            }
+        )
+
+    async def lease(self, request: Request) -> Response:
+        told = await self._order(request)
+        self.heard = time.monotonic()
+        return JSONResponse(await self.holder.renew(told.get("until"), told.get("watches")))
+
+    async def own(self, request: Request) -> Response:
+        told = await self._order(request)
+        return JSONResponse(await self.holder.own(told["stream"], told["epoch"], told["before"], told["watched"]))
+
+    async def release(self, request: Request) -> Response:
+        told = await self._order(request)
+        return JSONResponse(await self.holder.release(told["stream"], told["epoch"], forget=told["forget"]))
+
+    async def end(self, request: Request) -> Response:
+        await self._order(request)
+        self.ended.set()
+        return Response(status_code=204)
+
+    async def _order(self, request: Request) -> dict[str, Any]:
+        """What the head sent. Raises RequestError: forbidden for anybody else."""
+        address = request.client.host if request.client else "unknown"
+        visitor = self._app.state.routes.gate.admit(request.headers, address)
+        if visitor.name != HEAD:
+            raise RequestError("forbidden", "Only the head of the fleet may say this.")
+        return read_object(await read_body(request) or b"{}")
+
+    async def alone(self) -> None:
+        """Returns when the head says so, or has been silent for too long."""
+        while time.monotonic() - self.heard < ALONE_SECONDS:
+            try:
+                await asyncio.wait_for(self.ended.wait(), 5.0)
+            except TimeoutError:
+                continue
+            return
+
+
+async def run(told: dict[str, Any]) -> int:
+    """Serves until the head is done with it; the first line of stdout says where."""
+    try:
+        daemon = EngineDaemon(FleetConfig.model_validate(told["fleet"]), told["name"], told["incarnation"])
+        starting = asyncio.create_task(daemon.start())
+        while daemon.listening is None and not starting.done():
+            await asyncio.sleep(0.01)
+        if daemon.listening is not None:
+            print(json.dumps({"url": daemon.listening, "pid": os.getpid()}), flush=True)
+        await starting
+    except (DaemonError, OSError, ValueError) as error:
+        print(f"streamer: engine {told['name']}: {error}", file=sys.stderr)
+        return 1
+    failing, alone = asyncio.create_task(daemon.failed()), asyncio.create_task(daemon.alone())
+    await asyncio.wait([failing, alone], return_when=asyncio.FIRST_COMPLETED)
+    await daemon.stop()
+    for task in (failing, alone):
+        task.cancel()
+    return 0
+
+
+def main() -> int:
+    told = json.loads(sys.stdin.readline())
+    with output_aside():
+        code = asyncio.run(run(told))
+    if any(thread.name == "engine" for thread in threading.enumerate()):
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""How engines come to run: as processes of this machine, or as actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+from streamer.cluster.config import EnginesConfig, FleetConfig
+from streamer.config import ConfigError
+from streamer.errors import AssistantError
+
+log = logging.getLogger("streamer.fleet")
+STARTING_SECONDS = 120.0
+NAMESPACE = "streamer"
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """An engine that runs: where, and which of its processes that is."""
+
+    url: str
+    incarnation: str
+    pid: int
+    node: str
+
+
+class Launcher(Protocol):
+    """Begins engines, which outlive it."""
+
+    async def start(self, name: str) -> Launched:
+        """Begins an engine, or begins it anew. Raises AssistantError: engine_failed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def launcher(fleet: FleetConfig) -> Launcher:
+    """The one that a configuration asks for. Raises ConfigError."""
+    return Processes(fleet) if fleet.ray is None else Actors(fleet)
+
+
+class Processes:
+    """Engines as processes of this machine, each the leader of a group of its own; `command` begins one."""
+
+    def __init__(
+        self, fleet: FleetConfig, command: Sequence[str] = (sys.executable, "-m", "streamer.cluster.engine")
+    ) -> None:
+        self._fleet, self._command = fleet.model_dump(mode="json", exclude_unset=True), command
+        self._children: list[asyncio.subprocess.Process] = []
+
+    async def start(self, name: str) -> Launched:
+        incarnation = secrets.token_hex(8)
+        child = await asyncio.create_subprocess_exec(
+            *self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        self._children.append(child)
+        assert child.stdin is not None and child.stdout is not None
+        told = {"fleet": self._fleet, "name": name, "incarnation": incarnation}
+        child.stdin.write(json.dumps(told).encode() + b"\n")
+        try:
+            async with asyncio.timeout(STARTING_SECONDS):
+                line = json.loads(await child.stdout.readline() or b"null")
+        except (TimeoutError, ValueError):
+            line = None
+        if line is None:
+            raise AssistantError("engine_failed", f"Engine {name!r} did not start: its output says why.")
+        return Launched(line["url"], incarnation, line["pid"], os.uname().nodename)
+
+    def close(self) -> None:
+        """Forgets them; they go on."""
+
+
+class Actors:
+    """Engines as detached actors of Ray, found again by their names after a head's death."""
+
+    def __init__(self, fleet: FleetConfig) -> None:
+        """Reaches the cluster, or begins one. Raises ConfigError."""
+        try:
+            ray = import_module("ray")
+        except ModuleNotFoundError:
+            raise ConfigError(["ray: is not installed: pip install 'streamer[fleet]', or leave out ray"]) from None
+        self._fleet, self._ray = fleet, ray
+        assert fleet.ray is not None
+        quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if fleet.ray.address == "local":
+                cpus = sum(each.cpus for each in fleet.names.values())
+                some = {"num_cpus": max(1, round(cpus)), "object_store_memory": 100 * 2**20, "include_dashboard": False}
+                ray.init(**quiet, **some)
+            else:
+                ray.init(address=fleet.ray.address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                [f"ray.address: {fleet.ray.address!r} can't be reached ({error}): ray start --head"]
+            ) from None
+
+    async def start(self, name: str) -> Launched:
+        kind, incarnation = self._fleet.names[name], secrets.token_hex(8)
+        told = {
+            "fleet": self._fleet.model_dump(mode="json", exclude_unset=True),
+            "name": name,
+            "incarnation": incarnation,
+        }
+        try:
+            await asyncio.to_thread(self._end, name)
+            actor = (
+                self._ray.remote(Actor)
+                .options(name=f"streamer-{name}", lifetime="detached", max_restarts=0, **_wants(kind))
+                .remote()
+            )
+            url, pid, node = await asyncio.wait_for(actor.start.remote(json.dumps(told)), STARTING_SECONDS)
+        except (self._ray.exceptions.RayError, ValueError, TimeoutError) as error:
+            why = str(error).strip().splitlines()[0] if str(error).strip() else "nothing was heard of it"
+            raise AssistantError("engine_failed", f"Engine {name!r} did not start as an actor of Ray: {why}") from None
+        return Launched(url, incarnation, pid, node)
+
+    def _end(self, name: str) -> None:
+        """An actor of that name whose process is of no use any more."""
+        try:
+            self._ray.kill(self._ray.get_actor(f"streamer-{name}"))
+        except ValueError:
+            return
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def _wants(kind: EnginesConfig) -> Mapping[str, Any]:
+    labels = {f"{key}:{value}": 0.001 for key, value in kind.labels.items()}
+    return {"num_cpus": kind.cpus, "num_gpus": kind.gpus, "resources": labels}
+
+
+class Actor:
+    """An engine inside of a Ray worker; all but its start is said over its port, so that Ray carries nothing that a client sent."""
+
+    async def start(self, told: str) -> tuple[str, int, str]:
+        """Takes the port and begins to load the model; returns URL, process id and node."""
+        ray = import_module("ray")
+        from streamer.cluster.engine import EngineDaemon
+
+        asked = json.loads(told)
+        if asked["fleet"].get("engine", {}).get("host") == "node":
+            asked["fleet"]["engine"]["host"] = ray.util.get_node_ip_address()
+        self._daemon = EngineDaemon(FleetConfig.model_validate(asked["fleet"]), asked["name"], asked["incarnation"])
+        self._running = asyncio.create_task(self._run())
+        while self._daemon.listening is None:
+            if self._running.done():
+                await self._running
+            await asyncio.sleep(0.01)
+        return self._daemon.listening, os.getpid(), ray.util.get_node_ip_address()
+
+    async def _run(self) -> None:
+        await self._daemon.start()
+        await asyncio.wait(
+            [asyncio.create_task(self._daemon.failed()), asyncio.create_task(self._daemon.alone())],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        await self._daemon.stop()
+        os._exit(0)

@@ -1,0 +1,85 @@
+"""The head and its gateway in one process: what `streamer fleet` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+
+from streamer.cluster.config import FleetConfig
+from streamer.cluster.gateway import Gateway
+from streamer.cluster.head import Head
+from streamer.cluster.launch import Launcher, launcher
+from streamer.config import Config, ConfigError
+from streamer.daemon import DaemonError, _listen, _Server, _url
+from streamer.logs import output_aside
+from streamer.server.app import server_options
+from streamer.systemd import notify
+
+REVOKE_SECONDS = 1.0
+
+
+class Fleet:
+    """A head behind its gateway's port. Everything lives on the event loop that calls `start`."""
+
+    def __init__(self, fleet: FleetConfig, engines: Launcher | None = None) -> None:
+        """`engines` begins them; unset, as the configuration says. Raises ConfigError."""
+        self.fleet = fleet
+        self.head = Head(fleet, engines or launcher(fleet))
+        self.gateway = Gateway(self.head)
+        self._app = self.gateway.app()
+        config = Config.model_validate({"server": fleet.server})
+        self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def start(self) -> str:
+        """Takes the port, begins engines; returns the URL. Raises DaemonError."""
+        listener = _listen(self.fleet.server)
+        self._tasks = [asyncio.create_task(self._server.serve([listener])), asyncio.create_task(self._revoke())]
+        await self.head.start()
+        return _url(listener, self.fleet.server)
+
+    async def stop(self, *, end: bool = True) -> None:
+        """Closes what is open and ends the engines; without `end` these go on for whoever is the next head."""
+        self._server.should_exit = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.gateway.close(), 1.0)
+        await self.head.stop(end=end)
+        await asyncio.wait(self._tasks, timeout=0.5)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _revoke(self) -> None:
+        while True:
+            await asyncio.sleep(REVOKE_SECONDS)
+            await self.gateway.revoke()
+
+
+def run(fleet: FleetConfig, announce: Callable[[str], None] = lambda url: None) -> int:
+    """Runs until SIGINT or SIGTERM; returns the exit code."""
+    with output_aside():
+        return asyncio.run(_run(fleet, announce))
+
+
+async def _run(config: FleetConfig, announce: Callable[[str], None]) -> int:
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    try:
+        fleet = Fleet(config)
+        url = await fleet.start()
+    except (ConfigError, DaemonError) as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        return 1
+    print(f"streamer's fleet is at {url}: {len(config.names)} engines, {len(fleet.head.configs)} streams", flush=True)
+    announce(url)
+    notify("READY=1")
+    await asked.wait()
+    notify("STOPPING=1")
+    await fleet.stop()
+    return 0

@@ -1,0 +1,29 @@
+"""An engine that writes down every frame that it takes into a stream's state: `python -m tests.cluster.engine_logged FILE`.
+
+A line a frame: the machine's monotonic clock, which all its processes share, the process, the stream and the frame's number.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from streamer.cluster.engine import main
+from streamer.engine.stream import Stream
+
+LOG = Path(sys.argv[1]).open("a", buffering=1)  # noqa: SIM115 - for as long as the process lives
+saw = Stream.saw
+
+
+def logged(self: Stream, frames: Any, now: float) -> None:
+    saw(self, frames, now)
+    for frame in frames:
+        LOG.write(f"{time.monotonic():.6f} {os.getpid()} {self.name} {frame.sequence}\n")
+
+
+if __name__ == "__main__":
+    Stream.saw = logged  # type: ignore[method-assign]
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The fleet's door while no engine is there yet, and who is let in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from streamer.cluster.config import parse_fleet
+from streamer.cluster.launch import Launched
+from streamer.cluster.run import Fleet
+from streamer.config import ConfigError
+from streamer.errors import AssistantError
+from streamer.server.auth import token_digest
+
+TOKEN = "str_0123456789abcdefghij"
+
+
+class NoEngines:
+    """Begins none."""
+
+    async def start(self, name: str) -> Launched:
+        raise AssistantError("engine_failed", f"Engine {name!r} has no GPU.")
+
+    def close(self) -> None: ...
+
+
+def fleet(folder: Path, **more: Any) -> Fleet:
+    (folder / "secret").write_text("s" * 40)
+    data = {
+        "secret_file": str(folder / "secret"),
+        "folder": str(folder / "shared"),
+        "engines": [{"name": "gpu", "count": 2}],
+    }
+    return Fleet(parse_fleet({**data, **more}, "fleet.yaml"), NoEngines())
+
+
+def ask(fleet: Fleet, test: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await fleet.head.start()
+        await asyncio.sleep(0.1)
+        transport = httpx.ASGITransport(fleet.gateway.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            await test(client)
+        await fleet.head.stop(end=False)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_gateway_without_engines_says_why_and_when_to_come_again(tmp_path: Path) -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
+        assert "Engine 'gpu-0' has no GPU." in ready.json()["reason"]
+        asked = await client.post("/v1/streams", json={"name": "yard", "source": "demo:"})
+        assert asked.status_code == 503 and "retry-after" in asked.headers
+        listed = (await client.get("/v1/streams")).json()["streams"]
+        assert [(each["name"], each["state"]) for each in listed] == [("gate", "waiting")]
+        assert "no engine is there: start one" in listed[0]["reason"]
+        view = (await client.get("/v1/fleet")).json()
+        assert [each["state"] for each in view["engines"]] == ["down", "down"]
+        assert (await client.get("/")).status_code == 200
+        assert (await client.post("/v1/fleet/move", json={"stream": "gate"})).status_code == 400
+        drained = await client.post("/v1/fleet/drain", json={"engine": "gpu-7"})
+        assert drained.status_code == 400 and "there are: none" in drained.json()["error"]["message"]
+        assert (await client.get("/metrics")).text.count("streamer_fleet_streams_waiting 1") == 1
+
+    ask(fleet(tmp_path, streams=[{"name": "gate", "source": "demo:"}]), test)
+
+
+def test_tokens_are_asked_for_at_the_gateway(tmp_path: Path) -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/v1/fleet")).status_code == 401
+        viewer = {"Authorization": f"Bearer {TOKEN}"}
+        assert (await client.get("/v1/fleet", headers=viewer)).status_code == 200
+        assert (await client.post("/v1/fleet/drain", json={"engine": "gpu-0"}, headers=viewer)).status_code == 403
+        assert (await client.delete("/v1/streams/gate", headers=viewer)).status_code == 403
+
+    tokens = [{"name": "viewer", "scopes": ["view"], "digest": f"sha256:{token_digest(TOKEN)}"}]
+    ask(fleet(tmp_path, server={"tokens": tokens}), test)
+
+
+def test_one_head_has_the_table(tmp_path: Path) -> None:
+    first = fleet(tmp_path)
+    with pytest.raises(ConfigError, match="another head may run"):
+        fleet(tmp_path)
+    first.head.table.close()
