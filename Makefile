@@ -6,7 +6,7 @@ TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check bench clean
+.PHONY: help setup setup-dev run fleet-demo test check bench clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ setup-dev: $(VENV)/.installed-dev ## the same, with what the tests need
 
 run: setup ## start the daemon on the demo clip, ask it a first question
 	$(BIN)/streamer run --source demo: --ask "What is happening?"
+
+fleet-demo: setup ## watch 30 files with a head and three engines, and kill one while it is asked
+	$(BIN)/python examples/fleet_demo.py
 
 test: setup-dev ## run the tests, two modules at a time
 	@sh tests/system-packages.sh
