@@ -42,8 +42,6 @@ class Queue(Generic[F]):
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=RHYTHM))
     lately: deque[float] = field(init=False)
     """Distances whose mean is `period`, the first guess among them until it is forgotten."""
-    guessed: int = field(init=False)
-    """How many of them are the first guess's."""
     sudden: bool = False
     """Whether the newest frame came after a silence."""
     captured: float | None = None
@@ -53,18 +51,12 @@ class Queue(Generic[F]):
     due: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self.guessed = min(max(1, round(LATELY / self.period)), MOST_LATELY)
-        self.lately = deque([self.period] * self.guessed)
+        self.lately = deque([self.period] * max(1, round(LATELY / self.period)), maxlen=MOST_LATELY)
 
     @property
     def rhythm(self) -> float:
         """Seconds from one frame to the next, as is usual now."""
         return sorted(self.gaps)[len(self.gaps) // 2] if self.gaps else self.period
-
-    @property
-    def brought(self) -> float:
-        """As `period`, by what it has brought alone."""
-        return LATELY / (len(self.lately) - self.guessed + 1) if self.guessed else self.period
 
     @property
     def late(self) -> float:
@@ -75,18 +67,13 @@ class Queue(Generic[F]):
     def nbytes(self) -> int:
         return sum(frame.nbytes for frame in self.waiting)
 
-    def slack(self, begin: float, takes: float, beyond: float, per_step: int, *, coming: bool = False) -> float:
+    def slack(self, begin: float, takes: float, beyond: float, per_step: int) -> float:
         """Seconds that may pass before one of its frames is late, if steps of `per_step` begin at `begin`, one after the other.
 
-        Each takes `takes`, and `beyond` more until its frames are in the state. With `coming` the next frame, which has yet to
-        come, counts as well.
+        Each takes `takes`, and `beyond` more until its frames are in the state.
         """
-        captured = [frame.captured for frame in self.waiting]
-        if coming:
-            last = begin if self.captured is None else self.captured
-            captured.append(max(last + min(self.period, self.rhythm), begin))
-        ends = (begin + (number // per_step + 1) * takes + beyond for number in range(len(captured)))
-        return min(when + self.terms.deadline - end for when, end in zip(captured, ends, strict=True))
+        ends = (begin + (number // per_step + 1) * takes + beyond for number in range(len(self.waiting)))
+        return min(frame.captured + self.terms.deadline - end for frame, end in zip(self.waiting, ends, strict=True))
 
     def add(self, frame: F, now: float) -> None:
         """A frame has come."""
@@ -96,9 +83,8 @@ class Queue(Generic[F]):
         if self.captured is not None and apart >= 0:
             self.lately.append(min(apart, LONGEST_PERIOD))
             lasted = sum(self.lately)
-            while lasted - self.lately[0] >= LATELY or len(self.lately) > MOST_LATELY:
+            while lasted - self.lately[0] >= LATELY:
                 lasted -= self.lately.popleft()
-                self.guessed = max(self.guessed - 1, 0)
             self.period = max(lasted, LATELY) / len(self.lately)
         self.captured, self.arrived = frame.captured, now
         self.waiting.append(frame)

@@ -32,6 +32,8 @@ SLACK = 1.1
 """Times the soonest end of all that wait by which smaller batches may end, where the device has the time."""
 MARGIN = 1.25
 """Times its mean that a frame step is left at least, where it must end in time."""
+MOST_PERIODS = 8
+"""Periods of a stream, within its deadline, that the device may be busy with something else than its frames."""
 ROUNDING = 1e-9
 """Seconds by which sums of times may differ."""
 SILENT = 2.0
@@ -281,7 +283,7 @@ class Scheduler(Generic[F]):
             self._drops[name, "rate" if lowered else "stale"] += 1
         taken = tuple(stream.waiting.popleft() for _ in range(min(n, len(stream.waiting))))
         if lowered:
-            stream.due = max(stream.due + usual * stream.brought / stream.share, now)
+            stream.due = max(stream.due + usual * stream.period / stream.share, now)
         return taken
 
     def _live(self, now: float) -> list[Queue[F]]:
@@ -301,9 +303,17 @@ class Scheduler(Generic[F]):
         """Seconds until the device must turn to frames for them to be in time."""
         live = self._live(now)
         batch = min(len(live), self.largest_batch)
-        takes, beyond = self._reserve(batch), self._beyond(batch)
-        slacks = (stream.slack(now, takes, beyond, self.frames_per_step, coming=True) for stream in live)
-        return min((self._begun - takes - now, *slacks))
+        cost = self._reserve(batch)
+        spare = self._begun - cost - now
+        cost += self._beyond(batch)
+        for stream in live:
+            last = now if stream.captured is None else stream.captured
+            captured = stream.waiting[0].captured if stream.waiting else max(last + stream.period, now)
+            periods = min(MOST_PERIODS, int(stream.terms.deadline / stream.period))
+            room = max(2 * self.frames_per_step, periods) - len(stream.waiting)
+            overflow = max(last + (room + 0.5) * stream.period - now, 0.5 * stream.period) if room > 0 else 0.0
+            spare = min(spare, captured + stream.terms.deadline - cost - now, overflow)
+        return spare
 
     def _wake(self, now: float, frames: bool) -> float | None:
         """When time alone makes something ready."""
@@ -328,7 +338,7 @@ class Scheduler(Generic[F]):
         if not live:
             return
         each = self.frame_costs.cheapest_each(min(len(live), self.largest_batch)) / self.frames_per_step
-        speaking, load = len(self._answers.speaking()), sum(each / stream.brought for stream in live)
+        speaking, load = len(self._answers.speaking()), sum(each / stream.period for stream in live)
         token = self.decode_costs.estimate(speaking) if speaking else 0.0
         self._slack = min(SLACK, max(1.0, (FULL - token * self.pace.ceiling) / load)) if load else SLACK
         room = max(FULL - token * self.pace.floor, KEPT)
@@ -338,8 +348,8 @@ class Scheduler(Generic[F]):
             return
         self._short = True
         frames, weights = room / each, float(sum(stream.terms.priority for stream in live))
-        for stream in sorted(live, key=lambda stream: 1 / (stream.brought * stream.terms.priority)):
-            rate = min(1 / stream.brought, frames * stream.terms.priority / weights)
-            stream.share = rate * stream.brought
+        for stream in sorted(live, key=lambda stream: 1 / (stream.period * stream.terms.priority)):
+            rate = min(1 / stream.period, frames * stream.terms.priority / weights)
+            stream.share = rate * stream.period
             frames -= rate
             weights -= stream.terms.priority
