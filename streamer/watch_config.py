@@ -73,7 +73,8 @@ class WatchConfig(Section):
     """The part of the picture that is looked at: left, top, right and bottom in shares of it. It is seen as a picture of its own, as
     it is now and without what was before; unset is all of it, with the stream's memory."""
     describe: bool | Annotated[str, Field(min_length=1, max_length=2_000)] = False
-    """Once an event is told, ask "What do you see?", or what stands here, and tell the answer as `watch.described`."""
+    """Once an event is told, ask "What do you see?", or what stands here, of the picture that decided, and tell the answer as
+    `watch.described`."""
     clip_before: Annotated[Number, Field(ge=0, le=60)] = 5.0
     """Seconds of the recording that are shown from before an event's beginning …"""
     clip_after: Annotated[Number, Field(ge=0, le=60)] = 10.0

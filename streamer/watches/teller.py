@@ -127,7 +127,7 @@ class Teller:
         if told.clip is not None:
             self._follow(told, config.clip_after)
         if config.describe:
-            self._spawn(self._describe(told, post, None if config.only is None else seen))
+            self._spawn(self._describe(told, post, seen))
 
     async def _publish(self, event: WatchEvent, state: dict[str, Any], picture: bytes | None) -> None:
         if self.keeps(event.stream):
@@ -174,8 +174,8 @@ class Teller:
 
     # Descriptions
 
-    async def _describe(self, event: WatchEvent, post: Post, seen: np.ndarray | None) -> None:
-        """Asks at once, so that the stream shows little more than what decided; or about the part that decided, as it was `seen`."""
+    async def _describe(self, event: WatchEvent, post: Post, seen: np.ndarray) -> None:
+        """Asks about what decided, as it was `seen`: on a busy device the stream shows another thing when it comes to the answer."""
         wanted = post.config.describe
         question = wanted if isinstance(wanted, str) else DESCRIBE
         chosen = Sampling(temperature=0)

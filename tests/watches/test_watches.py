@@ -178,9 +178,9 @@ def test_only_what_is_in_its_part_is_told_and_described(
             for name in ("left", "right", "words-left")
         )
 
-    add = ["watch", "add", "left", BANANA, "--every", "0.25", "--only", "0,0,.5,1", "--describe", *at]
+    add = ["watch", "add", "left", BANANA, "--every", "1", "--only", "0,0,.5,1", "--describe", *at]
     assert main(add) == 0
-    daemon.run(lambda: watches.add("right", BANANA, every=0.25, only=[0.5, 0, 1, 1]))
+    daemon.run(lambda: watches.add("right", BANANA, every=1, only=[0.5, 0, 1, 1]))
     what = {"when": "changes", "every": 0.25}
     daemon.run(lambda: watches.add("words-left", "What do you see?", only=[0, 0, 0.5, 1], **what))
     end = time.monotonic() + 90
