@@ -31,13 +31,15 @@ def test_engines_are_actors_and_one_that_is_killed_is_started_again(tmp_path: Pa
             print(f"two actors and six streams after {time.monotonic() - began:.1f} s")
             at = next(each for each in head.engines.values() if head.placement.room.engines[each.name].wishes)
             assert at.at is not None and at.at.pid != os.getpid()
-            await asyncio.sleep(7)
+            kept = tmp_path / "shared" / at.name / "snapshots"
+            mine = len(head.placement.room.engines[at.name].wishes)
+            await until(lambda: len({each.parent for each in kept.glob("*/*.snapshot")}) >= mine, 60)
             os.kill(at.at.pid, signal.SIGKILL)
             killed = time.monotonic()
             await until(lambda: not all(head.owner(name) for name in head.configs), 5)
             await until(lambda: all(head.owner(name) for name in head.configs), 30)
             print(f"an actor was killed: all six are back after {time.monotonic() - killed:.2f} s")
-            assert all(each["memory"] == "goes on" for each in head.moved)
+            assert all(each["memory"] == "goes on" for each in head.moved), list(head.moved)
             await until(lambda: len(head.ready()) == 2, 120)
         finally:
             await fleet.stop()
