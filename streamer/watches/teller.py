@@ -33,8 +33,8 @@ STILL_SIDE = 1_280
 """Pixels of an event's picture at most, on its longer side."""
 WAITING = 1_000
 """Events that may wait to be kept and told; of more the oldest are given up, and that is logged."""
-GROWS = 6.0
-"""Seconds until what is recorded can be read."""
+GROWS, LATE = 6.0, 60
+"""Seconds until what is recorded can be read, and those that a busy device may be late with it."""
 DESCRIBE, DESCRIPTION_TOKENS = "What do you see?", 96
 """What is asked about an event that is to be described, and tokens of the answer at most."""
 EVENTS = "/v1/watches/events"
@@ -163,11 +163,13 @@ class Teller:
     async def _evidence(self, event: WatchEvent, at: float) -> None:
         """Tells that an event's clip is whole, once it is."""
         await asyncio.sleep(max(at - time.time(), 0.0))
-        keeper, post = self._keeper, self._posts.get((event.watch, event.stream))
-        if keeper is None or post is None:
-            return
-        if await asyncio.to_thread(keeper.recordings.of, event.stream, event.began_at, event.captured_at):
-            await self._publish(self._about(event, "watch.evidence"), post.keep(), None)
+        for _ in range(LATE):
+            keeper, post = self._keeper, self._posts.get((event.watch, event.stream))
+            if keeper is None or post is None:
+                return
+            if await asyncio.to_thread(keeper.recordings.of, event.stream, event.began_at, event.captured_at):
+                return await self._publish(self._about(event, "watch.evidence"), post.keep(), None)
+            await asyncio.sleep(1.0)
 
     def _about(self, event: WatchEvent, kind: EventType, description: str | None = None) -> WatchEvent:
         return replace(event, id=self._ids.next(time.time()), type=kind, about=event.id, description=description)
