@@ -65,7 +65,8 @@ def test_pull_the_plug_and_it_still_knows(visit: Visit, tmp_path: Path) -> None:
     url, config = f"http://127.0.0.1:{port}", tmp_path / "streamer.yaml"
     notes = {"question": "What do you see?", "every": 2}
     camera = {"name": "demo", "source": "demo:", "record": True, "notes": notes}
-    storage = {"folder": str(tmp_path / "state")}
+    # Of what is older than a minute one snapshot a minute is kept.
+    storage = {"folder": str(tmp_path / "state"), "replay": 60}
     config.write_text(yaml.safe_dump({"server": {"port": port}, "streams": [camera], "storage": storage}))
     timeline = f"{url}/v1/streams/demo/timeline"
 
