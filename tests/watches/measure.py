@@ -1,4 +1,4 @@
-"""How soon watches tell: `python -m tests.watches.measure [--events 60] [--watches 1] [--hold 0] [--json]`.
+"""How soon watches tell: `python -m tests.watches.measure [--events 60] [--watches 1] [--hold 0]`.
 
 A daemon with the nano watches one camera, a program's pictures at 25 frames a second, in which things of the demo clip come
 and go; a websocket and a subscriber at a real broker hear of them. Told is the time from an event's first frame to its message,
