@@ -87,7 +87,7 @@ def test_pull_the_plug_and_it_still_knows(visit: Visit, tmp_path: Path) -> None:
         page.click("[data-span='300']")
         page.wait_for_selector("#legend:has-text('recorded')")
         x, y = page.evaluate(PLACE, moment)
-        page.mouse.move(x + 60, y)
+        page.mouse.move(x - 60, y)
         page.mouse.down()
         x, y = page.evaluate(PLACE, moment)  # the bar goes on with the time
         page.mouse.move(x, y, steps=2)

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
 
 from tests.environments import install
-from tests.streamer.serving import Served
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".venv-lmms-eval"
@@ -57,9 +58,20 @@ def still(path: Path, at: float) -> Path:
     return path
 
 
+@pytest.fixture
+def url() -> Iterator[str]:
+    """Of a daemon with the nano's own weights, by `streamer run`."""
+    command = [sys.executable, "-m", "streamer.cli.main", "run", "--stateless", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as daemon:
+        assert daemon.stdout is not None
+        yield next(line.split()[-1] for line in daemon.stdout if line.startswith("streamer is ready at "))
+        daemon.terminate()
+        daemon.communicate(timeout=60)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(1_200)
-def test_the_real_kit_examines_a_daemon(server: Served, tmp_path: Path) -> None:
+def test_the_real_kit_examines_a_daemon(url: str, tmp_path: Path) -> None:
     mark = HOME / "installed"
     if not mark.exists():
         done = install(HOME, "lmms-eval", "filelock<3.20")  # it reaches into filelock's own files
@@ -82,11 +94,11 @@ def test_the_real_kit_examines_a_daemon(server: Served, tmp_path: Path) -> None:
     known.mkdir(parents=True)
     (known / "METADATA").write_text("Metadata-Version: 2.1\nName: streamer-plug\nVersion: 0\n")
     (known / "entry_points.txt").write_text("[lmms_eval.models]\nstreamer = streamer.lmms_eval:manifest\n")
-    command = [HOME / "bin" / "python", "-m", "lmms_eval", "--model", "streamer", "--model_args", f"url={server.url}"]
+    command = [HOME / "bin" / "python", "-m", "lmms_eval", "--model", "streamer", "--model_args", f"url={url}"]
     command += ["--include_path", tmp_path, "--tasks", "streamer_made", "--batch_size", "1"]
     places = {"PYTHONPATH": f"{ROOT}:{known.parent}", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1"}
     ran = subprocess.run(command, env=os.environ | places, capture_output=True, text=True, timeout=1_000)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = re.search(r"\|right\s*\|[^|]*\|\s*([0-9.]+)", ran.stdout)
     assert found, ran.stdout[-3000:]
-    assert float(found[1]) == 1.0
+    assert float(found[1]) >= 0.6  # who sees nothing is right of none; how often the nano is right is its card's to say
