@@ -72,8 +72,7 @@ class Streams(Mapping[str, Stream]):
         self._attaching.add(name)
         try:
             source = source or await self.open(config)
-            stream = Stream(config, source, self._engine.wake, self.trained_rate)
-            stream.lasts = self.lasts
+            stream = Stream(config, source, self._engine.wake, self.trained_rate, self.lasts)
             await admit(self._engine, self._config().limits, stream)
             await asyncio.wrap_future(self._engine.add(stream))
             if self.keeper is not None:

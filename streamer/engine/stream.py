@@ -95,8 +95,14 @@ class Stream:
     """
 
     def __init__(
-        self, config: StreamConfig, source: Source, wake: Callable[[], None], trained_rate: float | None = None
+        self,
+        config: StreamConfig,
+        source: Source,
+        wake: Callable[[], None],
+        trained_rate: float | None = None,
+        lasts: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`lasts` says whether its frames may be seen now."""
         self.name, self.config, self.source, self.trained_rate = config.name, config, source, trained_rate
         self.terms = self.promised()
         self.mailbox = Mailbox(MOST_WAITING, policy=config.policy, most_bytes=MOST_BYTES, on_put=wake)
@@ -107,8 +113,7 @@ class Stream:
         self.share = 1.0
         self.drops: Counter[str] = Counter()
         self.newest: Frame | None = None
-        self.lasts: Callable[[], bool] = lambda: True
-        """Whether its frames may be seen now."""
+        self.lasts = lasts
         self.recorder: StreamRecorder | None = None
         """Who is handed all of it from `start` on; None where it is not recorded."""
         self.lag: float | None = None
