@@ -82,7 +82,9 @@ def test_make_a_watch_and_see_judge_and_play_its_event(
         page.click(f"[data-event={event}] .still")
         wait_for(lambda: page.evaluate(LOADED.format("#player img")))
         page.keyboard.press("Escape")
-        page.click(f"[data-event={event}] button:has-text('Play clip')")
+        page.click(
+            f"[data-event={event}] button:has-text('Play clip')", timeout=90_000
+        )  # as long as a late clip is tried for
         wait_for(lambda: page.evaluate("document.querySelector('#player video').currentTime > 0.1"))
         page.click("#player button")
 
