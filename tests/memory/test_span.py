@@ -98,7 +98,8 @@ async def on_the_wires(assistant: Assistant, begins: float, ends: float) -> None
                 progress=lambda shown, of: steps.append((shown, of)),
             )  # fmt: skip
             assert [word async for word in asking]
-            assert steps[-1] == (20, 20) and told[0]["frames"] == 0 and told[-1]["frames"] == 40
+            # Twenty pairs, and more steps where a busy machine saw a frame alone.
+            assert steps[-1][0] == steps[-1][1] >= 20 and told[0]["frames"] == 0 and told[-1]["frames"] == 40
         body: dict[str, Any] = {"model": "tiny/door", "messages": [{"role": "user", "content": "What?"}]}
         body |= {"max_tokens": 3, "from": since, "to": until}
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as web:
