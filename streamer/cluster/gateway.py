@@ -10,10 +10,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -29,25 +26,18 @@ from streamer.cluster.realtime import Relay
 from streamer.cluster.watching import Watching
 from streamer.config import Config, ConfigError, parse_config
 from streamer.errors import AssistantError
-from streamer.server.addresses import RootPath
-from streamer.server.admission import Admission, Held
 from streamer.server.app import WEB, Page, own_names
 from streamer.server.attachments import PREFIX
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Visitor
 from streamer.server.bodies import read_body
-from streamer.server.connections import Crowd, most_connections
 from streamer.server.errors import (
-    Refusals,
     RequestError,
     error_response,
-    gone,
-    refuse,
-    refuse_address,
-    refuse_unforeseen,
 )
+from streamer.server.guarded import guarded
 from streamer.server.limits import Limits
 from streamer.server.realtime import TRY_AGAIN_LATER
-from streamer.server.tokens import known_tokens, signed_tokens, tls_context
+from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.whip import ANSWER_SECONDS
 
 log = logging.getLogger("streamer.fleet")
@@ -81,51 +71,34 @@ class Gateway:
 
     def app(self) -> Starlette:
         """Serve it with `server_options`; call `close` before stopping."""
-        app = Starlette(
-            routes=[
-                WebSocketRoute("/v1/realtime", self.realtime),
-                Route("/v1/chat/completions", self.ask, methods=["POST"]),
-                Route("/v1/responses", self.ask, methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/v1/models/{model:path}", self.model),
-                Route("/v1/streams", self.streams, methods=["GET"]),
-                Route("/v1/streams", self.attach, methods=["POST"]),
-                Route("/v1/streams/{stream}", self.stream, methods=["GET"]),
-                Route("/v1/streams/{stream}", self.detach, methods=["DELETE"]),
-                Route("/v1/streams/{stream}/{rest:path}", self.of_stream, methods=["GET", "HEAD", "DELETE"]),
-                Route("/v1/watches", self._watching.watches, methods=["GET"]),
-                Route("/v1/watches", self._watching.add_watch, methods=["POST"]),
-                Route("/v1/watches/events", self._watching.watch_events, methods=["GET"]),
-                Route("/v1/watches/events/{event}/{rest}", self._watching.of_event, methods=["GET", "POST"]),
-                Route("/v1/watches/{watch}", self._watching.watch, methods=["GET", "PATCH", "DELETE"]),
-                Route("/v1/events", self._watching.events),
-                Route("/v1/fleet", self.fleet),
-                Route("/v1/fleet/drain", self.drain, methods=["POST"]),
-                Route("/v1/fleet/move", self.move, methods=["POST"]),
-                Route("/whip/{stream}", self.whip, methods=ANY),
-                Route("/whip/{stream}/{session}", self.whip, methods=ANY),
-                Route("/healthz", self.health),
-                Route("/readyz", self.ready),
-                Route("/metrics", self.metrics),
-                Mount("/", Page(directory=WEB, html=True), name="page"),
-            ],
-            middleware=[
-                Middleware(
-                    CORSMiddleware, allow_origins=self._server.origins, allow_methods=["GET", "POST", "PATCH", "DELETE"],
-                    allow_headers=["*"], expose_headers=["Location", "ETag", "Retry-After"],
-                ),
-                Middleware(RootPath, root_path=self._server.root_path),
-                Middleware(Admission, gate=self.gate, limits=self.limits, held=(held := Held()), linked=lambda path, query: False),
-            ],
-            exception_handlers={
-                RequestError: refuse, AssistantError: refuse, ProtocolError: refuse, HTTPException: refuse_address,
-                ClientDisconnect: gone, Exception: refuse_unforeseen,
-            },
-        )  # fmt: skip
-        app.state.refusals, app.state.held, app.state.crowd = Refusals(), held, Crowd(most_connections())
-        app.state.tls = tls_context(self._server)
-        app.state.routes = self
-        return app
+        routes = [
+            WebSocketRoute("/v1/realtime", self.realtime),
+            Route("/v1/chat/completions", self.ask, methods=["POST"]),
+            Route("/v1/responses", self.ask, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
+            Route("/v1/streams", self.streams, methods=["GET"]),
+            Route("/v1/streams", self.attach, methods=["POST"]),
+            Route("/v1/streams/{stream}", self.stream, methods=["GET"]),
+            Route("/v1/streams/{stream}", self.detach, methods=["DELETE"]),
+            Route("/v1/streams/{stream}/{rest:path}", self.of_stream, methods=["GET", "HEAD", "DELETE"]),
+            Route("/v1/watches", self._watching.watches, methods=["GET"]),
+            Route("/v1/watches", self._watching.add_watch, methods=["POST"]),
+            Route("/v1/watches/events", self._watching.watch_events, methods=["GET"]),
+            Route("/v1/watches/events/{event}/{rest}", self._watching.of_event, methods=["GET", "POST"]),
+            Route("/v1/watches/{watch}", self._watching.watch, methods=["GET", "PATCH", "DELETE"]),
+            Route("/v1/events", self._watching.events),
+            Route("/v1/fleet", self.fleet),
+            Route("/v1/fleet/drain", self.drain, methods=["POST"]),
+            Route("/v1/fleet/move", self.move, methods=["POST"]),
+            Route("/whip/{stream}", self.whip, methods=ANY),
+            Route("/whip/{stream}/{session}", self.whip, methods=ANY),
+            Route("/healthz", self.health),
+            Route("/readyz", self.ready),
+            Route("/metrics", self.metrics),
+            Mount("/", Page(directory=WEB, html=True), name="page"),
+        ]
+        return guarded(self, routes, self._server, self.gate, self.limits, lambda path, query: False)
 
     async def close(self) -> None:
         await asyncio.gather(*(each.close(1001, "the gateway is shutting down") for each in list(self._relays)))

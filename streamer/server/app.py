@@ -12,10 +12,7 @@ from typing import Any
 
 from starlette._utils import get_route_path
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
@@ -30,24 +27,19 @@ from protocols.realtime.session import RealtimeSession
 from protocols.responses import read_response
 from streamer.assistant import Assistant
 from streamer.config import Config
-from streamer.errors import AssistantError
 from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
-from streamer.server.addresses import RootPath, misplaced
-from streamer.server.admission import LINKED, Admission, Held
+from streamer.server.addresses import misplaced
+from streamer.server.admission import LINKED
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
 from streamer.server.bodies import PICTURE_HEADERS, Attended, read_body, viewing
 from streamer.server.chat import complete
-from streamer.server.connections import Crowd, HttpProtocol, WebSocketProtocol, most_connections
+from streamer.server.connections import HttpProtocol, WebSocketProtocol
 from streamer.server.errors import (
-    Refusals,
     RequestError,
     error_response,
-    gone,
-    refuse,
-    refuse_address,
-    refuse_unforeseen,
 )
+from streamer.server.guarded import guarded
 from streamer.server.limits import Limits, network_of
 from streamer.server.metrics import Metrics
 from streamer.server.outputs import OutputRoutes
@@ -57,7 +49,7 @@ from streamer.server.recordings import Footage, read_time
 from streamer.server.responses import respond
 from streamer.server.streams import Streams
 from streamer.server.timeline import Timelines
-from streamer.server.tokens import known_tokens, signed_tokens, tls_context
+from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.views import health_view, stream_view
 from streamer.server.watches import Watching
 from streamer.server.whip import Publishing
@@ -80,62 +72,34 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
     Raises ConfigError where tokens can't be read, or where others could reach the daemon without them.
     """
     routes = Routes(assistant, config, outputs, known_tokens(config), signed_tokens(config))
-    held = Held()
-    app = Starlette(
-        routes=[
-            WebSocketRoute("/v1/realtime", routes.realtime),
-            WebSocketRoute("/{path:path}", routes.nowhere),
-            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
-            Route("/v1/responses", routes.responses, methods=["POST"]),
-            Route("/v1/models", routes.models),
-            Route("/v1/models/{model:path}", routes.model),
-            Route("/v1/streams", routes.streams, methods=["GET"]),
-            Route("/v1/streams", routes.attach, methods=["POST"]),
-            Route("/v1/streams/{stream}", routes.stream, methods=["GET"]),
-            Route("/v1/streams/{stream}", routes.detach, methods=["DELETE"]),
-            Route("/v1/streams/{stream}/frame.jpg", routes.frame),
-            Route("/v1/streams/{stream}/video.mjpeg", routes.video),
-            Route("/v1/streams/{stream}/clip", routes.footage.clip),
-            Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
-            Route("/v1/streams/{stream}/still", routes.footage.still),
-            *routes.outputs.routes,
-            *routes.timelines.routes(),
-            *routes.watching.routes(),
-            Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
-            Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
-            Route("/healthz", routes.health),
-            Route("/readyz", routes.ready),
-            Route("/metrics", routes.metrics),
-            # Takes every path that no other route took.
-            Mount("/", Page(directory=WEB, html=True), name="page"),
-        ],
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=config.server.origins,
-                allow_methods=["GET", "POST", "PATCH", "DELETE"],
-                # Whichever they are: the SDKs send a dozen of their own, and only these origins' pages are let in.
-                allow_headers=["*"],
-                expose_headers=["Location", "ETag", "Retry-After"],
-            ),
-            Middleware(RootPath, root_path=config.server.root_path),
-            Middleware(Admission, gate=routes.gate, limits=routes.limits, held=held, linked=routes.linked),
-        ],
-        exception_handlers={
-            RequestError: refuse,
-            AssistantError: refuse,
-            ProtocolError: refuse,
-            HTTPException: refuse_address,
-            ClientDisconnect: gone,
-            Exception: refuse_unforeseen,
-        },
-    )
-    app.state.routes = routes
-    app.state.refusals = Refusals()
-    app.state.held = held
-    app.state.crowd = Crowd(most_connections())
-    app.state.tls = tls_context(config.server)
-    return app
+    doors = [
+        WebSocketRoute("/v1/realtime", routes.realtime),
+        WebSocketRoute("/{path:path}", routes.nowhere),
+        Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/responses", routes.responses, methods=["POST"]),
+        Route("/v1/models", routes.models),
+        Route("/v1/models/{model:path}", routes.model),
+        Route("/v1/streams", routes.streams, methods=["GET"]),
+        Route("/v1/streams", routes.attach, methods=["POST"]),
+        Route("/v1/streams/{stream}", routes.stream, methods=["GET"]),
+        Route("/v1/streams/{stream}", routes.detach, methods=["DELETE"]),
+        Route("/v1/streams/{stream}/frame.jpg", routes.frame),
+        Route("/v1/streams/{stream}/video.mjpeg", routes.video),
+        Route("/v1/streams/{stream}/clip", routes.footage.clip),
+        Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
+        Route("/v1/streams/{stream}/still", routes.footage.still),
+        *routes.outputs.routes,
+        *routes.timelines.routes(),
+        *routes.watching.routes(),
+        Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
+        Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
+        Route("/healthz", routes.health),
+        Route("/readyz", routes.ready),
+        Route("/metrics", routes.metrics),
+        # Takes every path that no other route took.
+        Mount("/", Page(directory=WEB, html=True), name="page"),
+    ]
+    return guarded(routes, doors, config.server, routes.gate, routes.limits, routes.linked)
 
 
 def server_options(config: Config) -> dict[str, Any]:
