@@ -298,9 +298,10 @@ class Gateway:
     async def metrics(self, request: Request) -> Response:
         """Every engine's figures with its name; of streams and engines, as many as there are."""
         self._admit(request, "view")
-        texts = await asyncio.gather(*(self._forward.text(known, "/metrics") for known in self.head.ready()))
+        engines = self.head.ready()
+        texts = await asyncio.gather(*(self._forward.text(known, "/metrics") for known in engines))
         out: dict[str, list[str]] = {}
-        for known, text in zip(self.head.ready(), texts, strict=False):
+        for known, text in zip(engines, texts, strict=True):
             for family in text_string_to_metric_families(text):
                 lines = out.setdefault(
                     family.name, [f"# HELP {family.name} {family.documentation}", f"# TYPE {family.name} {family.type}"]
