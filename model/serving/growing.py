@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,28 +34,25 @@ class Growing(Eager):
         super().__init__(model.model, prompt, state)
         self.steps: FastInfiniteVL = model  # type: ignore[assignment]
 
-    def extend(self, slot: int, tokens: int, do: Callable[[Tensor], Tensor | None]) -> Tensor | None:
-        """What `do`, given the slot, makes of it, which adds `tokens` to it. Raises FullError."""
+    @contextmanager
+    def extending(self, slot: int, tokens: int) -> Iterator[Tensor]:
+        """The slot, as a tensor, to which what is done meanwhile adds `tokens`. Raises FullError."""
         pages = self.state.pages
         assert pages is not None
         pages.call = Extension(pages, slot, tokens)
         try:
-            made = do(self.index([slot]))
+            yield self.index([slot])
             pages.call.end()
         finally:
             pages.call = None
-        return made
 
     def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> Finite:
         """See `Backend.ingest`."""
         assert isinstance(encoding, Tensor)
         for row, (slot, moment) in enumerate(zip(slots, seconds, strict=True)):
             x, times = encoding[row : row + 1], torch.tensor([moment], dtype=torch.float64, device=encoding.device)
-
-            def take(index: Tensor, x: Tensor = x, times: Tensor = times) -> None:
+            with self.extending(slot, x.shape[1]) as index:
                 self.steps.ingest(x, grid, times, self.state, index)
-
-            self.extend(slot, x.shape[1], take)
         finite: list[bool] = self.state.finite(self.index(slots)).tolist()
         return lambda: finite
 
@@ -62,13 +60,7 @@ class Growing(Eager):
         """See `Backend.read`."""
         rows = []
         for slot, part in zip(slots, tokens, strict=True):
-            words, count = self.index(part)[None], self.index([len(part)])
-
-            def take(index: Tensor, words: Tensor = words, count: Tensor = count) -> Tensor:
-                return self.steps.read(words, self.state, index, count)
-
-            logits = self.extend(slot, len(part), take)
-            assert logits is not None
-            rows.append(logits)
+            with self.extending(slot, len(part)) as index:
+                rows.append(self.steps.read(self.index(part)[None], self.state, index, self.index([len(part)])))
         every = torch.cat(rows)
         return every.argmax(-1), every

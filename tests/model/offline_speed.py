@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,6 @@ from torch.nn.attention.bias import causal_lower_right
 
 from model.config import PRESETS, AttentionPolicy
 from model.families.infinitevl import InfiniteVL
-from model.pages import Extension
 from model.policy import RetrievalPolicy
 from model.serving.cursor_kernels import text_span
 from model.serving.fused import FastInfiniteVL
@@ -58,13 +58,9 @@ def reading(
 
     def add(n: int) -> None:
         words = torch.randint(10, 100_000, (1, n), device="cuda", generator=generator)
-        if state.pages is not None:
-            state.pages.call = Extension(state.pages, 0, n)
-        span, x = text_span(words, table, state, slots, torch.tensor([n], device="cuda"))
-        fast.advance(x, span, state, outputs=False)
-        if state.pages is not None and state.pages.call is not None:
-            state.pages.call.end()
-            state.pages.call = None
+        with nullcontext() if way is None else way.extending(0, n):
+            span, x = text_span(words, table, state, slots, torch.tensor([n], device="cuda"))
+            fast.advance(x, span, state, outputs=False)
 
     marks: list[float] = []
     for _ in range(2):  # the first time compiles
