@@ -63,7 +63,7 @@ def check_weights(config: Config) -> None:
     fitting = (
         f"{one.name} fits in {dtype}"
         for one in reversed(known())
-        for dtype in dtypes(one.config, device)
+        for dtype in dtypes(device)
         if not fit(outline(one.config), dtype, device, slots).missing
     )
     mend = next(fitting, "nothing that streamer models lists fits here")

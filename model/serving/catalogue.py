@@ -53,10 +53,13 @@ def known() -> list[Known]:
         Known(f"Qwen/Qwen3.5-{size}", "Qwen3.5, sees and talks", "Apache-2.0", PRESETS[f"qwen3.5-{size.lower()}"])
         for size in ("0.8B", "2B", "4B", "9B", "27B")
     ]
+    # Later 27B's have the sizes of the first.
+    later = [replace(qwen[-1], name=f"Qwen/Qwen{by}-27B", kind=f"Qwen{by}, sees and talks") for by in ("3.6", "3.8")]
     return [
         Known("nano", "embedded, knows a made world", "Apache-2.0", PRESETS["nano"]),
         Known("hustvl/InfiniteVL", "InfiniteVL, sees and talks", "Apache-2.0", first),
         *qwen,
+        *later,
     ]
 
 
@@ -66,11 +69,11 @@ def outline(config: InfiniteVLConfig) -> InfiniteVL:
         return InfiniteVL(config)
 
 
-def dtypes(config: InfiniteVLConfig, device: torch.device) -> tuple[Dtype, ...]:
+def dtypes(device: torch.device) -> tuple[Dtype, ...]:
     """What its weights may be served in there; the first is the plainest."""
     if device.type != "cuda":
         return ("float32", "int8") if int8.ENGINE in torch.backends.quantized.supported_engines else ("float32",)
-    return ("bfloat16",) if config.positions == "counter" else ("bfloat16", "fp8")
+    return "bfloat16", "fp8"
 
 
 def base(dtype: Dtype) -> torch.dtype:

@@ -152,7 +152,7 @@ def checkpoints() -> Iterator[Finding]:
 
     kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     slots = LimitsConfig().streams + LimitsConfig().answers
-    there = [(one, dtypes(one.config, kind)[0]) for one in known() if one.name != "nano"]
+    there = [(one, dtypes(kind)[0]) for one in known() if one.name != "nano"]
     fitting = [(one, dtype) for one, dtype in there if not fit(outline(one.config), dtype, kind, slots).missing]
     if not fitting:
         yield Finding(

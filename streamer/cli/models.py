@@ -38,7 +38,7 @@ def choices() -> Iterator[dict[str, Any]]:
         # The nano is made for a CPU.
         device = torch.device("cuda" if torch.cuda.is_available() and one.name != "nano" else "cpu")
         model = outline(one.config)
-        for dtype in dtypes(one.config, device):
+        for dtype in dtypes(device):
             found = fit(model, dtype, device, limits.streams + limits.answers)
             yield {
                 "name": one.name,

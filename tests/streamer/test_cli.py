@@ -164,6 +164,7 @@ def test_models_are_listed_with_what_they_take(
     small, large = found["Qwen/Qwen3.5-0.8B", "float32"], found["Qwen/Qwen3.5-27B", "float32"]
     assert small["weight_bytes"] == 4 * small["parameters"] == pytest.approx(3.41e9, rel=0.01)
     assert large["parameters"] == pytest.approx(27_781e6 - 425e6, rel=0.001)
+    assert all(found[f"Qwen/Qwen{by}-27B", "float32"]["parameters"] == large["parameters"] for by in ("3.6", "3.8"))
     assert small["missing_bytes"] == 0 and "--model Qwen/Qwen3.5-0.8B" in small["command"]
     assert large["missing_bytes"] == large["weight_bytes"] + 16 * large["state_bytes"] - 10**10
     assert found["hustvl/InfiniteVL", "float32"]["parameters"] == pytest.approx(4.41e9, rel=0.001)
