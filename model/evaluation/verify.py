@@ -6,22 +6,25 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, locate, read_config
+from model.checkpoint import locate, read_config
+from model.config import InfiniteVLConfig
+from model.evaluation.reference import REFERENCES, reference
 from model.policy import AttentionPolicy
 from model.serving.runner import Runner, load_runner
 
-REFERENCES = ("qwen3_5",)
-"""Families that transformers has too."""
 QUESTION = "What is there to see?"
 TOKENS = 49
 """Of a picture: 224×224, for patches of 16."""
 TOWER = "the vision tower"
+REST = 200
+"""More tokens than a prompt of a video has beside its pictures, and its answer."""
 FIRST = 8
 """Tokens of an answer that are compared."""
 ALLOWED = 1e-4
@@ -113,7 +116,7 @@ class Report:
         past = f"{whole.before} of {whole.asked} that are past"
         if not self.parts:
             return (
-                "Do not trust it yet: transformers has no model of this family to compare with. "
+                "Do not trust it yet: transformers has nothing to compare it with. "
                 f"It names {now}, and {past}; guesses name {whole.asked // len(COLOURS)}."
             )
         if not whole.sees:
@@ -141,7 +144,7 @@ def verify(name: str, clip: Sequence[np.ndarray], *, device: str = "cpu", dtype:
     runner = load_runner(str(folder), **choices)
     parts: tuple[Part, ...] = ()
     ours = theirs = ""
-    if config.family in REFERENCES:
+    if comparable(config, len(steps)):
         parts, ours, theirs = compared(runner, str(folder), steps, device, dtype)
         if not all(part.fine for part in parts):
             runner.release()
@@ -158,6 +161,13 @@ def verify(name: str, clip: Sequence[np.ndarray], *, device: str = "cpu", dtype:
         marks.append(examined(runner, shown))
         runner.release()
     return Report(name, dtype, parts, ours, theirs, tuple(marks))
+
+
+def comparable(config: InfiniteVLConfig, steps: int) -> bool:
+    """Whether transformers computes a prompt of so many pictures alike: no tower there has the nano's table of places."""
+    window = config.policy.window or config.policy.context
+    alike = config.family != "infinitevl" or not config.vision.position_table
+    return alike and config.family in REFERENCES and steps * TOKENS + REST <= window
 
 
 class Computed(NamedTuple):
@@ -208,32 +218,24 @@ def here(runner: Runner, steps: Sequence[list[np.ndarray]]) -> Computed:
 @torch.no_grad()
 def there(runner: Runner, folder: str, steps: Sequence[list[np.ndarray]], device: str, dtype: torch.dtype) -> Computed:
     """transformers' path in `dtype`, each prompt whole. Raises CheckpointError."""
-    from transformers import Qwen3_5ForConditionalGeneration
-
     from model.preprocess import patchify
 
-    try:
-        reference: Any = Qwen3_5ForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"transformers can't load {folder}: {str(error).splitlines()[0]}") from None
-    reference = reference.to(device).eval()
+    twin = reference(runner.config, Path(folder), device, dtype)
     config, prompt, grid = runner.config, runner.tokenizer.prompt, runner.grids[0]
     question = runner.tokenizer.encode_question(QUESTION)
     patches = torch.stack([patchify(config, step, grid) for step in steps]).to(device, dtype)
     whole = torch.tensor([[len(steps), *grid]], device=device)
-    parts = {TOWER: reference.model.visual(patches.flatten(0, 1), whole).pooler_output}
+    parts = {TOWER: twin.model.visual(patches.flatten(0, 1), whole).pooler_output}
     ids: list[int] = list(prompt.opening)
     for i in range(len(steps)):
         seconds = runner.moment([i, i + 0.5])
         ids += [*prompt.before(seconds), *[config.video_token_id] * (grid[0] * grid[1] // 4), *prompt.after]
         if i in (0, len(steps) - 1):
             given = patches[: i + 1].flatten(0, 1), torch.tensor([[i + 1, *grid]], device=device)
-            parts[logits_after(i + 1)] = said(reference, [*ids, *question], config.video_token_id, *given)
+            parts[logits_after(i + 1)] = said(twin, [*ids, *question], config.video_token_id, *given)
     tokens = [int(parts[logits_after(len(steps))].argmax())]
     for _ in range(FIRST - 1):
-        tokens.append(int(said(reference, [*ids, *question, *tokens], config.video_token_id, *given).argmax()))
+        tokens.append(int(said(twin, [*ids, *question, *tokens], config.video_token_id, *given).argmax()))
     return Computed(parts, tokens)
 
 
@@ -242,11 +244,17 @@ def logits_after(steps: int) -> str:
     return f"the logits after {'a step' if steps == 1 else f'{steps} steps'}"
 
 
-def said(reference: Any, ids: Sequence[int], video: int, patches: Tensor, grid: Tensor) -> Tensor:
-    """The reference's logits float32 [vocabulary] behind a whole prompt."""
+def said(twin: Any, ids: Sequence[int], video: int, patches: Tensor, grid: Tensor) -> Tensor:
+    """transformers' logits float32 [vocabulary] behind a whole prompt."""
     tokens = torch.tensor([ids], device=patches.device)
-    told = {"mm_token_type_ids": 2 * (tokens == video).long(), "pixel_values_videos": patches, "video_grid_thw": grid}
-    logits: Tensor = reference(input_ids=tokens, **told, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    told: dict[str, Any] = {
+        "mm_token_type_ids": 2 * (tokens == video).long(),
+        "pixel_values_videos": patches,
+        "video_grid_thw": grid,
+    }
+    if twin.config.model_type == "qwen2_5_vl":  # its times come beside the prompt, not in it
+        told["second_per_grid_ts"] = [1.0]
+    logits: Tensor = twin(input_ids=tokens, **told, use_cache=False, logits_to_keep=1).logits[0, -1].float()
     return logits
 
 

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from transformers import Qwen3_5ForConditionalGeneration
 
-from model.config import DecoderConfig
+from model.checkpoint import save_checkpoint
+from model.config import AttentionPolicy, DecoderConfig
 from model.evaluation import verify
 from model.evaluation.verify import Mark, Part, Report
 from model.families.family import FAMILIES
 from model.serving.runner import NANO
 from streamer.cli.main import main
 from tests.model.qwen35 import TEXT, VISION, scatter, theirs
+from tests.model.small import SMALL, build, small
 
 PADS = {"<|image_pad|>": 248_056, "<|video_pad|>": 248_057}
 NAMED = {"<|endoftext|>": 248_044, "<|im_start|>": 248_045, "<|im_end|>": 248_046, "<|vision_start|>": 248_053,
@@ -83,6 +85,31 @@ def test_a_checkpoint_that_computes_as_transformers_does(folder: Path, capsys: p
     ]  # fmt: skip
     assert max(part["error"] for part in report["parts"]) < 1e-5 and report["ours"] == report["theirs"] != ""
     assert len(report["marks"]) == 4
+
+
+@pytest.mark.usefixtures("unexamined")
+@pytest.mark.parametrize("rolled", ["", "o_norm.weight", "a_proj.weight", "k_conv1d.weight"])
+def test_infinitevl_is_held_to_parts_that_transformers_has(
+    rolled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, and with one kind of tensor misplaced by our loader."""
+    config = small(
+        decoder=replace(SMALL.decoder, head_dim=12, mrope_section=(2, 2, 2)), policy=AttentionPolicy(0, 8192)
+    )
+    save_checkpoint(build(config), NANO / "tokenizer.json", tmp_path, torch.float32)
+    family = FAMILIES["infinitevl"]
+
+    def misplaced(name: str, value: Tensor, config: DecoderConfig) -> Iterable[tuple[str, Tensor]]:
+        for ours, tensor in family.convert(name, value, config):
+            yield ours, tensor.roll(1, 0) if rolled and ours.endswith(rolled) else tensor
+
+    monkeypatch.setitem(FAMILIES, "infinitevl", replace(family, convert=misplaced))
+    code, report = found(tmp_path, capsys)
+    assert code == int(bool(rolled)) and len(report["parts"]) == 3
+    if rolled:
+        assert report["verdict"].startswith("Do not trust it here: the logits after a step")
+    else:
+        assert max(part["error"] for part in report["parts"]) < 1e-5 and report["ours"] == report["theirs"]
 
 
 @pytest.mark.nightly
