@@ -54,6 +54,8 @@ MIGRATIONS: tuple[str, ...] = (
         INSERT INTO words (rowid, text, stream) VALUES (new.id, new.text, new.stream);
     END;
     """,
+    # 6: how many entries of each kind there are in a span
+    "CREATE INDEX entries_by_kind ON entries (stream, kind, wall, visitor);",
 )
 """Each brings a database from its place in this row to the next; none is ever changed once released."""
 
@@ -76,6 +78,11 @@ def connect(path: Path) -> sqlite3.Connection:
         return _connect(path)
 
 
+def writer(path: Path) -> sqlite3.Connection:
+    """A connection for what needs no migrated database, and makes none. Raises sqlite3.Error."""
+    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=5)
+
+
 def reader(path: Path) -> sqlite3.Connection:
     """A connection that only reads, for one thread at a time. Raises sqlite3.Error."""
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5, check_same_thread=False)
@@ -91,6 +98,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 16777216")
+        connection.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; `Store` moves them before, beside the writer
         connection.execute("PRAGMA secure_delete = ON")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):

@@ -6,14 +6,14 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streamer.memory.database import connect, reader
+from streamer.memory.database import connect, reader, writer
 from streamer.memory.folder import Folder, FolderError
 
 log = logging.getLogger("streamer")
@@ -28,6 +28,8 @@ BATCH_SECONDS = 0.5
 """Seconds that rows wait for others, to share one commit with them, unless somebody waits for them."""
 ENOUGH_ROWS = 256
 """Rows that wait for no others."""
+CHECKPOINT_SECONDS = 5.0
+"""Seconds between two looks at whether rows are to be moved from the log into the database."""
 
 
 class StoreError(Exception):
@@ -69,14 +71,17 @@ class Store:
         self._renewed = renewed
         self._troubles: dict[str, str] = {}
         self._waiting: deque[_Row | _Job] = deque()
-        self._rows = self._jobs = 0
+        self._rows = self._jobs = self._commits = 0
         self._change = threading.Condition()
         self._hurry = self._stopping = False
         self._lost = False
         """Whether the database in use is one of a folder that is gone."""
         self._reading = threading.local()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
         self._thread.start()
+        self._mover = threading.Thread(target=self._move, name="memory log", daemon=True)
+        self._mover.start()
 
     @property
     def fault(self) -> str | None:
@@ -137,14 +142,15 @@ class Store:
         return self.do(carry_out)
 
     def checkpoint(self) -> Future[None]:
-        """Leaves nothing of what was deleted in the log. Like `do`."""
+        """Leaves nothing of what was deleted in the log, most of which is moved before the writer's turn; waits. Else like `do`."""
+        self._moved()
 
         def carry_out() -> None:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
         return self.do(carry_out)
 
-    def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    def read(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """The rows of a query; waits for the disk. Raises sqlite3.Error."""
         kept: tuple[sqlite3.Connection, sqlite3.Connection] | None = getattr(self._reading, "kept", None)
         if kept is None or kept[0] is not self._database:
@@ -159,6 +165,8 @@ class Store:
             self._stopping = True
             self._change.notify()
         self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._mover.join(timeout)
 
     def _put(self, each: _Row | _Job) -> None:
         if self._stopping:
@@ -166,6 +174,20 @@ class Store:
             return
         self._waiting.append(each)
         self._change.notify()
+
+    # On a thread of its own, so that no commit waits for it
+
+    def _move(self) -> None:
+        moved = -1
+        while not self._ended.wait(CHECKPOINT_SECONDS):
+            if (written := self._commits) != moved:
+                self._moved()
+                moved = written
+
+    def _moved(self) -> None:
+        """Moves what is in the log into the database, as far as nobody reads it there; the writer goes on meanwhile."""
+        with suppress(sqlite3.Error), closing(writer(self.folder.database)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # On the writer's thread
 
@@ -175,6 +197,7 @@ class Store:
                 self._pause()
             if self._stopping and self._troubles:
                 break
+        self._ended.set()
         for each in self._waiting:
             with suppress(Exception):
                 each.done.set_exception(StoreError(self.fault or "the daemon is ending"))
@@ -250,6 +273,7 @@ class Store:
                 except sqlite3.IntegrityError as error:
                     ids.append(error)
             self._database.execute("COMMIT")
+            self._commits += 1
         except (sqlite3.Error, OSError) as error:
             with suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")

@@ -1,4 +1,7 @@
-"""What a large timeline costs: `python -m tests.memory.measure` prints how long searches, lists and densities of 1,000,000 entries take."""
+"""What a large timeline costs: `python -m tests.memory.measure` prints how long searches, lists and densities of 1,000,000 entries take.
+
+With `--daemon` what memory costs a daemon instead: its start, its frames, and how soon the past answers.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 
 from streamer.memory.store import Store
 from streamer.memory.timeline import Timeline, Wanted
+from tests.memory.daemon_costs import print_costs
 
 WORDS = [f"word{number}" for number in range(5_000)]
 THINGS = ("van", "dog", "bicycle", "parcel", "gate", "person", "cat", "lorry")
@@ -61,8 +65,13 @@ def timed(name: str, do: Callable[[], object], times: int = 20) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=1_000_000)
-    count = parser.parse_args().entries
+    parser.add_argument("--daemon", action="store_true")
+    parser.add_argument("--seconds", type=float, default=120.0, help="that the daemon is watched for")
+    options = parser.parse_args()
+    count = options.entries
     with tempfile.TemporaryDirectory() as folder:
+        if options.daemon:
+            return asyncio.run(print_costs(Path(folder), options.seconds))
         store = Store(Path(folder) / "state")
         timeline = Timeline(store, 10**12, 10**6)
         for number in range(8):

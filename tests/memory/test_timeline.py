@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -85,6 +86,26 @@ def test_other_visitors_questions_are_left_out(store: Store) -> None:
     assert texts(timeline, visitor="me", search="yours OR mine") == ["mine"]
     assert sum(timeline.density(Wanted("door", NOON, NOON + 1, visitor="me"), 1)["question"]) == 1
     assert len(texts(timeline)) == 3
+
+
+def test_the_density_is_what_counting_gives(store: Store) -> None:
+    timeline, chance = made(store), random.Random(2)
+    for _ in range(300):
+        wall = NOON + chance.choice((chance.randrange(100), chance.uniform(-20, 120)))
+        kind, visitor = chance.choice(("note", "question", "state")), chance.choice((None, "me", "you"))
+        add(timeline, "x", wall, chance.choice(("door", "gate")), kind, visitor=visitor)
+    settle(store)
+    for visitor, kinds, without, buckets in (
+        (None, (), None, 7),
+        ("me", ("note", "state"), None, 100),
+        ("you", (), "note", 1),
+    ):
+        wanted = Wanted("door", NOON, NOON + 100, kinds, visitor=visitor, without=without)
+        counted: dict[str, list[int]] = {}
+        for each in timeline.entries(wanted, 1_000):
+            bucket = min(int((each.wall - NOON) * buckets / 100), buckets - 1)
+            counted.setdefault(each.kind, [0] * buckets)[bucket] += 1
+        assert timeline.density(wanted, buckets) == counted and len(counted) > 1
 
 
 @pytest.mark.parametrize(
