@@ -6,17 +6,19 @@ import asyncio
 import io
 import os
 import random
+import select
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import av
 import httpx
@@ -31,7 +33,18 @@ from streamer.memory.snapshot import load
 from tests.memory.disk import Disk
 
 STREAMS = 4
-DAEMON = "import tests.tiny; from streamer.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+DAEMONS = """
+import os, sys, tests.tiny
+from streamer.cli.main import main
+
+for _ in sys.stdin:
+    if not (child := os.fork()):
+        os.dup2(2, 1)
+        os._exit(main(sys.argv[1:]))
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+"""Has everything imported, which takes seconds of a core, and for each line becomes a daemon; tells its pid, and that it has ended."""
 QUESTION = "What number was shown?"
 SLOWEST = 120.0
 """Seconds that a start may take on a machine that does much else."""
@@ -57,11 +70,58 @@ class Shown:
     gone: float
 
 
+class Daemons:
+    """Daemons one after another, each a fork of a process that has done nothing but import."""
+
+    def __init__(self, config: Path, log: Path, environment: Mapping[str, str]) -> None:
+        command = [sys.executable, "-c", DAEMONS, "run", str(config)]
+        with log.open("ab") as told:
+            self._server = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told, env={**os.environ, **environment}
+            )
+        self._pid: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        with self._server as server:
+            server.kill()
+
+    def start(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.write(b"\n")
+        self._server.stdin.flush()
+        self._pid = self._told()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has, by itself."""
+        assert self._server.stdout is not None
+        return bool(select.select([self._server.stdout], [], [], 0)[0])
+
+    def kill(self) -> None:
+        """Kills the daemon that runs, and waits until it is gone."""
+        if self._pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self._pid = None
+            self._told()
+
+    def _told(self) -> int:
+        assert self._server.stdout is not None
+        return int(self._server.stdout.readline())
+
+
 class Plug:
     """A daemon with four streams that can be pulled out and put in again.
 
     `lost` are the seconds that a stream had been watched for since its newest snapshot, or since its start, when the daemon was
-    killed; `facts` how many that were shown before a snapshot were asked about after a start, and how many of those were known.
+    killed; `asked_about` how many numbers that were shown before a snapshot were asked about after a start, `known` how many of
+    those were answered rightly.
     """
 
     def __init__(self, folder: Path, seed: int, *, nano: bool, disk: Disk | None = None, failing: float = 0.0) -> None:
@@ -85,17 +145,21 @@ class Plug:
         self.newest: dict[str, float] = {}
         self.recorded: list[Path] = []
         self.killed = self.watched = 0.0
+        self.daemons = Daemons(self.config, self.log, disk.environment if disk else {})
 
-    def start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **(self.disk.environment if self.disk else {})}
-        with self.log.open("ab") as log:
-            command = [sys.executable, "-c", DAEMON, "run", str(self.config)]
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    def __enter__(self) -> Self:
+        return self
 
-    async def up(self, daemon: subprocess.Popen[bytes]) -> AsyncClient:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.daemons.__exit__(kind, error, trace)
+
+    async def up(self) -> AsyncClient:
         began = time.monotonic()
+        self.daemons.start()
         while True:
-            assert daemon.poll() is None, self.log.read_text()[-2000:]
+            assert not self.daemons.ended, self.log.read_text()[-2000:]
             assert time.monotonic() - began < SLOWEST
             with suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200:
@@ -107,52 +171,51 @@ class Plug:
         """Starts, looks at what is remembered, lets it watch and answer for a while, and kills it at a random moment.
 
         With None, the first: nothing is remembered yet, and it is killed as soon as every stream has a snapshot. `pictures` are
-        shown to `door`: a number, a picture of it, and one in which it is gone.
+        shown to `door`, a number, a picture of it, and one in which it is gone, until one is answered rightly; then the
+        `seconds` count from the first snapshot after that.
         """
         if self.disk is not None:
             self.disk.set(failing=self.failing)
-        with self.start() as daemon:
-            try:
-                client = await self.up(daemon)
-                self.watched, before = time.time(), self.watched
-                now = {each["name"]: each for each in await client.streams()}
-                if self.rounds:
-                    assert "door" in now, "a stream that a client was told of was lost"
-                    self.remembered(now, before)
-                    self.recordings_are_readable()
-                    await self.rows_are_there()
-                    await self.fact_is_known(client)
-                else:
-                    await client.attach("door", "push://door", keep_questions=True)
-                asking = [asyncio.create_task(self.asked(client, f"s{n}")) for n in range(2)]
-                showing = [asyncio.create_task(self.show(client, *each)) for each in pictures]
-                going: list[asyncio.Task[None]] = []
-                making = asyncio.create_task(self.make_rows())
-                if seconds is not None:
-                    if showing:
-                        await asyncio.wait(showing, timeout=SLOWEST / 3)
-                    going += [asyncio.create_task(self.go_on(client, each[2])) for each in pictures]
-                    await asyncio.sleep(seconds)
-                else:
-                    while not all(
-                        each["saved_age_s"] is not None for each in await client.streams() if each["name"] != "door"
-                    ):
-                        await asyncio.sleep(0.1)
-                daemon.send_signal(signal.SIGKILL)
-                self.killed = time.time()
-                daemon.wait()
-                making.cancel()
-                for each in (*showing, *going):
-                    each.cancel()
-                for each in await asyncio.gather(*asking, *showing, *going, making, return_exceptions=True):
-                    if isinstance(each, AssertionError):
-                        raise each
-            finally:
-                daemon.kill()
+        try:
+            client = await self.up()
+            self.watched, before = time.time(), self.watched
+            now = {each["name"]: each for each in await client.streams()}
+            if self.rounds:
+                assert "door" in now, "a stream that a client was told of was lost"
+                self.remembered(now, before)
+                self.recordings_are_readable()
+                await self.rows_are_there()
+                await self.fact_is_known(client)
+            else:
+                await client.attach("door", "push://door", keep_questions=True)
+            others = [asyncio.create_task(self.asked(client, f"s{n}")) for n in range(2)]
+            others.append(asyncio.create_task(self.make_rows()))
+            if pictures:
+                await self.show(client, pictures)
+                others.append(asyncio.create_task(self.go_on(client, pictures[0][2])))
+            names = ["door"] if self.shown else [f"s{n}" for n in range(STREAMS - 1)] if seconds is None else []
+            await asyncio.wait_for(self.saved(client, names, self.shown.gone if self.shown else 0.0), SLOWEST)
+            await asyncio.sleep(seconds or 0.0)
+            self.killed = time.time()
+        finally:
+            self.daemons.kill()
+        for each in others[2:]:
+            each.cancel()
+        for each in await asyncio.gather(*others, return_exceptions=True):
+            if isinstance(each, AssertionError):
+                raise each
         self.rounds += 1
         if self.disk is not None:
             self.writes_lost += self.disk.lose_power(self.chance)
         self.check()
+
+    async def saved(self, client: AsyncClient, names: Sequence[str], since: float) -> None:
+        """Waits until each of these streams has a snapshot of what it saw after `since`, Unix seconds."""
+        while names:
+            ages = {each["name"]: each["saved_age_s"] for each in await client.streams()}
+            if all(ages[name] is not None and time.time() - ages[name] > since for name in names):
+                return
+            await asyncio.sleep(0.1)
 
     def remembered(self, now: dict[str, Any], before: float) -> None:
         for name, each in now.items():
@@ -205,9 +268,9 @@ class Plug:
                 ):
                     pass
 
-    async def show(self, client: AsyncClient, number: str, picture: bytes, empty: bytes) -> None:
-        """Shows a number for a second and then takes it away; it counts once it is answered rightly."""
-        with suppress(ClientError):
+    async def show(self, client: AsyncClient, pictures: Sequence[tuple[str, bytes, bytes]]) -> None:
+        """Shows numbers for a second each and takes them away, until one is answered rightly."""
+        for number, picture, empty in pictures:
             for shown in (empty, picture, empty):
                 for _ in range(6):
                     await client.push(shown, stream="door")
@@ -215,6 +278,7 @@ class Plug:
             gone = time.time()
             if await self.answer(client) == number:
                 self.shown = Shown(number, gone)
+                return
 
     async def go_on(self, client: AsyncClient, empty: bytes) -> None:
         """The door's picture, in which nothing is, until the daemon is killed."""
@@ -228,7 +292,8 @@ class Plug:
 
     async def fact_is_known(self, client: AsyncClient) -> None:
         shown, self.shown = self.shown, None
-        if shown is not None and self.newest.get("door", 0.0) > shown.gone:
+        if shown is not None:
+            assert self.newest["door"] > shown.gone, "a snapshot that a client was told of was lost"
             said = await self.answer(client)
             self.asked_about += 1
             self.known += said == shown.number
