@@ -34,7 +34,7 @@ from streamer.server.errors import (
     RequestError,
     error_response,
 )
-from streamer.server.guarded import guarded
+from streamer.server.guarded import guarded, nowhere
 from streamer.server.limits import Limits
 from streamer.server.realtime import TRY_AGAIN_LATER
 from streamer.server.tokens import known_tokens, signed_tokens
@@ -73,6 +73,7 @@ class Gateway:
         """Serve it with `server_options`; call `close` before stopping."""
         routes = [
             WebSocketRoute("/v1/realtime", self.realtime),
+            WebSocketRoute("/{path:path}", nowhere),
             Route("/v1/chat/completions", self.ask, methods=["POST"]),
             Route("/v1/responses", self.ask, methods=["POST"]),
             Route("/v1/models", self.models),

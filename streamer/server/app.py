@@ -39,7 +39,7 @@ from streamer.server.errors import (
     RequestError,
     error_response,
 )
-from streamer.server.guarded import guarded
+from streamer.server.guarded import guarded, nowhere
 from streamer.server.limits import Limits, network_of
 from streamer.server.metrics import Metrics
 from streamer.server.outputs import OutputRoutes
@@ -74,7 +74,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
     routes = Routes(assistant, config, outputs, known_tokens(config), signed_tokens(config))
     doors = [
         WebSocketRoute("/v1/realtime", routes.realtime),
-        WebSocketRoute("/{path:path}", routes.nowhere),
+        WebSocketRoute("/{path:path}", nowhere),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/v1/responses", routes.responses, methods=["POST"]),
         Route("/v1/models", routes.models),
@@ -212,12 +212,6 @@ class Routes:
             self._metrics.connections -= 1
             self._connections.discard(connection)
             self.limits.disconnect(visitor.name)
-
-    async def nowhere(self, websocket: WebSocket) -> None:
-        path = websocket.url.path
-        await websocket.send_denial_response(
-            error_response(RequestError("not_found", f"There is no websocket at {path}: use /v1/realtime."))
-        )
 
     def _session(self, websocket: WebSocket) -> RealtimeSession:
         """The stream is named by `stream`, or by the model's id as in chat completions."""

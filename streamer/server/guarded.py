@@ -11,15 +11,24 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
+from starlette.websockets import WebSocket
 
 from protocols.fields import ProtocolError
 from streamer.config import ServerConfig
 from streamer.errors import AssistantError
-from streamer.server.addresses import RootPath
+from streamer.server.addresses import REALTIME, RootPath
 from streamer.server.admission import Admission, Held
 from streamer.server.auth import Gate
 from streamer.server.connections import Crowd, most_connections
-from streamer.server.errors import Refusals, RequestError, gone, refuse, refuse_address, refuse_unforeseen
+from streamer.server.errors import (
+    Refusals,
+    RequestError,
+    error_response,
+    gone,
+    refuse,
+    refuse_address,
+    refuse_unforeseen,
+)
 from streamer.server.limits import Limits
 from streamer.server.tokens import tls_context
 
@@ -66,3 +75,9 @@ def guarded(
     app.state.crowd = Crowd(most_connections())
     app.state.tls = tls_context(server)
     return app
+
+
+async def nowhere(websocket: WebSocket) -> None:
+    """Answers whoever connects where there is no websocket."""
+    message = f"There is no websocket at {websocket.url.path}: use {websocket.scope.get('root_path', '')}{REALTIME}."
+    await websocket.send_denial_response(error_response(RequestError("not_found", message)))

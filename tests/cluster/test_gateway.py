@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from streamer.cluster.config import parse_fleet
 from streamer.cluster.launch import Launched
@@ -82,6 +83,18 @@ def test_tokens_are_asked_for_at_the_gateway(tmp_path: Path) -> None:
 
     tokens = [{"name": "viewer", "scopes": ["view"], "digest": f"sha256:{token_digest(TOKEN)}"}]
     ask(fleet(tmp_path, server={"tokens": tokens}), test)
+
+
+def test_where_no_websocket_is_the_right_address_is_told(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    browser = TestClient(made.gateway.app())
+    with (
+        pytest.raises(WebSocketDenialResponse) as denied,
+        browser.websocket_connect("/v1/nowhere", headers={"Host": "127.0.0.1"}),
+    ):
+        pass
+    assert denied.value.status_code == 404 and "use /v1/realtime" in denied.value.text
+    made.head.table.close()
 
 
 def test_one_head_has_the_table(tmp_path: Path) -> None:
