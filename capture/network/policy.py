@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from capture.redaction import redact
@@ -29,6 +34,36 @@ GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 TRANSLATED = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
 """Prefixes whose last 32 bits are the IPv4 address that is reached: mapped, translated (SIIT), NAT64's well-known one."""
 MEND = "name a public host, or allow private sources (server.private_sources)"
+LOOKUP_SECONDS = 5.0
+LOOKUPS = threading.BoundedSemaphore(64)
+"""Names that are looked up at once for event loops."""
+T = TypeVar("T")
+
+
+async def looked_up(look: Callable[[str], T], asked: str) -> T:
+    """`look(asked)`, which looks up a host, off the event loop and in a thread of its own.
+
+    Name servers that are silent hold the C library for half a minute: none of that holds up what shares the loop's threads, or
+    the program's end. Raises OSError where they are, and what `look` raises.
+    """
+    if not LOOKUPS.acquire(blocking=False):
+        raise OSError("its host can't be looked up: too many are being looked up; try again in half a minute")
+    found: Future[T] = Future()
+    found.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            found.set_result(look(asked))
+        except Exception as error:
+            found.set_exception(error)
+        finally:
+            LOOKUPS.release()
+
+    threading.Thread(target=work, name="lookup", daemon=True).start()
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(found), LOOKUP_SECONDS)
+    except TimeoutError:
+        raise OSError(f"its host can't be found: no name server has answered within {LOOKUP_SECONDS:g} s") from None
 
 
 def resolve(host: str) -> list[str]:

@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from capture import SourceError
-from capture.network.policy import refuse_private
+from capture.network.policy import looked_up, refuse_private
 from capture.redaction import redact
 from protocols.chat import chosen_stream, model_body, model_ids, models_body
 from protocols.fields import ProtocolError, read_object
@@ -225,8 +225,8 @@ class Gateway:
             raise AssistantError("bad_option", f"The stream is refused: names in {PREFIX}… are the daemon's own.")
         if visitor.remote and not self._server.private_sources:
             try:
-                await asyncio.to_thread(refuse_private, source)
-            except SourceError as error:
+                await looked_up(refuse_private, source)
+            except (SourceError, OSError) as error:
                 raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
             options = {**options, "public_only": True}
         try:

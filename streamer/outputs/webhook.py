@@ -14,7 +14,7 @@ from functools import cache
 import httpx
 
 from capture import SourceError
-from capture.network.policy import public_addresses, resolve
+from capture.network.policy import looked_up, public_addresses, resolve
 from capture.redaction import redact
 from streamer.output_config import WebhookConfig
 from streamer.outputs.delivery import Delivery, DeliveryError
@@ -74,7 +74,7 @@ class Webhook:
 
     async def _answered(self, client: httpx.AsyncClient, body: bytes) -> None:
         host = self._url.host
-        addresses = await asyncio.to_thread(public_addresses if self._config.public_only else resolve, host)
+        addresses = await looked_up(public_addresses if self._config.public_only else resolve, host)
         timestamp = str(int(time.time()))
         headers = {
             "Content-Type": "application/json",

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from capture import SourceError
-from capture.network.policy import public_addresses
+from capture.network.policy import looked_up, public_addresses
 from protocols.fields import ProtocolError, read_object
 from streamer.config import ConfigError, parse_config
 from streamer.errors import AssistantError
@@ -117,8 +117,8 @@ class OutputRoutes:
             raise AssistantError("bad_option", f"The output is refused: {problems.rstrip('?.')}.") from None
         if config.public_only:
             try:
-                await asyncio.to_thread(public_addresses, urlsplit(config.url).hostname or "")
-            except SourceError as error:
+                await looked_up(public_addresses, urlsplit(config.url).hostname or "")
+            except (SourceError, OSError) as error:
                 raise AssistantError("bad_option", f"The output is refused: {error}.", "url") from None
         return JSONResponse(self._view(asdict(await self._outputs.add(config))), 201)
 

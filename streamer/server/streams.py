@@ -8,7 +8,7 @@ from typing import Any
 
 from capture import Frame, SourceError
 from capture.image import encode_jpeg
-from capture.network.policy import refuse_private
+from capture.network.policy import looked_up, refuse_private
 from streamer.assistant import LOADING, Assistant, StreamStatus
 from streamer.errors import AssistantError
 from streamer.server.attachments import PREFIX
@@ -49,8 +49,8 @@ class Streams:
             raise AssistantError("bad_option", f"The stream is refused: names in {PREFIX}… are the daemon's own.")
         if visitor.remote and not self._private_sources:
             try:
-                await asyncio.to_thread(refuse_private, source)
-            except SourceError as error:
+                await looked_up(refuse_private, source)
+            except (SourceError, OSError) as error:
                 raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
             options = {**options, "public_only": True}
         return await self._assistant.attach(name, source, **options)

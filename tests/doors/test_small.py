@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import socket
 import tempfile
+import threading
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import pytest
 from PIL import Image
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
-from tests.streamer.serving import Daemon, Served, wait_for
+from capture.network import policy
+from tests.streamer.serving import Daemon, Served, eventually, wait_for
 
 CLIP = Path(__file__).parents[1] / "clips" / "small.mp4"
 
@@ -64,6 +70,47 @@ def test_numbers_that_are_none_are_refused_by_name(server: Served, key: str, val
     body = f'{{"name": "odd", "source": "demo:", "{key}": {value}}}'
     reply = httpx.post(f"{server.url}/v1/streams", content=body, timeout=60)
     assert reply.status_code == 400 and key in reply.json()["error"]["message"]
+
+
+def test_where_no_websocket_is_the_right_address_is_told(daemon: Daemon) -> None:
+    with daemon.served(server={"root_path": "/cam"}) as server, pytest.raises(InvalidStatus) as error:
+        connect(f"ws://127.0.0.1:{server.port}/cam/v1/chat").close()
+    assert error.value.response.status_code == 404
+    assert b"no websocket at /cam/v1/chat: use /cam/v1/realtime" in error.value.response.body
+
+
+def test_names_whose_servers_are_silent_hold_up_nobody_else(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are threads for all that is read off the loop."""
+    over = threading.Event()
+
+    def silent(host: str) -> NoReturn:
+        over.wait(60)
+        raise OSError
+
+    with daemon.served(server={"proxies": ["127.0.0.1"]}) as server:
+
+        async def story() -> None:
+            elsewhere = {"X-Forwarded-For": "203.0.113.9"}
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+                asked = [
+                    asyncio.create_task(client.post(path, json=body, headers=elsewhere))
+                    for path, body in [
+                        *(("/v1/streams", {"name": f"s{n}", "source": f"rtsp://s{n}.example/1"}) for n in range(40)),
+                        ("/v1/outputs", {"name": "hook", "url": "https://s.example/hook"}),
+                    ]
+                ]
+                await eventually(lambda: sum(each.name == "lookup" for each in threading.enumerate()) == len(asked))
+                assert (await client.get("/v1/streams/demo/frame.jpg")).status_code == 200
+                for reply in await asyncio.gather(*asked):
+                    assert reply.status_code == 400 and "within 0.5 s" in reply.json()["error"]["message"], reply.text
+
+        monkeypatch.setattr(policy, "LOOKUP_SECONDS", 0.5)
+        monkeypatch.setattr(policy, "resolve", silent)
+        try:
+            asyncio.run(story())
+        finally:
+            over.set()
+    wait_for(lambda: not any(each.name == "lookup" for each in threading.enumerate()))
 
 
 def test_memory_returns_after_pictures_that_are_bombs(server: Served) -> None:
