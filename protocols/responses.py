@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from protocols.chat import HISTORY_CHARACTERS, ROLES, chosen_stream, read_attachment
 from protocols.conversation import Item, read_question
-from protocols.fields import Metadata, Model, ProtocolError, Text, number, only, read_object, refusal
+from protocols.fields import Metadata, Model, Moment, ProtocolError, Text, number, only, read_object, refusal
 from protocols.json_format import TextSettings
 from protocols.question import Attachment, Effort, Question, Sampling, Thinking
 from protocols.tools import FlatToolChoice, FlatTools, chosen
@@ -98,6 +98,10 @@ class _Body(Sampling):
     stream: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1), BeforeValidator(number)] | None = None
     metadata: Metadata | None = None
+    at: Moment | None = None
+    """Ours: the moment of the past that is asked about; or its span, as the next two say."""
+    since: Moment | None = Field(default=None, alias="from")
+    until: Moment | None = Field(default=None, alias="to")
     tools: FlatTools | None = None
     tool_choice: FlatToolChoice | None = None
     reasoning: _Reasoning | None = None
@@ -166,6 +170,9 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
         format=asked.text.form("text") if asked.text is not None else None,
         tools=tools,
         call=call,
+        at=asked.at,
+        since=asked.since,
+        until=asked.until,
     )
     choice = asked.tool_choice or "auto"
     settings = {
@@ -213,10 +220,12 @@ class ResponseWriter:
     """Writes one answer, whole or as server-sent events, which are numbered. `created` is unix seconds.
 
     Its items are messages and calls, in the order in which they come; a message's id is `item_id`, then `item_id_1`, ….
+    `moment` is what it tells of the past, as that is reached by now.
     """
 
     def __init__(self, id: str, item_id: str, created: int, asked: ResponseRequest) -> None:
         self._id, self._item_id, self._created, self._asked = id, item_id, created, asked
+        self.moment: Mapping[str, Any] | None = None
         self._number = 0
         self._items: list[dict[str, Any]] = []
 
@@ -249,6 +258,10 @@ class ResponseWriter:
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
         )
+
+    def replaying(self, shown: int, of: int) -> bytes:
+        """How many steps of the past have been shown to the model, which answers after them."""
+        return self._event("response.replaying", response_id=self._id, shown=shown, of=of, moment=self.moment)
 
     def delta(self, text: str) -> bytes:
         """More of what is said."""
@@ -361,6 +374,7 @@ class ResponseWriter:
             "usage": usage,
             "user": None,
             **self._asked.settings,
+            **({} if self.moment is None else {"moment": self.moment}),
         }
 
     def _event(self, kind: str, **fields: Any) -> bytes:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from model.families.tools import CallBegun, Spoken, Words
 from protocols.responses import ResponseRequest, ResponseWriter
 from streamer.assistant import Answer
+from streamer.engine.answer import Progress
 from streamer.server.auth import Visitor
 from streamer.server.chat import BROKE, SHUT_DOWN, while_there
 from streamer.server.errors import RequestError
@@ -37,7 +39,13 @@ async def respond(request: Request, asked: ResponseRequest, visitor: Visitor, qu
             raise RequestError("failed", answer.error or BROKE)
         usage = answer.usage
         tokens = usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens
+        writer.moment = _moment(answer)
         return JSONResponse(writer.whole(said.text, answer.finish_reason or "stop", *tokens, calls=said.calls))
+
+
+def _moment(answer: Answer) -> dict[str, Any] | None:
+    """What it tells of the past, as that is reached by now."""
+    return None if answer.moment is None else answer.moment.facts()
 
 
 def _written(writer: ResponseWriter, parts: Sequence[Spoken]) -> bytes:
@@ -55,10 +63,17 @@ def _written(writer: ResponseWriter, parts: Sequence[Spoken]) -> bytes:
 
 async def _events(writer: ResponseWriter, answer: Answer, said: Said, stack: AsyncExitStack) -> AsyncIterator[bytes]:
     async with stack:
+        writer.moment = _moment(answer)
         yield writer.begin()
-        async for words in answer:
-            if told := _written(writer, said.feed(words)):
+        async for piece in answer.news():
+            if isinstance(piece, Progress):
+                writer.moment = _moment(answer)
+                yield writer.replaying(piece.shown, piece.of)
+                continue
+            thought, words = piece
+            if not thought and (told := _written(writer, said.feed(words))):
                 yield told
+        writer.moment = _moment(answer)
         if told := _written(writer, said.rest()):
             yield told
         reason, usage = answer.finish_reason or "stop", answer.usage

@@ -138,7 +138,7 @@ def test_answers_about_the_past_end_when_cancelled_and_are_few_at_once(tmp_path:
 
 
 def test_the_wires_carry_the_moment_there_and_back(tmp_path: Path) -> None:
-    """Realtime, chat completions and the command line; a session that asks the present has none."""
+    """Realtime, chat completions, responses and the command line; a session that asks the present has none."""
 
     async def test() -> None:
         async with Assistant(config(tmp_path, DOOR)) as assistant:
@@ -166,6 +166,14 @@ def test_the_wires_carry_the_moment_there_and_back(tmp_path: Path) -> None:
                     assert whole["moment"]["reached"] == written(wall)
                     parts = (await web.post("/v1/chat/completions", json={**body, "stream": True})).text
                     assert json.loads(parts.split("data: ")[1])["moment"]["how"] == "nearest snapshot"
+                    body = {"model": "tiny", "input": "What?", "max_output_tokens": 3, "at": "now"}
+                    whole = (await web.post("/v1/responses", json=body)).json()
+                    assert whole["moment"]["reached"] == written(wall) and whole["output"]
+                    parts = (await web.post("/v1/responses", json={**body, "stream": True})).text
+                    assert json.loads(parts.split("data: ")[-1])["response"]["moment"]["how"] == "nearest snapshot"
+                    early = await web.post("/v1/responses", json={**body, "at": "2 days ago"})
+                    assert early.status_code == 404 and early.json()["error"]["code"] == "not_remembered"
+                    body = {"model": "tiny", "messages": [{"role": "user", "content": "What?"}]}
                     early = await web.post("/v1/chat/completions", json={**body, "at": "2 days ago"})
                     assert early.status_code == 404 and early.json()["error"]["code"] == "not_remembered"
                 command = [

@@ -107,9 +107,16 @@ async def on_the_wires(assistant: Assistant, begins: float, ends: float) -> None
             assert whole["moment"]["how"] == "replayed" and whole["moment"]["frames"] == 40
             lines = (await web.post("/v1/chat/completions", json=body | {"stream": True})).text.split("data: ")
             parts = [json.loads(line) for line in lines[1:-1]]
-            assert [part["replaying"] for part in parts if "replaying" in part][-1] == {"shown": 20, "of": 20}
+            last = [part["replaying"] for part in parts if "replaying" in part][-1]
+            assert last["shown"] == last["of"] >= 20
             assert all(part["choices"][0]["delta"] is not None for part in parts)
             assert parts[-1]["moment"]["frames"] == 40
+            spoken = {"model": "tiny/door", "input": "What?", "max_output_tokens": 3, "from": since, "to": until}
+            lines = (await web.post("/v1/responses", json=spoken | {"stream": True})).text.split("data: ")[1:]
+            parts = [json.loads(line.partition("\n")[0]) for line in lines]
+            shown = [part for part in parts if part["type"] == "response.replaying"]
+            assert shown[-1]["shown"] == shown[-1]["of"] >= 20 and shown[-1]["moment"]["frames"] == 40
+            assert parts[-1]["response"]["moment"]["how"] == "replayed" and parts[-1]["response"]["output"]
             none = await web.post("/v1/chat/completions", json=body | {"from": "2 hours ago", "to": "119 minutes ago"})
             assert none.status_code == 404 and none.json()["error"]["code"] == "no_recording"
         command = [sys.executable, "-m", "streamer.cli.main", "ask", "What?", "--stream", "door", "--max-tokens", "3"]

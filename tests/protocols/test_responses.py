@@ -97,6 +97,20 @@ def test_the_stream_is_chosen_by_model_or_metadata() -> None:
     assert refused(model="gpt-9").code == "model_not_found"
 
 
+def test_the_past_may_be_asked_and_is_told_as_it_is_reached() -> None:
+    asked = read(at="10 minutes ago")
+    assert (asked.question.at, asked.question.past, read().question.past) == ("10 minutes ago", True, False)
+    span = read(**{"from": "14:00", "to": "14:05"}).question
+    assert (span.since, span.until) == ("14:00", "14:05")
+    writer = ResponseWriter("resp_1", "msg_1", 5, asked)
+    assert all("moment" not in each["response"] for each in events(writer.begin()))
+    writer.moment = {"how": "replayed"}
+    (told,) = events(writer.replaying(3, 20))
+    assert told.pop("sequence_number") == 2 and told.pop("type") == "response.replaying"
+    assert told == {"response_id": "resp_1", "shown": 3, "of": 20, "moment": {"how": "replayed"}}
+    assert events(writer.end("stop", 1, 1))[-1]["response"]["moment"] == {"how": "replayed"}
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
@@ -120,6 +134,8 @@ def test_the_stream_is_chosen_by_model_or_metadata() -> None:
         ({"prompt": {"id": "p"}}, "invalid_value", "prompt"),
         ({"background": True}, "invalid_value", "background"),
         ({"max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
+        ({"at": True}, "invalid_value", "at"),
+        ({"from": "x" * 100}, "invalid_value", "from"),
         ({"temperature": 3}, "invalid_value", "temperature"),
     ],
 )
