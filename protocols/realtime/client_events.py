@@ -111,8 +111,9 @@ class ResponseSettings(Sampling, Thinking):
     instructions: Text | None = None
     output_modalities: Modalities | None = None
     modalities: Annotated[list[Text], AfterValidator(_text_among)] | None = None
-    """Of the dialect's beta: those that an answer may have."""
+    """Of the dialect's beta: those that an answer may have. Its other name for the most tokens is the last of these."""
     max_output_tokens: Tokens | None = None
+    max_response_output_tokens: Tokens | None = None
     metadata: Metadata | None = None
     tools: FlatTools | None = None
     tool_choice: FlatToolChoice | None = None

@@ -193,7 +193,7 @@ class RealtimeSession:
             )
         tools, call = self._settings.callable(asked)
         question = self._question(asked, bool(tools), event.event_id)
-        tokens = asked.max_output_tokens or self._settings.view["max_output_tokens"]
+        tokens = asked.max_output_tokens or asked.max_response_output_tokens or self._settings.view["max_output_tokens"]
         response = OpenAnswer(
             self._new_id("resp"),
             event.event_id,

@@ -351,6 +351,7 @@ def test_the_betas_settings_are_understood() -> None:
     trouble = sent(talk.say("session.update", session={**asked, "modalities": ["text", "audio"]}))[-1]
     assert trouble["error"]["param"] == "session.modalities"
     assert talk.ask(modalities=["text", "audio"], instructions="Go").question.max_tokens == 20
+    assert talk.ask(conversation="none", max_response_output_tokens=7, instructions="Go").question.max_tokens == 7
     trouble = error(talk.say("response.create", response={"modalities": ["audio"], "instructions": "Go"}))
     assert trouble["param"] == "response.modalities"
 
