@@ -32,8 +32,8 @@ class Variant:
 class Playlist:
     """A media playlist with the lengths in seconds of its segments, the first of which has the number `sequence`.
 
-    `segments` are their URLs, and `formats` what they are, "TS" or "fMP4"; `parts` says that there are parts of them too (low
-    latency). A master playlist has `variants` and no segments.
+    `segments` are their URLs, and `formats` what they are, "TS" or "fMP4"; `gaps` are the numbers of those that the server does
+    not have, and `parts` says that there are parts of them too (low latency). A master playlist has `variants` and no segments.
     """
 
     sequence: int = 0
@@ -42,6 +42,7 @@ class Playlist:
     variants: tuple[Variant, ...] = ()
     segments: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    gaps: frozenset[int] = frozenset()
     parts: bool = False
     locked: str = ""
     """How it is encrypted, where that is for players of a kind alone (DRM)."""
@@ -60,7 +61,8 @@ def read_playlist(text: str, url: str) -> Playlist:
     described: dict[str, str] | None = None
     segments: list[str] = []
     formats: list[str] = []
-    usual = "TS"
+    gaps: set[int] = set()
+    missing, usual = False, "TS"
     for line in map(str.strip, text.splitlines()):
         tag, _, value = line.partition(":")
         if tag == "#EXT-X-MEDIA-SEQUENCE" and value.isdigit():
@@ -76,6 +78,8 @@ def read_playlist(text: str, url: str) -> Playlist:
             usual = "fMP4"
         elif tag in ("#EXT-X-PART", "#EXT-X-PART-INF"):
             parts = True
+        elif tag == "#EXT-X-GAP":
+            missing = True
         elif tag == "#EXT-X-ENDLIST":
             ended = True
         elif tag == "#EXT-X-STREAM-INF":
@@ -88,10 +92,23 @@ def read_playlist(text: str, url: str) -> Playlist:
                 variants.append(Variant(urljoin(url, line), bits, max(sides, default=0)))
             described = None
         elif line and not line.startswith("#") and len(segments) < len(durations):
+            if missing:
+                gaps.add(len(segments))
+            missing = False
             segments.append(urljoin(url, line))
             named = SUFFIX.search(line)
             formats.append(usual if named is None else "TS" if named[1].lower() == "ts" else "fMP4")
-    return Playlist(sequence, tuple(durations), ended, tuple(variants), tuple(segments), tuple(formats), parts, locked)
+    return Playlist(
+        sequence,
+        tuple(durations),
+        ended,
+        tuple(variants),
+        tuple(segments),
+        tuple(formats),
+        frozenset(sequence + n for n in gaps),
+        parts,
+        locked,
+    )
 
 
 def nearest(variants: tuple[Variant, ...], longer_side: int) -> Variant:
@@ -117,7 +134,7 @@ class Broadcast:
     durations: dict[int, float] = field(default_factory=dict)
 
     def join(self, playlist: Playlist) -> int | None:
-        """The index in `playlist` of the segment to begin with; None where all of it was played.
+        """The index in `playlist` of the segment to begin with, behind its last where that is still to come; None where all was played.
 
         A broadcast whose numbers have begun anew, or which is far ahead, is joined as if it were new: near its end.
         """
@@ -133,6 +150,8 @@ class Broadcast:
             oldest, newest = playlist.sequence, max(playlist.end - 1, playlist.sequence)
             far = behind > MOST_BEHIND and not playlist.ended
             self.first = edge if far else min(max(upcoming, oldest), newest)
+        while self.first in playlist.gaps:
+            self.first += 1
         self.durations = {n: seconds for n, seconds in self.durations.items() if self.first <= n < playlist.end}
         self.span = None
         return self.first - playlist.sequence

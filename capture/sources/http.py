@@ -202,8 +202,6 @@ class HttpSource(ContainerSource):
             raise SourceError(
                 f"it is encrypted for some players alone ({locked}, DRM), which is not read: name another"
             )
-        if not playlist.segments:
-            raise SourceError("its playlist names no segment of video, or none yet")
         fruitless = self.broadcast.span is None
         index = self.broadcast.join(playlist)
         reached = self.broadcast.reached
@@ -211,6 +209,8 @@ class HttpSource(ContainerSource):
         self.again = self.seen if playlist.ended else None
         if index is None:
             raise Over(BROADCAST_OVER)
+        if index >= len(playlist.segments):
+            raise SourceError("its playlist names no segment of video, or none yet")
         self.live = self.live or not playlist.ended
         if self.live:
             self.refuse_recordings_options()
@@ -224,7 +224,7 @@ class HttpSource(ContainerSource):
             raise SourceError(
                 "its segments are partly TS and partly fMP4, which is not read: name a variant of one format"
             )
-        if fruitless and index < len(playlist.segments):
+        if fruitless:
             look_for(client, playlist.segments[index])
         # Cameras' servers name their segments as they like.
         self.asked = {"live_start_index": str(index), "extension_picky": "0", "fpsprobesize": "0"}

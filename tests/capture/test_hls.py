@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,10 +42,10 @@ def test_the_nearest_of_a_masters_sizes_is_taken() -> None:
 def test_playlists_are_read_whatever_else_they_hold() -> None:
     text = (
         "#EXTM3U\n#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES\n#EXT-X-MEDIA-SEQUENCE:7\n#EXT-X-MAP:URI=\"i.mp4\"\n"
-        "#EXTINF:2.002,no desc\na.m4s\n#EXT-X-DISCONTINUITY\n#EXTINF:2\nb.m4s\n#EXT-X-PART:DURATION=0.3,URI=\"c0.m4s\"\n"
+        "#EXT-X-GAP\n#EXTINF:2.002,no desc\na.m4s\n#EXT-X-DISCONTINUITY\n#EXTINF:2\nb.m4s\n#EXT-X-PART:DURATION=0.3,URI=\"c0.m4s\"\n"
     )  # fmt: skip
     playlist = read_playlist(text, "http://x/")
-    told = {"segments": ("http://x/a.m4s", "http://x/b.m4s"), "formats": ("fMP4", "fMP4"), "parts": True}
+    told = {"segments": ("http://x/a.m4s", "http://x/b.m4s"), "formats": ("fMP4", "fMP4"), "gaps": {7}, "parts": True}
     assert playlist == Playlist(7, (2.002, 2.0), **told) and playlist.end == 9
     assert read_playlist(text + "#EXT-X-ENDLIST", "").ended
 
@@ -91,6 +91,16 @@ def test_a_new_broadcast_or_one_far_ahead_is_joined_near_its_end() -> None:
     assert cast.join(Playlist(100, (2.0,) * 3)) == 0, "what it was at is there no more"
 
 
+def test_a_broadcast_is_joined_behind_what_its_server_does_not_have() -> None:
+    """So servers of low latency begin: with gaps for all that a player may want behind its newest segment."""
+    assert Broadcast().join(Playlist(0, (2.0,) * 8, gaps=frozenset(range(7)))) == 7
+    assert Broadcast().join(Playlist(3, (2.0,) * 2, gaps=frozenset({3, 4}))) == 2, "still to come"
+    cast = Broadcast()
+    cast.join(Playlist(10, (2.0,) * 6))
+    playing(cast, 100.0, 4.0)
+    assert cast.join(Playlist(12, (2.0,) * 7, gaps=frozenset({16, 17}))) == 6
+
+
 class Broadcaster(Folder):
     """Serves a folder, and what was asked for is noted in `server.asked`; while `server.down` is set it has a fault."""
 
@@ -102,24 +112,45 @@ class Broadcaster(Folder):
             super().do_GET()
 
 
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def twelve(folder: Path, suffix: str) -> Path:
     """Twelve segments of half a second, whose square moves from picture to picture."""
-    folder = tmp_path_factory.mktemp("hls")
-    options = {"hls_time": "0.5", "hls_list_size": "0", "hls_segment_filename": f"{folder}/%02d.ts"}
+    options = {"hls_time": "0.5", "hls_list_size": "0", "hls_segment_filename": f"{folder}/%02d.{suffix}"}
+    if suffix == "mp4":
+        options |= {"hls_segment_type": "fmp4", "hls_fmp4_init_filename": "init.mp4"}
     render(folder / "vod.m3u8", 60, fps=10, format="hls", options=options, key=5)
     return folder
 
 
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return twelve(tmp_path_factory.mktemp("hls"), "ts")
+
+
 def announce(folder: Path, count: int, *, ended: bool = False) -> None:
     text = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:EVENT\n#EXT-X-MEDIA-SEQUENCE:0\n"
-    text += "#EXT-X-PART-INF:PART-TARGET=0.1\n"
     text += "".join(f"#EXTINF:0.5,\n{n:02}.ts\n" for n in range(count)) + "#EXT-X-ENDLIST\n" * ended
     (folder / "new").write_text(text)
     (folder / "new").rename(folder / "live.m3u8")
 
 
-def growing(folder: Path, down: threading.Event, faulty: range) -> Iterator[None]:
+def announce_parts(folder: Path, count: int, *, ended: bool = False) -> None:
+    """As servers of low latency write it, with seven gaps before what there is and parts of what is to come (RFC 8216bis)."""
+    text = (
+        "#EXTM3U\n#EXT-X-VERSION:9\n#EXT-X-TARGETDURATION:1\n#EXT-X-PART-INF:PART-TARGET=0.1\n#EXT-X-MEDIA-SEQUENCE:0\n"
+        '#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,PART-HOLD-BACK=0.3,CAN-SKIP-UNTIL=6\n#EXT-X-MAP:URI="init.mp4"\n'
+    )
+    text += "#EXT-X-GAP\n#EXTINF:0.5,\ngap.mp4\n" * 7
+    for n in range(count):
+        parts = "".join(f'#EXT-X-PART:DURATION=0.1,URI="{n:02}.{i}.mp4"\n' for i in range(5)) if n > count - 3 else ""
+        text += f"#EXT-X-PROGRAM-DATE-TIME:2026-11-30T00:00:{n / 2:06.3f}Z\n{parts}#EXTINF:0.50000,\n{n:02}.mp4\n"
+    hint = f'{count:02}.0.mp4",INDEPENDENT=YES\n#EXT-X-PRELOAD-HINT:TYPE=PART,URI="{count:02}.1.mp4"\n'
+    text += "#EXT-X-ENDLIST\n" if ended else f'#EXT-X-PART:DURATION=0.1,URI="{hint}'
+    text += '#EXT-X-RENDITION-REPORT:URI="../low/live.m3u8",LAST-MSN=9,LAST-PART=1\n'
+    (folder / "new").write_text(text)
+    (folder / "new").rename(folder / "live.m3u8")
+
+
+def growing(folder: Path, down: threading.Event, faulty: range, announce: Callable[..., None]) -> Iterator[None]:
     """Each step is half a second of a broadcast, which has a fault while it is at one of `faulty`."""
     for count in range(5, 13):
         announce(folder, count)
@@ -128,13 +159,10 @@ def growing(folder: Path, down: threading.Event, faulty: range) -> Iterator[None
     announce(folder, 12, ended=True)
 
 
-@pytest.mark.parametrize("faulty", [range(0), range(7, 10)], ids=["sound", "interrupted"])
-def test_a_broadcast_is_seen_once_and_ends(
-    segments: Path, faulty: range, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def seen_once(folder: Path, faulty: range, announce: Callable[..., None]) -> None:
+    """A broadcast of the folder's segments is joined near its end, seen once, and over when it is."""
     down, asked = threading.Event(), []
-    folder = shutil.copytree(segments, tmp_path / "broadcast")
-    steps = growing(folder, down, faulty)
+    steps = growing(folder, down, faulty, announce)
     next(steps)
     over = threading.Event()
 
@@ -153,6 +181,17 @@ def test_a_broadcast_is_seen_once_and_ends(
     squares = [int(frame.pixels[60].mean(axis=1).argmax()) // 4 for frame in watcher.frames()]
     assert 15 <= squares[0] <= 30, "near the end of what there was"
     assert squares == list(range(squares[0], 60)), "each picture once"
+
+
+@pytest.mark.parametrize("faulty", [range(0), range(7, 10)], ids=["sound", "interrupted"])
+def test_a_broadcast_is_seen_once_and_ends(segments: Path, faulty: range, tmp_path: Path) -> None:
+    seen_once(shutil.copytree(segments, tmp_path / "broadcast"), faulty, announce)
+
+
+def test_of_low_latency_whole_segments_are_read_and_a_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen_once(twelve(tmp_path, "mp4"), range(0), announce_parts)
     assert len([line for line in caplog.messages if "low-latency HLS whole segments are read" in line]) == 1
 
 
