@@ -21,14 +21,40 @@ PACKAGE = "openai@6"
 ASK = """async ([url]) => {
   const { default: OpenAI } = await import("/package/index.mjs");
   const client = new OpenAI({ baseURL: url + "/v1", apiKey: "none", dangerouslyAllowBrowser: true, maxRetries: 0 });
-  try {
+  const answered = async () => {
     const asked = { model: "nano", max_tokens: 2, messages: [{ role: "user", content: "What is there?" }] };
     const whole = await client.chat.completions.create(asked);
-    let kinds = [];
+    return whole.choices[0].message.content;
+  };
+  const responded = async () => {
+    const kinds = [];
     const events = await client.responses.create({ model: "nano", input: "What?", max_output_tokens: 2, stream: true });
     for await (const event of events) kinds.push(event.type);
-    return { whole: whole.choices[0].message.content, kinds };
-  } catch (error) { return { error: error.constructor.name }; }
+    return kinds;
+  };
+  const spoken = (module, limit) => new Promise(async (done, failed) => {
+    const { OpenAIRealtimeWebSocket } = await import(module);
+    const onURL = (address) => { address.protocol = "ws"; };
+    const socket = new OpenAIRealtimeWebSocket({ model: "nano", onURL }, client);
+    const kinds = [];
+    socket.on("error", failed);
+    socket.on("event", ({ type }) => {
+      kinds.push(type);
+      if (type === "session.created") {
+        const content = [{ type: "input_text", text: "What?" }];
+        socket.send({ type: "conversation.item.create", item: { type: "message", role: "user", content } });
+        socket.send({ type: "response.create", response: { [limit]: 2 } });
+      }
+      if (type === "response.done") { socket.close(); done(kinds); }
+    });
+  });
+  const tried = (what) => what().catch((error) => error.constructor.name);
+  return {
+    answered: await tried(answered),
+    responded: await tried(responded),
+    spoken: await tried(() => spoken("/package/realtime/websocket.mjs", "max_output_tokens")),
+    beta: await tried(() => spoken("/package/beta/realtime/websocket.mjs", "max_response_output_tokens")),
+  };
 }"""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or NPM is None, reason="needs chromium and npm")
@@ -71,7 +97,13 @@ def test_the_sdk_speaks_from_an_allowed_origin_and_no_other(daemon: Daemon, else
             page.goto(f"{origin}/package/")
             told = page.evaluate(ASK, [server.url])
             if allowed:
-                assert told["whole"] and told["kinds"][0] == "response.created", told
-                assert told["kinds"][-1] in ("response.completed", "response.incomplete")
+                assert told["answered"] and told["responded"][0] == "response.created", told
+                assert told["responded"][-1] in ("response.completed", "response.incomplete")
+                assert "response.output_text.delta" in told["spoken"] and "response.text.delta" in told["beta"], told
             else:
-                assert told == {"error": "APIConnectionError"}
+                assert told == {
+                    "answered": "APIConnectionError",
+                    "responded": "APIConnectionError",
+                    "spoken": "OpenAIRealtimeError",
+                    "beta": "OpenAIRealtimeError",
+                }

@@ -318,6 +318,12 @@ def test_a_picture_of_12_megapixels_goes_through(server: Served) -> None:
             )
 
     run(story())
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+    chat = {"model": "nano", "max_tokens": 1, "messages": [{"role": "user", "content": content}]}
+    response = {"model": "nano", "max_output_tokens": 1, "input": [{"role": "user", "content": parts}]}
+    for path, asked in (("chat/completions", chat), ("responses", response)):
+        answered = httpx.post(f"{server.url}/v1/{path}", json=asked, timeout=60)
+        assert answered.status_code == 200, answered.text
 
 
 def test_a_client_of_the_beta_is_answered_in_its_words(server: Served) -> None:
