@@ -6,6 +6,7 @@ Looks come from the engine's thread; all else is on the event loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -39,11 +40,13 @@ class Post:
         knows: Callable[[Post], None],
         kept: Mapping[str, Any] | None = None,
     ) -> None:
-        """`kept` is what `keep` gave before a restart."""
+        """`kept` is what `keep` gave before a restart; of what it knew, nothing holds where another thing is asked by now."""
         self.config, self.stream, self.trouble = config, stream, ""
-        self.paused = bool(kept and kept.get("paused"))
-        rest = None if kept is None else {key: value for key, value in kept.items() if key != "paused"}
-        self.watch = Watch(terms_of(config), rest)
+        known = dict(kept or {})
+        self.paused, asked = bool(known.pop("paused", False)), known.pop("asked", None)
+        if asked != asked_of(config):
+            known = {"snoozed_until": known.get("snoozed_until", 0.0), "silenced": {}}
+        self.watch = Watch(terms_of(config), known)
         self._found, self._knows = found, knows
         self._generation: int | None = None
         self._looks: deque[float] = deque()
@@ -52,7 +55,7 @@ class Post:
 
     def keep(self) -> dict[str, Any]:
         """What outlasts the process."""
-        return {**self.watch.keep(), "paused": self.paused}
+        return {**self.watch.keep(), "paused": self.paused, "asked": asked_of(self.config)}
 
     def looks_per_s(self, now: float) -> float:
         """Looks a second lately, those included that found the picture unchanged; `now` on the monotonic clock."""
@@ -64,6 +67,9 @@ class Post:
         state = self.watch.state
         if state.seen_at is not None:
             apart = captured - state.seen_at
+            if apart < -GAP:  # or nothing would last any time until the clock is there again
+                self.watch.shift(apart)
+                self.watch.interrupt()
             if generation != (self._generation or generation) or apart > max(GAP, 3 * self.config.every):
                 self.watch.interrupt()
             captured = max(captured, state.seen_at)
@@ -147,6 +153,11 @@ class Post:
         last = self.watch.state.seen
         if last is not None and not self.trouble:
             self.see(last, seen.captured, seen.frame, seen.generation)
+
+
+def asked_of(config: WatchConfig) -> str:
+    """What a watch is to find out, which its answers are worth nothing without."""
+    return json.dumps([config.question, config.when == "changes", config.format, config.only], sort_keys=True)
 
 
 def terms_of(config: WatchConfig) -> Terms:

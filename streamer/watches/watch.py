@@ -96,7 +96,7 @@ class Watch:
 
     def keep(self) -> dict[str, Any]:
         """What outlasts the process, as plain data."""
-        return asdict(self.state)
+        return {**asdict(self.state), "silenced": dict(self.state.silenced)}  # of a Counter asdict makes no plain one
 
     def look(self, seen: Value, at: float) -> Event | None:
         """A look at the frame captured `at`, no earlier than the last, has `seen` this; returns what is to be told of it."""
@@ -116,6 +116,15 @@ class Watch:
     def interrupt(self) -> None:
         """The stream shows nothing, or has lost its memory, until the next look."""
         self.state.interrupted = self.state.seen_at is not None
+
+    def shift(self, seconds: float) -> None:
+        """The clock was set by so many seconds, back where they are negative: all that was before was then by as many."""
+        state = self.state
+        state.since, state.rival_since = state.since + seconds, state.rival_since + seconds
+        state.snoozed_until += seconds
+        for name in ("sent", "seen_at", "silenced_since"):
+            if (at := getattr(state, name)) is not None:
+                setattr(state, name, at + seconds)
 
     def snooze(self, until: float) -> None:
         """Tells nothing up to this time; one that is over ends the snooze."""

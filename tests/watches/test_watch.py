@@ -98,6 +98,7 @@ def test_a_second_event_in_the_cooldown_of_one_that_was_never_sent_is_told() -> 
     events = watched(watch, spell((0.1, 1), (0.9, 5), (0.1, 10), (0.9, 5), (0.1, 5), (0.9, 5), (0.1, 5)))
     assert [event.began - NOON for event in events] == [16]
     assert watch.state.silenced == {"snooze": 1, "cooldown": 1}
+    assert Watch(watch.terms, json.loads(json.dumps(watch.keep()))).state.silenced == watch.state.silenced
 
 
 def test_a_cooldown_swallows_nothing_that_lasts() -> None:
