@@ -122,6 +122,10 @@ class Board:
         topic = next(iter(self._untold), None)
         return None if topic is None else (topic, self._wanted.get(topic, b""))
 
+    def shows(self, topic: str) -> bool:
+        """Whether a picture stands at a topic."""
+        return topic in self._stills
+
     def told(self, topic: str, payload: bytes) -> None:
         """The broker has it, unless it is another meanwhile."""
         if self._wanted.get(topic, b"") == payload:

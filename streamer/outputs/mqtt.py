@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,8 @@ PATIENCE = 10.0
 """Seconds within which the broker must have answered."""
 AT_ONCE = 16
 """Events that are on their way to the broker before the first of them is confirmed."""
+WITHHELD_SECONDS = 3_600.0
+"""Seconds for which pictures are not sent that a broker is too small for, before it is tried whether it has been mended."""
 REFUSED = frozenset({134, 135})
 """Reasons of MQTT 5, as which the library gives those of 3.1.1 too: bad user name or password, not authorized."""
 MOST_SNOOZE = 86_400.0
@@ -52,6 +55,10 @@ class Mqtt:
         self.address = f"mqtt{'s' if config.tls else ''}://{config.host}:{self.port}"
         self._board = Board(config)
         self._news = asyncio.Event()
+        self._showing = self._lost_with = 0
+        """Bytes of the picture that is on its way, and of the one that was when the last connection was lost; 0 for none."""
+        self._too_large: tuple[int, float] | None = None
+        """Pictures of so many bytes are not sent until then, on the monotonic clock."""
 
     def watches(self, watches: Iterable[Mapping[str, Any]]) -> None:
         """All watches that there are now."""
@@ -76,7 +83,21 @@ class Mqtt:
                 raise DeliveryError(
                     f"{self.address} refuses its username and password: set those that the broker knows", slow=True
                 ) from None
-            raise DeliveryError(f"{self.address} can't be reached: {error or 'it has closed the connection'}") from None
+            raise DeliveryError(self._lost(error)) from None
+
+    def _lost(self, error: MqttError) -> str:
+        """Why there is no connection; one that is lost twice in a row while a picture is sent is lost by its size."""
+        size, before = self._showing, self._lost_with
+        self._showing, self._lost_with = 0, size
+        if not size:
+            return f"{self.address} can't be reached: {error or 'it has closed the connection'}"
+        if not before:
+            return f"{self.address} can't be reached since it was sent a picture of {size} bytes"
+        self._too_large = min(size, before), time.monotonic() + WITHHELD_SECONDS
+        return (
+            f"{self.address} takes no picture of {size} bytes: raise its max_packet_size (or message_size_limit), "
+            f"or set stills to false; events go on, without pictures of that size for {WITHHELD_SECONDS / 3600:g} h"
+        )
 
     async def _client(self) -> Client:
         config, context = self._config, None
@@ -152,9 +173,19 @@ class Mqtt:
         while True:
             self._news.clear()
             while (wanted := self._board.next()) is not None:
-                await client.publish(*wanted, qos=1, retain=True)
-                self._board.told(*wanted)
+                topic, payload = wanted
+                size = len(payload) if self._board.shows(topic) else 0
+                if not self._withheld(size):
+                    self._showing = size
+                    await client.publish(topic, payload, qos=1, retain=True)
+                    self._showing = 0
+                    if size >= self._lost_with:
+                        self._lost_with = 0
+                self._board.told(topic, payload)
             await self._news.wait()
+
+    def _withheld(self, size: int) -> bool:
+        return self._too_large is not None and size >= self._too_large[0] and time.monotonic() < self._too_large[1]
 
     async def _read(self, client: Client) -> None:
         """Takes back what was left at the broker, until all of that has come, and follows commands."""

@@ -36,21 +36,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MOST_SECONDS", 0.1)
 
 
+async def still(event: str) -> bytes:
+    return f"a picture of {int(event.removeprefix('event_'))}".encode()
+
+
 @asynccontextmanager
 async def outputs(
-    port: int, folder: Path | None = None, *, snoozed: list[tuple[str, float]] | None = None, **options: Any
+    port: int,
+    folder: Path | None = None,
+    *,
+    snoozed: list[tuple[str, float]] | None = None,
+    picture: Callable[[str], Awaitable[bytes]] = still,
+    **options: Any,
 ) -> AsyncIterator[Outputs]:
     """Outputs with one broker."""
     made = configured("mqtt", name="broker", host="127.0.0.1", port=port, **options)
-    made.still = still
+    made.still = picture
     if snoozed is not None:
         made.snooze = lambda watch, seconds: snoozed.append((watch, seconds))
     async with started(made, folder):
         yield made
-
-
-async def still(event: str) -> bytes:
-    return f"a picture of {int(event.removeprefix('event_'))}".encode()
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -198,28 +203,39 @@ def test_a_broker_that_is_killed_or_hangs_gets_everything_in_order(
     run(test)
 
 
-@pytest.mark.parametrize("version", ["3.1.1", "5"])
-def test_a_broker_that_takes_no_picture_of_that_size_gets_every_event(tmp_path: Path, version: str) -> None:
-    """It closes the connection at each picture: events go on after it, in order."""
+@pytest.mark.parametrize(("version", "limit"), [("3.1.1", "max_packet_size"), ("5", "message_size_limit")])
+def test_a_broker_that_takes_no_picture_of_that_size_gets_every_event_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, version: str, limit: str
+) -> None:
+    """It closes the connection at a picture, or falls silent: once that is no accident none of that size is sent."""
+    monkeypatch.setattr(mqtt, "PATIENCE", 0.5)
 
     async def test() -> None:
-        with running(tmp_path, "allow_anonymous true\nmessage_size_limit 5000\nmax_packet_size 5000") as broker:
+        with running(tmp_path, f"allow_anonymous true\n{limit} 5000") as broker:
             async with (
                 subscriber(broker.port) as (_, heard),
-                outputs(broker.port, version=version, stills=True) as made,
+                outputs(broker.port, version=version, stills=True, picture=picture) as made,
             ):
-                made.still = picture
                 made.watches_changed([{**GATE, "states": {"yard": False}}])
-                for number in range(1, 5):
+                for number in range(1, 4):
                     made.publish(happened(number, still="/still.jpg"))
                     await eventually(lambda number=number: number in numbers(heard.of("/event")))
-                assert list(dict.fromkeys(numbers(heard.of("/event")))) == [1, 2, 3, 4]
+                await eventually(lambda: "max_packet_size" in caplog.text and made.status()[0].trouble is None)
+                for number in range(4, 7):
+                    made.publish(happened(number, still="/still.jpg"))
+                    await eventually(lambda number=number: number in numbers(heard.of("/event")))
+                assert list(dict.fromkeys(numbers(heard.of("/event")))) == [1, 2, 3, 4, 5, 6]
+                size.append(4_000)
+                made.publish(happened(7, still="/still.jpg"))
+                await eventually(lambda: heard.last.get("streamer/stream/yard/still") == bytes(4_000))
                 await eventually(lambda: made.status()[0].waiting == 0)
 
     async def picture(event: str) -> bytes:
-        return bytes(9_000)
+        return bytes(size[-1])
 
+    size = [9_000]
     run(test)
+    assert caplog.text.count("takes no picture of 9000 bytes: raise its max_packet_size (or message_size_limit)") == 1
 
 
 def test_a_password_that_is_refused_is_one_line_and_tried_seldom(
