@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 
 from streamer.client_watches import NEWS as WATCH_NEWS
 from streamer.client_watches import AsyncWatching, Watching
-from streamer.wire import DEFAULT_URL, ClientError, fetch, lost, raise_for, refusal, websocket_url
+from streamer.wire import DEFAULT_URL, NOBODY, ClientError, fetch, lost, raise_for, refusal, websocket_url
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "ClientError"]
 T = TypeVar("T")
@@ -106,9 +106,7 @@ class AsyncClient(AsyncWatching):
         except ConnectionClosed as error:
             raise lost(error) from None
         except (OSError, TimeoutError):
-            raise ClientError(
-                "unreachable", f"No daemon answers at {self.url}: start one with 'streamer run', or name it with --url."
-            ) from None
+            raise ClientError("unreachable", NOBODY.format(url=self.url)) from None
         self.session = created.get("session", {})
         self._reader = asyncio.create_task(self._read(self._socket))
         return self

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 DEFAULT_URL = "http://127.0.0.1:8765"
+NOBODY = "No daemon answers at {url}: start one with 'streamer run', or name it with --url."
 FETCH_SECONDS = 300.0
 """That an answer over HTTP may take: a clip may have to be encoded first."""
 
@@ -65,7 +66,10 @@ def fetch(
                 refused = {"code": "unreachable", "message": f"What listens at {base} is not a streamer daemon."}
         raise ClientError(refused["code"], refused["message"]) from None
     except (OSError, ValueError) as error:
-        raise ClientError("unreachable", f"No daemon answers at {base} ({error}): name it with --url.") from None
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, ConnectionRefusedError):
+            raise ClientError("unreachable", NOBODY.format(url=base)) from None
+        raise ClientError("unreachable", f"No daemon answers at {base} ({cause}): name it with --url.") from None
 
 
 def websocket_url(url: str, stream: str | None) -> str:

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from streamer.cli.remote import _tls, _token, reach
+from streamer.cli.remote import _tls, _token, reach, waited
 from streamer.client import DEFAULT_URL, ClientError
 
 
@@ -61,6 +61,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ask(options: argparse.Namespace, method: str, path: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
+    return waited(lambda: _answered(options, method, path, told), options.wait)
+
+
+def _answered(options: argparse.Namespace, method: str, path: str, told: dict[str, Any] | None) -> dict[str, Any]:
     url = options.url or os.environ.get("STREAMER_URL", DEFAULT_URL)
     token = _token(options) or os.environ.get("STREAMER_TOKEN")
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})

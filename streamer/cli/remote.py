@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ T = TypeVar("T")
 LOADING_SECONDS, TRY_SECONDS = 900.0, 0.5
 """How long a question waits for a model that is being loaded, and how often it is asked meanwhile."""
 
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 OVER = "\r\033[K"
 """Writes over what stands on a terminal's line."""
 
@@ -30,7 +33,18 @@ def reach(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help=f"where the daemon is (default $STREAMER_URL or {DEFAULT_URL})")
     parser.add_argument("--token-file", metavar="FILE", help="file with the bearer token (default: $STREAMER_TOKEN)")
     parser.add_argument("--ca", metavar="FILE", help="certificate to trust, for a daemon with one of its own")
+    parser.add_argument(
+        "--wait", type=seconds, default=0.0, metavar="TIME", help="wait so long for a daemon that is only being started"
+    )
     parser.add_argument("--json", action="store_true", help="print facts as JSON")
+
+
+def seconds(text: str) -> float:
+    """A time as people write it: 90, 10m, 2h."""
+    written = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if written is None or (written[2] or "s") not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write such as 90, 10m or 2h")
+    return float(written[1]) * UNITS[written[2] or "s"]
 
 
 def _token(options: argparse.Namespace) -> str | None:
@@ -47,8 +61,11 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
         raise ClientError("bad_file", f"{error.filename or options.ca}: {error.strerror or error}.") from None
 
 
-def _client(options: argparse.Namespace) -> Client:
-    return Client(options.url, token=_token(options), tls=_tls(options))
+@contextmanager
+def _client(options: argparse.Namespace) -> Iterator[Client]:
+    token, tls = _token(options), _tls(options)
+    with ExitStack() as stack:
+        yield waited(lambda: stack.enter_context(Client(options.url, token=token, tls=tls)), options.wait)
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -79,27 +96,29 @@ def ask(options: argparse.Namespace) -> int:
 
 
 class Patience:
-    """Waits, with a line, for a daemon whose model is still being loaded."""
+    """Waits, with a line, for a daemon whose model is still being loaded; `wait` seconds for one that is not there yet."""
 
-    def __init__(self) -> None:
-        self._waiting, self._end = False, time.monotonic() + LOADING_SECONDS
+    def __init__(self, wait: float = 0.0) -> None:
+        now = time.monotonic()
+        self._waiting, self._end, self._there = False, now + LOADING_SECONDS, now + wait
 
     def bear(self, error: ClientError) -> None:
         """Returns when it is time to try again. Raises the error where that does not help."""
         # Right after the model, the streams' first frames are still to come.
         soon = error.code == "not_ready" or (self._waiting and error.code == "no_frames")
-        if not soon or time.monotonic() > self._end:
+        now = time.monotonic()
+        if not ((soon and now < self._end) or (error.code == "unreachable" and now < self._there)):
             raise error
         if not self._waiting:
-            why = error.message.partition(":")[0]
+            why = error.message.partition(": ")[0]
             print(f"streamer: {why[0].lower()}{why[1:]}: waiting", file=sys.stderr, flush=True)
         self._waiting = True
         time.sleep(TRY_SECONDS)
 
 
-def waited(do: Callable[[], T]) -> T:
-    """What `do` returns, once the model is loaded. Raises ClientError."""
-    patience = Patience()
+def waited(do: Callable[[], T], wait: float = 0.0) -> T:
+    """What `do` returns, once the model is loaded, and the daemon there within so many seconds. Raises ClientError."""
+    patience = Patience(wait)
     while True:
         try:
             return do()
@@ -153,9 +172,9 @@ def web(
 ) -> Any:
     """What the daemon says over HTTP, for what is no matter of a conversation; of `query`, what is None is left out.
 
-    `body` goes along as JSON. Waits for a model that is still being loaded. Raises ClientError.
+    `body` goes along as JSON. Waits as `waited` does. Raises ClientError.
     """
-    return waited(lambda: _web(options, path, query, method, body))
+    return waited(lambda: _web(options, path, query, method, body), options.wait)
 
 
 def _web(

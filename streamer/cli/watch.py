@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from typing import Any
 from urllib.parse import quote
 
-from streamer.cli.remote import columns, printable, reach, setting, web
+from streamer.cli.remote import columns, printable, reach, seconds, setting, web
 
-UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 Options = argparse.Namespace
 
 
@@ -80,14 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mark.add_argument("feedback", choices=("right", "false_alarm"))
     reach(mark)
     mark.set_defaults(command=_mark)
-
-
-def seconds(text: str) -> float:
-    """A time as people write it: 90, 10m, 2h."""
-    written = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if written is None or (written[2] or "s") not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write such as 90, 10m or 2h")
-    return float(written[1]) * UNITS[written[2] or "s"]
 
 
 def rectangle(text: str) -> list[float]:
