@@ -6,6 +6,7 @@ Every refusal is one line a value: the path to it, the value, and the mend.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +54,14 @@ def _network(value: str) -> str:
     return value
 
 
+def _public_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/?#@\s]+(/[A-Za-z0-9._~-]+)*/?", value):
+        raise ValueError(
+            f"{value!r} is no address of this daemon: write https://home.example or https://home.example/cam"
+        )
+    return value.rstrip("/")
+
+
 class TokenConfig(Section):
     """A bearer token, kept by its SHA-256; `streamer token` makes one."""
 
@@ -96,6 +105,9 @@ class ServerConfig(Section):
     """Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; of others they are not."""
     root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
     """The prefix below which a reverse proxy shows the daemon, such as /cam, whether or not it takes that off."""
+    public_url: Annotated[str, AfterValidator(_public_url)] | None = None
+    """Where others reach the daemon, such as https://home.example/cam, which links in events begin with. Unset is the address that it
+    listens at; where that is all of this machine's, or a proxy is in front, links are paths."""
     media_domains: tuple[Name, ...] = ()
     """Hosts that pictures and videos named in a request may be fetched from."""
     private_sources: bool = False
@@ -109,6 +121,10 @@ class ServerConfig(Section):
     def _reachable(self) -> ServerConfig:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key belong together: name both files or neither")
+        if self.public_url and not self.public_url.endswith(self.root_path):
+            raise ValueError(
+                f"public_url {self.public_url} does not end with root_path {self.root_path}: write {self.public_url}{self.root_path}"
+            )
         return self
 
 

@@ -11,10 +11,11 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from tqdm import tqdm
@@ -75,15 +76,19 @@ class Daemon:
         """
         listener, engine = _listen(self.config.server), self.assistant.engine
         self.listening = _url(listener, self.config.server)
+        self.assistant.watches.links.address = address = self.address(self.config.server)
+        if self.config.outputs.all and "://" not in address:
+            log.warning(
+                "links in events are paths, as nobody says where others reach this daemon: set server.public_url"
+            )
         self._serving = asyncio.create_task(self._server.serve([listener]))
         self._revoking = asyncio.create_task(self._revoke_expired())
         try:
             await self.assistant.start()
             told = await self.assistant.watches.kept.after("", KEPT, newest=True)
-            links, now = self.assistant.watches.links, time.time()
             for event in told:
                 del event["feedback"]  # what was said of it since is no part of what was told
-            told = [links.of(event, now) for event in told]
+            told = [self.assistant.watches.links.of(event) for event in told]
             await self.outputs.start(None if self.assistant.keeper is None else self.assistant.keeper.store, told)
             self._capacity, _ = await asyncio.wrap_future(engine.load())
             self._more_slots = await asyncio.wrap_future(engine.call(lambda: engine.runner.more_slots))
@@ -94,6 +99,17 @@ class Daemon:
             await self.stop()
             raise
         return self.listening
+
+    def address(self, server: ServerConfig) -> str:
+        """What links in events begin with: where others reach the daemon, as far as that is known, or else a proxy's prefix."""
+        if server.public_url is not None:
+            return server.public_url
+        found = urlsplit(self.listening or "")
+        if server.root_path or server.proxies or not found.hostname or ip_address(found.hostname).is_unspecified:
+            return server.root_path
+        # As it is configured: a certificate is of a name.
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        return f"{found.scheme}://{host}:{found.port}"
 
     async def _revoke_expired(self) -> None:
         """Closes what signed tokens that have expired meanwhile opened, until cancelled."""
@@ -127,6 +143,7 @@ class Daemon:
         lines = await self.assistant.reload(config)
         lines += await self.outputs.reload(config.outputs)
         told = self._app.state.routes.reload(self.assistant.config, tokens, signed)
+        self.assistant.watches.links.address = self.address(self.assistant.config.server)
         return [*(line for line in lines if line != "nothing changed"), *told] or ["nothing changed"]
 
     async def failed(self) -> str:
@@ -183,7 +200,7 @@ class Daemon:
 
 def join(watches: Watches, outputs: Outputs) -> None:
     """Has outputs tell what watches see, and ask of them what brokers are asked."""
-    watches.feed.callbacks.append(lambda event: outputs.publish(watches.links.of(event.facts(), time.time())))
+    watches.feed.callbacks.append(lambda event: outputs.publish(watches.links.of(event.facts())))
     watches.outputs = lambda: outputs.names
     watches.changed = lambda: outputs.watches_changed(watches.standing())
     outputs.still, outputs.snooze = lambda event: watches.kept.still(event), watches.snooze

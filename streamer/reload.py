@@ -14,7 +14,7 @@ TERMS = {"priority", "deadline"}
 """Keys of a stream that can change while it keeps its memory."""
 
 
-SERVER_FIXED = ("host", "port", "certificate", "key", "proxies", "insecure", "max_message_bytes")
+SERVER_FIXED = ("host", "port", "certificate", "key", "proxies", "root_path", "insecure", "max_message_bytes")
 """Keys of the server that are read once, at its start."""
 
 

@@ -33,7 +33,7 @@ class StorageConfig(Section):
     recordings: Annotated[Whole, Field(ge=1_000_000)] = 50_000_000_000
     """Bytes that the recordings of all streams may take; the oldest go first."""
     recording_hours: Annotated[Number, Field(gt=0, le=87_600)] = 168.0
-    """Hours after which a recording goes."""
+    """Hours after which a recording goes, and links to it end."""
     indexes: Bytes = 20_000_000_000
     """Bytes that the indexes of recordings may take; beyond them `streamer index` makes no more."""
     replay: Seconds = 10.0
@@ -43,4 +43,4 @@ class StorageConfig(Section):
     timeline: Annotated[Whole, Field(ge=100_000)] = 1_000_000_000
     """Bytes that the timelines of all streams may take, with their stills; the oldest entries go first."""
     timeline_hours: Annotated[Number, Field(gt=0, le=876_000)] = 720.0
-    """Hours after which an entry of a timeline goes."""
+    """Hours after which an entry of a timeline goes, and an event of a watch with its picture; links to it end with it."""

@@ -155,6 +155,7 @@ class FleetConfig(Section):
             some["model"] = kind.model.model_dump(mode="json", exclude_unset=True)
         jwt = {"key_file": self.secret_file, "algorithm": "HS256", "audience": audience}
         server = {"host": self.engine.host, "port": 0, "jwt": jwt, "insecure": 2, "private_sources": True}
+        server |= {"root_path": self.server.root_path, "public_url": self.server.public_url}
         storage = {"folder": str(folder)}
         return Config.model_validate({**some, "server": server, "storage": storage})
 

@@ -21,6 +21,7 @@ from protocols.fields import read_object
 from streamer.cluster.config import FleetConfig
 from streamer.cluster.holder import Holder
 from streamer.cluster.passes import HEAD, audience
+from streamer.config import ServerConfig
 from streamer.daemon import Daemon, DaemonError
 from streamer.logs import output_aside
 from streamer.memory.folder import PRIVATE, default_folder
@@ -75,6 +76,10 @@ class EngineDaemon(Daemon):
         """See `Daemon.start`."""
         self.holder.begin()
         return await super().start()
+
+    def address(self, server: ServerConfig) -> str:
+        """See `Daemon.address`: others reach the gateway alone."""
+        return server.public_url or server.root_path
 
     async def stop(self) -> None:
         """See `Daemon.stop`."""

@@ -37,6 +37,8 @@ ENCODED_SECONDS = 120.0
 LONGEST_SECONDS = 86_400.0
 STILL_SIDE = 1_920
 """Pixels of a still's longer side at most."""
+WHOLE_SIDE = 8_192
+"""The same of one that is as large as it was recorded."""
 GROWING = 5.0
 """Seconds after its last frame in which a segment may still be written to."""
 CHUNKS = 16
@@ -109,13 +111,13 @@ class Clips:
                 self._remove(self._kept.popitem(last=False)[1][0])
             return made
 
-    def still(self, stream: str, at: float) -> tuple[bytes, float]:
+    def still(self, stream: str, at: float, side: int = STILL_SIDE) -> tuple[bytes, float]:
         """The picture that stood at a moment as JPEG, and its capture, both Unix seconds. Raises AssistantError: no_recording."""
         segments = self.recordings.of(stream, at - 30, at)
-        found = still(segments, at, STILL_SIDE)
+        found = still(segments, at, side)
         if found is None or found[1] < at - 30:
             raise AssistantError("no_recording", self._lack(stream))
-        return encode_jpeg(found[0], STILL_SIDE), found[1]
+        return encode_jpeg(found[0], side), found[1]
 
     def save(self, stream: str, since: float, until: float, path: Path, *, encoded: bool) -> Path:
         """As `clip`, written to `path`. Raises AssistantError, OSError."""

@@ -88,6 +88,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
         Route("/v1/streams/{stream}/clip", routes.footage.clip),
         Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
         Route("/v1/streams/{stream}/still", routes.footage.still),
+        Route("/v1/watches/events/{event}/frame.jpg", routes.footage.frame),
         *routes.outputs.routes,
         *routes.timelines.routes(),
         *routes.watching.routes(),

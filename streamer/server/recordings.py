@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from streamer.assistant import Assistant
 from streamer.errors import AssistantError
-from streamer.memory.clips import Clips, streamed
+from streamer.memory.clips import WHOLE_SIDE, Clips, streamed
 from streamer.memory.moments import read_moment
 from streamer.server.admission import LINKED
 from streamer.server.auth import Visitor
@@ -23,9 +23,14 @@ from streamer.server.errors import RequestError
 from streamer.server.limits import Limits
 from streamer.server.streams import Streams
 from streamer.server.turns import Turns
+from streamer.server.watches import known_id
 
 MOST_WAITING = 4
 """Clips of one visitor that are made, or wait to be, at once; and so of stills."""
+GROWS = 6.0
+"""Seconds until what is recorded can be read."""
+SAME, NEAR = 0.005, 0.5
+"""Seconds apart that one frame's capture may be told, and one that stands for it where that is not on the disk."""
 SECONDS = re.compile(r"\d{9,11}(\.\d{1,9})?")
 
 
@@ -46,8 +51,8 @@ class Footage:
 
     async def clip(self, request: Request) -> Response | Attended:
         """`?from=…&to=…`, and `codec=h264` for what any browser plays; without `to` it goes up to now."""
-        visitor = self._admit(request)
-        clips, stream = self._clips(request)
+        visitor, stream = self._admit(request), request.path_params["stream"]
+        clips = self._clips(stream)
         codec = request.query_params.get("codec")
         if codec not in (None, "h264"):
             raise RequestError(
@@ -59,8 +64,7 @@ class Footage:
         name = f"{stream}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(made.clip.begins))}Z.mp4"
         headers = {
             "Content-Disposition": f'inline; filename="{name}"',
-            **PICTURE_HEADERS,
-            **({"Cross-Origin-Resource-Policy": "cross-origin"} if request.scope[LINKED] else {}),
+            **_evidence(request),
             "Streamer-Begins": f"{made.clip.begins:.3f}",
             "Streamer-Ends": f"{made.clip.ends:.3f}",
         }
@@ -77,22 +81,45 @@ class Footage:
 
     async def still(self, request: Request) -> Response:
         """`?at=…`: the picture that stood then."""
-        visitor = self._admit(request)
-        clips, stream = self._clips(request)
+        visitor, stream = self._admit(request), request.path_params["stream"]
+        clips = self._clips(stream)
         at = read_time(request, "at")
         async with self._turn(request, visitor, self.stills):
             picture, taken = await asyncio.to_thread(clips.still, stream, at)
         headers = {**PICTURE_HEADERS, "Streamer-Captured": f"{taken:.3f}"}
         return Response(picture, media_type="image/jpeg", headers=headers)
 
-    def _clips(self, request: Request) -> tuple[Clips, str]:
-        stream, keeper = request.path_params["stream"], self._assistant.keeper
+    async def frame(self, request: Request) -> Response:
+        """The whole frame that decided an event, as large as it was recorded; comes once the disk has it."""
+        visitor = self._admit(request)
+        self._streams.check_loaded()
+        event = await self._assistant.watches.kept.find(known_id(request.path_params["event"]))
+        if event is None or event.frame is None:
+            raise AssistantError("unknown_event", "No such event has a recorded frame: it may be too old.")
+        clips, at = self._clips(event.stream), event.captured_at
+        while True:
+            late = time.time() - at > GROWS
+            try:
+                async with self._turn(request, visitor, self.stills):
+                    picture, taken = await asyncio.to_thread(clips.still, event.stream, at + SAME, WHOLE_SIDE)
+                if at - taken <= (NEAR if late else SAME):
+                    break
+                raise AssistantError("no_recording", "The frame that decided this event is not among what is recorded.")
+            except AssistantError:
+                if late:
+                    raise
+            await asyncio.sleep(1.0)
+        headers = {**_evidence(request), "Streamer-Captured": f"{taken:.3f}"}
+        return Response(picture, media_type="image/jpeg", headers=headers)
+
+    def _clips(self, stream: str) -> Clips:
+        keeper = self._assistant.keeper
         if keeper is None or not keeper.recordings.of(stream):
             self._streams.known(stream)
             raise AssistantError(
                 "no_recording", f"Nothing is recorded of stream {stream!r}: set record to true for it."
             )
-        return keeper.clips, stream
+        return keeper.clips
 
     @asynccontextmanager
     async def _turn(self, request: Request, visitor: Visitor, turns: Turns) -> AsyncIterator[None]:
@@ -101,6 +128,11 @@ class Footage:
             if await request.is_disconnected():
                 raise ClientDisconnect
             yield
+
+
+def _evidence(request: Request) -> dict[str, str]:
+    """Headers of what may be shown on other pages by a link."""
+    return {**PICTURE_HEADERS, **({"Cross-Origin-Resource-Policy": "cross-origin"} if request.scope[LINKED] else {})}
 
 
 def read_time(request: Request, name: str, otherwise: str | None = None) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
@@ -97,8 +96,7 @@ class Watching:
         if not limit.isascii() or not limit.isdecimal() or not 1 <= int(limit[:9]) <= MOST_LISTED:
             raise RequestError("bad_option", f"limit is a number from 1 to {MOST_LISTED}, not {limit[:40]!r}.")
         events = await self._watches.kept.after(after or "", int(limit), newest=after is None)
-        links, now = self._watches.links, time.time()
-        return JSONResponse({"events": [links.of(event, now) for event in events]})
+        return JSONResponse({"events": [self._watches.links.of(event) for event in events]})
 
     async def still(self, request: Request) -> Response:
         """The picture that decided an event."""
@@ -203,7 +201,7 @@ async def alarms(assistant: Assistant, after: str) -> AsyncIterator[dict[str, An
         while after and (page := await kept.after(after)):
             for facts in page:
                 told = {key: value for key, value in facts.items() if key != "feedback"}
-                yield links.of(told, time.time())
+                yield links.of(told)
             after = last = page[-1]["id"]
         async for event in listener:
             if last is not None and event.id <= last:
@@ -211,7 +209,7 @@ async def alarms(assistant: Assistant, after: str) -> AsyncIterator[dict[str, An
             if listener.missed:
                 yield {"type": "watch.missed", "missed": listener.missed, "after": last}
                 listener.missed = 0
-            yield links.of(event.facts(), time.time())
+            yield links.of(event.facts())
             last = event.id
     finally:
         listener.close()

@@ -26,7 +26,8 @@ class WatchEvent:
         after: what is so now.
         gap: seconds since the event before for which the stream showed nothing.
         still: path of the picture that decided, as JPEG; None where none is kept. Whoever is told gets it as a signed link.
-        clip: path and query of the recording around it; None where nothing is recorded. Signed too.
+        frame: path of the whole frame that decided, as large as it was recorded; None where nothing is. It and the next are signed too.
+        clip: path and query of the recording around it; None where nothing is recorded.
         about: id of the event that a `watch.evidence` or `watch.described` belongs to, whose other values it repeats.
         description: what a `watch.described` says of it.
     """
@@ -44,6 +45,7 @@ class WatchEvent:
     after: Value
     gap: float = 0.0
     still: str | None = None
+    frame: str | None = None
     clip: str | None = None
     about: str | None = None
     description: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import Counter, OrderedDict
 from concurrent.futures import Future
 from typing import Any, Literal
@@ -18,6 +19,8 @@ PATIENCE = 0.5
 """Seconds that an event waits for the disk before it is told all the same."""
 MOST_EVENTS, MOST_STILLS = 10_000, 2_000
 """Events that are kept, and those of them with their picture; the oldest go first."""
+LONGEST = 720 * 3_600.0
+"""Seconds for which events are kept where no configuration says otherwise: as a timeline's entries are."""
 REMEMBERED = 256
 """Events that are kept where nothing outlasts the process."""
 Feedback = Literal["right", "false_alarm"]
@@ -26,8 +29,9 @@ Feedback = Literal["right", "false_alarm"]
 class Kept:
     """Rows in the state folder, or with no `store`, a few in memory. On the event loop, except `load`."""
 
-    def __init__(self, store: Store | None) -> None:
-        self.store = store
+    def __init__(self, store: Store | None, seconds: float = LONGEST) -> None:
+        """Events are kept for so many seconds at most."""
+        self.store, self._seconds = store, seconds
         self._events: OrderedDict[str, tuple[WatchEvent, bytes | None, Feedback | None]] = OrderedDict()
         self._told = 0
         self._written = 0
@@ -50,7 +54,7 @@ class Kept:
         for watch, stream, _, text in told:
             state = json.loads(text)
             before = states.get((watch, stream))
-            if before is not None and (before["seen_at"] or 0.0) < (state["seen_at"] or 0.0):
+            if before is None or (before["seen_at"] or 0.0) < (state["seen_at"] or 0.0):
                 states[watch, stream] = state
         return made, states, newest
 
@@ -86,6 +90,7 @@ class Kept:
         )
         written = self._write("INSERT INTO watch_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row, hurry=True)
         assert written is not None
+        self.know(event.watch, event.stream, state)  # which outlasts the event
         try:
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(written)), PATIENCE)
         except (StoreError, OSError, TimeoutError) as error:
@@ -93,10 +98,20 @@ class Kept:
                 "event %s of watch %s is told but not kept yet: %s", event.id, event.watch, error or "the disk is slow"
             )
         self._told += 1
-        if self._told % 64 == 1:
-            oldest = "(SELECT id FROM watch_events ORDER BY id DESC LIMIT 1 OFFSET ?)"
-            self._write(f"DELETE FROM watch_events WHERE id <= {oldest}", MOST_EVENTS)
-            self._write(f"UPDATE watch_events SET still = NULL WHERE still IS NOT NULL AND id <= {oldest}", MOST_STILLS)
+        if self._told % 64 == 0:
+            self.trim(time.time())
+
+    def trim(self, now: float) -> None:
+        """Lets go of events and pictures that are too old, or too many; `now` in Unix seconds."""
+        since = now - self._seconds
+        if self.store is None:
+            for id in [event.id for event, _, _ in self._events.values() if event.captured_at < since]:
+                del self._events[id]
+            return
+        oldest = "(SELECT id FROM watch_events ORDER BY id DESC LIMIT 1 OFFSET ?)"
+        self._write("DELETE FROM watch_events WHERE captured_at < ?", since)
+        self._write(f"DELETE FROM watch_events WHERE id <= {oldest}", MOST_EVENTS)
+        self._write(f"UPDATE watch_events SET still = NULL WHERE still IS NOT NULL AND id <= {oldest}", MOST_STILLS)
 
     async def after(self, id: str, limit: int = 256, *, newest: bool = False) -> list[dict[str, Any]]:
         """Events told after the one of this id ("" for all), oldest first, `limit` at most, each with its feedback.
@@ -119,6 +134,13 @@ class Kept:
         rows = await asyncio.to_thread(self.store.read, "SELECT still FROM watch_events WHERE id = ?", (id,))
         return rows[0][0] if rows else None
 
+    async def find(self, id: str) -> WatchEvent | None:
+        """The event of an id, if it is kept."""
+        if self.store is None:
+            return self._events[id][0] if id in self._events else None
+        rows = await asyncio.to_thread(self.store.read, "SELECT facts FROM watch_events WHERE id = ?", (id,))
+        return WatchEvent.of(json.loads(rows[0][0])) if rows else None
+
     async def judge(self, id: str, feedback: Feedback | None) -> WatchEvent | None:
         """Keeps what somebody says of an event; None where there is no such event."""
         if self.store is None:
@@ -127,13 +149,13 @@ class Kept:
             event, still, _ = self._events[id]
             self._events[id] = (event, still, feedback)
             return event
-        rows = await asyncio.to_thread(self.store.read, "SELECT facts FROM watch_events WHERE id = ?", (id,))
-        if not rows:
+        found = await self.find(id)
+        if found is None:
             return None
         written = self._write("UPDATE watch_events SET feedback = ? WHERE id = ?", feedback, id, hurry=True)
         assert written is not None
         await asyncio.wait([asyncio.wrap_future(written)], timeout=PATIENCE)
-        return WatchEvent.of(json.loads(rows[0][0]))
+        return found
 
     async def judged(self, watch: str, kind: str) -> list[Judged]:
         """What people said of a watch's events of one kind ("watch.started" …) that have a probability."""

@@ -1,4 +1,4 @@
-"""Links to evidence that open without a token until they expire, signed with a key of this daemon's own."""
+"""Links to evidence that open without a token for as long as it is kept, signed with a key of this daemon's own."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("streamer")
-LASTS = 7 * 86_400
-"""Seconds for which a link opens what it leads to, or up to an hour longer: whoever is told on a Friday looks on Monday."""
-STEP = 3_600
-"""Seconds within which a link is the same however often it is asked for, so that browsers keep what is behind it."""
 FILE = "links.key"
 MARK = "signature="
 
 
 class Links:
-    """Signs and recognises links. Pure.
+    """Signs and recognises links.
 
-    A signature is the HMAC-SHA-256 of the path and all of the query before it, so that a link opens one thing alone.
+    A signature is the HMAC-SHA-256 of the path and all of the query before it, so that a link opens one thing alone. It does
+    so until what it opens is kept no longer.
+
+    Args:
+        events, recordings: seconds for which the picture of an event, and what was recorded, are kept.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, events: float, recordings: float) -> None:
         self._key = key
+        self._kept = {"still": events, "frame": recordings, "clip": recordings}
+        self.address = ""
+        """What links begin with: a URL, or of one the path alone, without a slash at its end. No part of what is signed."""
 
-    def signed(self, place: str, now: float) -> str:
-        """A place of this daemon's (path and query) as a link; `now` in Unix seconds."""
-        expires = (int(now) // STEP + 1) * STEP + LASTS
-        whole = f"{place}{'&' if '?' in place else '?'}expires={expires}"
-        return f"{whole}&{MARK}{self._signature(whole)}"
+    def signed(self, place: str, until: float) -> str:
+        """A place of this daemon's (path and query) as a link that opens it up to this time, Unix seconds."""
+        whole = f"{place}{'&' if '?' in place else '?'}expires={ceil(until)}"
+        return f"{self.address}{whole}&{MARK}{self._signature(whole)}"
 
     def holds(self, path: str, query: str, now: float) -> bool:
         """Whether somebody who asks for this path and query bears a link that was signed here and has not expired."""
@@ -43,10 +46,11 @@ class Links:
         expires = before.rpartition("expires=")[2]
         return expires.isdecimal() and now < int(expires)
 
-    def of(self, event: Mapping[str, Any], now: float) -> dict[str, Any]:
+    def of(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """An event as plain data, its places of evidence made links."""
-        places = {key: event[key] for key in ("still", "clip") if event[key] is not None}
-        return {**event, **{key: self.signed(place, now) for key, place in places.items()}}
+        at = event["captured_at"]
+        places = {key: self.signed(event[key], at + kept) for key, kept in self._kept.items() if event[key] is not None}
+        return {**event, **places}
 
     def _signature(self, text: str) -> str:
         return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()

@@ -35,6 +35,8 @@ WAITING = 1_000
 """Events that may wait to be kept and told; of more the oldest are given up, and that is logged."""
 GROWS, LATE = 6.0, 60
 """Seconds until what is recorded can be read, and those that a busy device may be late with it."""
+TRIM_SECONDS = 600.0
+"""Seconds without an event after which those that are too old are let go."""
 DESCRIBE, DESCRIPTION_TOKENS = "What do you see?", 96
 """What is asked about an event that is to be described, and tokens of the answer at most."""
 EVENTS = "/v1/watches/events"
@@ -63,6 +65,7 @@ class Teller:
     def begin(self, keeper: Keeper | None, kept: Kept, newest: str | None, ask: Ask) -> None:
         """Tells from now on; `newest` is the id of the last event that was told before."""
         self._keeper, self.kept, self._ids, self._ask = keeper, kept, EventIds(newest), ask
+        kept.trim(time.time())
         self._task = asyncio.create_task(self._tell_all())
 
     async def stop(self) -> None:
@@ -93,7 +96,12 @@ class Teller:
 
     async def _tell_all(self) -> None:
         while True:
-            post, event, frame, state = await self._telling.get()
+            try:
+                async with asyncio.timeout(TRIM_SECONDS):
+                    post, event, frame, state = await self._telling.get()
+            except TimeoutError:
+                self.kept.trim(time.time())
+                continue
             try:
                 await self._tell(post, event, frame, state)
             except Exception:
@@ -120,8 +128,9 @@ class Teller:
             plain(config, event.before),
             plain(config, event.after),
             round(event.gap, 3),
-            None if picture is None else f"{EVENTS}/{id}/still.jpg",
-            self._clip(config, post.stream, event.began, event.decided),
+            still=None if picture is None else f"{EVENTS}/{id}/still.jpg",
+            frame=f"{EVENTS}/{id}/frame.jpg" if self._records(post.stream) else None,
+            clip=self._clip(config, post.stream, event.began, event.decided) if self._records(post.stream) else None,
         )
         await self._publish(told, state, picture)
         if told.clip is not None:
@@ -145,10 +154,11 @@ class Teller:
 
     # Clips
 
-    def _clip(self, config: WatchConfig, stream: str, began: float, decided: float) -> str | None:
+    def _records(self, stream: str) -> bool:
         there = self._streams.get(stream)
-        if there is None or there.recorder is None:
-            return None
+        return there is not None and there.recorder is not None
+
+    def _clip(self, config: WatchConfig, stream: str, began: float, decided: float) -> str:
         since, until = began - config.clip_before, decided + config.clip_after
         return f"/v1/streams/{stream}/clip?from={since:.3f}&to={until:.3f}&codec=h264"
 

@@ -19,6 +19,7 @@ from streamer.engine.stream import Stream, captured_wall
 from streamer.errors import AssistantError
 from streamer.memory.keeper import Keeper
 from streamer.memory.store import StoreError
+from streamer.storage_config import StorageConfig
 from streamer.watch_config import WatchConfig
 from streamer.watches.admission import Compile, Tokens, admit, try_out
 from streamer.watches.asked import ANSWER_TOKENS, checked, question_of
@@ -51,7 +52,7 @@ class Watches:
         self._answers = asyncio.Semaphore(max(1, engine.executor.answer_slots // 2))
         """However many watches want words, half of all answers are left to people."""
         self._teller = Teller(streams, self._posts, self._answers)
-        self.links = Links(kept_key(None))
+        self.links = Links(kept_key(None), **kept_for(StorageConfig()))
         """By which evidence is seen without a token."""
         self.changed: Callable[[], None] = lambda: None
         """Called whenever `standing` is another."""
@@ -63,12 +64,18 @@ class Watches:
     ) -> None:
         """Begins with the configured watches, and those made when it last ran. The last three are the assistant's."""
         self._tokens, self._compile, self._ask = tokens, compile, ask
-        self.links = Links(await asyncio.to_thread(kept_key, None if keeper is None else keeper.store.folder.path))
-        kept = Kept(None if keeper is None else keeper.store)
+        store, config = (None, StorageConfig()) if keeper is None else (keeper.store, keeper.config)
+        key, address = (
+            await asyncio.to_thread(kept_key, None if store is None else store.folder.path),
+            self.links.address,
+        )
+        self.links = Links(key, **kept_for(config))
+        self.links.address = address
+        kept = Kept(store, kept_for(config)["events"])
         made, self._states, newest = await asyncio.to_thread(kept.load)
         self._teller.begin(keeper, kept, newest, ask)
-        for config in configs:
-            self._start(config)
+        for watch in configs:
+            self._start(watch)
         for name, fields in made.items():
             if name in self._configs:
                 self.kept.drop(name)  # what is configured by now takes its place
@@ -79,6 +86,7 @@ class Watches:
                 log.warning("watch %s, which was made while the daemon ran, can't go on: %s", name, error)
             else:
                 self._made.add(name)
+        self._states = {key: state for key, state in self._states.items() if key[0] in self._configs}
         await self._teller.resume_clips()
 
     async def stop(self) -> None:
@@ -334,3 +342,8 @@ class Watches:
         if self._teller.keeps(post.stream):
             self.kept.know(post.config.name, post.stream, post.keep())
         self.changed()
+
+
+def kept_for(config: StorageConfig) -> dict[str, float]:
+    """For how many seconds events with their pictures, and recordings, are kept."""
+    return {"events": config.timeline_hours * 3_600, "recordings": config.recording_hours * 3_600}

@@ -51,11 +51,13 @@ export class Events {
   }
 
   show(event, video) {
-    const [image, film] = [this.player.querySelector("img"), this.player.querySelector("video")];
+    const [image, film, whole] = ["img", "video", "a"].map((name) => this.player.querySelector(name));
     image.hidden = video;
     film.hidden = !video;
     if (video) film.src = here(event.clip);
     else image.src = here(event.still);
+    whole.hidden = video || !event.frame;
+    if (event.frame) whole.href = here(event.frame);
     this.player.querySelector("p").textContent = `${event.watch} · ${event.stream} · ${clock(event.captured_at)}`;
     this.player.showModal();
   }
@@ -147,7 +149,7 @@ class Row {
   }
 }
 
-// The daemon's places begin at its root, which a proxy may have put elsewhere.
+// A link as this page reaches it: links begin with the address that others know the daemon by.
 function here(link) {
-  return link.replace(/^\//, "");
+  return link.slice(link.search(/\/v1\/(watches\/events|streams)\//) + 1);
 }

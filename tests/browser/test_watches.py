@@ -1,9 +1,12 @@
 """The page's watches in a real Chromium: one is made on a piece of the demo, its event comes with its picture, is judged and played."""
 
+import urllib.request
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
+from capture.image import decode_image
 from streamer.server.auth import token_digest
 from streamer.watches import teller
 from tests.browser.chromium import needs_chromium
@@ -81,6 +84,12 @@ def test_make_a_watch_and_see_judge_and_play_its_event(
         page.wait_for_selector("#watch-list .does:has-text('1 right')")
         page.click(f"[data-event={event}] .still")
         wait_for(lambda: page.evaluate(LOADED.format("#player img")))
+        with urllib.request.urlopen(f"{server.url}/{page.get_attribute('#player a', 'href')}", timeout=60) as reply:
+            still = recorded.run(lambda: recorded.assistant.watches.kept.still(event))
+            whole, seen = (decode_image(each, 8_192).astype(int) for each in (reply.read(), still))
+        assert whole.shape == seen.shape and np.abs(whole - seen).mean() < 4, (
+            "the frame that decided, from the recording"
+        )
         page.keyboard.press("Escape")
         page.click(
             f"[data-event={event}] button:has-text('Play clip')", timeout=90_000

@@ -47,6 +47,14 @@ def test_shipped_files_are_accepted(path: Path) -> None:
             {"webrtc": {"ice_servers": [{"urls": ["stun:a:1"], "user": "x"}]}},
             ["webrtc.ice_servers[0].user: unknown key", "did you mean 'username'?"],
         ),
+        (
+            {"server": {"public_url": "home.example"}},
+            ["server.public_url: 'home.example'", "write https://home.example"],
+        ),
+        (
+            {"server": {"public_url": "https://home.example/", "root_path": "/cam"}},
+            ["public_url https://home.example does not end with root_path /cam: write https://home.example/cam"],
+        ),
         (stream(deadlin=1), ["streams[0].deadlin: unknown key", "did you mean 'deadline'?"]),
         (stream(fps="25fps"), ["streams[0].fps: '25fps' is not a plain number: write 25"]),
         (stream(fps=0), ["streams[0].fps: 0 is out of range; it must be more than 0"]),

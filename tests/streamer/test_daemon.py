@@ -17,12 +17,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 
-from streamer.config import parse_config
+from streamer.config import ServerConfig, parse_config
 from streamer.daemon import Daemon, OutOfFiles
 from streamer.engine.scheduler import Scheduler
 from tests.forked import Forked
@@ -120,6 +121,30 @@ def test_what_the_banner_tells_of_the_device_the_engine_is_asked_for(monkeypatch
 
     assert "the device sees up to" in asyncio.run(banner())
     assert asking == {"engine"}
+
+
+@pytest.mark.parametrize(
+    ("listening", "server", "begins"),
+    [
+        ("http://127.0.0.1:8765", {}, "http://127.0.0.1:8765"),
+        ("https://10.0.0.7:8765", {"host": "cam.lan"}, "https://cam.lan:8765"),
+        ("http://[::1]:8765", {"host": "::1"}, "http://[::1]:8765"),
+        ("http://0.0.0.0:8765", {"host": "0.0.0.0"}, ""),
+        ("http://[::]:8765", {"host": "::"}, ""),
+        ("http://127.0.0.1:8765", {"proxies": ("127.0.0.1",)}, ""),
+        ("http://127.0.0.1:8765", {"root_path": "/cam"}, "/cam"),
+        (
+            "http://0.0.0.0:8765",
+            {"root_path": "/cam", "public_url": "https://home.example/cam/"},
+            "https://home.example/cam",
+        ),
+    ],
+)
+def test_links_begin_with_the_address_that_others_know_or_none(
+    listening: str, server: dict[str, Any], begins: str
+) -> None:
+    daemon: Any = SimpleNamespace(listening=listening)
+    assert Daemon.address(daemon, ServerConfig(**server)) == begins
 
 
 def test_says_what_full_attention_forgets(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from streamer.memory.store import Store
 from streamer.watches.event import EventIds, WatchEvent
 from streamer.watches.kept import Kept
+from streamer.watches.watch import State
 
 EVENT = WatchEvent(
     "event_0", "watch.started", "gate", "yard", "warning", "Is someone at the gate?", 1.5, 1.0, 0.93, False, True, 0.0,
@@ -43,3 +44,36 @@ def test_what_is_counted_is_what_was_last_written(tmp_path: Path) -> None:
         await asyncio.to_thread(store.close)
 
     asyncio.run(story())
+
+
+def test_events_go_when_they_are_too_old_and_what_their_watch_knows_stays(tmp_path: Path) -> None:
+    """A watch whose first look is an event has nothing else that says so: a kill right after must not have it told again."""
+
+    async def story(store: Store | None) -> None:
+        kept, ids = Kept(store, seconds=3_600), EventIds()
+        for at in (1_000.0, 5_000.0):
+            event = WatchEvent(ids.next(at), "watch.started", "gate", "yard", "info", "Is it?", at, at, 0.9, None, True)
+            await kept.tell(event, asdict(State(belief=True, told=True, seen_at=at)), b"jpeg")
+        assert [each["captured_at"] for each in await kept.after("")] == [1_000.0, 5_000.0]
+        kept.trim(1_000.0 + 3_601)
+        for now, left in ((None, [5_000.0]), (10_000.0, [])):
+            if now is not None:
+                kept.trim(now)
+            if store is not None:
+                await asyncio.wrap_future(store.write("SELECT 1", now=True))
+                assert kept.load()[1]["gate", "yard"]["told"] is True
+            assert [each["captured_at"] for each in await kept.after("")] == left
+        assert await kept.find(event.id) is None and await kept.still(event.id) is None
+
+    async def killed(store: Store) -> None:
+        await asyncio.wrap_future(store.write("DELETE FROM watch_states", now=True))
+        event = WatchEvent("event_1", "watch.started", "gate", "yard", "info", "Is it?", 1, 1, 0.9, None, True)
+        await Kept(store).tell(event, asdict(State(told=True, seen_at=1.0)), None)
+        await asyncio.wrap_future(store.write("DELETE FROM watch_states", now=True))
+        assert Kept(store).load()[1]["gate", "yard"]["told"] is True and await Kept(store).find("event_1") == event
+
+    asyncio.run(story(None))
+    store = Store(tmp_path)
+    asyncio.run(story(store))
+    asyncio.run(killed(store))
+    store.close()

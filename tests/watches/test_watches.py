@@ -142,7 +142,10 @@ def test_the_banana_is_told_with_its_picture_and_marked_as_right(
             each for each in http(server, "GET", "/v1/watches/events")[1]["events"] if each["id"] == event["id"]
         ]
         assert http(guarded, "GET", listed["still"])[0] == 200
-        clip = daemon.assistant.watches.links.signed("/v1/streams/yard/clip?from=1.000&to=2.000", time.time())
+        links = daemon.assistant.watches.links
+        clip = links.signed("/v1/streams/yard/clip?from=1.000&to=2.000", time.time() + 60)
+        late = links.signed("/v1/streams/yard/clip?from=1.000&to=2.000", time.time() - 1)
+        assert "has expired" in http(guarded, "GET", late)[1]
         assert "Nothing is recorded" in http(guarded, "GET", clip)[1]
         assert http(guarded, "GET", clip.replace("to=2", "to=3"))[0] == 401 and http(guarded, "DELETE", clip)[0] == 405
     capsys.readouterr()
@@ -193,7 +196,7 @@ def test_only_what_is_in_its_part_is_told_and_described(
     assert described.about == started.id and "banana" in described.description
     right = daemon.do(lambda: watches.view("right", {}))["streams"][0]
     assert right["state"] is False and right["seen"] < 0.1 and right["trouble"] is None
-    _, still = http(server, "GET", daemon.assistant.watches.links.signed(started.still, time.time()))
+    _, still = http(server, "GET", daemon.assistant.watches.links.signed(started.still, time.time() + 60))
     assert decode_image(still, 640).shape[:2] == (banana[0].shape[0], banana[0].shape[1] // 2)
     capsys.readouterr()
     assert main(["watch", "events", *at]) == 0 and f": {described.description}" in capsys.readouterr().out
