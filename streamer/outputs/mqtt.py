@@ -57,6 +57,8 @@ class Mqtt:
         self._news = asyncio.Event()
         self._showing = self._lost_with = 0
         """Bytes of the picture that is on its way, and of the one that was when the last connection was lost; 0 for none."""
+        self._refused: str | None = None
+        """Why the broker does not take what is published, as far as it says so."""
         self._too_large: tuple[int, float] | None = None
         """Pictures of so many bytes are not sent until then, on the monotonic clock."""
 
@@ -120,6 +122,17 @@ class Mqtt:
             logger=LIBRARY,
         )
         client.pending_calls_threshold = 2 * AT_ONCE
+        self._refused = None
+        paho = client._client  # what a broker of version 5 says of a publication, aiomqtt passes over
+        confirmed: Any = paho.on_publish
+
+        def published(paho: Any, data: Any, number: int, reason: ReasonCode, properties: Any) -> None:
+            if reason.is_failure:
+                self._refused = str(reason)
+            if confirmed is not None:
+                confirmed(paho, data, number, reason, properties)
+
+        paho.on_publish = published
         return client
 
     async def _connected(self, client: Client, delivery: Delivery) -> None:
@@ -162,6 +175,11 @@ class Mqtt:
                 for event, entry in zip(events, entries, strict=True)
             )
         )
+        if self._refused is not None:
+            raise DeliveryError(
+                f"{self.address} does not take what is published below {self._config.topic}/: {self._refused.lower()}",
+                slow=True,
+            )
         for event in events if self._config.stills else ():
             picture = None if event["still"] is None else await self._still(event["id"])
             if picture is not None:

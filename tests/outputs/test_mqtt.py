@@ -264,6 +264,23 @@ def test_a_password_that_is_refused_is_one_line_and_tried_seldom(
     )
 
 
+def test_a_broker_that_lets_nothing_be_published_there_loses_no_event(tmp_path: Path) -> None:
+    """Of version 5 it says so; of 3.1.1 nobody learns it."""
+    rules = tmp_path / "rules"
+    rules.write_text("topic read #\n")
+
+    async def test() -> None:
+        with running(tmp_path, f"allow_anonymous true\nacl_file {rules}") as broker:
+            async with outputs(broker.port, version="5") as made:
+                made.publish(happened(1))
+                said = "does not take what is published below streamer/: not authorized"
+                await eventually(lambda: said in (made.status()[0].trouble or ""))
+                status = made.status()[0]
+                assert (status.waiting, status.delivered) == (1, 0)
+
+    run(test)
+
+
 def test_a_broker_over_tls_must_be_who_it_says(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = [
