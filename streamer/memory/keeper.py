@@ -188,8 +188,22 @@ class Keeper:
         try:
             await self.timeline.rename(old, new)
             await asyncio.to_thread(self.recordings.rename, old, new)
+            await self._watched_as(old, new)
         except (StoreError, OSError) as error:
             log.warning("what is kept of stream %s can't be stream %s's yet: %s", old, new, self.store.fault or error)
+
+    async def _watched_as(self, old: str, new: str) -> None:
+        """What watches know and have told of a stream is of one that has another name now, and so are those made of it."""
+        for name, text in await asyncio.to_thread(self.store.read, "SELECT name, config FROM watches"):
+            config = json.loads(text)
+            if old in config["streams"]:
+                config["streams"] = list(dict.fromkeys(new if each == old else each for each in config["streams"]))
+                self.store.write("UPDATE watches SET config = ? WHERE name = ?", (json.dumps(config), name))
+        self.store.write("UPDATE OR IGNORE watch_states SET stream = ? WHERE stream = ?", (new, old))
+        facts = "json_set(facts, '$.stream', ?1, '$.clip', replace(facts ->> 'clip', ?2, ?3))"
+        places = (f"/streams/{old}/clip?", f"/streams/{new}/clip?")
+        sql = f"UPDATE watch_events SET stream = ?1, facts = {facts} WHERE stream = ?4"
+        await asyncio.wrap_future(self.store.write(sql, (new, *places, old), now=True))
 
     def _unlike(self, stream: Stream, taken: Taken) -> str | None:
         """Why a stream can't go on with a snapshot."""

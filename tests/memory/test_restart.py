@@ -7,6 +7,8 @@ import errno
 import logging
 import os
 import shutil
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from streamer.memory import keeper as keeping
 from streamer.memory import store as storing
 from streamer.server.metrics import Metrics
 from streamer.server.views import health_view
+from streamer.watches.event import WatchEvent
+from streamer.watches.watch import State
 from tests.streamer.fed import picture
 from tests.streamer.serving import eventually
 from tests.tiny import TINY
@@ -125,8 +129,15 @@ def test_a_stream_keeps_its_memory_under_another_name_only_when_asked(tmp_path: 
             return [each.resumes for each in assistant.streams()]
 
     async def test() -> None:
+        at = time.time()
+        event = WatchEvent("event_1", "watch.started", "fruit", "door", "info", "Is it?", at, at, 0.9, None, True)
+        state = asdict(State(belief=True, told=True, seen_at=at))
         async with Assistant(config(tmp_path, DOOR)) as assistant:
             await show(assistant, "door", 1)
+            await assistant.watches.add("meter", "What do you see?", when="changes", every=60)
+            clip = replace(event, id="event_2", clip="/v1/streams/door/clip?from=1.000&to=2.000")
+            for each in (event, clip):
+                await assistant.watches.kept.tell(each, state, b"jpeg")
         assert await begin({"name": "gate", "source": "push://door"}) == [0]
         assert await begin({"name": "door", "source": "push://other"}) == [0]
         assert await begin({"name": "door", "source": "push://other", "memory_of": "door"}) == [1]
@@ -135,6 +146,14 @@ def test_a_stream_keeps_its_memory_under_another_name_only_when_asked(tmp_path: 
             assert status(assistant, "gate").resumes == 1
             happened = await assistant.archive.timeline("gate", search="live")
             assert happened and not await assistant.archive.timeline("door"), "its timeline goes along"
+            kept = assistant.watches.kept
+            first, second = (
+                WatchEvent.of({k: v for k, v in e.items() if k != "feedback"}) for e in await kept.after("")
+            )
+            assert first == replace(event, stream="gate"), "and what watches told of it"
+            assert second.clip == "/v1/streams/gate/clip?from=1.000&to=2.000"
+            assert kept.load()[1]["fruit", "gate"]["told"] is True
+            assert [each["stream"] for each in assistant.watches.view("meter", {})["streams"]] == ["gate"]
         assert await begin(renamed) == [1]
         assert await begin({**DOOR, "keep": "nothing"}) == [0]
         assert await begin(DOOR) == [1]
