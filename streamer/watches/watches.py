@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from capture import Frame
 from protocols.question import Question
 from streamer.engine.engine import Engine
 from streamer.engine.shown import part
@@ -315,27 +316,33 @@ class Watches:
 
     async def _ask_again(self, post: Post) -> None:
         """Asks a question whose answers change, as often as its watch wants, while its stream shows something."""
-        config, seen = post.config, -1
-        form = None if config.format is None else config.format
+        seen = -1
         while True:
-            await asyncio.sleep(config.every)
+            await asyncio.sleep(post.config.every)
             stream = self._streams.get(post.stream)
             if stream is None or stream.newest is None or not stream.opened or stream.frames_seen == seen:
                 continue
-            seen, frame, generation = stream.frames_seen, stream.newest, stream.generation
+            seen = stream.frames_seen
             try:
-                shown = None if config.only is None else part(frame.pixels, config.only)
-                async with self._answers:
-                    answer = await self._ask(question_of(config, post.stream), shown)
-                    text = await answer.text()
+                await self._ask_once(post, stream.newest, stream.generation)
             except AssistantError as error:
                 post.trouble = error.message
-                continue
-            if answer.finish_reason == "failed" or (form is not None and answer.finish_reason != "stop"):
-                post.trouble = answer.error or f"the answer was longer than {ANSWER_TOKENS} tokens"
-                continue
-            value = text if form is None else json.dumps(json.loads(text), sort_keys=True)
-            post.see(value, captured_wall(frame), frame, generation)
+            except Exception as error:  # whatever it is: the next answer may do
+                post.trouble = f"the last look failed: {error!r}"
+                log.exception("watch %s failed on stream %s", post.config.name, post.stream)
+
+    async def _ask_once(self, post: Post, frame: Frame, generation: int) -> None:
+        """Raises AssistantError."""
+        config = post.config
+        shown = None if config.only is None else part(frame.pixels, config.only)
+        async with self._answers:
+            answer = await self._ask(question_of(config, post.stream), shown)
+            text = await answer.text()
+        if answer.finish_reason == "failed" or (config.format is not None and answer.finish_reason != "stop"):
+            post.trouble = answer.error or f"the answer was longer than {ANSWER_TOKENS} tokens"
+            return
+        value = text if config.format is None else json.dumps(json.loads(text), sort_keys=True)
+        post.see(value, captured_wall(frame), frame, generation)
 
     def _knows(self, post: Post) -> None:
         """A post believes otherwise than before, without an event."""
