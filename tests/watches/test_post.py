@@ -47,6 +47,12 @@ def test_what_is_asked_otherwise_begins_anew_but_for_its_snooze_and_pause() -> N
     assert [event.decided - NOON for event in told] == [61.0] and still["paused"]
 
 
+def test_nothing_is_held_through_a_restart() -> None:
+    _, known = seen([(0.1, 0.0), (0.9, 1.0), (0.9, 3.0)], hold=5)
+    (event,), _ = seen([(0.9, 60.0 + i) for i in range(10)], known, hold=5)
+    assert (event.began - NOON, event.decided - NOON) == (60.0, 65.0)
+
+
 def test_other_terms_go_on_with_what_is_known() -> None:
     _, known = seen([(0.1, 0.0), (0.9, 1.0)], cooldown=60)
     assert not seen([(0.9, 2.0)], known, rise=0.8, hold=1, when="both")[0]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given, settings
@@ -188,6 +189,15 @@ def test_quiet_hours(hours: str, inside: tuple[int, ...], outside: tuple[int, ..
     quiet = Hours.parse(hours)
     assert all(quiet.has(datetime(2026, 11, 29, hour, tzinfo=UTC).timestamp(), UTC) for hour in inside)
     assert not any(quiet.has(datetime(2026, 11, 29, hour, tzinfo=UTC).timestamp(), UTC) for hour in outside)
+
+
+@pytest.mark.parametrize("night", ["2026-03-28T21:59", "2026-10-24T21:59"])
+def test_a_night_in_which_the_clock_is_set_is_quiet_as_a_whole(night: str) -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    begin = datetime.fromisoformat(night).replace(tzinfo=zone).timestamp()
+    quiet = [Hours.parse("22:00-06:00").has(begin + 60 * minute, zone) for minute in range(10 * 60)]
+    hours = 7 if "-03-" in night else 9
+    assert quiet == [False] + [True] * 60 * hours + [False] * (600 - 60 * hours - 1)
 
 
 @pytest.mark.parametrize("hours", ["", "night", "22-06", "25:00-06:00", "22:00-06:61", "22:00-22:00", "6:00"])
