@@ -248,21 +248,27 @@ class Assistant:
         for answer in [each for each in self._answers.values() if each.stream == name]:
             self._cancel(answer)
 
+    async def held(self) -> dict[str, dict[str, Any]]:
+        """By stream, watched or not, what is kept of it; see `Keeper.held`."""
+        return {} if self.keeper is None else await self.keeper.held()
+
     async def forget(
         self, name: str, since: float = float("-inf"), until: float = float("inf"), *, keep_memory: bool = False
     ) -> dict[str, Any]:
         """Removes what is kept of a stream's span (Unix seconds) and every later snapshot; says what went and what remains.
 
-        What the stream remembers begins anew too, unless `keep_memory`. Raises AssistantError: unknown_stream, storage.
+        What the stream remembers begins anew too, unless `keep_memory`; one that is watched no more may be named as well.
+        Raises AssistantError: unknown_stream, storage.
         """
-        stream = self._streams.named(name)
-        if not keep_memory:
+        stream = None if name in await self.held() and name not in self._streams else self._streams.named(name)
+        if stream is not None and not keep_memory:
             await asyncio.wrap_future(self.engine.call(lambda: self.engine.executor.forget(stream)))
         gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0, "entries": 0, "indexes": 0}
         if self.keeper is not None:
             gone = await self.keeper.forget_span(name, since, until)
         await self.watches.forget(name, since, until)
         remains = "what it has seen until now, which it keeps" if keep_memory else "nothing: it begins anew"
+        remains = "what was kept before" if stream is None and since > float("-inf") else remains
         return {"stream": name, **gone, "memory": remains}
 
     def push(self, name: str, pixels: np.ndarray, timestamp: float | None = None) -> None:

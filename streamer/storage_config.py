@@ -43,4 +43,5 @@ class StorageConfig(Section):
     timeline: Annotated[Whole, Field(ge=100_000)] = 1_000_000_000
     """Bytes that the timelines of all streams may take, with their stills; the oldest entries go first."""
     timeline_hours: Annotated[Number, Field(gt=0, le=876_000)] = 720.0
-    """Hours after which an entry of a timeline goes, and an event of a watch with its picture; links to it end with it."""
+    """Hours after which an entry of a timeline goes, an event of a watch with its picture (links to it end with it), and what is kept
+    of a stream that is watched no more."""

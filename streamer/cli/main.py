@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     recording_arguments(commands)
 
     forget_parser = commands.add_parser("forget", help="remove what is kept of a stream, and what it remembers")
-    forget_parser.add_argument("name")
+    forget_parser.add_argument("name", nargs="?", help="without it, what is kept of which streams is listed")
     forget_parser.add_argument(
         "--from", dest="since", metavar="MOMENT", help="from when on, such as '10 minutes ago' or 14:03"
     )

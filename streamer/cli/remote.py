@@ -186,6 +186,8 @@ def _web(
 
 
 def forget(options: argparse.Namespace) -> int:
+    if options.name is None:
+        return _held(options)
     chosen = {"from": options.since, "to": options.until, "keep_memory": "true" if options.keep_memory else None}
     gone = web(options, f"streams/{quote(options.name, safe='')}/memory", chosen, "DELETE")
     if options.json:
@@ -195,6 +197,26 @@ def forget(options: argparse.Namespace) -> int:
             f"{options.name}: {gone['snapshots']} snapshots, {gone['segments']} recordings of {gone['recorded_s']:.0f} s, "
             f"{gone['entries']} entries of the timeline and {gone['indexes']} indexes are gone; "
             f"of memory remains {gone['memory']}"
+        )
+    return 0
+
+
+def _held(options: argparse.Namespace) -> int:
+    """What is kept of streams, one line each."""
+    if options.since or options.until or options.keep_memory:
+        raise ClientError("bad_option", "Which stream is meant? Name the one that is to be forgotten.")
+    found = web(options, "memory", {})["streams"]
+    if options.json:
+        print(json.dumps({"streams": found}, ensure_ascii=False))
+    for each in () if options.json else found:
+        newest = (
+            ""
+            if each["newest"] is None
+            else time.strftime(", newest %Y-%m-%d %H:%M:%S", time.localtime(each["newest"]))
+        )
+        print(
+            f"{each['name']}{'' if each['watched'] else ' (watched no more)'}: {each['snapshots']} snapshots{newest}, "
+            f"{each['recorded_s']:.0f} s recorded, {each['bytes'] / 1e6:.1f} MB, {each['entries']} entries of the timeline"
         )
     return 0
 

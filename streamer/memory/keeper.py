@@ -260,13 +260,40 @@ class Keeper:
         gone = {"snapshots": snapshots, "segments": segments, "recorded_s": round(seconds, 3), "entries": entries}
         return {**gone, "indexes": indexes}
 
+    async def held(self) -> dict[str, dict[str, Any]]:
+        """By stream, watched or not, how much is kept of it. Raises AssistantError: storage."""
+        try:
+            entries = await asyncio.to_thread(self.timeline.counts)
+        except sqlite3.Error as error:
+            raise AssistantError("storage", f"What is kept can't be read now: {error}.") from None
+        out = {}
+        for name in sorted({*self.snapshots.streams, *self.recordings.streams, *entries}):
+            snapshots, recorded = self.snapshots.of(name), self.recordings.of(name)
+            out[name] = {
+                "watched": name in self._streams,
+                "snapshots": len(snapshots),
+                "newest": max((each.wall for each in snapshots), default=None),
+                "recorded_s": round(sum(each.ends - each.begins for each in recorded), 3),
+                "entries": entries.get(name, 0),
+                "bytes": sum(each.size for each in (*snapshots, *recorded)),
+            }
+        return out
+
+    def _outlived(self) -> list[str]:
+        """Streams that are watched no more, with no snapshot from as long as their timelines are kept."""
+        since = time.time() - self.config.timeline_hours * 3_600
+        gone = [name for name in self.snapshots.streams if name not in self._streams]
+        return [name for name in gone if all(each.wall < since for each in self.snapshots.of(name))]
+
     async def _trim(self) -> None:
-        """Sums dropped frames up, and holds the timeline to its bounds."""
+        """Sums dropped frames up, and holds the timeline, and what is kept of streams that are gone, to their bounds."""
         while True:
             await asyncio.sleep(TRIM_SECONDS)
             self.diary.sum_up(time.monotonic())
             with suppress(StoreError, OSError, sqlite3.Error):  # the store tells
                 await self.timeline.trim(time.time())
+                for name in self._outlived():
+                    await asyncio.wrap_future(self.store.do(partial(self.snapshots.forget, name)))
 
     async def _run(self) -> None:
         while True:

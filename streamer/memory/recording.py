@@ -288,6 +288,12 @@ class Recordings:
         with self._lock:
             return [each for each in self._kept.get(stream, ()) if each.ends >= since and each.begins <= until]
 
+    @property
+    def streams(self) -> list[str]:
+        """Of which there are recordings."""
+        with self._lock:
+            return [stream for stream, kept in self._kept.items() if kept]
+
     def spans(self, stream: str, since: float, until: float) -> list[tuple[float, float]]:
         """What is recorded of a span, in Unix seconds; what lies apart by less than a segment's seconds counts as one."""
         out: list[tuple[float, float]] = []

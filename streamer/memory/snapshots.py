@@ -50,6 +50,12 @@ class Snapshots:
             return list(self._kept.get(stream, ()))
 
     @property
+    def streams(self) -> list[str]:
+        """Of which there are snapshots."""
+        with self._lock:
+            return [stream for stream, kept in self._kept.items() if kept]
+
+    @property
     def size(self) -> int:
         """Bytes of all snapshots."""
         with self._lock:

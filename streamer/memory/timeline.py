@@ -233,6 +233,10 @@ class Timeline:
         """Whether there is any entry of a stream. Reads. Raises sqlite3.Error."""
         return bool(self._store.read("SELECT 1 FROM entries WHERE stream = ? LIMIT 1", (stream,)))
 
+    def counts(self) -> dict[str, int]:
+        """How many entries there are of each stream. Reads. Raises sqlite3.Error."""
+        return dict(self._store.read("SELECT stream, count(*) FROM entries GROUP BY stream"))
+
     def _condition(self, wanted: Wanted, before: int | None) -> tuple[str, list[Any]]:
         """SQL and its values; the span is narrowed to ids first, as rows are found by those."""
         first, last = self._ids(wanted.since, wanted.until)

@@ -86,6 +86,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
         Route("/v1/streams/{stream}/frame.jpg", routes.frame),
         Route("/v1/streams/{stream}/video.mjpeg", routes.video),
         Route("/v1/streams/{stream}/clip", routes.footage.clip),
+        Route("/v1/memory", routes.held),
         Route("/v1/streams/{stream}/memory", routes.forget, methods=["DELETE"]),
         Route("/v1/streams/{stream}/still", routes.footage.still),
         Route("/v1/watches/events/{event}/frame.jpg", routes.footage.frame),
@@ -301,10 +302,20 @@ class Routes:
         pictures = self._streams.pictures(name)
         return viewing(pictures, kind, lambda: self._stays(visitor), lambda: self.limits.disconnect(visitor.name))
 
+    async def held(self, request: Request) -> Response:
+        """How much is kept of which streams, those that are watched no more among them."""
+        self._admit(request, "admin")
+        self._streams.check_loaded()
+        return JSONResponse(
+            {"streams": [{"name": name, **each} for name, each in (await self._assistant.held()).items()]}
+        )
+
     async def forget(self, request: Request) -> Response:
         """`?from=…&to=…`, all of it without them; `keep_memory=true` lets the stream remember what it has seen."""
         self._admit(request, "admin")
-        name = self._streams.known(request.path_params["stream"])
+        name = request.path_params["stream"]
+        if name not in self._streams.names() and name not in await self._assistant.held():
+            self._streams.known(name)
         since = read_time(request, "from") if "from" in request.query_params else float("-inf")
         until = read_time(request, "to") if "to" in request.query_params else float("inf")
         keep = request.query_params.get("keep_memory", "false")

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from streamer import Assistant, AssistantError
+from streamer.cli.main import main
 from streamer.memory.moments import written
+from tests.streamer.serving import eventually
 
 from .test_past import remembered, served
 from .test_restart import DOOR, config, run, show, status
@@ -50,5 +52,33 @@ def test_a_span_is_forgotten_with_every_later_snapshot(tmp_path: Path) -> None:
         async with Assistant(config(tmp_path, DOOR)) as assistant:
             assert status(assistant, "door").resumes == 1, "what was seen since is kept again"
             assert status(assistant, "door").generation == 2
+
+    run(test())
+
+
+def test_what_is_kept_of_a_stream_that_is_gone_is_listed_forgotten_and_outlived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test() -> None:
+        gate = {"name": "gate", "source": "push://gate"}
+        async with Assistant(config(tmp_path, DOOR, gate)) as assistant:
+            for name in ("door", "gate"):
+                await show(assistant, name, 1)
+        async with Assistant(config(tmp_path, gate)) as assistant, served(assistant) as server:
+
+            async def told(*arguments: str) -> str:
+                assert await asyncio.to_thread(main, ["forget", *arguments, "--url", server.url]) == 0
+                return capsys.readouterr().out
+
+            assert (await told()).splitlines()[0].startswith("door (watched no more): 1 snapshots, newest 20")
+            assert "door: 1 snapshots" in await told("door") and not list(tmp_path.rglob("door/*.snapshot"))
+            assert [line.split(":")[0] for line in (await told()).splitlines()] == ["gate"]
+            async with httpx.AsyncClient(base_url=server.url) as web:
+                assert (await web.delete("/v1/streams/door/memory")).status_code == 404
+        monkeypatch.setattr("streamer.memory.keeper.TRIM_SECONDS", 0.02)
+        async with Assistant(config(tmp_path, DOOR, timeline_hours=1e-6)) as assistant:
+            await show(assistant, "door", 1)
+            await eventually(lambda: not list(tmp_path.rglob("gate/*.snapshot")))
+        assert list(tmp_path.rglob("door/*.snapshot")), "of one that is watched they stay"
 
     run(test())
