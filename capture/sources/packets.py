@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -14,6 +15,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from capture.recorder import Coded, Coding, Recorder
+from capture.sources.sound import SoundEncoder
 from capture.sources.tracks import interlaced
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ class PacketTap:
         context.copy_opaque = True
         self.number = 0
         self.coding: Coding | None = None
+        self.encoder: SoundEncoder | None = None
+        """For sound that MP4 does not hold as it comes."""
 
     def take(self, packet: Packet[Any]) -> None:
         """Hands a packet over, before it is decoded; all before the first key frame are left out."""
@@ -44,9 +48,15 @@ class PacketTap:
                 return
             self.coding = coding_of(self.stream, bytes(packet), self.sound)
             if self.coding is None and self.sound is not None:
+                with suppress(ValueError, av.error.FFmpegError):
+                    self.encoder = SoundEncoder(self.sound)
+                    self.coding = coding_of(self.stream, bytes(packet), self.encoder)
+            if self.coding is None and self.sound is not None:
                 self.coding = coding_of(self.stream, bytes(packet))
-            if self.sound is not None and (self.coding is None or self.coding.sound is None):
-                log.warning("the sound (%s) can't be recorded: MP4 does not hold it", self.sound.codec_context.name)
+                log.warning(
+                    "the sound (%s) can't be recorded: MP4 does not hold it, nor can it be encoded",
+                    self.sound.codec_context.name,
+                )
             self.recorder.connected(self.coding)
         self.number += 1
         if self.coding is not None:
@@ -55,11 +65,13 @@ class PacketTap:
 
     def hear(self, packet: Packet[Any]) -> None:
         """Hands a packet of the sound over."""
-        if packet.size and packet.pts is not None and self.coding is not None and self.coding.sound is not None:
-            self.recorder.packet(coded(packet, self.number, time.monotonic(), sound=True))
+        if not packet.size or packet.pts is None or self.coding is None or self.coding.sound is None:
+            return
+        for each in [packet] if self.encoder is None else self.encoder.encode(packet):
+            self.recorder.packet(coded(each, self.number, time.monotonic(), sound=True))
 
 
-def coding_of(stream: VideoStream, key: bytes = b"", sound: AudioStream | None = None) -> Coding | None:
+def coding_of(stream: VideoStream, key: bytes = b"", sound: AudioStream | SoundEncoder | None = None) -> Coding | None:
     """How a stream's packets are coded, and those of `sound`; None where MP4 can't hold them.
 
     `key` is its first key frame: some cameras say only there how pictures are coded.
@@ -74,7 +86,9 @@ def coding_of(stream: VideoStream, key: bytes = b"", sound: AudioStream | None =
         with av.open(buffer, "w", format="mp4", options={"movflags": FRAGMENTED}) as container:
             copy = container.add_stream_from_template(stream, opaque=True)
             copy.codec_context.extradata = extradata
-            if sound is not None:
+            if isinstance(sound, SoundEncoder):
+                sound.add_to(container)
+            elif sound is not None:
                 if sound.codec_context.name == "aac" and not sound.codec_context.extradata:
                     return None  # in the form that broadcasts have (ADTS), which says in each packet what MP4 says once
                 container.add_stream_from_template(sound)
@@ -93,7 +107,7 @@ def coding_of(stream: VideoStream, key: bytes = b"", sound: AudioStream | None =
         context.reorder_depth,
         stream.sample_aspect_ratio,
         interlaced(stream),
-        None if sound is None else sound.time_base,
+        sound.unit if isinstance(sound, SoundEncoder) else None if sound is None else sound.time_base,
     )
 
 

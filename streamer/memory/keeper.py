@@ -275,7 +275,7 @@ class Keeper:
                 "newest": max((each.wall for each in snapshots), default=None),
                 "recorded_s": round(sum(each.ends - each.begins for each in recorded), 3),
                 "entries": entries.get(name, 0),
-                "bytes": sum(each.size for each in (*snapshots, *recorded)),
+                "bytes": sum(each.size for each in snapshots) + sum(each.size for each in recorded),
             }
         return out
 

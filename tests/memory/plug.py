@@ -46,6 +46,8 @@ for _ in sys.stdin:
 """
 """Has everything imported, which takes seconds of a core, and for each line becomes a daemon; tells its pid, and that it has ended."""
 QUESTION = "What number was shown?"
+SEEN = 4
+"""Frames that a picture is seen in."""
 SLOWEST = 120.0
 """Seconds that a start may take on a machine that does much else."""
 
@@ -174,10 +176,12 @@ class Plug:
         shown to `door`, a number, a picture of it, and one in which it is gone, until one is answered rightly; then the
         `seconds` count from the first snapshot after that.
         """
-        if self.disk is not None:
-            self.disk.set(failing=self.failing)
         try:
+            if self.disk is not None:
+                self.disk.set(failing=self.failing if self.rounds else 0.0)  # a database must have been made
             client = await self.up()
+            if self.disk is not None:
+                self.disk.set(failing=self.failing)
             self.watched, before = time.time(), self.watched
             now = {each["name"]: each for each in await client.streams()}
             if self.rounds:
@@ -269,16 +273,23 @@ class Plug:
                     pass
 
     async def show(self, client: AsyncClient, pictures: Sequence[tuple[str, bytes, bytes]]) -> None:
-        """Shows numbers for a second each and takes them away, until one is answered rightly."""
+        """Shows numbers and takes them away, each picture until it was seen, until one is answered rightly."""
         for number, picture, empty in pictures:
             for shown in (empty, picture, empty):
-                for _ in range(6):
+                seen = await self.seen(client)
+                while await self.seen(client) < seen + SEEN:
                     await client.push(shown, stream="door")
                     await asyncio.sleep(0.15)
             gone = time.time()
-            if await self.answer(client) == number:
+            if (said := await self.answer(client)) == number:
                 self.shown = Shown(number, gone)
                 return
+            print(f"shown {number}, answered {said!r} while it ran", file=sys.stderr)
+
+    async def seen(self, client: AsyncClient) -> int:
+        """Frames of the door's."""
+        (count,) = [each["frames_seen"] for each in await client.streams() if each["name"] == "door"]
+        return int(count)
 
     async def go_on(self, client: AsyncClient, empty: bytes) -> None:
         """The door's picture, in which nothing is, until the daemon is killed."""

@@ -302,10 +302,11 @@ def test_what_browsers_do_not_play_is_encoded_on_request(
     assert names == [name, "h264"]
 
 
-def with_sound(path: Path, seconds: int, codec: str = "libx264") -> Path:
+def with_sound(path: Path, seconds: int, codec: str = "libx264", sound_codec: str = "aac") -> Path:
     """A clip whose odd seconds are bright and are a tone, and whose even ones are dark and silent."""
     with av.open(str(path), "w") as container:
-        video, sound = container.add_stream(codec, rate=25), container.add_stream("aac", rate=16_000, layout="mono")
+        video = container.add_stream(codec, rate=25)
+        sound = container.add_stream(sound_codec, rate=8_000 if "law" in sound_codec else 16_000, layout="mono")
         video.width, video.height, video.pix_fmt, video.codec_context.gop_size = 160, 90, "yuv420p", 5
         video.codec_context.thread_count, video.options = 1, {"preset": "ultrafast", "tune": "zerolatency"}
         for n in range(25 * seconds):
@@ -322,9 +323,21 @@ def with_sound(path: Path, seconds: int, codec: str = "libx264") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("audio", "codec"), [(True, "libx264"), (False, "libx264"), (True, "libx265")])
-def test_sound_goes_along_where_it_is_wanted(recordings: Recordings, tmp_path: Path, audio: bool, codec: str) -> None:
-    path = with_sound(tmp_path / "clip.mp4", 4, codec)
+@pytest.mark.parametrize(
+    ("audio", "codec", "name", "sound"),
+    [
+        (True, "libx264", "clip.mp4", "aac"),
+        (False, "libx264", "clip.mp4", "aac"),
+        (True, "libx265", "clip.mp4", "aac"),
+        (True, "libx264", "clip.ts", "aac"),  # ADTS
+        (True, "libx264", "clip.mov", "pcm_mulaw"),
+        (True, "libx264", "clip.mov", "pcm_alaw"),
+    ],
+)
+def test_sound_goes_along_where_it_is_wanted(
+    recordings: Recordings, tmp_path: Path, audio: bool, codec: str, name: str, sound: str
+) -> None:
+    path = with_sound(tmp_path / name, 4, codec, sound)
     seen = record(recordings, str(path), 100, audio=audio)
     assert same(recordings, seen) > 90
     begins = recordings.of("door")[0].begins
