@@ -20,7 +20,7 @@ from starlette.routing import Route
 from protocols.fields import read_object
 from streamer.cluster.config import FleetConfig
 from streamer.cluster.holder import Holder
-from streamer.cluster.passes import HEAD, audience
+from streamer.cluster.passes import HEAD, audience, link_key
 from streamer.config import ServerConfig
 from streamer.daemon import Daemon, DaemonError
 from streamer.logs import output_aside
@@ -61,6 +61,7 @@ class EngineDaemon(Daemon):
         """Raises ConfigError and OSError."""
         super().__init__(fleet.daemon(name, audience(name, incarnation), engine_folder(fleet.path, name)))
         self.name, self.incarnation, self._shared = name, incarnation, fleet.path
+        self.assistant.watches.key = link_key(fleet.secret())
         self.holder = Holder(self.assistant, name, fleet.lease, fleet.path)
         self.heard = time.monotonic()
         self.ended = asyncio.Event()

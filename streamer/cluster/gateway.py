@@ -22,10 +22,12 @@ from protocols.chat import chosen_stream, model_body, model_ids, models_body
 from protocols.fields import ProtocolError, read_object
 from streamer.cluster.forward import WAIT_SECONDS, Forwarder
 from streamer.cluster.head import Head
+from streamer.cluster.passes import link_key
 from streamer.cluster.realtime import Relay
 from streamer.cluster.watching import Watching
 from streamer.config import Config, ConfigError, parse_config
 from streamer.errors import AssistantError
+from streamer.server.admission import LINKED
 from streamer.server.app import WEB, Page, own_names
 from streamer.server.attachments import PREFIX
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Visitor
@@ -35,10 +37,11 @@ from streamer.server.errors import (
     error_response,
 )
 from streamer.server.guarded import guarded, nowhere
-from streamer.server.limits import Limits
+from streamer.server.limits import Limits, network_of
 from streamer.server.realtime import TRY_AGAIN_LATER
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.whip import ANSWER_SECONDS
+from streamer.watches.links import Links
 
 log = logging.getLogger("streamer.fleet")
 LIST_SECONDS = 0.3
@@ -64,6 +67,7 @@ class Gateway:
         self._server = config.server
         self._forward = Forwarder(head)
         self._watching = Watching(head, self.limits, self._forward, self._admit)
+        self._links = Links(link_key(head.secret), 0.0, 0.0)
         self._relays: set[Relay] = set()
         self._listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
         self._listing = asyncio.Lock()
@@ -99,7 +103,7 @@ class Gateway:
             Route("/metrics", self.metrics),
             Mount("/", Page(directory=WEB, html=True), name="page"),
         ]
-        return guarded(self, routes, self._server, self.gate, self.limits, lambda path, query: False)
+        return guarded(self, routes, self._server, self.gate, self.limits, self._linked)
 
     async def close(self) -> None:
         await asyncio.gather(*(each.close(1001, "the gateway is shutting down") for each in list(self._relays)))
@@ -322,9 +326,16 @@ class Gateway:
 
     # How it is done
 
+    def _linked(self, path: str, query: str) -> bool:
+        """Whether this is a link to evidence that an engine signed, and still good."""
+        return self._links.holds(path, query, time.time())
+
     def _admit(self, connection: HTTPConnection, *scopes: Scope) -> Visitor:
         address = connection.client.host if connection.client else "unknown"
-        visitor = self.gate.admit(connection.headers, address)
+        if connection.scope.get(LINKED):
+            visitor = Visitor(network_of(address), frozenset({"view"}), remote=True)
+        else:
+            visitor = self.gate.admit(connection.headers, address)
         self.limits.request(visitor.name, time.monotonic())
         visitor.need(*scopes)
         return visitor

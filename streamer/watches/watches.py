@@ -55,6 +55,8 @@ class Watches:
         self._teller = Teller(streams, self._posts, self._answers)
         self.links = Links(kept_key(None), **kept_for(StorageConfig()))
         """By which evidence is seen without a token."""
+        self.key: bytes | None = None
+        """What signs links where it is not this daemon's own."""
         self.changed: Callable[[], None] = lambda: None
         """Called whenever `standing` is another."""
         self.outputs: Callable[[], Iterable[str]] = tuple
@@ -66,11 +68,9 @@ class Watches:
         """Begins with the configured watches, and those made when it last ran. The last three are the assistant's."""
         self._tokens, self._compile, self._ask = tokens, compile, ask
         store, config = (None, StorageConfig()) if keeper is None else (keeper.store, keeper.config)
-        key, address = (
-            await asyncio.to_thread(kept_key, None if store is None else store.folder.path),
-            self.links.address,
-        )
-        self.links = Links(key, **kept_for(config))
+        own = await asyncio.to_thread(kept_key, None if store is None else store.folder.path)
+        address = self.links.address
+        self.links = Links(self.key or own, **kept_for(config))
         self.links.address = address
         kept = Kept(store, kept_for(config)["events"])
         made, self._states, newest = await asyncio.to_thread(kept.load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from streamer.cluster.config import parse_fleet
 from streamer.cluster.launch import Launched
+from streamer.cluster.passes import link_key
 from streamer.cluster.run import Fleet
 from streamer.config import ConfigError
 from streamer.errors import AssistantError
 from streamer.server.auth import token_digest
+from streamer.watches.links import Links
 
 TOKEN = "str_0123456789abcdefghij"
 
@@ -81,8 +84,14 @@ def test_tokens_are_asked_for_at_the_gateway(tmp_path: Path) -> None:
         assert (await client.post("/v1/fleet/drain", json={"engine": "gpu-0"}, headers=viewer)).status_code == 403
         assert (await client.delete("/v1/streams/gate", headers=viewer)).status_code == 403
 
+        for key, status in ((link_key(made.head.secret), 404), (bytes(32), 401)):
+            link = Links(key, 0, 0).signed("/v1/watches/events/event_1/still.jpg", time.time() + 60)
+            assert (await client.get(link, headers={"Host": "elsewhere"})).status_code == status
+            assert (await client.post(link)).status_code == 401
+
     tokens = [{"name": "viewer", "scopes": ["view"], "digest": f"sha256:{token_digest(TOKEN)}"}]
-    ask(fleet(tmp_path, server={"tokens": tokens}), test)
+    made = fleet(tmp_path, server={"tokens": tokens})
+    ask(made, test)
 
 
 def test_where_no_websocket_is_the_right_address_is_told(tmp_path: Path) -> None:
