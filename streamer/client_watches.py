@@ -38,10 +38,11 @@ class AsyncWatching(ABC):
         return watches
 
     async def change_watch(
-        self, name: str, *, paused: bool | None = None, snooze: float | None = None
+        self, name: str, *, paused: bool | None = None, snooze: float | None = None, **options: Any
     ) -> dict[str, Any]:
-        """Looks no more, or again; or tells nothing for `snooze` seconds, 0 ends that. Returns the watch's facts."""
-        given = {key: value for key, value in (("paused", paused), ("snooze", snooze)) if value is not None}
+        """Looks no more, or again; tells nothing for `snooze` seconds, 0 ends that; or has other `options`. Returns the watch's facts."""
+        said = {"paused": paused, "snooze": snooze, "watch": options or None}
+        given = {key: value for key, value in said.items() if value is not None}
         changed: dict[str, Any] = (await self._request("watch.update", "watch.updated", name=name, **given))["watch"]
         return changed
 

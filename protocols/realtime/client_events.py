@@ -213,6 +213,7 @@ class WatchNamed(ClientEvent):
 
 
 class WatchUpdate(WatchNamed):
+    watch: dict[Text, Any] | None = None
     paused: bool | None = None
     snooze: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(number)] | None = None
 

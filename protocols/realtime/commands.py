@@ -55,7 +55,7 @@ def read_command(
             return WatchCommand("add", event.event_id, fields=event.watch)
         case events.WatchUpdate():
             given = {key: getattr(event, key) for key in ("paused", "snooze") if getattr(event, key) is not None}
-            return WatchCommand("update", event.event_id, event.name, given)
+            return WatchCommand("update", event.event_id, event.name, {**(event.watch or {}), **given})
         case events.WatchNamed():
             return WatchCommand("remove", event.event_id, event.name)
         case events.WatchFeedback():

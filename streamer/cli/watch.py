@@ -63,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         chosen.add_argument("name")
         reach(chosen)
         chosen.set_defaults(command=command)
+    change = commands.add_parser("set", help="change what a watch asks, or when it tells")
+    change.add_argument("name")
+    change.add_argument(
+        "values", nargs="+", type=setting, metavar="KEY=VALUE", help="keys of a configured watch, such as rise=0.8"
+    )
+    reach(change)
+    change.set_defaults(command=_set)
     snooze = commands.add_parser("snooze", help="tell nothing for a while")
     snooze.add_argument("name")
     snooze.add_argument("time", type=seconds, help="such as 90, 10m or 2h; 0 ends it")
@@ -147,6 +154,11 @@ def _resume(options: Options) -> int:
     )
 
 
+def _set(options: Options) -> int:
+    told = web(options, method="PATCH", path=_path(options.name), body=dict(options.values))
+    return _say(options, told, f"{options.name} is changed: {', '.join(key for key, _ in options.values)}")
+
+
 def _snooze(options: Options) -> int:
     told = web(options, method="PATCH", path=_path(options.name), body={"snooze": options.time})
     return _say(
@@ -187,7 +199,7 @@ def tuning_lines(name: str, told: dict[str, Any]) -> list[str]:
     lines.append(f"{name}: {key} {proposed:g}: {told['reason']} (recall is of the right events that were told)")
     if proposed != now:
         lines.append(
-            f"set it with {key}: {proposed:g} in its configuration, or --set {key}={proposed:g} when it is added"
+            f"set it with streamer watch set {name} {key}={proposed:g}, or {key}: {proposed:g} in its configuration"
         )
     return lines
 

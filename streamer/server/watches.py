@@ -79,7 +79,7 @@ class Watching:
         return JSONResponse(await make(self._assistant, self._streams, fields), 201)
 
     async def change(self, request: Request) -> Response:
-        """`paused`, true or false, and `snooze`, in seconds, 0 to end it."""
+        """`paused`, true or false; `snooze`, in seconds, 0 to end it; and any key of a watch but its name, where it is not configured."""
         self._enter(request, "ask")
         fields = await asyncio.to_thread(read_object, await read_body(request))
         return JSONResponse(await change(self._assistant, request.path_params["watch"], fields))
@@ -140,14 +140,15 @@ async def make(assistant: Assistant, streams: Streams, fields: Mapping[str, Any]
 
 
 async def change(assistant: Assistant, watch: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Pauses or snoozes a watch as a client wants. Raises ProtocolError, and AssistantError as `Watches.snooze`."""
-    paused, snooze = fields.get("paused"), fields.get("snooze")
-    if unknown := next((key for key in fields if key not in ("paused", "snooze")), None):
-        raise ProtocolError("unknown_parameter", f"Of a watch 'paused' and 'snooze' change, not {unknown[:80]!r}.")
+    """Changes, pauses or snoozes a watch as a client wants. Raises ProtocolError, and AssistantError as `Watches.change` and `.snooze`."""
+    options = dict(fields)
+    paused, snooze = options.pop("paused", None), options.pop("snooze", None)
     if paused is not None and not isinstance(paused, bool):
         raise ProtocolError("invalid_value", "'paused' is true or false.", "paused")
     if snooze is not None and (isinstance(snooze, bool) or not isinstance(snooze, int | float)):
         raise ProtocolError("invalid_value", "'snooze' is a number of seconds.", "snooze")
+    if options:
+        await assistant.watches.change(watch, **options)
     if snooze is not None:
         assistant.watches.snooze(watch, snooze)
     if paused is not None:

@@ -28,7 +28,7 @@ from streamer.watches.event import WatchEvent
 from streamer.watches.feed import Feed
 from streamer.watches.kept import Feedback, Kept
 from streamer.watches.links import Links, kept_key
-from streamer.watches.post import Post
+from streamer.watches.post import Post, asked_of
 from streamer.watches.teller import Ask, Teller
 from streamer.watches.tuning import Tuning, tune
 
@@ -119,9 +119,7 @@ class Watches:
             if config == before.get(name) and name in self._configs:
                 continue
             if name in self._configs:
-                self._states |= {(name, post.stream): post.keep() for post in self._posts_of(name)}
-                self._end(name)
-                del self._configs[name]
+                self._part(name)
             if config is not None:
                 self._start(config)
             self._made.discard(name)
@@ -150,6 +148,31 @@ class Watches:
         made = self.view(name, {})
         await self._settle(self.kept.make(name, config.model_dump(mode="json", exclude_unset=True), time.time()))
         return made
+
+    async def change(self, name: str, /, **options: Any) -> None:
+        """Gives a watch other options; what it knows stays as long as the same is asked.
+
+        Raises AssistantError: unknown_watch, and as `add`; bad_option also for one that is configured.
+        """
+        old = self._known(name)
+        if name not in self._made or "name" in options:
+            why = "its name stays" if name in self._made else "it is configured: change it there, and reload"
+            raise AssistantError("bad_option", f"Watch {name!r} can't be changed so: {why}.")
+        fields = old.model_dump(mode="json", exclude_unset=True)
+        config = checked({**fields, **options}, self._streams, self.outputs())
+        if (config.every, len(config.streams)) != (old.every, len(old.streams)):
+            await admit(self._engine, config, len(self._posts) - len(old.streams))
+        if asked_of(config) != asked_of(old):
+            await try_out(self._engine, config, self._tokens, self._compile)
+        if self._known(name) is not old:
+            raise AssistantError("bad_option", f"Watch {name!r} has just become another: try again.")
+        self._part(name)
+        try:
+            self._start(config)
+        except AssistantError:
+            self._start(old)
+            raise
+        await self._settle(self.kept.make(name, config.model_dump(mode="json", exclude_unset=True), time.time()))
 
     async def remove(self, name: str) -> None:
         """Ends a watch; its events stay. A configured one is back after a restart. Raises AssistantError: unknown_watch."""
@@ -285,6 +308,12 @@ class Watches:
             if not post.paused:
                 self._set_out(post)
         self.changed()
+
+    def _part(self, name: str) -> None:
+        """Ends one that may come again, with what it knows."""
+        self._states |= {(name, post.stream): post.keep() for post in self._posts_of(name)}
+        self._end(name)
+        del self._configs[name]
 
     def _end(self, name: str) -> None:
         for post in self._posts_of(name):

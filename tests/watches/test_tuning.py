@@ -57,7 +57,9 @@ def test_the_table_names_what_is_set_and_what_is_proposed() -> None:
     found = tune("rise", 0.6, judged([0.97, 0.93, 0.99, 0.91], [0.62, 0.7, 0.84])).facts()
     lines = tuning_lines("gate", found)
     assert lines[1] == "0.6     4      3      0.57       1.00  now"
-    assert "0.85    4      0      1.00       1.00  proposed" in lines and lines[-1].startswith("set it with rise: 0.85")
+    assert "0.85    4      0      1.00       1.00  proposed" in lines and lines[-1].startswith(
+        "set it with streamer watch set gate rise=0.85,"
+    )
 
 
 @pytest.mark.parametrize("keeps", [False, True])

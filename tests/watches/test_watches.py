@@ -157,11 +157,14 @@ def test_the_banana_is_told_with_its_picture_and_marked_as_right(
         (["list"], "paused"),
         (["resume", "fruit"], "looks again"),
         (["mark", event["id"], "false_alarm"], "false alarm"),
+        (["set", "fruit", "rise=0.8", "cooldown=60"], "fruit is changed: rise, cooldown"),
+        (["list", "--json"], '"rise": 0.8'),
         (["tune", "fruit"], "fruit: too little is known: 0 events are marked as right and 1 as false alarms"),
         (["remove", "fruit"], "removed"),
     ):
         assert main(["watch", *command, *at]) == 0
         assert said in capsys.readouterr().out
+    assert main(["watch", "set", "fruit", "rise=0.8", *at]) == 1
     assert main(["watch", "remove", "fruit", *at]) == 1
     assert "There is no watch 'fruit'; there are: none." in capsys.readouterr().err
 
@@ -273,6 +276,34 @@ def test_a_wrong_watch_is_refused_with_the_mend(
     found = http(server, "POST", "/v1/watches", **given)
     assert found[0] == status and said in found[1]
     assert http(server, "GET", "/v1/watches")[1] == {"watches": []}
+
+
+def test_a_watch_becomes_another_or_stays_as_it_was(daemon: Daemon, server: Served, without: Any) -> None:
+    if not Show(daemon, "yard").seen():
+        Show(daemon, "yard").show(without)
+    assert http(server, "POST", "/v1/watches", name="fruit", question=BANANA, stream="yard", hold=2)[0] == 201
+    for fields, said in (
+        ({"question": "What is there?"}, "set when to changes"),
+        ({"rise": 0.3}, "fall 0.4 is above rise 0.3"),
+        ({"streams": ["yrad"]}, "no stream 'yrad'"),
+        ({"name": "other"}, "its name stays"),
+        ({"cool": 3}, "unknown key"),
+        ({"question": "Is it " + "very " * 390 + "dark?"}, "tokens"),
+    ):
+        status, told = http(server, "PATCH", "/v1/watches/fruit", **fields)
+        assert status >= 400 and said in told, fields
+        assert http(server, "GET", "/v1/watches/fruit")[1]["question"] == BANANA
+
+    async def change() -> dict[str, Any]:
+        async with server.connect() as client:
+            await send(
+                client, "watch.update", name="fruit", watch={"question": "Is there a dog?", "rise": 0.7}, snooze=60
+            )
+            return (await until(client, "watch.updated"))[-1]["watch"]
+
+    watch = daemon.run(change)
+    assert (watch["question"], watch["rise"], watch["hold"]) == ("Is there a dog?", 0.7, 2.0)
+    assert watch["streams"][0]["snoozed_until"] and not watch["configured"]
 
 
 def test_two_of_one_name_and_a_hundred_are_refused(daemon: Daemon, server: Served, without: Any) -> None:
