@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 
 from capture.image import PictureError, decode_image, image_header
+from capture.network.policy import looked_up, resolve
 from protocols.chat import video_file
 from protocols.fields import picture_file
 from protocols.question import Attachment, Question
@@ -81,6 +82,9 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Collection[s
         )
     data = bytearray()
     try:
+        await looked_up(
+            resolve, host
+        )  # httpx would wait for silent name servers on the threads that all else is read on
         async with (
             httpx.AsyncClient(timeout=FETCH_SECONDS, trust_env=False) as client,
             client.stream("GET", url) as got,
@@ -92,6 +96,8 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Collection[s
                 if len(data) > FETCH_BYTES:
                     raise RequestError("url_failed", f"{host} sends more than {FETCH_BYTES // 2**20} MiB.")
         return Attachment(kind, picture_file(bytes(data)) if kind == "image" else video_file(bytes(data)))
+    except OSError as error:
+        raise RequestError("url_failed", f"{host} can't be fetched from: {error}.") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RequestError("url_failed", f"{host} can't be fetched from: {type(error).__name__}.") from None
     except ValueError as error:

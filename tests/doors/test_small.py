@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from capture.network import policy
+from streamer.server import attachments
 from tests.streamer.serving import Daemon, Served, eventually, wait_for
 
 CLIP = Path(__file__).parents[1] / "clips" / "small.mp4"
@@ -87,7 +88,9 @@ def test_names_whose_servers_are_silent_hold_up_nobody_else(daemon: Daemon, monk
         over.wait(60)
         raise OSError
 
-    with daemon.served(server={"proxies": ["127.0.0.1"]}) as server:
+    url = "https://s.example/a.png"
+    picture = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "What?"}]
+    with daemon.served(server={"proxies": ["127.0.0.1"], "media_domains": ["s.example"]}) as server:
 
         async def story() -> None:
             elsewhere = {"X-Forwarded-For": "203.0.113.9"}
@@ -97,6 +100,7 @@ def test_names_whose_servers_are_silent_hold_up_nobody_else(daemon: Daemon, monk
                     for path, body in [
                         *(("/v1/streams", {"name": f"s{n}", "source": f"rtsp://s{n}.example/1"}) for n in range(40)),
                         ("/v1/outputs", {"name": "hook", "url": "https://s.example/hook"}),
+                        ("/v1/responses", {"model": "nano", "input": [{"role": "user", "content": picture}]}),
                     ]
                 ]
                 await eventually(lambda: sum(each.name == "lookup" for each in threading.enumerate()) == len(asked))
@@ -106,6 +110,7 @@ def test_names_whose_servers_are_silent_hold_up_nobody_else(daemon: Daemon, monk
 
         monkeypatch.setattr(policy, "LOOKUP_SECONDS", 0.5)
         monkeypatch.setattr(policy, "resolve", silent)
+        monkeypatch.setattr(attachments, "resolve", silent)
         try:
             asyncio.run(story())
         finally:
