@@ -28,15 +28,14 @@ def code(gate: Gate, **headers: str) -> str:
 
 def test_a_name_that_was_pointed_here_opens_no_door(server: Served) -> None:
     """DNS rebinding: such a page's requests are of its own origin to the browser, and name it as host."""
-    doors = [
-        (method, re.sub(r"{\w+(:\w+)?}", "demo", route.path))
+    doors = {
+        re.sub(r"{\w+(:\w+)?}", "demo", route.path): min(route.methods or ())
         for route in server.app.routes
         if isinstance(route, Route)
-        for method in route.methods or ()
-    ]
-    assert len(doors) > 50
+    } | dict.fromkeys(("/", "/app.js", "/v1/nothing"), "GET")
+    assert len(doors) > 25
     with httpx.Client(base_url=server.url, headers={"Host": "evil.example"}) as client:
-        for method, path in [*doors, ("GET", "/"), ("GET", "/app.js"), ("GET", "/v1/nothing")]:
+        for path, method in doors.items():
             query = "?signature=x&until=9999999999" if method == "GET" else ""
             assert client.request(method, path + query).status_code == 403, (method, path)
 

@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from streamer.assistant import Assistant
 from streamer.config import Config
+from streamer.daemon import _listen
 from streamer.outputs.outputs import Outputs
 from streamer.server.app import close_connections, create_app, server_options
 
@@ -118,7 +119,8 @@ async def _served(assistant: Assistant, config: Config, send_buffer: int, port: 
     await outputs.start(None)
     app = create_app(assistant, config, outputs)
     server = uvicorn.Server(uvicorn.Config(app, **server_options(config)))
-    listener = socket.create_server(("127.0.0.1", port))
+    # As the daemon's own: of a socket that names no protocol, each answer's body would wait 40 ms for its head's receipt.
+    listener = _listen(config.server.model_copy(update={"host": "127.0.0.1", "port": port}))
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     task = asyncio.create_task(server._serve([listener]))
