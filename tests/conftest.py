@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from model.world.render import Assets
 from tests.adding_up import FOUND, watch_engines
 from tests.beside import pytest_pyfunc_call
 from tests.streamer.serving import Daemon
@@ -21,9 +22,11 @@ watch_sessions()
 watch_engines(FOUND.extend)
 KEPT = tempfile.TemporaryDirectory(prefix="streamer-tests-")
 os.environ["XDG_STATE_HOME"] = KEPT.name  # of daemons that a fixture of many tests starts; each test has one of its own
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# A second thread costs more than it brings: tests are small, and the cores are busy with other tests.
+torch.set_num_threads(1)
 # Each `httpx.get` would read all certificate authorities anew, which takes more of a core than the rest of most tests.
 transports.create_ssl_context = cache(transports.create_ssl_context)
+Assets.load = cache(Assets.load)  # type: ignore[method-assign]  # nobody changes them
 # By the clock, a busy machine fails an example that takes more than 200 ms, or that is slow to draw.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")

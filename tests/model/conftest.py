@@ -1,22 +1,13 @@
-"""Tiny tensors: a second thread costs more than it brings, much more where the cores are busy. GPU tests run apart."""
+"""GPU tests run apart."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 APART = "STREAMER_TEST_APART"
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -33,15 +34,13 @@ def taken(state: StreamState, slots: list[int], x: Tensor, start: int, counts: l
     return hidden
 
 
+@cache
 @torch.no_grad()
 def whole() -> Tensor:
     cache = SequenceCache(CONFIG.decoder, CONFIG.policy, 2, X.device, X.dtype)
     hidden = MODEL.model(X, torch.arange(N).expand(3, 2, -1), cache)
     assert isinstance(hidden, Tensor)
     return hidden
-
-
-WHOLE = whole()
 
 
 def test_pages_are_as_whole_sequences() -> None:
@@ -51,15 +50,15 @@ def test_pages_are_as_whole_sequences() -> None:
         found.append(taken(state, [2, 0], X[:, start : start + size], start))
         start += size
     assert start == N
-    assert error(torch.cat(found, 1), WHOLE.double()) <= 1e-4
+    assert error(torch.cat(found, 1), whole().double()) <= 1e-4
 
 
 def test_padding_is_not_taken() -> None:
     state = StreamState.allocate(CONFIG, 2)
     found = taken(state, [1, 0], X[:, :300], 0, [300, 210])
-    assert error(found[1, :210], WHOLE[1, :210].double()) <= 1e-4
+    assert error(found[1, :210], whole()[1, :210].double()) <= 1e-4
     rest = taken(state, [0], X[1:, 210:], 210)
-    assert error(rest[0], WHOLE[1, 210:].double()) <= 1e-4
+    assert error(rest[0], whole()[1, 210:].double()) <= 1e-4
 
 
 def test_a_fork_shares_pages_and_leaves_them_alone() -> None:
@@ -70,7 +69,7 @@ def test_a_fork_shares_pages_and_leaves_them_alone() -> None:
     assert len([users for users in state.pages.users if users]) == 3
     taken(state, [1], X[1:, 600:], 600)  # something else
     assert len([users for users in state.pages.users if users]) == 4
-    assert error(taken(state, [0], X[:1, 600:], 600)[0], WHOLE[0, 600:].double()) <= 1e-4
+    assert error(taken(state, [0], X[:1, 600:], 600)[0], whole()[0, 600:].double()) <= 1e-4
     state.reset(1)
     state.reset(0)
     assert not any(state.pages.users)
@@ -81,7 +80,7 @@ def test_a_history_is_put_back() -> None:
     taken(state, [1], X[:1, :600], 0)
     snapshot = state.snapshot(1)
     other.restore(0, snapshot)
-    assert error(taken(other, [0], X[:1, 600:], 600)[0], WHOLE[0, 600:].double()) <= 1e-4
+    assert error(taken(other, [0], X[:1, 600:], 600)[0], whole()[0, 600:].double()) <= 1e-4
     with pytest.raises(ConfigError, match="tokens"):
         other.restore(0, {**snapshot, "tokens": snapshot["tokens"][:5]})
 
