@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +20,13 @@ from typing import Self, TextIO
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.streamer.serve", "streamer.cli.main"])
 Main = Callable[[Sequence[str]], int]
+
+
+def script(arguments: Sequence[str]) -> int:
+    """A `main` that runs the file of the first argument as a program, with the rest for its arguments."""
+    sys.argv = list(arguments)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    return 0
 
 
 def _program(

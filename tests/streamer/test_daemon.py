@@ -26,7 +26,7 @@ from websockets.asyncio.client import connect
 from streamer.config import ServerConfig, parse_config
 from streamer.daemon import Daemon, OutOfFiles
 from streamer.engine.scheduler import Scheduler
-from tests.forked import Forked
+from tests.forked import Forked, script
 from tests.streamer.serve import serve
 from tests.tiny import TINY
 
@@ -240,7 +240,7 @@ def test_a_source_that_can_never_work_is_told_before_the_model_is_loaded() -> No
     assert code == 1 and stderr.count("\n") == 1 and "/nowhere.mp4" in stderr
 
 
-def test_a_signal_is_obeyed_while_the_engine_is_inside_of_a_long_call() -> None:
+def test_a_signal_is_obeyed_while_the_engine_is_inside_of_a_long_call(tmp_path: Path) -> None:
     code = """
 import sys, torch
 from streamer import loading
@@ -255,10 +255,9 @@ def load(*arguments, **options):
 loading.load_runner = load
 sys.exit(run(parse_config({"server": {"port": 0}})))
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    with Forked(script, [str(program)]) as process:
         assert process.stdout.readline() == "loading\n"
         code_of_exit, seconds = ended(process, signal.SIGTERM)
         assert code_of_exit == 0 and seconds < AT_ONCE and process.stderr.read() == ""

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from streamer.cli import eval_video
 from streamer.cli import main as cli
 from streamer.cli.eval_video import Film, VideoError, decoded, encode, measure, serve
 from streamer.config import parse_config
+from tests.forked import Forked, script
 
 
 def test_figures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +80,7 @@ def test_a_file_decodes_to_its_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["streamer.cli.main", "model.evaluation.run"])
-def test_without_the_made_world_one_line_asks_for_a_checkout(way: str) -> None:
+def test_without_the_made_world_one_line_asks_for_a_checkout(way: str, tmp_path: Path) -> None:
     """As from a wheel, which leaves the world out."""
     code = f"""
 import runpy, sys
@@ -91,8 +90,12 @@ class Wheel:
             raise ModuleNotFoundError("No module named 'model.world'", name=name)
 sys.meta_path.insert(0, Wheel())
 sys.argv = ["x", "eval"]
+sys.modules.pop({way!r}, None)
 runpy.run_module({way!r}, run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and not done.stdout
-    assert "run the examination from a checkout" in done.stderr and done.stderr.count("\n") == 1
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    with Forked(script, [str(program)]) as process:
+        out, told = process.communicate(120)
+    assert process.returncode == 1 and not out
+    assert "run the examination from a checkout" in told and told.count("\n") == 1
