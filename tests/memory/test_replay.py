@@ -138,10 +138,13 @@ def test_replayed_is_as_it_was_live(kind: str, tmp_path: Path, monkeypatch: pyte
                 return time.time() - time.monotonic() + stream.newest.captured, engine.runner.snapshot(stream.slot)
 
             moment, live = await asyncio.wrap_future(engine.call(now))
-            await asyncio.sleep(1.5)  # the notes are on their way to the disk
             facts, state = await asyncio.to_thread(load, kept.path)
-            made = await asyncio.to_thread(find_replay, keeper.recordings, "door", facts, moment + 0.001)
-            assert made is not None and made.complete and sum(len(step) for step in made.steps) >= 30
+            made: Plan | None = None
+            async with asyncio.timeout(60):  # the notes are on their way to the disk
+                while made is None or made.steps[-1][-1][0].wall < moment - 0.01:
+                    await asyncio.sleep(0.1)
+                    made = await asyncio.to_thread(find_replay, keeper.recordings, "door", facts, moment + 0.001)
+            assert made.complete and sum(len(step) for step in made.steps) >= 30
             told: list[tuple[float, int]] = []
             replay = replaying.Replay(made, lambda step, count: told.append((step.wall, count)))
             steps = []

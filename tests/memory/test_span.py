@@ -14,6 +14,7 @@ import pytest
 
 from streamer import Assistant, AssistantError
 from streamer.client import AsyncClient, ClientError
+from streamer.memory.footage import Piece, pieces
 from streamer.memory.moments import written
 from streamer.memory.recording import Segment
 from streamer.memory.span import missing, plan_span
@@ -44,6 +45,11 @@ def test_what_is_not_recorded_is_counted() -> None:
     assert missing(kept, 22, 28) == 6 and missing([], 1, 3) == 2
 
 
+def sequences(run: list[Piece]) -> list[int]:
+    """Sequences of the frames that the model saw, as their notes say."""
+    return [sequence for piece in run for step in piece.notes.steps for sequence, _ in step.frames]
+
+
 def test_a_span_is_asked_about_as_it_was_seen_live(tmp_path: Path) -> None:
     clip = render(tmp_path / "clip.mp4", 40)
     door: dict[str, Any] = {"name": "door", "source": str(clip), "record": True, "policy": "every"}
@@ -55,7 +61,8 @@ def test_a_span_is_asked_about_as_it_was_seen_live(tmp_path: Path) -> None:
             await eventually(lambda: stream.source.status.state == "ended" and stream.frames_seen == 40)
             begins = keeper.recordings.of("door")[0].begins - 0.5
             live = await assistant.ask("What is there?", stream="door", max_tokens=12).text()
-            await asyncio.sleep(2.2)  # what came last is on its way to the disk
+            # What came last is on its way to the disk.
+            await eventually(lambda: len(sequences(pieces(keeper.recordings.of("door")))) == 40)
             ends = keeper.recordings.of("door")[-1].ends + 0.2
             asked: dict[str, Any] = {"stream": "door", "max_tokens": 12, "since": begins, "until": ends}
             for _ in range(2):
