@@ -69,14 +69,13 @@ def delta_net(layer: nn.Module, x: Tensor, config: DecoderConfig) -> Tensor:
 
 def rotated(x: Tensor, position: Tensor, config: DecoderConfig) -> Tensor:
     """`x` [head] turned by `position` [3]: pair p of frequency theta^(-2p/head) belongs to the axis of its section."""
-    half = len(x) // 2
+    half, values, turned = len(x) // 2, x.tolist(), x.tolist()
     axes = [axis for axis, pairs in enumerate(config.mrope_section) for _ in range(pairs)]
-    turned = x.clone()
     for p in range(half):
         angle = int(position[axes[p]]) * config.rope_theta ** (-2 * p / len(x))
-        turned[p] = x[p] * math.cos(angle) - x[p + half] * math.sin(angle)
-        turned[p + half] = x[p + half] * math.cos(angle) + x[p] * math.sin(angle)
-    return turned
+        turned[p] = values[p] * math.cos(angle) - values[p + half] * math.sin(angle)
+        turned[p + half] = values[p + half] * math.cos(angle) + values[p] * math.sin(angle)
+    return torch.tensor(turned, dtype=x.dtype)
 
 
 def attention(

@@ -74,8 +74,8 @@ def test_every_part_is_examined_and_every_row_is_told(network, painter, monkeypa
     monkeypatch.setattr(long_streams, "EMPTY", 8)
     exam = examination(network, painter)
     for paper in run.papers(quick=True):
-        gap, few = max(0, paper.profile.gap - paper.steps + 20), min(8, paper.questions)
-        short = replace(paper, steps=20, streams=1, questions=few, gone=4, profile=replace(paper.profile, gap=gap))
+        gap, few = max(0, paper.profile.gap - paper.steps + 12), min(8, paper.questions)
+        short = replace(paper, steps=12, streams=1, questions=few, gone=4, profile=replace(paper.profile, gap=gap))
         score(exam, short, 3)
     long_streams.by_clock(exam, 1, 12, {"10 s": 1}, 3)
     long_streams.long_streams(exam, 1, 4, 3)
@@ -248,9 +248,10 @@ def test_a_paper_holds_out_what_it_says(painter, kept):
     assert found.clips["test"] == whole.clips["test" if "grounds" in kept else "train"]
 
 
-def test_a_sequence_beyond_the_horizon_is_what_a_slot_holds(network):
-    """Ten seconds past the horizon: questions read from the examination's memory and from a stream's slot agree."""
-    config, steps = network.config, 880
+def test_a_sequence_beyond_the_horizon_is_what_a_slot_holds(network, monkeypatch):
+    """At a slower pace, ten seconds past the horizon: questions read from the examination's memory and from a stream's slot agree."""
+    monkeypatch.setattr(long_streams, "RATE", 4.0)
+    config, steps = network.config, 282
     torch.manual_seed(1)
     seen = torch.randn(1, 8, 64, config.decoder.hidden_size)
     state, slot = StreamState.allocate(config, 1), torch.tensor([0])
@@ -278,8 +279,3 @@ def test_parts_past_the_horizon_last_a_second_at_most():
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     for start, stop in spans:
         assert long_streams.second(stop - 1) <= 60 or long_streams.second(start) == long_streams.second(stop - 1)
-
-
-def test_what_is_not_asked_within_the_limit_stays_empty() -> None:
-    marks, found = run.evaluate("nano", quick=True, limit=1e-6)
-    assert not marks.rows() and found["quick"]

@@ -89,7 +89,7 @@ def through_slots(
 def test_slots_answer_what_the_whole_sequence_answers() -> None:
     """Of every third question the answer is made a wrong one: whether it stands or falls must be the same both ways."""
     examination = Examination("cpu", torch.float32)
-    paper = replace(PAPERS["now"], streams=2, questions=EACH["now"])
+    paper = replace(PAPERS["now"], streams=2, questions=9)
     with torch.inference_mode():
         patches, seconds, asked = examination.draw(paper, 6)
         asked = [[replace(q, answer="rhubarb") if i % 3 == 0 else q for i, q in enumerate(each)] for each in asked]
@@ -103,7 +103,7 @@ def test_slots_answer_what_the_whole_sequence_answers() -> None:
         slots = through_slots(examination.network, torch.float32, patches, seconds, asked, examination.tokenizer)
     assert slots == whole
     assert not any(right for each in slots for right in each[::3])
-    assert sum(map(sum, slots)) > 0.6 * 20
+    assert sum(map(sum, slots)) > 0.6 * 12
 
 
 @pytest.mark.gpu

@@ -159,18 +159,18 @@ def held(state: StreamState) -> int:
 
 @torch.inference_mode()
 def test_twenty_thousand_frames_take_no_more_than_a_hundred() -> None:
-    """Frames of 4 tokens, the worth of 16 in each step."""
+    """Frames of 4 tokens, the worth of 80 in each step."""
     thin = replace(DECODER, num_hidden_layers=2, layer_types=("attention", "delta_net"))
     tower = replace(VISION, depth=1, fullatt_block_indexes=(0,))
-    config = small(decoder=thin, vision=tower, tokens_per_frame=64, position_horizon=60.0)
+    config = small(decoder=thin, vision=tower, tokens_per_frame=320, position_horizon=60.0)
     model = build(config)
     state = StreamState.allocate(config, 2)
-    frames = Stream(config, (16, 16), [0.0] * 5).frames
+    frames = Stream(config, (32, 40), [0.0] * 5).frames
     model.open(state, index(0))
     after = []
-    for seen in range(16, 20_001, 16):
-        model.see(frames[seen // 16 % 5][None], (16, 16), times(seen / 10), state, index(0))
-        if seen in (112, 20_000):
+    for seen in range(80, 20_001, 80):
+        model.see(frames[seen // 80 % 5][None], (32, 40), times(seen / 10), state, index(0))
+        if seen in (160, 20_000):
             assert ask(model, state, 0, QUESTION, 1).isfinite().all()
             after.append((state.bytes_per_slot, held(state), resident()))
     assert int(state.length[0]) == 1 + 20_000 * 4

@@ -107,7 +107,7 @@ def test_a_call_of_random_weights_satisfies_its_schema(tools: list[Tool]) -> Non
     grammar = runner.grammars.lark(spelling.grammar(tools))
     prompt = runner.tokenizer.encode_question("What is there?", tools=tools)
     whole = 0
-    for seed in range(24):
+    for seed in range(12):
         constraint, sampling = grammar.begin(), Sampling(temperature=1.0, seed=seed)
         runner.fork(0, 1)
         tokens = [runner.prefill(1, prompt, sampling, constraint)]
@@ -125,4 +125,4 @@ def test_a_call_of_random_weights_satisfies_its_schema(tools: list[Tool]) -> Non
             named = next(tool for tool in tools if tool.name == parts[0].name)
             arguments: Any = parts[1]
             jsonschema.validate(json.loads(arguments.text), named.parameters)
-    assert whole >= 23
+    assert whole >= 11
