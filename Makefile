@@ -36,9 +36,9 @@ run: setup ## start the daemon on the demo clip, ask it a first question
 fleet-demo: setup ## watch 30 files with a head and three engines, and kill one while it is asked
 	$(BIN)/python examples/fleet_demo.py
 
-test: setup-dev ## run the tests, two modules at a time
+test: setup-dev ## run the tests, three modules at a time: one waits for something most of the time
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: setup-dev ## lint, type-check and hold the contracts of imports
 	$(BIN)/ruff check .
