@@ -68,8 +68,9 @@ def test_the_last_picture_lasts(name: str, tmp_path: Path) -> None:
         ended = time.monotonic()
     first, second = watcher.frames()
     took = ended - first.captured
-    assert second.captured - first.captured == pytest.approx(0.3, abs=0.1)
-    assert 1.75 < took < 3 and "truncated" not in watcher.source.status.reason
+    # By wall clock: not too early, and well before the third, however late a busy machine is.
+    assert 0.25 < second.captured - first.captured < 1.5
+    assert 1.75 < took < 5 and "truncated" not in watcher.source.status.reason
 
 
 def test_a_minute_of_slides_takes_a_minute() -> None:
