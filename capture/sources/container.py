@@ -365,7 +365,8 @@ class Reach:
         begins = packet.pts if packet.pts is not None else packet.dts
         if begins is None or packet.time_base is None:
             return
-        end = float((begins + (packet.duration or 0)) * packet.time_base)
+        base = packet.time_base  # a fraction, whose own arithmetic takes longer than all else here
+        end = (begins + (packet.duration or 0)) * base.numerator / base.denominator
         self.end = max(self.end, end)
         if shown and end >= self.shown:
             self.shown, self.untold = end, not packet.duration
