@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from capture.readers.apart import ApartSource
+from capture.readers.pool import READERS
 from capture.redaction import HIDDEN, redact
 from capture.source import NETWORK, SCHEMES, Source, SourceError, SourceOptions, check_length
 from capture.sources.camera import CameraSource
@@ -18,7 +21,25 @@ from capture.sources.rtsp import PASSWORD_MEND
 
 
 def open_source(url: str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
-    """A source for a file's path, `file://`, one of SCHEMES or `demo:`. Raises SourceError for what can never work."""
+    """A source for a file's path, `file://`, one of SCHEMES or `demo:`. Raises SourceError for what can never work.
+
+    With `options.readers` what FFmpeg opens is read in one of so many processes, but for what a GPU decodes: each process would
+    take memory there.
+    """
+    source = source_here(url, options)
+    if (
+        not options.readers
+        or options.hwaccel != "none"
+        or not isinstance(source, ContainerSource)
+        or not sys.executable
+    ):
+        return source
+    endless = source.lifecycle.endless
+    return ApartSource(source.name, url, source.options, endless=endless, assign=READERS.assign)
+
+
+def source_here(url: str, options: SourceOptions) -> Source:
+    """As `open_source`, and read in this process."""
     scheme, colon, rest = check_length(url).partition(":")
     scheme = scheme.lower() if rest.startswith("//") else scheme
     url = f"{scheme}{colon}{rest}"

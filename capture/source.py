@@ -64,6 +64,8 @@ class SourceOptions:
     """A network source reaches public addresses alone, whatever its redirects and playlists name and its host resolves to."""
     ice_servers: tuple[IceServer, ...] = ()
     """What WebRTC asks for its addresses."""
+    readers: int = 0
+    """What is read apart, in processes of their own, is so in this many at most; 0 is in this process's threads."""
     patience: Patience = field(default_factory=Patience)
 
 
