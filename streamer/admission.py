@@ -10,9 +10,21 @@ from streamer.engine.engine import Engine
 from streamer.engine.stream import Stream, configured_source
 from streamer.errors import AssistantError
 
+MANY, CORES = 4, 8
+"""Streams and cores from which on they are decoded beside the engine's process, whose thread would wait for theirs."""
+SPARED = 2
+"""Cores that are left to the engine and the rest of the daemon."""
 
-async def opened(config: StreamConfig, webrtc: WebRtcConfig, *, kept: bool) -> Source:
-    """A configured stream's source; `kept` says that there is a state folder.
+
+def reading_processes(asked: int | None, streams: int, cores: int) -> int:
+    """How many processes at most read the sources of so many streams; 0 is none, `asked` what the configuration says."""
+    if asked is not None:
+        return asked
+    return cores - SPARED if streams >= MANY and cores >= CORES else 0
+
+
+async def opened(config: StreamConfig, webrtc: WebRtcConfig, *, kept: bool, readers: int = 0) -> Source:
+    """A configured stream's source; `kept` says that there is a state folder. See `SourceOptions.readers`.
 
     Raises AssistantError: bad_source, bad_option for what is to be recorded where nothing is kept.
     """
@@ -22,7 +34,7 @@ async def opened(config: StreamConfig, webrtc: WebRtcConfig, *, kept: bool) -> S
             f"Stream {config.name!r} is to be recorded, but nothing is kept: name storage.folder, or leave out record.",
         )
     try:
-        return await asyncio.to_thread(configured_source, config, webrtc)
+        return await asyncio.to_thread(configured_source, config, webrtc, readers)
     except SourceError as error:
         raise AssistantError("bad_source", f"Stream {config.name!r} can't be watched: {error}") from None
 

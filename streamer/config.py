@@ -276,6 +276,8 @@ class LimitsConfig(Section):
     streams: Annotated[Whole, Field(ge=1, le=1_024)] = 8
     answers: Annotated[Whole, Field(ge=1, le=1_024)] = 8
     """Answers that are spoken at once; each takes a slot of the model's memory."""
+    readers: Annotated[Whole, Field(ge=0, le=256)] | None = None
+    """Processes beside the daemon that read and decode sources; 0 is none, unset as many as streams and cores make worth it."""
     waiting_questions: Annotated[Whole, Field(ge=0, le=10_000)] = 32
     visitor_connections: Annotated[Whole, Field(ge=1, le=100_000)] = 64
     """Websockets of one token, or of one address where there are no tokens; so are the next two."""

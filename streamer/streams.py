@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 from capture import Source
-from streamer.admission import admit, full, opened
+from streamer.admission import admit, full, opened, reading_processes
 from streamer.config import Config, StreamConfig
 from streamer.engine.engine import Engine
 from streamer.engine.stream import Stream, StreamStatus, suited
@@ -54,7 +55,11 @@ class Streams(Mapping[str, Stream]):
 
     async def open(self, config: StreamConfig) -> Source:
         """A configured stream's source. Raises AssistantError: bad_source, bad_option."""
-        return await opened(suited(config, self.trained_rate), self._config().webrtc, kept=self.keeper is not None)
+        whole = self._config()
+        streams = max(len(whole.streams), len(self) + len(self._attaching))
+        readers = reading_processes(whole.limits.readers, streams, len(os.sched_getaffinity(0)))
+        kept = self.keeper is not None
+        return await opened(suited(config, self.trained_rate), whole.webrtc, kept=kept, readers=readers)
 
     async def attach(self, config: StreamConfig, source: Source | None = None) -> StreamStatus:
         """Begins to watch a stream, whose `source` may be open already.

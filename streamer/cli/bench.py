@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", help="float32, bfloat16, fp8 or int8 (default float32 on cpu, bfloat16 on cuda)")
     parser.add_argument("--no-floor", action="store_true", help="on cuda, leave out the kernels' table and floor")
     parser.add_argument("--threads", type=int, help="CPU threads of the model (default: half the cores, 1 on cuda)")
+    parser.add_argument("--readers", type=int, help="processes that decode (default: by streams and cores; 0: none)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -110,11 +111,14 @@ def bench_config(options: argparse.Namespace, files: Sequence[Path]) -> Config:
     }
     if options.threads:
         model["threads"] = options.threads
-    streams = [
-        {"name": f"bench-{i}", "source": str(files[i % len(files)]), "loop": True, "deadline": options.deadline}
-        for i in range(options.streams)
-    ]
-    limits = {"streams": options.streams, "answers": max(8, options.askers + options.open), **UNLIMITED}
+    usual = {"loop": True, "deadline": options.deadline}
+    streams = [{"name": f"bench-{i}", "source": str(files[i % len(files)]), **usual} for i in range(options.streams)]
+    limits = {
+        "streams": options.streams,
+        "answers": max(8, options.askers + options.open),
+        "readers": options.readers,
+        **UNLIMITED,
+    }
     data = {"server": {"port": 0}, "model": model, "streams": streams, "limits": limits}
     return parse_config(data, "streamer bench")
 
@@ -187,7 +191,7 @@ class Meter:
             seconds.clear()
         for stream in self._streams:
             stream.ages.clear()
-        self._began, self._cpu, self._decoding = time.monotonic(), time.process_time(), decoding_seconds()
+        self._began, self._cpu, self._decoding = time.monotonic(), cpu_seconds(), decoding_seconds()
         self._frames, self._tokens, self._drops = self._seen(), self._engine.tokens, self._dropped()
 
     def _seen(self) -> int:
@@ -203,7 +207,7 @@ class Meter:
             seconds=time.monotonic() - self._began,
             frames=self._seen() - self._frames,
             tokens=self._engine.tokens - self._tokens,
-            cpu_seconds=time.process_time() - self._cpu,
+            cpu_seconds=cpu_seconds() - self._cpu,
             decoding_seconds=decoding_seconds() - self._decoding,
             steps=list(steps["frames"]),
             decodes=list(steps["decode"]),
@@ -214,14 +218,27 @@ class Meter:
 
 
 def decoding_seconds() -> float:
-    """CPU seconds of the threads that read and decode the streams."""
-    ticks = 0
-    for thread in threading.enumerate():
-        if thread.name.startswith("source "):
-            ticks += sum(
-                map(int, Path(f"/proc/self/task/{thread.native_id}/stat").read_text().split(") ")[1].split()[11:13])
-            )
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """CPU seconds of the threads that read and decode the streams, here and in processes of their own."""
+    here = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("source ")]
+    return sum(map(spent, [f"self/task/{thread}" for thread in here])) + reading_seconds()
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of those that read for it."""
+    return time.process_time() + reading_seconds()
+
+
+def reading_seconds() -> float:
+    """CPU seconds of the processes that read."""
+    from capture.readers.pool import READERS
+
+    return sum(map(spent, map(str, READERS.processes)))
+
+
+def spent(task: str) -> float:
+    """CPU seconds of a process or a thread, by where it is in /proc."""
+    stat = Path(f"/proc/{task}/stat").read_text().rpartition(") ")[2].split()
+    return sum(map(int, stat[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(config: Config, seconds: float, askers: int, kept_open: int) -> dict[str, Any]:

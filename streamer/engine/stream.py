@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from capture import Frame, IceServer, Mailbox, Patience, Recorder, Source, SourceOptions, SourceStatus, open_source
@@ -270,9 +270,9 @@ def suited(config: StreamConfig, trained_rate: float | None) -> StreamConfig:
     return config.model_copy(update=usual)
 
 
-def configured_source(config: StreamConfig, webrtc: WebRtcConfig) -> Source:
-    """Where a configured stream's frames will come from. Raises SourceError for what can never work."""
-    return open_source(config.source, source_options(config, webrtc))
+def configured_source(config: StreamConfig, webrtc: WebRtcConfig, readers: int = 0) -> Source:
+    """Where a configured stream's frames will come from; see `SourceOptions.readers`. Raises SourceError for what can never work."""
+    return open_source(config.source, replace(source_options(config, webrtc), readers=readers))
 
 
 def source_options(config: StreamConfig, webrtc: WebRtcConfig) -> SourceOptions:

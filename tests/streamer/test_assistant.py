@@ -15,6 +15,7 @@ import torch
 import model.serving.runner
 from model.serving.capacity import Capacity
 from streamer import Assistant, AssistantError, StreamEvent
+from streamer.admission import reading_processes
 from streamer.config import parse_config
 from streamer.engine.stream import Stream
 from streamer.events import Subscription
@@ -45,6 +46,12 @@ def refused(error: pytest.ExceptionInfo[AssistantError], code: str, *parts: str)
     for part in parts:
         assert part in error.value.message
     assert "\n" not in error.value.message
+
+
+def test_many_streams_on_many_cores_are_decoded_beside_the_daemon() -> None:
+    assert [reading_processes(None, streams, 16) for streams in (1, 3, 4, 100)] == [0, 0, 14, 14]
+    assert [reading_processes(None, 100, cores) for cores in (1, 2, 4, 8)] == [0, 0, 0, 6]
+    assert reading_processes(0, 100, 16) == 0 and reading_processes(2, 1, 1) == 2
 
 
 def test_memory_too_small_for_the_slots_is_told_at_start(monkeypatch: pytest.MonkeyPatch) -> None:

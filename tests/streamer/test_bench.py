@@ -43,7 +43,7 @@ def test_the_daemon_is_measured_through_file_and_websocket(
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = ["--file", str(tmp_path / "clip.mp4"), "--seconds", "2", "--askers", "2", "--streams", "2", "--json"]
-    options += ["--model", TINY["name"]]
+    options += ["--model", TINY["name"], "--readers", "1"]
     options += ["--random-weights", "--open", "1"]  # what is random ends no answer, so one stays open
     assert run(parser.parse_args(options)) == 0
     figures = json.loads(capsys.readouterr().out)
