@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from model.config import AttentionPolicy, DecoderConfig
-from model.ops.attention import masked_attention, visible
-from model.ops.retrieval import Whole, attended, retrieve
+from model.ops.attention import causal_attention, masked_attention, visible
+from model.ops.retrieval import attended, retrieve, retrieve_together
 from model.ops.rope import rotate, rotation
 from model.pages import Extension, Paged
 from model.policy import RetrievalPolicy
@@ -164,7 +164,7 @@ class PagedCache(SlotCache):
 class SequenceCache:
     """The past of sequences that all have the same length, as differentiable tensors that are replaced, never written to.
 
-    A stream may be fed in segments; `branch` gives each of several questions a cache of its own. Ages beyond the
+    A stream may be fed in segments; `branch` gives each of several questions a cache of its own, for one call. Ages beyond the
     position horizon do not occur here: the caller keeps the time axis within it.
     """
 
@@ -174,6 +174,7 @@ class SequenceCache:
         self.config, self.policy = config, policy
         self.window = policy.window if policy.window is not None else policy.context
         self.length, self.batch, self.device, self.dtype = 0, batch, device, dtype
+        self.copies = 1
         self.sinks: dict[int, tuple[Tensor, Tensor]] = {}
         self.tail: dict[int, tuple[Tensor, Tensor]] = {}
         self.parts: dict[tuple[int, str], Tensor] = {}
@@ -183,6 +184,8 @@ class SequenceCache:
         n, policy = q.shape[1], self.policy
         if isinstance(policy, RetrievalPolicy):
             return self.retrieve(policy, layer, q, k_rotated, v)
+        if self.copies > 1:
+            return self.attend_side_by_side(layer, q, k_rotated, v)
         none = k[:, :0]
         sink_k, sink_v = self.sinks.get(layer, (none, none))
         tail_k, tail_v = self.tail.get(layer, (none, none))
@@ -190,6 +193,9 @@ class SequenceCache:
         sink_k, sink_v = torch.cat((sink_k, k_rotated[:, :missing]), 1), torch.cat((sink_v, v[:, :missing]), 1)
         all_k, all_v = torch.cat((tail_k, k_rotated), 1), torch.cat((tail_v, v), 1)
         before = tail_k.shape[1]
+        if policy.window is None and before == self.length:
+            self.tail[layer] = all_k[:, -self.window :], all_v[:, -self.window :]
+            return causal_attention(q, all_k, all_v)
         size = n if policy.window is None or n <= policy.window else policy.window
         parts = []
         sink_index = torch.arange(sink_k.shape[1], device=q.device)
@@ -212,8 +218,25 @@ class SequenceCache:
         before = self.tail.get(layer, (k[:, :0], v[:, :0]))
         keys, values = (torch.cat(pair, 1) for pair in zip(before, (k, v), strict=True))
         self.tail[layer] = keys, values
-        rows = zip(q, keys, values, strict=True)
-        return torch.stack([retrieve(row, self.length, Whole(k, v, policy), policy) for row, k, v in rows])
+        return retrieve_together(q, self.length, keys, values, policy)
+
+    def attend_side_by_side(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` of a branch: the copies are one row each of what they share, which is not copied, and each sees its own tokens."""
+        n, copies, policy = q.shape[1], self.copies, self.policy
+        sinks, tail = self.sinks.get(layer, ()), self.tail.get(layer, ())
+        q, k, v = (x.unflatten(0, (-1, copies)).flatten(1, 2) for x in (q, k, v))
+        keys, values = (
+            torch.cat((*(pair[i] for pair in (sinks, tail) if pair), own), 1) for i, own in enumerate((k, v))
+        )
+        shared, held = keys.shape[1] - k.shape[1], sinks[0].shape[1] if sinks else 0
+        query = (self.length + torch.arange(n, device=q.device)).repeat(copies)
+        key = torch.arange(self.length - (shared - held), self.length, device=q.device)
+        key = torch.cat((torch.arange(held, device=q.device), torch.where(key < policy.sinks, -1, key)))
+        of = torch.arange(copies, device=q.device).repeat_interleave(n)
+        own = visible(query, query, policy) & (of[:, None] == of)
+        shown = torch.cat((visible(query, key, policy), own), 1)[None]
+        rows: Tensor = masked_attention(q, keys, values, shown).unflatten(1, (copies, n)).flatten(0, 1)
+        return rows
 
     def load(self, layer: int, name: str) -> Tensor:
         """See `Cache.load`."""
@@ -244,14 +267,19 @@ class SequenceCache:
         self.length += n
 
     def branch(self, copies: int) -> SequenceCache:
-        """One whose batch holds each of this one's sequences `copies` times, side by side; this one stays as it is."""
+        """One whose batch holds each of this one's sequences `copies` times, side by side; this one stays as it is.
+
+        It takes tokens once, of which none sees another copy's; one copy may go on as this one.
+        """
         twin = SequenceCache(self.config, self.policy, self.batch * copies, self.device, self.dtype)
         twin.length = self.length
 
         def spread(x: Tensor) -> Tensor:
             return x.repeat_interleave(copies, 0)
 
-        twin.sinks = {layer: (spread(k), spread(v)) for layer, (k, v) in self.sinks.items()}
-        twin.tail = {layer: (spread(k), spread(v)) for layer, (k, v) in self.tail.items()}
+        if isinstance(self.policy, RetrievalPolicy):
+            twin.tail = {layer: (spread(k), spread(v)) for layer, (k, v) in self.tail.items()}
+        else:
+            twin.copies, twin.sinks, twin.tail = copies, dict(self.sinks), dict(self.tail)
         twin.parts = {key: spread(x) for key, x in self.parts.items()}
         return twin

@@ -217,7 +217,7 @@ class Paged:
         self.gathered: Tensor | None = None
 
     def pooled(self, spans: int) -> Tensor:
-        """See `History.pooled`."""
+        """See `Scored.pooled`."""
         if self.gathered is None:
             self.gathered = self.pages.pooled[self.layer][:, self.call.strides]
         return self.gathered[:, :spans]

@@ -181,15 +181,19 @@ class Exam:
         if not any(asked):
             return
         for name, remembered in candidates.items():
-            found = correct(self.network, remembered, last, asked, self.tokenizer)
-            missed = [
-                [question for question, good in zip(questions, right, strict=True) if not good]
-                for questions, right in zip(asked, found, strict=True)
-            ]
-            again = alike(self.network, remembered, last, missed, self.tokenizer)
-            for questions, right, second in zip(asked, found, map(iter, again), strict=True):
+            for questions, right in zip(asked, self.right(remembered, last, asked), strict=True):
                 for question, good in zip(questions, right, strict=True):
-                    self.marks.add(paper, question, name, good or next(second))
+                    self.marks.add(paper, question, name, good)
+
+    def right(self, remembered: SequenceCache, last: Tensor, asked: list[list[Question]]) -> list[list[bool]]:
+        """Which of the questions [streams][each], one at least, a memory answers rightly; `last` as in `mark`."""
+        found = correct(self.network, remembered, last, asked, self.tokenizer)
+        missed = [
+            [question for question, good in zip(questions, right, strict=True) if not good]
+            for questions, right in zip(asked, found, strict=True)
+        ]
+        again = alike(self.network, remembered, last, missed, self.tokenizer)
+        return [[good or next(second) for good in right] for right, second in zip(found, map(iter, again), strict=True)]
 
 
 def draw(paper: Paper, rng: np.random.Generator, gallery: Gallery) -> Scene:

@@ -21,9 +21,12 @@ from model.policy import RetrievalPolicy
 ROWS = 64
 """Queries that are scored and attended at once: what they have chosen together is fetched once, and memory stays bounded."""
 
+TOGETHER = 8192
+"""Queries of whole sequences that are scored and attended at once."""
 
-class History(Protocol):
-    """Keys and values of one sequence in one layer, by blocks; the last block may be filled in part."""
+
+class Scored(Protocol):
+    """What blocks are scored by."""
 
     groups: int
     """Heads of keys and values."""
@@ -32,9 +35,24 @@ class History(Protocol):
         """The first `spans` pooled keys, [groups, spans, head]."""
         ...
 
+
+class History(Scored, Protocol):
+    """Keys and values of one sequence in one layer, by blocks; the last block may be filled in part."""
+
     def fetch(self, group: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [len(blocks) * block_size, head] of `blocks` int64 [any]; finite beyond the end."""
         ...
+
+
+class Spans:
+    """Pooled keys [groups, spans, head], of as many sequences as there are groups for."""
+
+    def __init__(self, spans: Tensor) -> None:
+        self.groups, self.spans = len(spans), spans
+
+    def pooled(self, spans: int) -> Tensor:
+        """See `Scored.pooled`."""
+        return self.spans[:, :spans]
 
 
 class Whole:
@@ -49,7 +67,7 @@ class Whole:
         ]
 
     def pooled(self, spans: int) -> Tensor:
-        """See `History.pooled`."""
+        """See `Scored.pooled`."""
         return self.spans[:, :spans]
 
     def fetch(self, group: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +101,39 @@ def retrieve(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -
     return torch.cat(parts)
 
 
-def choose(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -> Tensor:
+def retrieve_together(q: Tensor, first: int, keys: Tensor, values: Tensor, policy: RetrievalPolicy) -> Tensor:
+    """`retrieve` for a batch of sequences of one length, by a mask over all keys: more to compute, but at once and without a word
+    from the host, so that it can be learned from. `q` [batch, n, heads, head], `keys` and `values` [batch, first + n, groups, head].
+    """
+    batch, n = q.shape[:2]
+    size, groups = policy.block_size, keys.shape[2]
+    k, v = (x.transpose(1, 2).flatten(0, 1)[:, None] for x in (keys, values))
+    history = Spans(pool(k[:, 0].detach(), policy))
+    number = torch.arange(-(-(first + n) // size), device=q.device)
+    parts, start, stop = [], first, first + n
+    while start < stop:
+        end = min(start + TOGETHER, stop)
+        if start < policy.dense_len < end:
+            end = policy.dense_len
+        part = q[:, start - first : end - first]
+        heads = part.transpose(1, 2).unflatten(1, (groups, -1)).flatten(0, 1)
+        index = torch.arange(start, end, device=q.device)
+        key = torch.arange(end, device=q.device)
+        shown = (key <= index[:, None])[None]
+        if start >= policy.dense_len:
+            chosen = choose(heads.flatten(0, 1).transpose(0, 1), start, history, policy)
+            seen = (chosen | (number[: chosen.shape[-1]] < policy.init_blocks)).repeat_interleave(size, -1)[..., :end]
+            shown = shown & (seen | (index[:, None] - key < policy.window_size))
+        shape = heads.shape[1]
+        output = F.scaled_dot_product_attention(
+            heads, k[:, :, :end].expand(-1, shape, -1, -1), v[:, :, :end].expand(-1, shape, -1, -1), shown[:, None]
+        )
+        parts.append(output.unflatten(0, (batch, groups)).flatten(1, 2).transpose(1, 2))
+        start = end
+    return torch.cat(parts, 1)
+
+
+def choose(q: Tensor, first: int, history: Scored, policy: RetrievalPolicy) -> Tensor:
     """Which blocks each of `q` [n, heads, head] at `first` and after chooses: bool [groups, n, blocks up to the last query's]."""
     index = torch.arange(first, first + len(q), device=q.device)
     last = first + len(q) - 1
@@ -105,7 +155,7 @@ def choose(q: Tensor, first: int, history: History, policy: RetrievalPolicy) -> 
     return chosen
 
 
-def block_scores(q: Tensor, index: Tensor, history: History, policy: RetrievalPolicy, blocks: int) -> Tensor:
+def block_scores(q: Tensor, index: Tensor, history: Scored, policy: RetrievalPolicy, blocks: int) -> Tensor:
     """Scores float32 [groups, n, blocks] of the first `blocks` blocks for `q` [n, heads, head] at `index` int64 [n]."""
     stride, parts, ratio = policy.kernel_stride, policy.kernel_size // policy.kernel_stride, policy.ratio
     spans = max(0, (int(index[-1]) - policy.kernel_size) // stride + 1)

@@ -117,13 +117,21 @@ def prepare(
 class Lessons(Dataset[Lesson]):
     """Lesson `(index, steps, streams)` of a run, the same for the same seed; for a DataLoader's workers."""
 
-    def __init__(self, seed: int, questions: int, gallery: Gallery, config: InfiniteVLConfig) -> None:
-        self.seed, self.questions, self.gallery, self.config = seed, questions, gallery, config
+    def __init__(
+        self, seed: int, questions: int, gallery: Gallery, config: InfiniteVLConfig, vocabulary: Path = TOKENIZER
+    ) -> None:
+        self.seed, self.questions, self.gallery, self.config, self.vocabulary = (
+            seed,
+            questions,
+            gallery,
+            config,
+            vocabulary,
+        )
         self.tokenizer: Tokenizer | None = None
 
     def __getitem__(self, key: tuple[int, int, int]) -> Lesson:
         if self.tokenizer is None:
-            self.tokenizer = Tokenizer.load(TOKENIZER, self.config)
+            self.tokenizer = Tokenizer.load(self.vocabulary, self.config)
         index, steps, streams = key
         for attempt in range(ATTEMPTS):
             try:
@@ -137,8 +145,13 @@ class Lessons(Dataset[Lesson]):
 
 @dataclass
 class Curriculum:
-    """Chooses each lesson's length from how far the training is; iterated by the DataLoader ahead of the training."""
+    """Chooses each lesson's length from how far the training is; iterated by the DataLoader ahead of the training.
 
+    `stages`: up to which progress, and each length's share, as `model.training.stages.mixture` has them. What it chooses for a
+    lesson depends on the lesson's index alone, so that a resumed run has the lessons of the one it resumes.
+    """
+
+    stages: tuple[tuple[float, dict[int, float]], ...]
     seed: int
     steps: int
     """Frame steps in a lesson, whatever the streams' length."""
@@ -149,23 +162,15 @@ class Curriculum:
     """Which of `parts` that take lessons of the same lengths side by side, each lessons of its own."""
     parts: int = 1
 
-    STAGES = (
-        (0.05, {4: 0.6, 8: 0.4}),
-        (0.15, {4: 0.25, 8: 0.35, 16: 0.4}),
-        (0.35, {8: 0.3, 16: 0.3, 32: 0.25, 64: 0.15}),
-        (0.60, {8: 0.2, 16: 0.25, 32: 0.25, 64: 0.2, 128: 0.10}),
-        (9.99, {8: 0.06, 16: 0.12, 32: 0.18, 64: 0.26, 128: 0.22, 256: 0.16}),
-    )
-
     def lengths(self) -> list[int]:
         """Those of lessons that are still to come."""
-        return sorted({steps for until, stage in self.STAGES if until > self.progress for steps in stage})
+        return sorted({steps for until, stage in self.stages if until > self.progress for steps in stage})
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        rng = np.random.default_rng((self.seed, self.first))
         index = self.first
         while True:
-            lengths = next(stage for until, stage in self.STAGES if self.progress < until)
+            rng = np.random.default_rng((self.seed, index))
+            lengths = next(stage for until, stage in self.stages if self.progress < until)
             steps = int(rng.choice(list(lengths), p=list(lengths.values())))
             steps = min(steps, self.steps)
             yield index * self.parts + self.part, steps, max(1, self.steps // steps)

@@ -1,4 +1,4 @@
-"""Makes a checkpoint folder of a training run: `python -m model.training.export runs/nano model/nano`."""
+"""Makes a checkpoint folder of a stage: `python -m model.training.export runs/online checkpoints/online`."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ from pathlib import Path
 import torch
 
 from model.checkpoint import save_checkpoint
-from model.config import nano
-from model.families.infinitevl import InfiniteVL
 from model.training.dataset import TOKENIZER
-from model.training.trainer import read_weights
+from model.training.saving import CURVE, STATE, Saved
+from model.training.stages import StageError
 
-KEPT = ("log.csv", "state.json", "marks.json")
-"""What a run says of itself, kept beside the weights."""
+KEPT = (CURVE, STATE, "marks.json")
+"""What a stage says of itself, kept beside the weights."""
 
 
 def export(run: Path, folder: Path) -> None:
-    """Writes the running mean of a run's weights as a checkpoint (float16), and the run's log and recipe into `training/`."""
-    model = InfiniteVL(nano())
-    weights = read_weights(run, "mean")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    save_checkpoint(model, TOKENIZER, folder, torch.float16)
+    """Writes the running mean of a stage's weights as a checkpoint (float16), and what it says of itself into `training/`.
+
+    Raises StageError.
+    """
+    saved = Saved(run)
+    vocabulary = saved.standing.recipe.get("vocabulary")
+    save_checkpoint(saved.network(), Path(str(vocabulary)) if vocabulary else TOKENIZER, folder, torch.float16)
     (folder / "training").mkdir(exist_ok=True)
     for name in KEPT:
-        shutil.copy(run / name, folder / "training" / name)
+        if (saved.record / name).is_file():
+            shutil.copy(saved.record / name, folder / "training" / name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder that the training wrote")
+    parser.add_argument("run", type=Path, help="folder that a stage wrote")
     parser.add_argument("folder", type=Path, help="checkpoint folder to write")
     given = parser.parse_args()
-    export(given.run, given.folder)
+    try:
+        export(given.run, given.folder)
+    except StageError as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from model.ops.dispatch import delta_rule
 from model.ops.rope import Rotation, rotation
 from model.training.kernels import Rotate, ShortConvolution, SplitRotate, SwiGLU
 from model.training.norm_kernels import AddNorm, GatedNorm, Norm
+from model.training.pair import Pair
 
 
 def joint(x: Tensor, *parts: nn.Linear) -> Tensor:
@@ -121,6 +122,10 @@ def forward(decoder: Decoder, x: Tensor, positions: Tensor, cache: Cache, output
         inner = stream.normed(layer.input_layernorm)
         if isinstance(layer.self_attn, Attention):
             stream.branch = attend(layer.self_attn, inner, by, cache)
+        elif isinstance(layer.self_attn, Pair):
+            pair = layer.self_attn
+            learned = remember(pair.student, inner, cache, outputs or i < final)
+            stream.branch = pair.compare(attend(pair.teacher, inner, by, cache), learned)
         else:
             assert isinstance(layer.self_attn, GatedDeltaNet)
             stream.branch = remember(layer.self_attn, inner, cache, outputs or i < final)
@@ -131,14 +136,14 @@ def forward(decoder: Decoder, x: Tensor, positions: Tensor, cache: Cache, output
 
 
 def patch_fused(model: InfiniteVL) -> None:
-    """Makes `model` compute by these functions while it trains."""
+    """Makes `model` compute by these functions while it is in training mode."""
     plain = model.visual.forward, model.model.forward
 
     def visual(self: VisionTower, patches: Tensor, height: int, width: int) -> Tensor:
-        return see(self, patches, height, width) if torch.is_grad_enabled() else plain[0](patches, height, width)
+        return see(self, patches, height, width) if self.training else plain[0](patches, height, width)
 
     def decoder(self: Decoder, x: Tensor, positions: Tensor, cache: Cache, outputs: bool = True) -> Tensor | None:
-        run = forward if torch.is_grad_enabled() else None
+        run = forward if self.training else None
         return run(self, x, positions, cache, outputs) if run else plain[1](x, positions, cache, outputs)
 
     model.visual.forward = MethodType(visual, model.visual)

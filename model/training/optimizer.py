@@ -7,6 +7,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from model.training.saving import narrowed, widened
+
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Nearest semi-orthogonal matrices of [n, rows, columns] by five Newton-Schulz steps (Muon, Jordan et al. 2024)."""
@@ -23,16 +25,15 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Optimizer:
-    """Steps `model`'s parameters. Moments are not kept between runs: they are rebuilt within the warm-up of the next.
+    """Steps named parameters.
 
     The matrices' learning rate is `lr` with updates scaled to AdamW's size (Moonlight, arXiv 2502.16982, eq. 4).
     """
 
     MOMENTUM, DECAY, CLIP, SMALL = 0.95, 0.02, 1.0, 0.5
 
-    def __init__(self, model: nn.Module, extra: nn.Module, shares: int = 1) -> None:
+    def __init__(self, named: list[tuple[str, nn.Parameter]], shares: int = 1) -> None:
         """`shares`: how many processes' gradients are summed into each parameter's before a step."""
-        named = [*model.named_parameters(), *(("extra." + name, p) for name, p in extra.named_parameters())]
         self.names = [name for name, _ in named]
         self.params = [p for _, p in named]
         self.masters = [p.detach().float().clone() for p in self.params]
@@ -124,6 +125,34 @@ class Optimizer:
         torch._foreach_copy_(list[Tensor](self.params), self.masters)
         self.norm.copy_(norm)
 
+    def moments(self) -> dict[str, Tensor]:
+        """All moments by parameter, narrow, for `restore`: float8 with a scale of those of matrices, bfloat16 of the others."""
+        kept: dict[str, Tensor] = {}
+        for group, momentum in zip(self.groups, self.momenta, strict=True):
+            for i, one in zip(group, momentum.unbind(0), strict=True):
+                kept["momentum." + self.names[i]], kept["scale." + self.names[i]] = narrowed(one)
+        for i in self.others:
+            for key, value in self.adam.state.get(self.masters[i], {}).items():
+                kept[f"{key}.{self.names[i]}"] = value.float() if key == "step" else value.bfloat16()
+        return kept
+
+    @torch.no_grad()
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        """Goes on with what `moments` gave."""
+        for group, momentum in zip(self.groups, self.momenta, strict=True):
+            for i, one in zip(group, momentum.unbind(0), strict=True):
+                one.copy_(widened(kept["momentum." + self.names[i]], kept["scale." + self.names[i]]))
+        for i in self.others:
+            name, state = self.names[i], self.adam.state[self.masters[i]]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{key}.{name}" not in kept:
+                    continue  # saved before its first step
+                value = kept[f"{key}.{name}"].float()
+                if key in state:
+                    state[key].copy_(value)
+                else:
+                    state[key] = value.clone()
+
     def forget(self) -> None:
         """Puts all moments to nothing, where they lie."""
         for momentum in self.momenta:
@@ -138,6 +167,20 @@ class Optimizer:
             for name, master, p in zip(self.names, self.masters, self.params, strict=True):
                 master.copy_(weights[name])
                 p.copy_(master)
+
+    @staticmethod
+    def gather(x: Tensor) -> Tensor:
+        """A master or a mean of one, whole: here it is."""
+        return x
+
+    @staticmethod
+    def fill(place: Tensor, value: Tensor) -> None:
+        """Puts a whole tensor where such a one lies."""
+        place.copy_(value)
+
+    def average(self, mean: list[Tensor], share: float) -> None:
+        """Moves a running mean of the masters towards them by `share`."""
+        torch._foreach_lerp_(mean, self.masters, share)
 
     def weights(self) -> dict[str, Tensor]:
         """The masters by name."""

@@ -1,24 +1,26 @@
-"""Trains the nano on the world: `python -m model.training.train --out runs/nano --minutes 8 --total 16`.
+"""Trains a stage on the world: `python -m model.training.train teacher --out runs/teacher --minutes 9`.
 
-One command, resumable: `--resume FOLDER` goes on from another run's folder (something is saved every minute and when the
-run is told to end) or from a checkpoint that was exported of one, as model/nano. Lengths and learning rate follow the clock,
-so a run does what its minutes allow.
+The stages are the paper's: `teacher` (attention in every layer), `distil --from runs/teacher` (three of four layers become Gated
+DeltaNet, first layer by layer, then by the logits), `tune --from runs/distil` (or from nothing), and
+`long --from runs/base --policy online` (or offline, window, base: long streams are one frame in five).
+The same command again goes on where the last was killed: something is saved every minute, and when the run is told to end.
+Learning rate and lengths follow the clock, so a run does what its minutes allow; `--total` says how many the stage has in all.
 On several GPUs: `torchrun --standalone --nproc-per-node 2 -m model.training.train …`.
-Writes weights, their running mean (what is shipped), log.csv, state.json (with its recipe) and marks.json.
+Writes weights, their running mean (what is examined and shipped), the optimizer's moments, curve.jsonl and state.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,12 +33,16 @@ from model.evaluation.run import examine, table
 from model.tokenizer import Tokenizer
 from model.training.cuda import keep_caches, trust_fla
 from model.training.dataset import TOKENIZER, Curriculum, Lesson, Lessons
-from model.training.trainer import POLICIES, Learner, Recipe, record
+from model.training.objectives import objective
+from model.training.optimizer import Optimizer
+from model.training.probe import Probe
+from model.training.saving import CURVE, put, save
+from model.training.stages import MEMBERS, SIZES, STAGES, Recipe, StageError, mixture
+from model.training.start import Start, begin, part_of
+from model.training.trainer import Learner
 from model.world.render import Assets, Painter
 from model.world.tokenise import SKILLS
 
-SAVED_EVERY = 1.0
-"""Minutes after which a run that is killed would have lost something."""
 CLUTTER = 40
 """Pieces of video of nothing in particular."""
 AHEAD = 3
@@ -45,11 +51,12 @@ AHEAD = 3
 
 def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[int]) -> None:
     """Learns from each length at a rate of nothing, makes it a graph, and puts the weights back."""
+    assert isinstance(learner.optimizer, Optimizer)
     before = {name: master.clone() for name, master in learner.optimizer.weights().items()}
     share = learner.recipe.steps // learner.recipe.devices
 
     def lesson(steps: int) -> tuple[Lesson, Tensor, Tensor]:
-        made = lessons[10**9 + steps, steps, share // steps]
+        made = lessons[10**9 + steps, steps, max(1, share // steps)]
         return made, *painter.patches(made.sheet, made.seed, learner.dtype)
 
     def timed(steps: int, repeats: int) -> float:
@@ -65,7 +72,8 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[
     from model.training.fused import patch_fused
 
     trust_fla()
-    patch_fused(learner.model)
+    for network in (learner.objective.model, *learner.objective.shown):
+        patch_fused(network)
     for steps in lengths:
         start = time.perf_counter()
         eager = timed(steps, 2)
@@ -85,7 +93,7 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[
           f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most", flush=True)  # fmt: skip
     learner.optimizer.load(before)
     learner.optimizer.forget()
-    learner.tally.zero_()
+    learner.objective.tally.zero_()
 
 
 def keep(lesson: Lesson) -> Lesson:
@@ -122,133 +130,271 @@ def agreed(number: float, devices: int) -> float:
     return float(shared)
 
 
-def train(recipe: Recipe, out: Path, resume: Path | None, caches: Path | None, device: torch.device) -> None:
-    """Trains and examines within `recipe.minutes` and saves into `out`."""
-    launch = time.monotonic()
-    rank = dist.get_rank() if recipe.devices > 1 else 0
-    out.mkdir(parents=True, exist_ok=True)
+class Curve:
+    """A stage's rows, as JSON lines; sums since the last row survive a save."""
+
+    def __init__(self, path: Path, rows: list[dict[str, Any]], since: dict[str, Any], silent: bool) -> None:
+        self.path, self.silent, self.recent = path, silent, list[Tensor]()
+        self.sums: list[float] = since.get("sums", [])
+        self.count: int = since.get("count", 0)
+        self.tally: list[list[float]] | None = since.get("tally")
+        if not silent:
+            written = path.with_name(path.name + ".new")
+            written.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            written.replace(path)
+
+    def fold(self, tally: Tensor) -> None:
+        """Takes what was measured since into the sums, and clears it."""
+        if self.recent:
+            sums = torch.stack(self.recent).double().sum(0).tolist()
+            self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
+            self.count += len(self.recent)
+            self.recent.clear()
+        before = self.tally or [[0.0] * len(SKILLS)] * 2
+        self.tally = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(before, tally.tolist(), strict=True)]
+        tally.zero_()
+
+    def since(self) -> dict[str, Any]:
+        """What `Standing.since` keeps."""
+        return {"sums": self.sums, "count": self.count, "tally": self.tally}
+
+    def close(self, names: tuple[str, ...], tally: Tensor) -> dict[str, Any]:
+        """Means of what was measured since the last row, by name, and each skill's share of right answers; begins anew."""
+        self.fold(tally)
+        assert self.tally is not None
+        means = {name: round(x / self.count, 6) for name, x in zip((*names, "norm"), self.sums, strict=True)}
+        right = {s: round(r / a, 4) for s, r, a in zip(SKILLS, *self.tally, strict=True) if a}
+        self.sums, self.count, self.tally = [], 0, None
+        return means | ({"right": right} if right else {})
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Appends a row, for whoever follows along too."""
+        if not self.silent:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class Training:
+    """A stage that is being learned, and what is saved of it."""
+
+    def __init__(
+        self, recipe: Recipe, start: Start, out: Path, device: torch.device, clock: Callable[[], float]
+    ) -> None:
+        self.recipe, self.start, self.out, self.device, self.clock = recipe, start, out, device, clock
+        self.standing = start.standing
+        self.rank = dist.get_rank() if recipe.devices > 1 else 0
+        assets = Assets.load().cluttered(CLUTTER)
+        self.painter = Painter(assets, device)
+        share = recipe.steps // recipe.devices, recipe.questions // recipe.devices
+        self.curriculum = Curriculum(
+            mixture(recipe), recipe.seed, share[0], self.standing.step, part=self.rank, parts=recipe.devices
+        )
+        vocabulary = Path(recipe.vocabulary) if recipe.vocabulary else TOKENIZER
+        self.tokenizer = Tokenizer.load(vocabulary, start.network.config)
+        self.lessons = Lessons(recipe.seed, share[1], assets.gallery, start.network.config, vocabulary)
+        asked = self.rank == 0 and any(recipe.probes) and not recipe.sharded  # all processes would have to answer
+        self.probe = Probe(recipe, self.painter, self.tokenizer) if asked else None
+        self.curve = Curve(out / CURVE, start.curve, dict(self.standing.since), self.rank > 0)
+        self.saved_part = ""
+
+    def prepare(self, part: str) -> Learner:
+        """What learns a part, ready to."""
+        made = objective(part, self.start.network, self.start.teacher, self.recipe.frozen)
+        learner = Learner(self.recipe, made, self.device)
+        kinds = self.start.kinds
+        if kinds and part != self.standing.part:
+            kinds = {kind: x for kind, x in kinds.items() if kind != "moments"}
+        if kinds:
+            learner.take({kind: x for kind, x in kinds.items() if kind != "moments"})
+        if self.device.type == "cuda" and not self.recipe.sharded:
+            warm_up(learner, self.painter, self.lessons, self.curriculum.lengths())
+        if kinds.get("moments"):
+            learner.optimizer.restore({name: x.to(self.device) for name, x in kinds["moments"].items()})
+        if part != self.standing.part:
+            self.standing.part, self.standing.fresh = part, self.standing.step
+        self.start.kinds = {}
+        return learner
+
+    def change(self, learner: Learner, part: str) -> Learner:
+        """The next part, which goes on with the weights of the one that is over."""
+        put(self.start.network, learner.means(), "the part before")
+        return self.prepare(part)
+
+    def save(self, learner: Learner) -> None:
+        """Asks the probe, then saves; the learning goes on from what was saved, as a resumed run would."""
+        if self.probe is not None and self.standing.part != "matching":
+            self.curve.add(self.row() | {"probe": self.probe.ask(learner)})
+        self.curve.fold(learner.objective.tally)
+        kinds = learner.snapshot()
+        learner.take(kinds)
+        if self.rank > 0:
+            return
+        if self.saved_part == self.standing.part:
+            del kinds["frozen"]  # is what it was
+        self.standing.since, self.standing.recipe = self.curve.since(), asdict(self.recipe)
+        save(self.out, kinds, self.standing)
+        self.saved_part = self.standing.part
+
+    def row(self) -> dict[str, Any]:
+        """How a row begins."""
+        return {"step": self.standing.step, "minutes": round(self.standing.minutes, 4), "part": self.standing.part}
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at this share of the stage's minutes."""
+        recipe, since = self.recipe, self.standing.step - self.standing.fresh
+        lr = recipe.lr * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return lr * min(1.0, (since + 1) / recipe.warmup)
+
+    def run(self, launch: float) -> Learner:
+        """Learns for as long as the run and the stage have minutes."""
+        recipe, standing, clock = self.recipe, self.standing, self.clock
+        done, total = standing.minutes, recipe.total
+        if total is not None and done >= total:
+            raise StageError(f"{self.out} has had its {total:g} minutes of {recipe.stage}: give it more with --total")
+        progress = done / total if total else 0.0
+        self.curriculum.progress = progress
+        learner = self.prepare(part_of(recipe.stage, progress))
+        supply = feed(self.lessons, self.curriculum, recipe.workers)
+        beginning = clock()
+        allowed = recipe.minutes - (beginning - launch + recipe.exam) / 60
+        recipe.total = standing.total = total = total or agreed(done + allowed, recipe.devices)
+        bar = tqdm(
+            total=round(allowed, 2), unit="min", bar_format="{l_bar}{bar}| {n:.2f}/{total} {postfix}", mininterval=10,
+            disable=self.rank > 0,
+        )  # fmt: skip
+        queue: list[torch.cuda.Event] = []
+        stop, kept = Stop(), 0.0
+        while True:
+            passed = agreed((clock() - beginning) / 60, recipe.devices)
+            standing.minutes = done + passed
+            progress = min(1.0, standing.minutes / total)
+            if passed >= allowed or progress >= 1.0 or agreed(float(stop.asked), recipe.devices):
+                break
+            if passed > kept + recipe.saved:
+                self.save(learner)
+                kept = passed
+            self.curriculum.progress = progress
+            part = part_of(recipe.stage, progress)
+            if part != standing.part:
+                before = clock()
+                learner = self.change(learner, part)
+                beginning += clock() - before
+            lr = self.rate(progress)
+            guide = recipe.guide[0] + (recipe.guide[1] - recipe.guide[0]) * min(1.0, progress / 0.25)
+            lesson = next(supply)
+            patches, labels = self.painter.patches(lesson.sheet, lesson.seed, learner.dtype)
+            self.curve.recent.append(learner.learn(lesson, patches, labels, lr, guide))
+            standing.step += 1
+            if self.device.type == "cuda":
+                queue.append(torch.cuda.Event())
+                queue[-1].record()
+                if len(queue) > AHEAD:
+                    queue.pop(0).synchronize()
+            if standing.step % 5 == 0:
+                learner.average()
+            if standing.step % recipe.told == 0:
+                row = self.row() | {"lr": float(f"{lr:.3e}"), "length": lesson.steps}
+                row |= self.curve.close(learner.objective.LOSSES, learner.objective.tally)
+                self.curve.add(row)
+                learner.agree()
+                first = learner.objective.LOSSES[0]
+                bar.set_postfix_str(
+                    f"step {standing.step} {standing.part} {first} {row[first]:.3f} norm {row['norm']:.2f}"
+                )
+                bar.n = round(passed, 2)
+                bar.refresh()
+        bar.close()
+        self.save(learner)
+        self.over = not stop.asked
+        return learner
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    origin: str | None,
+    device: torch.device,
+    *,
+    caches: Path | None = None,
+    size: str | None = None,
+    tower: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Learns a stage within `recipe.minutes` and saves into `out`, from `origin` (see `begin`). Raises StageError."""
+    launch = clock()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    start = begin(recipe, out, origin, size, tower)
+    out.mkdir(parents=True, exist_ok=True)
     if device.type == "cuda":
         if caches is not None:
             keep_caches(caches)
         limit_autotuning()
-    assets = Assets.load().cluttered(CLUTTER)
-    learner = Learner(recipe, device)
-    done, first, log = 0.0, 0, []
-    if resume is not None:
-        state = learner.load(resume)
-        done, first = state["minutes"], state["step"]
-        log = list(csv.reader((record(resume) / "log.csv").open()))[1:]
-    share = recipe.steps // recipe.devices, recipe.questions // recipe.devices
-    curriculum = Curriculum(recipe.seed, share[0], first, done / recipe.total, rank, recipe.devices)
-    lessons = Lessons(recipe.seed, share[1], assets.gallery, learner.model.config)
-    supply = feed(lessons, curriculum, recipe.workers)
-    painter = Painter(assets, device)
-    count = sum(p.numel() for p in learner.model.parameters())
-    print(f"{count / 1e6:.2f} M parameters, {len(lessons.gallery.fonts['train'])} fonts, on {device}", flush=True)
-    if device.type == "cuda":
-        warm_up(learner, painter, lessons, curriculum.lengths())
-    header = ["step", "minutes", "lr", "length", "loss", "guiding", "norm", *SKILLS]
-    begin, step, recent = time.monotonic(), first, []
-    allowed = recipe.minutes - (begin - launch + recipe.exam) / 60
-    bar = tqdm(
-        total=round(allowed, 2), unit="min", bar_format="{l_bar}{bar}| {n:.2f}/{total} {postfix}", mininterval=10,
-        disable=rank > 0,
-    )  # fmt: skip
-    queue: list[torch.cuda.Event] = []
-
-    def keep_run() -> None:
-        with (out / "log.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([header, *log])
-        learner.save(out, {"minutes": done + passed, "step": step, "recipe": asdict(recipe)})
-
-    stopped, kept = Stop(), 0.0
-    while True:
-        passed = agreed((time.monotonic() - begin) / 60, recipe.devices)
-        if passed >= allowed or agreed(float(stopped.asked), recipe.devices):
-            break
-        if rank == 0 and passed > kept + SAVED_EVERY:
-            keep_run()
-            kept = passed
-        progress = min(1.0, (done + passed) / recipe.total)
-        curriculum.progress = progress
-        lr = recipe.lr * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-        lr *= min(1.0, (step - first + 1) / (recipe.rewarm if resume else recipe.warmup))
-        guide = recipe.guide[0] + (recipe.guide[1] - recipe.guide[0]) * min(1.0, progress / 0.25)
-        lesson = next(supply)
-        patches, labels = painter.patches(lesson.sheet, lesson.seed, learner.dtype)
-        recent.append(learner.learn(lesson, patches, labels, lr, guide))
-        step += 1
-        if device.type == "cuda":
-            queue.append(torch.cuda.Event())
-            queue[-1].record()
-            if len(queue) > AHEAD:
-                queue.pop(0).synchronize()
-        if step % 5 == 0:
-            learner.average()
-        if step % 50 == 0:
-            values = torch.stack(recent).mean(0).tolist()
-            right, asked = learner.tally.tolist()
-            scores = [f"{r / a:.3f}" if a else "" for r, a in zip(right, asked, strict=True)]
-            log.append(
-                [
-                    str(step),
-                    f"{done + passed:.3f}",
-                    f"{lr:.2e}",
-                    str(lesson.steps),
-                    *(f"{v:.4f}" for v in values),
-                    *scores,
-                ]
-            )
-            learner.tally.zero_()
-            learner.agree()
-            recent.clear()
-            bar.set_postfix_str(f"step {step} loss {values[0]:.3f} guide {values[1]:.3f} norm {values[2]:.2f}")
-            bar.n = round(passed, 2)
-            bar.refresh()
-    bar.close()
-    if rank > 0:
+    count = sum(p.numel() for p in start.network.parameters())
+    print(f"{recipe.stage}, {recipe.policy}: {count / 1e6:.2f} M parameters on {device}, from {start.standing.origin or 'nothing'}"
+          f" at step {start.standing.step}", flush=True)  # fmt: skip
+    training = Training(recipe, start, out, device, clock)
+    learner = training.run(launch)
+    if training.rank > 0 or not training.over or not recipe.exam:
         return
-    keep_run()
-    if log:
-        print(dict(zip(header, log[-1], strict=True)), flush=True)
-    if stopped.asked:
-        return
-    learner.optimizer.load(dict(zip(learner.optimizer.names, learner.mean, strict=True)))
-    tokenizer = Tokenizer.load(TOKENIZER, learner.model.config)
-    marks = examine(learner.model, painter, tokenizer, budget=recipe.minutes * 60 - (time.monotonic() - launch) - 5)
+    put(start.network, learner.means(), "the stage")
+    network = start.network.to(device, learner.dtype).eval()
+    budget = recipe.minutes * 60 - (clock() - launch) - 5
+    marks = examine(network, training.painter, training.tokenizer, budget=budget)
     (out / "marks.json").write_text(json.dumps(marks.rows()))
     print("\n".join(table(marks)), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for weights and logs")
-    parser.add_argument("--resume", type=Path, help="folder of the run to go on from")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for weights and curve; goes on with what it holds"
+    )
+    parser.add_argument("--from", dest="origin", help="folder of the stage before, or of this stage to go on with")
     parser.add_argument("--minutes", type=float, required=True, help="wall-clock minutes of this run")
-    parser.add_argument("--total", type=float, required=True, help="minutes of learning over all runs")
+    parser.add_argument("--total", type=float, help="minutes of learning over all runs (default: what this run has)")
+    parser.add_argument("--policy", choices=MEMBERS, help="attention policy of tune and long")
+    parser.add_argument("--size", choices=SIZES, help="what is trained from nothing (default: nano)")
+    parser.add_argument("--tower", type=Path, help="checkpoint whose vision tower is taken and kept")
+    parser.add_argument("--longest", type=int, help="steps of the longest streams")
     parser.add_argument("--caches", type=Path, help="folder for compiled kernels")
-    parser.add_argument("--exam", type=float, default=45.0, help="seconds kept for the examination")
+    parser.add_argument("--exam", type=float, default=0.0, help="seconds kept for the nano's examination")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--policy", choices=POLICIES, default="online")
     parser.add_argument("--steps", type=int, default=1024, help="frame steps in a batch")
     parser.add_argument("--questions", type=int, default=1024, help="questions in a batch")
-    parser.add_argument("--lr", type=float, default=Recipe.lr, help="highest learning rate")
+    parser.add_argument("--lr", type=float, help="highest learning rate (default: the stage's)")
+    parser.add_argument(
+        "--shard", action="store_true", help="share weights and optimizer between torchrun's processes (FSDP2)"
+    )
     parser.add_argument("--workers", type=int, default=14, help="processes that make lessons")
     given = parser.parse_args()
+    stage = STAGES[given.stage]
+    chosen = given.policy or stage.policies[0]
+    if chosen not in stage.policies:
+        parser.error(f"{stage.name} learns with the policy {', '.join(stage.policies)} only")
     device, devices = join(torch.device(given.device))
+    if given.shard and devices == 1:
+        parser.error("--shard shares between processes: start them by torchrun")
+    rate = stage.sharded_lr if given.shard else stage.lr
     recipe = Recipe(
+        given.stage,
         given.minutes,
         given.total,
+        chosen,
         given.exam,
         steps=given.steps,
         questions=given.questions,
-        lr=given.lr,
-        policy=given.policy,
+        lr=given.lr or rate,
+        longest=given.longest or stage.longest,
         workers=given.workers,
         devices=devices,
+        sharded=given.shard,
+        probes=Recipe.probes if device.type == "cuda" else (2, 1),
     )
-    train(recipe, given.out, given.resume, given.caches, device)
+    try:
+        train(recipe, given.out, given.origin, device, caches=given.caches, size=given.size, tower=given.tower)
+    except (StageError, FileNotFoundError) as error:
+        parser.exit(1, f"{error}\n")
     if devices > 1:
         # One examines while the others are done; those that leave first have been seen to wait for ever.
         agreed(0.0, devices)

@@ -1,64 +1,24 @@
-"""What learns: the model with its optimizer, one lesson at a time; on CUDA as one graph a length, on several devices together."""
+"""What learns: an objective with its optimizer, one lesson at a time; on CUDA as one graph a length, on several devices together."""
 
 from __future__ import annotations
 
-import itertools
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.checkpoint import WHOLE
-from model.config import FULL, AttentionPolicy, nano
-from model.families.infinitevl import InfiniteVL
-from model.training.cuda import initialise
 from model.training.dataset import Lesson
+from model.training.objectives import Objective
 from model.training.optimizer import Optimizer
-from model.world.render import CLASSES
-from model.world.tokenise import SKILLS
+from model.training.stages import Recipe
 
-GRID = (16, 16)
-POLICIES = {"online": nano().policy, "window": AttentionPolicy(sinks=0, window=576), "base": FULL}
-WEIGHT_FILES = 2
+if TYPE_CHECKING:
+    from model.training.sharding import ShardedOptimizer
+
 ROWS = 7
 """Answer tokens a question that a round has room for, on the average."""
-
-
-@dataclass
-class Recipe:
-    """A run's configuration."""
-
-    minutes: float
-    """Wall-clock minutes of this run, warm-up and examination included."""
-    total: float
-    """Minutes of learning in the whole training, over all runs: what the learning rate and the lengths follow."""
-    exam: float = 45.0
-    """Seconds kept for the examination at the end."""
-    seed: int = 0
-    steps: int = 1024
-    """Frame steps (of two frames) in a batch, over all devices."""
-    questions: int = 1024
-    lr: float = 3e-3
-    warmup: int = 150
-    rewarm: int = 60
-    """Optimizer steps of warm-up, at the start and after a resume."""
-    floor: float = 0.02
-    """Learning rate at the end, as a share of `lr`."""
-    guide: tuple[float, float] = (0.5, 0.2)
-    """Weight of the guiding loss (what each patch shows) at the start and from a quarter of the training on."""
-    mean: float = 0.99
-    """Decay of the running mean of the weights, taken every 5 optimizer steps."""
-    policy: str = "online"
-    workers: int = 14
-    """Processes that make lessons, for each device."""
-    devices: int = 1
 
 
 def padded(array: np.ndarray, size: int, value: int) -> np.ndarray:
@@ -81,25 +41,28 @@ def arrays(lesson: Lesson) -> dict[str, np.ndarray]:
 
 
 class Learner:
-    """The model with its optimizer."""
+    """An objective with its optimizer."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(self, recipe: Recipe, objective: Objective, device: torch.device) -> None:
+        self.recipe, self.device, self.objective = recipe, device, objective
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        torch.manual_seed(recipe.seed)
-        config = nano().with_policy(POLICIES[recipe.policy])
-        self.model = InfiniteVL(config)
-        initialise(self.model)
-        self.guide = nn.Linear(config.decoder.hidden_size, 4 * CLASSES)
-        for module in (self.model, self.guide):
-            module.to(device, self.dtype)
-        for name, p in self.model.named_parameters():
-            if name.endswith(("A_log", "dt_bias")):
-                p.data = p.data.float()
-        self.optimizer = Optimizer(self.model, self.guide, recipe.devices)
-        self.mean = [master.clone() for master in self.optimizer.masters]
-        self.tally = torch.zeros(2, len(SKILLS), device=device)
-        self.weight, self.losses = torch.zeros((), device=device), torch.zeros(2, device=device)
+        learned = {name for name, _ in objective.trained()}
+        self.frozen = {name: x.to(torch.float16) for name, x in objective.whole().items() if name not in learned}
+        for name, x in objective.whole().items():
+            if name in self.frozen:
+                x.copy_(self.frozen[name])  # what is saved is what is learned with
+        objective.place(device, torch.float32 if recipe.sharded else self.dtype)
+        self.optimizer: Optimizer | ShardedOptimizer
+        if recipe.sharded:
+            from model.training.sharding import ShardedOptimizer, shard  # loads torch's compiler
+
+            shard(objective, self.dtype)
+            self.optimizer = ShardedOptimizer(objective.trained())
+        else:
+            self.optimizer = Optimizer(objective.trained(), recipe.devices)
+        self.mean = [master.detach().clone() for master in self.optimizer.masters]
+        self.weight = torch.zeros((), device=device)
+        self.losses = torch.zeros(len(objective.LOSSES), device=device)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self.pool: Any = None
 
@@ -110,42 +73,15 @@ class Learner:
             return tensors
         return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
 
-    def answers(self, i: int, steps: int, given: dict[str, Tensor], memory: Any) -> Tensor:
-        """Loss of round `i` of questions; counts whose whole answer is the most likely one."""
-        seconds, targets, skill = given["seconds"], given[f"targets{i}"], given[f"skill{i}"]
-        logits = self.model.answer(given[f"tokens{i}"], seconds[:, steps - 1], GRID, memory, given[f"rows{i}"])
-        loss = F.cross_entropy(logits, targets)
-        with torch.no_grad():
-            hit = ((logits.argmax(-1) == targets) | (targets < 0)).float()
-            right = torch.ones(len(skill) + 1, device=self.device)
-            right = right.scatter_reduce(0, given[f"owner{i}"], hit, "amin")[:-1]
-            self.tally[0].scatter_add_(0, skill, right)
-            self.tally[1].scatter_add_(0, skill, torch.ones_like(right))
-        return loss
-
     def differentiate(self, cuts: list[int], given: dict[str, Tensor]) -> None:
-        """Gradients of one lesson whose questions are asked after `cuts` steps; leaves answer loss and guiding loss in `losses`."""
+        """Gradients of one lesson whose questions are asked after `cuts` steps; leaves what is told of it in `losses`."""
         self.optimizer.clear()
-        seconds = given["seconds"]
-        seen = self.model.visual(given["patches"], *GRID)
-        x = seen.unflatten(0, (len(seconds), -1))
-        memory, start, losses = None, 0, []
-        for i, steps in enumerate(cuts):
-            part = slice(start, steps)
-            memory = self.model.forward(x[:, part], GRID, seconds[:, part], memory)
-            losses.append(self.answers(i, steps, given, memory))
-            start = steps
-        loss = torch.stack(losses).mean()
-        half = seen.unflatten(0, (-1, 2)).index_select(1, given["guided"]).flatten(0, 1)
-        label = given["labels"].unflatten(0, (-1, 2)).index_select(1, given["guided"]).flatten()
-        error = F.cross_entropy(self.guide(half).view(-1, CLASSES).float(), label, reduction="none")
-        something = (label > 0).float()
-        guiding = (error * something).sum() / (something.sum() + 1) + 0.3 * (error * (1 - something)).mean()
-        (loss + self.weight * guiding).backward()
-        self.losses.copy_(torch.stack((loss.detach(), guiding.detach())))
+        loss, told = self.objective(cuts, given, self.weight)
+        loss.backward()
+        self.losses.copy_(told)
 
     def learn(self, lesson: Lesson, patches: Tensor, labels: Tensor, lr: float, guide: float) -> Tensor:
-        """One optimizer step. Returns answer loss, guiding loss and gradient norm, on the device."""
+        """One optimizer step. Returns the objective's losses and the gradient's norm, on the device."""
         self.weight.fill_(guide)
         given = self.upload(arrays(lesson)) | {"patches": patches, "labels": labels}
         if lesson.steps in self.graphs:
@@ -176,50 +112,38 @@ class Learner:
             self.differentiate([r.steps for r in lesson.rounds], kept)
         self.graphs[lesson.steps] = graph, kept
 
+    def means(self) -> dict[str, Tensor]:
+        """All weights of what is learned, as their running mean has them: whole, float32, on the CPU."""
+        gather = self.optimizer.gather
+        learned = {name: gather(x) for name, x in zip(self.optimizer.names, self.mean, strict=True)}
+        return {name: x.float().cpu() for name, x in (self.frozen | learned).items()}
+
     def average(self) -> None:
-        """Moves the running mean towards the weights; devices agree on the weights."""
-        torch._foreach_lerp_(self.mean, self.optimizer.masters, 1 - self.recipe.mean)
+        """Moves the running mean towards the weights."""
+        self.optimizer.average(self.mean, 1 - self.recipe.mean)
 
     def agree(self) -> None:
         """All devices take the first one's weights: rounding may have set them apart."""
-        if self.recipe.devices > 1:
+        if self.recipe.devices > 1 and not self.recipe.sharded:
             for master in self.optimizer.masters:
                 dist.broadcast(master, 0)
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Weights and running mean as float16 in `WEIGHT_FILES` files each, and where the training stands."""
+    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+        """All that the learning needs to go on, by kind, narrow."""
         names = self.optimizer.names
-        for kind, tensors in (("weights", self.optimizer.masters), ("mean", self.mean)):
-            half = sum(t.numel() for t in tensors) / WEIGHT_FILES
-            ends = list(itertools.accumulate(t.numel() for t in tensors))
-            for part in range(WEIGHT_FILES):
-                mine = [i for i, end in enumerate(ends) if part == min(WEIGHT_FILES - 1, int((end - 1) / half))]
-                content = {names[i]: tensors[i].to(torch.float16) for i in mine}
-                save_file(content, str(folder / f"{kind}-{part}.safetensors"))
-        (folder / "state.json").write_text(json.dumps(state))
+        gather = self.optimizer.gather
+        weights = {name: gather(x).to(torch.float16) for name, x in self.optimizer.weights().items()}
+        mean = {name: gather(x).to(torch.float16) for name, x in zip(names, self.mean, strict=True)}
+        return {"weights": weights, "mean": mean, "frozen": self.frozen, "moments": self.optimizer.moments()}
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Goes on from `save`, or from the checkpoint that was exported of a run (whose guiding head begins anew).
+    def take(self, kinds: dict[str, dict[str, Tensor]]) -> None:
+        """Goes on from a `snapshot`, this one's own as well: a run that is resumed goes on exactly as one that isn't.
 
-        Returns where the training stood.
+        What it lacks stays as it is: of an exported checkpoint there are no moments and no guiding head.
         """
-        self.optimizer.load(self.optimizer.weights() | read_weights(folder, "weights", self.device))
-        mean = self.optimizer.weights() | read_weights(folder, "mean", self.device)
-        self.mean = [mean[name].float().clone() for name in self.optimizer.names]
-        state: dict[str, Any] = json.loads((record(folder) / "state.json").read_text())
-        return state
-
-
-def record(folder: Path) -> Path:
-    """Where a run, or the checkpoint exported of it, keeps its log and state."""
-    return folder / "training" if (folder / WHOLE).exists() else folder
-
-
-def read_weights(folder: Path, kind: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """A run's "weights" or "mean" by name; an exported checkpoint's are both."""
-    if (folder / WHOLE).exists():
-        return load_file(str(folder / WHOLE), device=str(device))
-    weights: dict[str, Tensor] = {}
-    for part in range(WEIGHT_FILES):
-        weights |= load_file(str(folder / f"{kind}-{part}.safetensors"), device=str(device))
-    return weights
+        self.optimizer.load(self.optimizer.weights() | kinds["weights"])
+        mean = self.optimizer.weights() | kinds["mean"]
+        for name, kept in zip(self.optimizer.names, self.mean, strict=True):
+            self.optimizer.fill(kept, mean[name])
+        if kinds.get("moments"):
+            self.optimizer.restore(kinds["moments"])

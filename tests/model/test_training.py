@@ -4,15 +4,20 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from model.config import nano
 from model.preprocess import patchify
 from model.serving.runner import NANO
 from model.tokenizer import Tokenizer
 from model.training.dataset import TOKENIZER, Curriculum, prepare
+from model.training.objectives import objective
 from model.training.optimizer import orthogonalise
+from model.training.saving import Saved
+from model.training.stages import Recipe, mixture
+from model.training.start import begin
 from model.training.train import train
-from model.training.trainer import Learner, Recipe, read_weights, record
+from model.training.trainer import Learner
 from model.world.distractors import films, outline
 from model.world.generate import draw_scene
 from model.world.layout import layout, text_width
@@ -41,13 +46,16 @@ def tokenizer():
 
 
 def test_training_goes_on_from_an_exported_checkpoint_as_from_the_run_it_is_of(tmp_path):
-    """All but the guiding head, which is not exported; the running mean begins at the weights."""
-    learner = Learner(Recipe(1, 1, steps=8, questions=8), torch.device("cpu"))
+    """All but the guiding head and the optimizer's moments, which are not exported; the running mean begins at the weights."""
+    recipe = Recipe("tune", 1, policy="online", steps=8, questions=8)
+    start = begin(recipe, tmp_path / "out", str(NANO))
+    state = json.loads((NANO / "training" / "state.json").read_text())
+    assert (start.standing.minutes, start.standing.step) == (state["minutes"], state["step"]) and recipe.total == 147.4
+    assert start.standing.fresh == state["step"] and len(start.curve) == 1672
+    learner = Learner(recipe, objective("answering", start.network, None, False), torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in learner.optimizer.weights().items()}
-    state = learner.load(NANO)
-    assert state == json.loads((NANO / "training" / "state.json").read_text())
-    assert (record(NANO) / "log.csv").is_file() and record(tmp_path) == tmp_path
-    shipped, loaded = read_weights(NANO, "weights"), learner.optimizer.weights()
+    learner.take(start.kinds)
+    shipped, loaded = load_file(NANO / "model.safetensors"), learner.optimizer.weights()
     for name, tensor in loaded.items():
         assert torch.equal(tensor, shipped[name].float() if name in shipped else before[name]), name
     assert {name for name in loaded if name not in shipped} == {"extra.weight", "extra.bias"}
@@ -217,10 +225,13 @@ def test_the_background_changes_at_once_as_often_as_a_profile_says(assets):
 
 
 def test_only_lengths_still_to_come_are_made_ready():
-    begun, late = (Curriculum(0, 1024, 0, progress) for progress in (0.0, 0.8))
+    stages = mixture(Recipe("tune", 1, longest=256))
+    begun, late = (Curriculum(stages, 0, 1024, 0, progress) for progress in (0.0, 0.8))
     assert begun.lengths() == [4, 8, 16, 32, 64, 128, 256]
     drawn = {steps for _, (_, steps, _) in zip(range(300), late, strict=False)}
     assert drawn == set(late.lengths()) and 4 not in drawn
+    ahead, resumed = (iter(Curriculum(stages, 0, 1024, first, 0.8)) for first in (0, 3))
+    assert [next(ahead) for _ in range(6)][3:] == [next(resumed) for _ in range(3)]
 
 
 def test_words_are_as_many_and_as_long_as_a_profile_says(assets):
@@ -335,15 +346,17 @@ def test_a_run_told_to_end_saves_what_it_learned_and_another_goes_on_from_it(tmp
 
     monkeypatch.setattr(Learner, "learn", learn_and_be_told)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    recipe = Recipe(minutes=9, total=9, steps=4, questions=4, workers=0)
+    weights = []
     try:
-        for step, out, resume in ((1, "a", None), (2, "b", tmp_path / "a")):
-            train(recipe, tmp_path / out, resume, None, torch.device("cpu"))
-            assert json.loads((tmp_path / out / "state.json").read_text())["step"] == step
+        for step in (1, 2):
+            recipe = Recipe("tune", minutes=9, total=9, steps=4, questions=4, workers=0, probes=(0, 0), longest=4)
+            train(recipe, tmp_path, None, torch.device("cpu"), size="tiny")
+            assert json.loads((tmp_path / "state.json").read_text())["step"] == step
+            weights.append(Saved(tmp_path).weights("weights"))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    first, second = (read_weights(tmp_path / out, "weights") for out in "ab")
+    first, second = weights
     assert first.keys() == second.keys() and any(not torch.equal(first[name], second[name]) for name in first)
 
 

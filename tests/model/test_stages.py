@@ -1,0 +1,258 @@
+"""From a transformer to its members at toy size: each stage goes on from the last, and a run that is killed loses nothing but time."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.cache import SequenceCache
+from model.config import FULL
+from model.families.infinitevl import InfiniteVL
+from model.training import saving, start
+from model.training import train as program
+from model.training.objectives import Imitating, Matching
+from model.training.pair import Pair, paired
+from model.training.saving import Saved, StageError
+from model.training.stages import MATCHED, STAGES, TINY, Recipe, attentive, hybrid, mixture, policy
+from model.training.trainer import Learner
+from model.world.render import CLASSES, Assets
+
+CPU = torch.device("cpu")
+TICK = 15.0
+"""Seconds that a step of learning takes by these tests' clock."""
+
+
+class Strokes:
+    """Paints noise: what is learned doesn't matter here."""
+
+    def __init__(self, assets, device):
+        self.gallery = assets.gallery
+
+    def patches(self, sheet, seed, dtype):
+        generator = torch.Generator().manual_seed(seed)
+        steps = len(sheet.ground) // 2
+        return (
+            torch.randn(steps, 256, 1176, generator=generator),
+            torch.randint(0, CLASSES, (steps, 256), generator=generator),
+        )
+
+
+@pytest.fixture(scope="module")
+def assets():
+    return Assets.load()
+
+
+@pytest.fixture
+def toy(assets, monkeypatch):
+    """`toy(stage, out, origin, …)` learns a stage of four steps a minute by a clock of its own."""
+    now = [0.0]
+    learn = Learner.learn
+
+    def learned(self, *given):
+        now[0] += TICK
+        return learn(self, *given)
+
+    class Loaded:
+        cluttered = staticmethod(lambda count: assets)
+
+    monkeypatch.setattr(program, "Painter", Strokes)
+    monkeypatch.setattr(program.Assets, "load", lambda: Loaded)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Learner, "learn", learned)
+
+    def run(stage, out, origin=None, minutes=1.5, **changes):
+        size = changes.pop("size", None if origin else "tiny")
+        recipe = Recipe(
+            stage, minutes, policy=changes.pop("policy", "base"), steps=4, questions=4, workers=0, probes=(0, 0), told=2,
+            lr=STAGES[stage].lr, longest=changes.pop("longest", 4), warmup=4, saved=0.4, **changes,
+        )  # fmt: skip
+        program.train(recipe, out, None if origin is None else str(origin), CPU, size=size, clock=lambda: now[0])
+        return out
+
+    return run
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+def test_each_stage_goes_on_from_the_one_before(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "mixture", lambda recipe: ((9.99, {4: 1.0}),))
+    teacher = toy("teacher", tmp_path / "teacher")
+    distil = toy("distil", tmp_path / "distil", teacher)
+    tune = toy("tune", tmp_path / "tune", distil)
+    assert Saved(teacher).config.decoder.layer_types == ("attention",) * 4
+    assert {row["part"] for row in rows(distil)} == {"matching", "imitating"}
+    for member in ("online", "offline", "window"):
+        folder = toy("long", tmp_path / member, tune, policy=member, minutes=0.5)
+        network = Saved(folder).network()
+        assert network.config.policy == policy(member, TINY)
+        assert network.config.decoder.layer_types == ("attention", "delta_net", "delta_net", "delta_net")
+        assert all(torch.isfinite(p).all() for p in network.parameters())
+    given, taught = Saved(distil).weights(), Saved(teacher).weights()
+    assert torch.equal(given["visual.merger.ln_q.weight"], taught["visual.merger.ln_q.weight"])
+    assert not torch.equal(given["model.layers.0.mlp.up_proj.weight"], taught["model.layers.0.mlp.up_proj.weight"])
+    assert all(path.stat().st_size < 16e6 for path in tmp_path.rglob("*.safetensors"))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("stage", "moments_tried"),
+    [
+        ("distil", 2),
+        pytest.param("distil", 999, marks=pytest.mark.nightly),
+        pytest.param("tune", 999, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_run_killed_at_any_moment_goes_on_with_the_same_curve(toy, tmp_path, monkeypatch, stage, moments_tried):
+    """Before, between and after each file that a save writes, replaces or deletes, and in the middle of learning: bit by bit."""
+    monkeypatch.setattr(program, "mixture", lambda recipe: ((9.99, {4: 1.0}),))
+    origin = toy("teacher", tmp_path / "teacher", minutes=0.5) if stage == "distil" else None
+    moments = [0]
+    fatal = [-1]
+
+    def watched(function):
+        def wrapped(*given, **named):
+            moments[0] += 1
+            if moments[0] == fatal[0]:
+                raise Killed
+            return function(*given, **named)
+
+        return wrapped
+
+    monkeypatch.setattr(saving, "save_file", watched(saving.save_file))
+    for name in ("replace", "unlink", "write_text"):
+        monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
+    monkeypatch.setattr(Learner, "average", watched(Learner.average))
+    monkeypatch.setattr(Learner, "take", watched(Learner.take))
+    whole = toy(stage, tmp_path / "whole", origin)
+    count, expected = moments[0], {kind: Saved(whole).tensors(kind) for kind in ("weights", "mean", "moments")}
+    curve = rows(whole)
+    assert count > 20 and len(curve) == 3 and all(len(x) > 10 for x in expected.values())
+    for moment in range(2, count, max(1, count // moments_tried)):
+        out = tmp_path / f"killed-{moment}"
+        moments[0], fatal[0] = 0, moment
+        with pytest.raises(Killed):
+            toy(stage, out, origin)
+        fatal[0] = -1
+        toy(stage, out, origin)
+        assert rows(out) == curve, moment
+        for kind, tensors in expected.items():
+            found = Saved(out).tensors(kind)
+            assert found.keys() == tensors.keys()
+            assert all(torch.equal(found[name].float(), x.float()) for name, x in tensors.items()), (moment, kind)
+        named = {name for names in Saved(out).standing.files.values() for name in names}
+        assert named == {path.name for path in out.glob("*.safetensors")}
+
+
+def test_what_does_not_fit_is_told_in_a_line(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "mixture", lambda recipe: ((9.99, {4: 1.0}),))
+    teacher = toy("teacher", tmp_path / "teacher", minutes=0.5)
+    for said, wanted in (
+        (("distil", tmp_path / "d"), "goes on from a teacher: name its folder with --from"),
+        (
+            ("distil", tmp_path / "d", tmp_path / "none"),
+            "none is neither a stage's folder nor a teacher: .* is no folder here",
+        ),
+        (("distil", teacher, teacher), "holds the stage teacher, not distil: name another folder"),
+        (("tune", tmp_path / "t", teacher), "holds the stage teacher: tune goes on from a distil"),
+        (("teacher", teacher), "has had its 0.5 minutes of teacher: give it more with --total"),
+        (("tune", tmp_path / "d", tmp_path), "holds no saved stage"),
+        (("distil", tmp_path / "d", tmp_path), "neither a stage's folder nor a teacher"),
+    ):
+        with pytest.raises(StageError, match=wanted) as told:
+            toy(*said)
+        assert "\n" not in str(told.value)
+    wide = InfiniteVL(attentive(replace(TINY, decoder=replace(TINY.decoder, intermediate_size=128))))
+    with pytest.raises(StageError, match="the teacher's intermediate_size is 128, the student's 96"):
+        start.fitting(wide, hybrid(TINY))
+    first = next(teacher.glob("mean-0.*"))
+    first.write_bytes(first.read_bytes()[:1000])
+    with pytest.raises(StageError, match=r"mean-0.*is damaged or cut short"):
+        toy("distil", tmp_path / "d", teacher)
+    first.unlink()
+    with pytest.raises(StageError, match=r"lacks mean-0.*which state.json names: copy the whole folder"):
+        toy("distil", tmp_path / "d", teacher)
+    (teacher / "state.json").write_text('{"stage": ')
+    with pytest.raises(StageError, match="is not what a stage saves"):
+        toy("distil", tmp_path / "d", teacher)
+
+
+def lesson(seed: int, streams: int = 2, steps: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    each, n = 3, 32
+    rows = torch.arange(streams * each) * n + 9
+    return {
+        "patches": torch.randn(streams * steps, 256, 1176, generator=generator),
+        "seconds": torch.arange(steps, dtype=torch.float64).expand(streams, -1),
+        "tokens0": torch.randint(7, 2048, (streams, each, n), generator=generator),
+        "rows0": rows,
+        "targets0": torch.randint(7, 2048, rows.shape, generator=generator),
+        "owner0": torch.arange(streams * each),
+        "skill0": torch.zeros(streams * each, dtype=torch.int64),
+    }
+
+
+def test_a_pair_is_given_the_teachers_input_and_learns_from_what_it_gives_there():
+    """The matching loss against each layer on its own, fed what transformers of layers would be: the teacher, layer by layer."""
+    teacher, student = start.fresh(attentive(TINY), 1).train(), start.fresh(hybrid(TINY), 2).train()
+    given = lesson(3)
+    matching = Matching(student, teacher)
+    loss, told = matching([4], given, torch.zeros(()))
+    assert torch.equal(loss.detach(), told[0])
+    loss.backward()
+    learned = {name for name, p in matching.model.named_parameters() if p.grad is not None}
+    assert learned and all(".student." in name for name in learned)
+    assert {name for name, p in matching.model.named_parameters() if ".student." in name} == learned
+    inputs: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    for i, layer in enumerate(teacher.model.layers):
+        layer.self_attn.register_forward_hook(lambda m, x, y, i=i: inputs.append((i, x[0].detach(), y.detach())))
+    with torch.no_grad():
+        seen = teacher.visual(given["patches"], 16, 16).unflatten(0, (2, -1))
+        memory = teacher.forward(seen, (16, 16), given["seconds"])
+        teacher.answer(given["tokens0"], given["seconds"][:, -1], (16, 16), memory)
+        cache = SequenceCache(student.config.decoder, FULL, 2, CPU, torch.float32)
+        errors = []
+        for number, (i, x, y) in enumerate(inputs):
+            if number == len(teacher.model.layers):
+                cache = cache.branch(3)
+            if student.config.decoder.layer_types[i] == "delta_net":
+                z = student.model.layers[i].self_attn(x, None, cache)
+                if not (number < 4 and i == 3):  # of the last layer only what is remembered is needed while watching
+                    errors.append((z - y).square().mean() / y.square().mean())
+    torch.testing.assert_close(loss.detach(), torch.stack(errors).mean(), rtol=1e-4, atol=0)
+
+
+def test_imitation_ends_where_the_logits_agree_and_only_the_student_learns():
+    teacher = start.fresh(attentive(TINY), 1)
+    same, other = (Imitating(start.fresh(attentive(TINY), seed), teacher) for seed in (1, 2))
+    given = lesson(4)
+    nothing, far = (made([4], given, torch.zeros(()))[0] for made in (same, other))
+    assert abs(nothing.item()) < 1e-6 < 0.01 < far.item()
+    far.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is None for p in other.model.visual.parameters())
+    assert other.model.model.embed_tokens.weight.grad is not None
+
+
+def test_paired_weights_are_the_teachers_and_the_students():
+    teacher, student = start.fresh(attentive(TINY), 1), start.fresh(hybrid(TINY), 2)
+    model = paired(teacher, student)
+    pair = model.model.layers[2].self_attn
+    assert isinstance(pair, Pair) and not isinstance(model.model.layers[0].self_attn, Pair)
+    assert torch.equal(pair.teacher.q_proj.weight, teacher.model.layers[2].self_attn.q_proj.weight)
+    assert torch.equal(pair.student.q_proj.weight, student.model.layers[2].self_attn.q_proj.weight)
+    assert torch.equal(model.model.layers[2].mlp.up_proj.weight, teacher.model.layers[2].mlp.up_proj.weight)
+
+
+def test_long_streams_are_one_frame_in_five():
+    ((_, shares),) = mixture(Recipe("long", 1, longest=512))
+    assert sum(shares.values()) == pytest.approx(1) and max(shares) == 512
+    assert sum(share for steps, share in shares.items() if steps > 64) == pytest.approx(0.2)
+    assert all(max(shares) <= 64 for _, shares in mixture(Recipe("teacher", 1)))
+    assert 0 < MATCHED < 1
