@@ -29,10 +29,10 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, shown: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of the last n of m tokens to all up to themselves: `q` [batch, n, heads, head], `k` and `v` [batch, m, …].
 
-    On a GPU without a mask in memory, by the kernel that knows this one.
+    On a GPU, in half precision, without a mask in memory: by the kernel that knows this one.
     """
     n, m = q.shape[1], k.shape[1]
-    if not q.is_cuda:
+    if not q.is_cuda or q.dtype == torch.float32:
         index = torch.arange(m, device=q.device)
         return masked_attention(q, k, v, visible(index[m - n :], index, FULL)[None])
     from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler

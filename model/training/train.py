@@ -257,6 +257,11 @@ class Training:
         supply = feed(self.lessons, self.curriculum, recipe.workers)
         beginning = clock()
         allowed = recipe.minutes - (beginning - launch + recipe.exam) / 60
+        if allowed <= 0:
+            spent = f"{beginning - launch + recipe.exam:.0f} s"
+            raise StageError(
+                f"--minutes {recipe.minutes:g} are over before learning begins ({spent} go elsewhere): give it more"
+            )
         recipe.total = standing.total = total = total or agreed(done + allowed, recipe.devices)
         bar = tqdm(
             total=round(allowed, 2), unit="min", bar_format="{l_bar}{bar}| {n:.2f}/{total} {postfix}", mininterval=10,

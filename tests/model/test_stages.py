@@ -168,6 +168,8 @@ def test_what_does_not_fit_is_told_in_a_line(toy, tmp_path, monkeypatch):
         with pytest.raises(StageError, match=wanted) as told:
             toy(*said)
         assert "\n" not in str(told.value)
+    with pytest.raises(StageError, match="are over before learning begins"):
+        toy("teacher", tmp_path / "brief", minutes=0.0)
     wide = InfiniteVL(attentive(replace(TINY, decoder=replace(TINY.decoder, intermediate_size=128))))
     with pytest.raises(StageError, match="the teacher's intermediate_size is 128, the student's 96"):
         start.fitting(wide, hybrid(TINY))
