@@ -106,7 +106,7 @@ def file_video(folder: Path, path: str) -> Video:
 def stream_video(folder: Path, stream: str, since: float, until: float) -> Video:
     """What was recorded of a stream from `since` to `until` (Unix seconds). Raises RecordingError, OSError."""
     place = folder / KIND / stream
-    kept = sorted(find_segments(place), key=lambda each: each.number) if place.is_dir() else []
+    kept = find_segments(place) if place.is_dir() else []
     run: list[Segment] = [each for each in kept if each.ends >= since and each.begins <= until]
     if not run:
         spans = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from heapq import merge
 from pathlib import Path
 
 import av
@@ -336,7 +338,7 @@ class Recordings:
 
     def _found(self) -> dict[str, list[Segment]]:
         places = {stream: self.folder.place(KIND, stream) for stream in self.folder.streams(KIND)}
-        return {stream: sorted(find_segments(place), key=lambda each: each.number) for stream, place in places.items()}
+        return {stream: find_segments(place) for stream, place in places.items()}
 
     def rename(self, old: str, new: str) -> None:
         """What is recorded of a stream is another's, of which nothing is. Raises OSError."""
@@ -391,12 +393,9 @@ class Recordings:
     def thin(self, now: float) -> None:
         """Removes what is too old or too much, the oldest of all streams first; `now` is Unix seconds."""
         with self._lock:
-            ordered = sorted(
-                ((each, stream) for stream, kept in self._kept.items() for each in kept),
-                key=lambda each: each[0].begins,
-            )
-            size = sum(each.size for each, _ in ordered)
-        for each, stream in ordered:
+            all_kept = [[(each, stream) for each in kept] for stream, kept in self._kept.items()]
+        size = sum(each.size for kept in all_kept for each, _ in kept)
+        for each, stream in merge(*all_kept, key=lambda pair: pair[0].begins):  # of which the few oldest are looked at
             if size <= self.budget and now - each.ends <= self.hours * 3600:
                 break
             self._drop(stream, [each])
@@ -430,12 +429,22 @@ class Recordings:
                     self._lost += each.lost
 
 
-def find_segments(place: Path) -> Iterable[Segment]:
-    """The segments whose files are in a stream's place, in any order. Raises OSError."""
-    for path in place.iterdir():
-        if name := FILE.match(path.name):
-            begins = int(name[2]) / 1000
-            size = path.stat().st_size
-            with suppress(OSError):
-                size += path.with_suffix(NOTES).stat().st_size
-            yield Segment(int(name[1]), begins, max(begins, last_wall(path) or path.stat().st_mtime), size, path)
+def find_segments(place: Path) -> list[Segment]:
+    """The segments whose files are in a stream's place, in order. Raises OSError.
+
+    One whose file was last written as the next one began ended then; of others alone the notes are read, as a week has 60,000.
+    """
+    with os.scandir(place) as entries:
+        stats = {each.name: each.stat() for each in entries}
+    found: list[tuple[Segment, float]] = []
+    for file, stat in stats.items():
+        if name := FILE.match(file):
+            notes, begins = stats.get(file.removesuffix(".mp4") + NOTES), int(name[2]) / 1000
+            size = stat.st_size + (notes.st_size if notes else 0)
+            found.append((Segment(int(name[1]), begins, begins, size, place / file), stat.st_mtime))
+    found.sort(key=lambda each: each[0].number)
+    nexts = [each.begins for each, _ in found[1:]] + [float("inf")]
+    for (each, wrote), begins in zip(found, nexts, strict=False):
+        follows = each.begins < begins < each.begins + 2 * SEGMENT_SECONDS and abs(begins - wrote) < FLUSH_SECONDS
+        each.ends = begins if follows else max(each.begins, last_wall(each.path) or wrote)
+    return [each for each, _ in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -24,7 +25,8 @@ from streamer.memory import recording
 from streamer.memory.clips import Clips, streamed
 from streamer.memory.folder import Folder
 from streamer.memory.footage import decoded, pictures, pieces
-from streamer.memory.recording import Recordings
+from streamer.memory.recording import Recordings, find_segments
+from streamer.memory.segment import NOTES
 from tests.capture.lab import RtspServer, needs_rtsp, render, rtsp, wait_for
 
 __all__ = ["rtsp"]
@@ -196,6 +198,18 @@ def test_the_oldest_goes_first_and_what_is_forgotten_is_gone(recordings: Recordi
     again.close()
 
 
+def test_where_segments_end_is_read_where_their_files_do_not_tell(tmp_path: Path) -> None:
+    began = 1_800_000_000
+    for number, (begins, wrote) in enumerate(((0, 10), (10, 14), (20, 30), (90, 100)), 1):
+        path = tmp_path / f"{number:010d}-{(began + begins) * 1000}.mp4"
+        path.write_bytes(bytes(7))
+        path.with_suffix(NOTES).write_text(json.dumps(["frame", 1, number, 0, began + begins + 3.5]))
+        os.utime(path, (began + wrote,) * 2)
+    found = find_segments(tmp_path)
+    assert [each.number for each in found] == [1, 2, 3, 4] and all(each.size > 7 for each in found)
+    assert [each.ends - each.begins for each in found] == [10, 3.5, 3.5, 3.5]
+
+
 def test_what_is_forgotten_while_it_is_written_is_no_fault(recordings: Recordings, tmp_path: Path) -> None:
     clip = str(render(tmp_path / "clip.mp4", 100, key=100))
     source, recorder = open_source(clip, SourceOptions(loop=True)), recordings.recorder("door")
@@ -357,7 +371,9 @@ def test_sound_goes_along_where_it_is_wanted(
             loud = [(frame.time, float(np.abs(frame.to_ndarray()).mean()) > 0.1) for frame in container.decode(audio=0)]
         tones = [at for (_, before), (at, now) in pairwise(loud) if now and not before]
         assert len(rises) == len(tones) == 2
-        assert all(abs(one - other) < 0.1 for one, other in zip(rises, tones, strict=True)), (rises, tones)
+        # Of what is encoded, up to a tenth of a second is missing where a segment begins.
+        late = 0.1 if name == "clip.mp4" else 0.25
+        assert all(abs(one - other) < late for one, other in zip(rises, tones, strict=True)), (rises, tones)
 
 
 @needs_rtsp
