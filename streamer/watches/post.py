@@ -98,7 +98,7 @@ class Post:
             "seen": state.seen,
             "seen_at": state.seen_at,
             "looks_per_s": round(self.looks_per_s(time.monotonic()), 2),
-            "slowed": self._slowed(),
+            "slowed": not self.paused and self._slowed(),
             "silent": self.watch.silence(now),
             "snoozed_until": state.snoozed_until if state.snoozed_until > now else None,
             "silenced": dict(state.silenced),

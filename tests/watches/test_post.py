@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from capture import Frame
 from streamer.watch_config import WatchConfig
+from streamer.watches import post as posts
 from streamer.watches.post import Post
 from streamer.watches.watch import Event
 
@@ -66,3 +69,22 @@ def test_a_clock_that_is_set_back_stops_nothing(seconds: float) -> None:
     assert (event.began - NOON, event.decided - NOON) == (seconds, seconds + 2)
     assert not seen([(0.1, seconds + 5), (0.9, seconds + 6)], known, cooldown=60)[0]
     assert len(seen([(0.1, seconds + 5), (0.9, seconds + 70)], known, cooldown=60)[0]) == 1
+
+
+def test_looks_are_slowed_down_where_there_is_no_time_and_not_by_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(posts, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+
+    async def look(every: float) -> Post:
+        config = WatchConfig(name="gate", streams=("yard",), question="Is it a dog?", every=every)
+        post = Post(config, "yard", lambda *told: None, lambda post: None)
+        for _ in range(4):
+            clock[0] += 1.0
+            post.see(0.1, NOON + clock[0], FRAME, 1)
+        return post
+
+    assert not asyncio.run(look(1.0)).view()["slowed"]
+    slow = asyncio.run(look(0.5))
+    assert slow.view()["slowed"]
+    slow.paused = True
+    assert not slow.view()["slowed"]
