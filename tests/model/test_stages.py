@@ -10,7 +10,7 @@ import torch
 from model.cache import SequenceCache
 from model.config import FULL
 from model.families.infinitevl import InfiniteVL
-from model.training import saving, start
+from model.training import saving, start, table
 from model.training import train as program
 from model.training.objectives import Imitating, Matching
 from model.training.pair import Pair, paired
@@ -55,7 +55,7 @@ def toy(assets, monkeypatch):
         return learn(self, *given)
 
     class Loaded:
-        cluttered = staticmethod(lambda count: assets)
+        cluttered, gallery = staticmethod(lambda count: assets), assets.gallery
 
     monkeypatch.setattr(program, "Painter", Strokes)
     monkeypatch.setattr(program.Assets, "load", lambda: Loaded)
@@ -91,10 +91,37 @@ def test_each_stage_goes_on_from_the_one_before(toy, tmp_path, monkeypatch):
         assert network.config.policy == policy(member, TINY)
         assert network.config.decoder.layer_types == ("attention", "delta_net", "delta_net", "delta_net")
         assert all(torch.isfinite(p).all() for p in network.parameters())
+    sit_them(tmp_path, monkeypatch)
     given, taught = Saved(distil).weights(), Saved(teacher).weights()
     assert torch.equal(given["visual.merger.ln_q.weight"], taught["visual.merger.ln_q.weight"])
     assert not torch.equal(given["model.layers.0.mlp.up_proj.weight"], taught["model.layers.0.mlp.up_proj.weight"])
     assert all(path.stat().st_size < 16e6 for path in tmp_path.rglob("*.safetensors"))
+
+
+def sit_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are asked the same questions, whose table tells what each stream's counts say."""
+    monkeypatch.setattr(table, "Painter", Strokes)
+    names = ("online", "offline", "window", "tune", "teacher")
+    networks = {name: Saved(folder / name).network() for name in names}
+    found = table.ask(networks, CPU, {32: 3}, 0)
+    assert set(found) == set(names)
+    asked = {name: [[n for _, n in counts] for counts in found[name][32].values()] for name in names}
+    assert all(counts == asked["online"] for counts in asked.values()) and len(asked["online"]) == 4
+    assert asked["online"][0] == asked["online"][1] == [6, 6, 6]
+    said = list(table.lines(found))
+    assert [line.split("|")[1].strip() for line in said[2:7]] == list(names)
+    assert list(table.by_minute([folder / "online"])) != []
+    assert [saved.standing.stage for saved in table.way(folder / "online")] == ["teacher", "distil", "tune", "long"]
+
+
+def test_an_interval_is_of_streams_drawn_anew():
+    alike = table.interval([[3, 4]] * 50)
+    assert alike == (0.75, 0.75, 0.75)  # streams that are all the same leave no doubt
+    share, low, high = table.interval([[4, 4], [0, 4]] * 50)
+    assert share == 0.5 and 0.38 < low < 0.42 and 0.58 < high < 0.62  # ± 1.96 · .5 / 10
+    worse = table.interval([[2, 4]] * 50, [[3, 4]] * 50)
+    assert worse == (-0.25, -0.25, -0.25)
+    assert table.told(table.interval([])) == "–"
 
 
 class Killed(BaseException):
