@@ -269,8 +269,9 @@ class Recordings:
         self._lock = threading.Lock()
         self._kept = self._found()
         for stream, kept in self._kept.items():
-            if kept and not has_packets(kept[-1].path):
-                self._drop(stream, kept[-1:])  # a process died before anything was in it
+            # Before anything was in it a process died, or what was did not reach the disk.
+            doubted = [each for each in kept if each is kept[-1] or each.path.stat().st_size < 4_096]
+            self._drop(stream, [each for each in doubted if not has_packets(each.path)])
         self._recorders: list[StreamRecorder] = []
         self._lost = 0
         self._change = threading.Event()
@@ -443,8 +444,7 @@ def find_segments(place: Path) -> list[Segment]:
             size = stat.st_size + (notes.st_size if notes else 0)
             found.append((Segment(int(name[1]), begins, begins, size, place / file), stat.st_mtime))
     found.sort(key=lambda each: each[0].number)
-    nexts = [each.begins for each, _ in found[1:]] + [float("inf")]
-    for (each, wrote), begins in zip(found, nexts, strict=False):
+    for (each, wrote), begins in zip(found, [*(each.begins for each, _ in found[1:]), float("inf")], strict=False):
         follows = each.begins < begins < each.begins + 2 * SEGMENT_SECONDS and abs(begins - wrote) < FLUSH_SECONDS
         each.ends = begins if follows else max(each.begins, last_wall(each.path) or wrote)
     return [each for each, _ in found]

@@ -18,7 +18,7 @@ from streamer.memory.folder import Folder, FolderError
 
 log = logging.getLogger("streamer")
 T = TypeVar("T")
-RETRY_SECONDS = 2.0
+RETRY_SECONDS = 0.5
 """Seconds after a fault before writing is tried again."""
 MOST_ROWS = 4_096
 """Rows that may wait for a disk that is slow or full; of more, the oldest are given up and counted."""

@@ -210,6 +210,19 @@ def test_where_segments_end_is_read_where_their_files_do_not_tell(tmp_path: Path
     assert [each.ends - each.begins for each in found] == [10, 3.5, 3.5, 3.5]
 
 
+def test_segments_in_which_nothing_is_are_gone_after_a_start(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "state")
+    place = folder.place("recordings", "door")
+    for number in range(3):
+        path = place / f"{number:010d}-1800000000000.mp4"
+        path.write_bytes(bytes(number))
+        path.with_suffix(NOTES).touch()
+    recordings = Recordings(folder, 10**9, 100)
+    assert not recordings.of("door") and not list(place.iterdir())
+    recordings.close()
+    folder.close()
+
+
 def test_what_is_forgotten_while_it_is_written_is_no_fault(recordings: Recordings, tmp_path: Path) -> None:
     clip = str(render(tmp_path / "clip.mp4", 100, key=100))
     source, recorder = open_source(clip, SourceOptions(loop=True)), recordings.recorder("door")
