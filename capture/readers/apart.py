@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from capture.frame import Frame
 from capture.lifecycle import State
@@ -18,6 +18,14 @@ from capture.recorder import Coded, Recorder
 from capture.source import SourceOptions, SourceStatus
 
 UNWATCHED = "it is watched no more"
+
+
+class Place(NamedTuple):
+    """Of a source's last frame, what those after it are placed by."""
+
+    sequence: int
+    time: float
+    captured: float
 
 
 class Reads(Protocol):
@@ -50,7 +58,7 @@ class ApartSource:
         """How it was when the process that read it ended."""
         self.sequence, self.time = 0, 0.0
         """What is added to those of its present process's frames."""
-        self.last: Frame | None = None
+        self.last: Place | None = None
         self.begun = True
         """Whether a frame of the present process has come."""
         self.dropped = 0
@@ -111,7 +119,7 @@ class ApartSource:
             message.wall,
             message.discontinuity or not self.begun,
         )
-        self.begun, self.last = True, frame
+        self.begun, self.last = True, Place(frame.sequence, frame.time, frame.captured)
         if self.recorder is not None:
             self.recorder.frame(frame, message.number)
         if self.mailbox.offer(frame):
