@@ -70,7 +70,7 @@ class Saved:
     """A stage's folder, or the checkpoint that was exported of one (whose weights are its running mean)."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises StageError where nothing was saved, or what was is not whole."""
+        """Raises StageError where nothing was saved, or what tells of it can't be read."""
         self.folder = folder
         self.exported = (folder / WHOLE).is_file()
         self.record = folder / "training" if self.exported else folder
@@ -91,14 +91,17 @@ class Saved:
             raise StageError(f"{path} tells of the stage {self.standing.stage!r}: there are {', '.join(STAGES)}")
         if not self.exported:
             self.config = self.config.with_policy(policy(self.standing.policy, self.config))
-        missing = [name for names in self.standing.files.values() for name in names if not (folder / name).is_file()]
-        if missing:
-            raise StageError(f"{folder} lacks {listed(missing)}, which {STATE} names: copy the whole folder")
 
     def tensors(self, kind: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The tensors of a kind by name; none where it was not saved. Raises StageError for a damaged file."""
+        """The tensors of a kind by name; none where it was not saved. Raises StageError for a file that is damaged or gone.
+
+        Only what is asked for need be there: the next stage needs "mean" and "frozen" alone.
+        """
         of_export = [WHOLE] if kind in ("weights", "mean") else []
         names = of_export if self.exported else self.standing.files.get(kind, [])
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing:
+            raise StageError(f"{self.folder} lacks {listed(missing)}, which {STATE} names: copy the whole folder")
         found: dict[str, Tensor] = {}
         for name in names:
             try:

@@ -253,8 +253,8 @@ class Training:
             raise StageError(f"{self.out} has had its {total:g} minutes of {recipe.stage}: give it more with --total")
         progress = done / total if total else 0.0
         self.curriculum.progress = progress
-        learner = self.prepare(part_of(recipe.stage, progress))
         supply = feed(self.lessons, self.curriculum, recipe.workers)
+        learner = self.prepare(part_of(recipe.stage, progress))
         beginning = clock()
         allowed = recipe.minutes - (beginning - launch + recipe.exam) / 60
         if allowed <= 0:

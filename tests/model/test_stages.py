@@ -197,6 +197,11 @@ def test_what_does_not_fit_is_told_in_a_line(toy, tmp_path, monkeypatch):
         assert "\n" not in str(told.value)
     with pytest.raises(StageError, match="are over before learning begins"):
         toy("teacher", tmp_path / "brief", minutes=0.0)
+    for path in (*teacher.glob("weights-*"), *teacher.glob("moments-*")):
+        path.unlink()
+    assert Saved(teacher).network() is not None  # what the next stage needs travels alone
+    with pytest.raises(StageError, match=r"lacks weights-0.*copy the whole folder"):
+        toy("teacher", teacher, total=9.0)
     wide = InfiniteVL(attentive(replace(TINY, decoder=replace(TINY.decoder, intermediate_size=128))))
     with pytest.raises(StageError, match="the teacher's intermediate_size is 128, the student's 96"):
         start.fitting(wide, hybrid(TINY))
