@@ -138,6 +138,7 @@ class PagedCache(SlotCache):
         self.valid = None if counts is None else torch.arange(n, device=slots.device) < counts[:, None]
         assert state.pages is not None
         self.pages = state.pages
+        self.pages.busy.clear()
         added = zip(slots.tolist(), self.taken.tolist(), strict=True)
         self.calls = [Extension(self.pages, slot, taken) for slot, taken in added]
 
@@ -150,8 +151,8 @@ class PagedCache(SlotCache):
                 call.write(layer, k_rotated[row, :n], v[row, :n])
                 history = Paged(call, layer)
                 outputs[row, :n] = retrieve(q[row, :n], first, history, pages.policy)
-                if pages.watched == call.slot:
-                    pages.note(attended(q[row, n - 1 : n], first + n - 1, history, pages.policy))
+                if call.slot in pages.attention:
+                    pages.note(call.slot, attended(q[row, n - 1 : n], first + n - 1, history, pages.policy))
         return outputs
 
     def commit(self) -> None:

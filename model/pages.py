@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,8 +27,11 @@ class FullError(Exception):
 class Pages:
     """What attention that retrieves keeps of each slot: all keys (rotated) and values, and the keys pooled over spans.
 
-    By layer, `keys` and `values` are [groups, blocks of the pool, block, head] and `pooled` float32 [groups, strides of the
-    pool, head], a span where its last stride is, so that a page that is full is never written to again.
+    By layer, `keys` and `values` are [groups, blocks of the pool, block, head] and `pooled` float32 [groups, strides of all
+    pages, head], a span where its last stride is, so that a page that is full is never written to again.
+
+    Where `resident` says so the pool holds no more pages than that; the keys and values of those that were begun longest ago are
+    then in the host's memory, from where the blocks are fetched that are chosen.
     """
 
     def __init__(
@@ -39,16 +44,31 @@ class Pages:
         self.lengths = [0] * slots
         self.users: list[int] = []
         """Of each page, the slots that have it."""
+        self.frames: list[int] = []
+        """Where in the pool each page's keys and values are; below 0, where in the host's memory, counted down from -1."""
+        self.resident: int | None = None
+        self.begun: dict[int, None] = {}
+        """Pages that are in use, in order of their beginning."""
+        self.busy: set[int] = set()
+        """Those that calls in hand write to, or pool from."""
+        self.free: tuple[list[int], list[int]] = [], []
+        """Frames of the pool, and of the host's memory, that no page has."""
         empty = torch.zeros(self.groups, 0, policy.block_size, self.head, dtype=dtype, device=device)
         self.keys = {layer: empty for layer in self.layers}
         self.values = dict(self.keys)
+        beyond = torch.zeros(2, *empty.shape, dtype=dtype)
+        self.host = {layer: beyond for layer in self.layers}
+        """Keys and values [2, groups, blocks, block, head] that are not in the pool."""
         self.pooled = {layer: empty[:, :, 0].float() for layer in self.layers}
         self.call: Extension | None = None
         """The call in hand, where one slot is taken at a time."""
-        self.watched: int | None = None
-        """A slot whose attention is noted, each call's last query's."""
-        self.attention = torch.zeros(0)
-        """What that has seen since, by block, summed over layers and heads; on the CPU."""
+        self.attention: dict[int, Tensor] = {}
+        """By slot whose attention is noted: what each call's last query has seen, by block, summed over layers and heads; on the CPU."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Of the pool, what no page has."""
+        return len(self.free[0]) * self.size * self.token_bytes
 
     @property
     def token_bytes(self) -> int:
@@ -62,7 +82,11 @@ class Pages:
             raise FullError(
                 f"a history of {length} tokens has no room for {tokens} more: {self.policy.context} are kept"
             )
-        shared = length // self.size
+        shared, first = length // self.size, max(0, length - self.policy.kernel_size) // self.size
+        self.busy.update(table[first:])
+        for page in table[first:]:
+            if self.frames[page] < 0:
+                self._bring_in(page)
         if length % self.size and self.users[table[shared]] > 1:
             page = self._take()
             self._copy(table[shared], page)
@@ -79,6 +103,9 @@ class Pages:
         """Empties a slot."""
         for page in self.tables[slot]:
             self.users[page] -= 1
+            if not self.users[page]:
+                self.begun.pop(page)
+                self._let_go(self.frames[page])
         self.tables[slot], self.lengths[slot] = [], 0
 
     def fork(self, source: int, target: int) -> None:
@@ -92,58 +119,176 @@ class Pages:
     def rows(self, slot: int, start: int, stop: int) -> Tensor:
         """Tokens `start` to `stop` as they are kept outside, [tokens, layers, 2 (keys, values), groups, head]: a copy."""
         where = self.tokens(slot, start, stop)
-        pairs = [
-            torch.stack([x[layer].flatten(1, 2)[:, where] for x in (self.keys, self.values)]) for layer in self.layers
-        ]
+        pairs = [torch.stack([self.taken(layer, x, where, None) for x in (0, 1)]) for layer in self.layers]
         return torch.stack(pairs).permute(3, 0, 1, 2, 4).contiguous()
 
     def extend(self, slot: int, rows: Tensor) -> None:
         """Puts what `rows` gave after the slot's tokens. Raises FullError."""
+        self.busy.clear()
         more = Extension(self, slot, len(rows))
         for layer, pair in zip(self.layers, rows.unbind(1), strict=True):
             k, v = pair.to(self.keys[layer].device).unbind(1)
             more.write(layer, k, v)
         more.end()
 
-    def watch(self, slot: int | None) -> None:
-        """Notes from now on what is attended to in `slot`, of none where it is None."""
-        self.watched, self.attention = slot, torch.zeros(0)
+    def watch(self, slot: int) -> None:
+        """Notes from now on what is attended to in `slot`."""
+        self.attention[slot] = torch.zeros(0)
 
-    def note(self, shares: Tensor) -> None:
+    def unwatch(self, slot: int) -> Tensor:
+        """Notes it no more; what was attended to since, float32 [blocks]."""
+        return self.attention.pop(slot, torch.zeros(0))
+
+    def note(self, slot: int, shares: Tensor) -> None:
         """Adds shares of attention, float32 [blocks]."""
-        more = len(shares) - len(self.attention)
-        self.attention = torch.cat((self.attention, torch.zeros(max(0, more))))
-        self.attention[: len(shares)] += shares.cpu()
+        noted = self.attention[slot]
+        noted = torch.cat((noted, torch.zeros(max(0, len(shares) - len(noted)))))
+        noted[: len(shares)] += shares.cpu()
+        self.attention[slot] = noted
+
+    def make_room(self, tokens: int) -> None:
+        """Lets the pool grow at once, if need be, by what `tokens` more will take, instead of little by little."""
+        missing = -(-tokens // self.size) - self.users.count(0)
+        if missing > 0:
+            self._grow(missing)
+            room = len(self.users) if self.resident is None else min(self.resident, len(self.users))
+            self._widen(max(0, room - self._held))
+
+    def shrink(self) -> None:
+        """Gives the pool's memory back where no slot has a page."""
+        if not any(self.users):
+            self.users, self.frames, self.free = [], [], ([], [])
+            for held in (self.keys, self.values, self.pooled):
+                held.update({layer: x[:, :0].clone() for layer, x in held.items()})
+            self.host.update({layer: x[:, :, :0].clone() for layer, x in self.host.items()})
 
     def _take(self) -> int:
-        """A page that is free; the pool grows where there is none."""
+        """A page that is free, in the pool; more are made where there is none. Raises FullError."""
         free = next((page for page, users in enumerate(self.users) if not users), None)
         if free is None:
             free = len(self.users)
-            more = max(8, int(free * (GROWTH - 1)))
-            self.users += [0] * more
-            with torch.inference_mode(False), torch.no_grad():
-                for held in (self.keys, self.values, self.pooled):
-                    rows = self.size // self.policy.kernel_stride if held is self.pooled else BLOCKS
-                    for layer, x in held.items():
-                        held[layer] = torch.cat((x, x.new_zeros(x.shape[0], more * rows, *x.shape[2:])), 1)
-        self.users[free] = 1
+            self._grow(max(8, int(free * (GROWTH - 1))))
+        self.frames[free] = self._frame()
+        self.users[free], self.begun[free] = 1, None
+        self.busy.add(free)
         return free
 
+    def _frame(self) -> int:
+        """A frame of the pool for a page: free, new, or of the page that was begun longest ago, which goes to the host's memory."""
+        if not self.free[0]:
+            most = len(self.users) if self.resident is None else self.resident
+            self._widen(min(max(8, int(self._held * (GROWTH - 1))), most - self._held))
+        if self.free[0]:
+            return self.free[0].pop()
+        oldest = next((page for page in self.begun if self.frames[page] >= 0 and page not in self.busy), None)
+        if oldest is None:
+            raise FullError(
+                f"the device's {self.resident} pages of {self.size} tokens are too few for one call: free some memory"
+            )
+        frame = self.frames[oldest]
+        if not self.free[1]:
+            count = self.host[self.layers[0]].shape[2] // BLOCKS
+            more = max(8, int(count * (GROWTH - 1)))
+            _widened(self.host, 2, more * BLOCKS)
+            self.free[1].extend(range(count, count + more))
+        self.frames[oldest] = -1 - self.free[1].pop()
+        self._exchange(frame, self.frames[oldest], out=True)
+        return frame
+
+    def _bring_in(self, page: int) -> None:
+        frame, away = self._frame(), self.frames[page]
+        self._exchange(frame, away, out=False)
+        self.frames[page] = frame
+        self._let_go(away)
+
+    def _exchange(self, frame: int, away: int, *, out: bool) -> None:
+        """Copies a page between the pool and the host's memory."""
+        here, there = (slice(at * BLOCKS, (at + 1) * BLOCKS) for at in (frame, -1 - away))
+        for layer, host in self.host.items():
+            for held, kept in ((self.keys[layer], host[0]), (self.values[layer], host[1])):
+                source, target = (held[:, here], kept[:, there]) if out else (kept[:, there], held[:, here])
+                target.copy_(source)
+
+    def _let_go(self, frame: int) -> None:
+        self.free[frame < 0].append(frame if frame >= 0 else -1 - frame)
+
+    @property
+    def _held(self) -> int:
+        """Frames that the pool has."""
+        return self.keys[self.layers[0]].shape[1] // BLOCKS
+
+    def _grow(self, pages: int) -> None:
+        self.users += [0] * pages
+        self.frames += [0] * pages
+        _widened(self.pooled, 1, pages * (self.size // self.policy.kernel_stride))
+
+    def _widen(self, frames: int) -> None:
+        held = self._held
+        _widened(self.keys, 1, frames * BLOCKS)
+        _widened(self.values, 1, frames * BLOCKS)
+        self.free[0].extend(range(held + frames - 1, held - 1, -1))
+
     def _copy(self, source: int, target: int) -> None:
-        for held in (self.keys, self.values, self.pooled):
+        frame, per = self.frames[target], self.size // self.policy.kernel_stride
+        for held in (self.keys, self.values):
             for x in held.values():
-                paged = x.unflatten(1, (len(self.users), -1))
-                paged[:, target] = paged[:, source]
+                paged = x.unflatten(1, (-1, BLOCKS))
+                paged[:, frame] = paged[:, self.frames[source]]
+        for x in self.pooled.values():
+            paged = x.unflatten(1, (-1, per))
+            paged[:, target] = paged[:, source]
 
     def places(self, slot: int, numbers: Tensor, each: int) -> Tensor:
-        """Where in the pool the slot's blocks or strides `numbers` int64 (on the CPU) are, of which a page has `each`."""
-        table = torch.tensor(self.tables[slot])
-        return (table[numbers // each] * each + numbers % each).to(self.keys[self.layers[0]].device)
+        """Where the slot's tokens or blocks `numbers` int64 (on the CPU) are, of which a page has `each`.
+
+        In the pool; below 0 in the host's memory, counted down from -1.
+        """
+        frames = torch.tensor([self.frames[page] for page in self.tables[slot]], dtype=torch.int64)[numbers // each]
+        away = frames < 0
+        found = torch.where(away, -1 - frames, frames) * each + numbers % each
+        return torch.where(away, -1 - found, found).to(self.keys[self.layers[0]].device)
 
     def tokens(self, slot: int, start: int, stop: int) -> Tensor:
-        """Where in the pool the slot's tokens from `start` to `stop` are."""
+        """Where the slot's tokens from `start` to `stop` are: see `places`."""
         return self.places(slot, torch.arange(start, stop), self.size)
+
+    def spans(self, slot: int, numbers: Tensor) -> Tensor:
+        """Where the slot's spans `numbers` int64 (on the CPU) are."""
+        table, each = torch.tensor(self.tables[slot], dtype=torch.int64), self.size // self.policy.kernel_stride
+        return (table[numbers // each] * each + numbers % each).to(self.keys[self.layers[0]].device)
+
+    def taken(self, layer: int, kind: int, where: Tensor, group: int | None) -> Tensor:
+        """Keys (`kind` 0) or values (1) of a layer, on the pool's device, at `where`: tokens [groups, n, head], of a `group` blocks
+        [n, block, head]."""
+        held, host = (self.keys, self.values)[kind][layer], self.host[layer][kind]
+        if group is None:
+            held, host = held.flatten(1, 2), host.flatten(1, 2)
+        else:
+            held, host = held[group : group + 1], host[group : group + 1]
+        away = where < 0
+        found = held[:, where.clamp(min=0)]
+        if bool(away.any()):
+            found[:, away] = host[:, (-1 - where[away]).cpu()].to(found.device)
+        return found if group is None else found[0]
+
+
+def _widened(held: dict[int, Tensor], axis: int, more: int) -> None:
+    """Each layer's tensor with so many zeros more."""
+    if more <= 0:
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        for layer, x in held.items():
+            shape = (*x.shape[:axis], x.shape[axis] + more, *x.shape[axis + 1 :])
+            grown = zeros(shape, x)
+            grown.narrow(axis, 0, x.shape[axis]).copy_(x)
+            held[layer] = grown
+
+
+def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros as `like`, of which those on a CPU take memory only once they are written to."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
 
 
 class Held(NamedTuple):
@@ -173,12 +318,14 @@ class Extension:
         self.rows = pages.tokens(slot, self.first, stop)
         blocks = torch.arange(-(-stop // policy.block_size))
         self.table = pages.places(slot, blocks, BLOCKS).int()
-        each, ended = pages.size // stride, stop // stride
-        self.strides = pages.places(slot, torch.arange(parts - 1, max(parts - 1, ended)), each)
+        self.away = bool((self.table < 0).any())
+        """Whether some of the blocks are in the host's memory."""
+        ended = stop // stride
+        self.strides = pages.spans(slot, torch.arange(parts - 1, max(parts - 1, ended)))
         new = max(self.first // stride, parts - 1)
         self.spans, self.read = self.strides[:0], self.rows[:0]
         if new < ended:
-            self.spans = pages.places(slot, torch.arange(new, ended), each)
+            self.spans = pages.spans(slot, torch.arange(new, ended))
             self.read = pages.tokens(slot, (new - parts + 1) * stride, ended * stride)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -225,5 +372,5 @@ class Paged:
     def fetch(self, group: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """See `History.fetch`."""
         where = self.call.table[blocks].long()
-        keys, values = (x[self.layer][group][where].flatten(0, 1) for x in (self.pages.keys, self.pages.values))
+        keys, values = (self.pages.taken(self.layer, kind, where, group).flatten(0, 1) for kind in (0, 1))
         return keys, values

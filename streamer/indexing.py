@@ -1,11 +1,14 @@
-"""Recordings that are read once, by attention that retrieves, and asked as often as one likes: in this process, without a daemon."""
+"""Recordings that are read once, by attention that retrieves, and asked as often as one likes."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import av
 import numpy as np
@@ -19,14 +22,16 @@ from model.checkpoint import locate, read_config
 from model.config import PRESETS
 from model.pages import FullError
 from model.policy import RetrievalPolicy
+from model.serving.capacity import capacity
 from model.serving.sampling import Sampling
 from streamer.config import Config
 from streamer.errors import AssistantError
 from streamer.memory.footage import pictures, pieces
-from streamer.memory.indexes import Facts, Index, RecordingError, free_name, listed
+from streamer.memory.indexes import PORTION, Facts, Index, RecordingError, free_name, used_bytes
 from streamer.memory.recording import KIND, Segment, find_segments
 
-KEEP_SECONDS = 30.0
+T = TypeVar("T")
+KEEP_SECONDS, KEEP_TOKENS = 30.0, 32_768
 """How often an index that is being made is kept, so that it can be gone on with."""
 LONGEST_QUESTION = 1_024
 CITED = 3
@@ -37,6 +42,26 @@ WORKING = 1.5
 """Of its keys' and values' bytes, what a recording takes while it is read: pages grow by copying a layer's."""
 Picture = tuple[float, np.ndarray]
 """Seconds of the recording, and pixels uint8 [H, W, 3]."""
+
+
+class Runs(Protocol):
+    """Runs what is to be done on the device, a little at a time, and waits for it."""
+
+    def __call__(self, do: Callable[[], T], /) -> T: ...
+
+
+def at_once(do: Callable[[], T]) -> T:
+    """Where nobody else wants the device."""
+    return do()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a recording is read into: a slot of a runner whose attention retrieves, and who runs what is done there."""
+
+    runner: Runner
+    slot: int = 0
+    run: Runs = at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +80,26 @@ class Video:
 
 def load(config: Config) -> Runner:
     """The configured model under attention that retrieves, its own where it has that: a slot to read into, and one to answer in."""
-    model, policy = config.model, RetrievalPolicy()
-    if model.name not in PRESETS and isinstance(own := read_config(locate(model.name)).policy, RetrievalPolicy):
-        policy = own
+    model = config.model
     if model.device == "cuda" and not torch.cuda.is_available():
         raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
     return load_runner(
         model.name, device=model.device, dtype=model.dtype, slots=2, random_weights=model.random_weights,
-        policy=policy, position_horizon=model.position_horizon, frames_per_step=model.frames_per_step,
+        policy=policy_of(config), position_horizon=model.position_horizon, frames_per_step=model.frames_per_step,
         picture_tokens=model.picture_tokens,
     )  # fmt: skip
 
 
-def file_video(folder: Path, path: str) -> Video:
-    """A video file. Raises RecordingError, OSError."""
+def policy_of(config: Config) -> RetrievalPolicy:
+    """How the configured model's attention retrieves: as it was told to, or as usual."""
+    name = config.model.name
+    if name not in PRESETS and isinstance(own := read_config(locate(name)).policy, RetrievalPolicy):
+        return own
+    return RetrievalPolicy()
+
+
+def file_video(folder: Path, path: str, name: str | None = None) -> Video:
+    """A video file, whose index has this name or one made of the file's. Raises RecordingError, OSError."""
     found = Path(path).expanduser().resolve()
     if not found.is_file():
         raise RecordingError(f"{path}: there is no such file")
@@ -100,7 +131,8 @@ def file_video(folder: Path, path: str) -> Video:
             mailbox.close()
             opened.stop()
 
-    return Video(free_name(folder, found.stem, source), source, stat.st_size, stat.st_mtime, seconds, None, frames)
+    name = name or free_name(folder, found.stem, source)
+    return Video(name, source, stat.st_size, stat.st_mtime, seconds, None, frames)
 
 
 def stream_video(folder: Path, stream: str, since: float, until: float) -> Video:
@@ -137,18 +169,53 @@ def stream_video(folder: Path, stream: str, since: float, until: float) -> Video
 def expected_bytes(runner: Runner, seconds: float, fps: float) -> int:
     """About what the index of so many seconds takes, in bytes."""
     assert runner.state.pages is not None
-    tokens = seconds * fps / runner.frames_per_step * (runner.tokens_per_step + runner.config.step_text)
-    return int(tokens * runner.state.pages.token_bytes) + runner.state.bytes_per_slot
+    return expected_tokens(runner, seconds, fps) * runner.state.pages.token_bytes + runner.state.bytes_per_slot
+
+
+def expected_tokens(runner: Runner, seconds: float, fps: float) -> int:
+    """About how many tokens so many seconds are."""
+    return int(seconds * fps / runner.frames_per_step * (runner.tokens_per_step + runner.config.step_text))
+
+
+def check_room(runner: Runner, folder: Path, video: Video, fps: float, budget: int) -> str:
+    """What is to be told of memory, as `settle` does. Raises RecordingError where disk or memory has no room for an index; OSError."""
+    size, used = expected_bytes(runner, video.seconds, fps), used_bytes(folder, video.name)
+    if used + size > budget:
+        raise RecordingError(
+            f"{video.name}: {(used + size - budget) / 1e6:.0f} MB more than storage.indexes allows: lower --fps, "
+            "remove a recording, or raise it"
+        )
+    place = next(each for each in (folder, *folder.parents) if each.exists())
+    if size > (free := shutil.disk_usage(place).free):
+        raise RecordingError(f"{video.name}: {place} has {free / 1e6:.0f} MB free: make room, or lower --fps")
+    return settle(runner, video.name, expected_tokens(runner, video.seconds, fps))
+
+
+def settle(runner: Runner, name: str, tokens: int) -> str:
+    """Has keys and values that a GPU has no room for kept in the host's memory; one line that says so, or nothing.
+
+    Raises RecordingError where that has no room either.
+    """
+    pages, room, host = runner.state.pages, capacity(runner.device, 1), capacity(torch.device("cpu"), 1)
+    assert pages is not None
+    size = tokens * pages.token_bytes * WORKING
+    if room is None or size <= (free := room.slots + pages.free_bytes):
+        return ""
+    needs = f"{name}: its keys and values need {size / 1e9:.1f} GB of memory on {runner.device}, {free / 1e9:.1f} GB are free"
+    if runner.device.type == "cpu" or (host is not None and size > host.slots):
+        raise RecordingError(f"{needs}: lower --fps, or free some")
+    pages.resident = max(1, int(free / WORKING) // (pages.size * pages.token_bytes))
+    return f"{needs}: the oldest are kept in this machine's, which is slower"
 
 
 def index_video(
-    runner: Runner, folder: Path, video: Video, fps: float, budget: int, told: Callable[[Facts], None]
+    place: Place, folder: Path, video: Video, fps: float, budget: int, told: Callable[[Facts], None]
 ) -> Facts:
     """Reads a recording into an index, or goes on with one; `told` hears how far it is.
 
     What was read before a fault is kept, and the fault is the index's note. Raises RecordingError where nothing was, OSError.
     """
-    index = Index(folder / "indexes" / video.name)
+    index, runner = Index(folder / "indexes" / video.name), place.runner
     facts = index.facts()
     index.open()
     try:
@@ -158,11 +225,10 @@ def index_video(
         if facts is not None and _same(facts, same):
             if facts.complete:
                 return facts
-            _restore(runner, index, facts)
+            restore(place, index, facts)
         else:
             facts = same
-        others = sum(each.bytes for each, other in listed(folder) if other.name != video.name)
-        _read(runner, index, facts, video, budget - others, told)
+        _read(place, index, facts, video, budget - used_bytes(folder, video.name), told)
         if not facts.tokens:
             index.remove()
             raise RecordingError(f"{video.source}: {facts.note or 'it holds no picture that can be decoded'}")
@@ -171,31 +237,36 @@ def index_video(
         index.close()
 
 
-def _read(runner: Runner, index: Index, facts: Facts, video: Video, budget: int, told: Callable[[Facts], None]) -> None:
+def _read(place: Place, index: Index, facts: Facts, video: Video, budget: int, told: Callable[[Facts], None]) -> None:
+    runner, slot, run = place.runner, place.slot, place.run
     pages, kept, at, notes = runner.state.pages, facts.tokens, time.monotonic(), list[str]()
     assert pages is not None
     waiting: list[Picture] = []
 
     def keep() -> None:
         nonlocal kept, at
-        parts = {name: part.detach().cpu().clone() for name, part in runner.state.kept(0).items()}
-        index.write(facts, parts, pages.rows(0, kept, facts.tokens).cpu())
+        parts = run(lambda: {name: part.detach().cpu().clone() for name, part in runner.state.kept(slot).items()})
+        bounds = [(a, min(a + PORTION, facts.tokens)) for a in range(kept, facts.tokens, PORTION)]
+        rows = [run(partial(pages.rows, slot, *each)).cpu() for each in bounds]
+        index.write(facts, parts, torch.cat(rows) if rows else pages.rows(slot, 0, 0).cpu())
         kept, at = facts.tokens, time.monotonic()
 
     def see() -> None:
         times = [time for time, _ in waiting]
         if not facts.steps:
-            runner.open(0, *waiting[0][1].shape[:2])
-            facts.grid = runner.grids[0]
-        first = pages.lengths[0]
-        fine = runner.see([0], [[pixels for _, pixels in waiting]], [runner.moment(times)])
+            runner.open(slot, *waiting[0][1].shape[:2])
+            facts.grid = runner.grids[slot]
+        first = pages.lengths[slot]
+        fine = runner.see([slot], [[pixels for _, pixels in waiting]], [runner.moment(times)])
         if not fine[0]:
             raise RecordingError(f"the model's state is no longer finite at {times[-1]:.1f} s: choose dtype float32")
         facts.steps.append((first, times[-1]))
-        facts.tokens, facts.frames, facts.seconds = pages.lengths[0], facts.frames + len(waiting), times[-1]
+        facts.tokens, facts.frames, facts.seconds = pages.lengths[slot], facts.frames + len(waiting), times[-1]
         waiting.clear()
         told(facts)
 
+    room = min(expected_tokens(runner, video.seconds, facts.fps), budget // pages.token_bytes) - facts.tokens
+    run(lambda: pages.make_room(max(0, room)))
     skip = facts.seconds if facts.steps else -1.0
     for moment, pixels in video.frames(facts.fps, notes):
         if moment <= skip:
@@ -204,18 +275,18 @@ def _read(runner: Runner, index: Index, facts: Facts, video: Video, budget: int,
         if len(waiting) < runner.frames_per_step:
             continue
         try:
-            see()
+            run(see)
         except FullError as error:
             notes.append(str(error))
             break
         if facts.tokens * pages.token_bytes > budget:
             notes.append(f"storage.indexes is full after {facts.seconds:.0f} s: remove a recording, or raise it")
             break
-        if time.monotonic() - at > KEEP_SECONDS:
+        if time.monotonic() - at > KEEP_SECONDS or facts.tokens - kept > KEEP_TOKENS:
             keep()
     else:
         if waiting:
-            see()
+            run(see)
     facts.note, facts.complete = "; ".join(notes), True
     if facts.tokens:
         keep()
@@ -225,15 +296,12 @@ class Recording:
     """An index in the runner, to be asked. Raises RecordingError where another model made it, OSError."""
 
     def __init__(self, runner: Runner, index: Index, facts: Facts) -> None:
-        if facts.fingerprint != runner.fingerprint:
-            raise RecordingError(
-                f"the index {facts.name} was made by another model ({facts.model}) than {runner.name} as it is now: "
-                f"index {facts.source} again"
-            )
+        check_model(runner, facts)
+        settle(runner, facts.name, facts.tokens)
         self.runner, self.facts = runner, facts
         self.cited: list[tuple[float, float]] = []
         """When what the last answer looked at most was shown: spans in seconds of the recording, the most attended first."""
-        _restore(runner, index, facts)
+        restore(Place(runner), index, facts)
 
     def ask(self, question: str, longest: int = 256) -> Iterator[str]:
         """The answer's words, greedily. Raises RecordingError for a question that is too long."""
@@ -253,8 +321,7 @@ class Recording:
             token = runner.decode([1], [token], [Sampling()])[0]
         if word := words.flush():
             yield word
-        self.cited = cited(self.facts, pages.attention, pages.policy)
-        pages.watch(None)
+        self.cited = cited(self.facts, pages.unwatch(1), pages.policy)
 
 
 def cited(facts: Facts, attention: torch.Tensor, policy: RetrievalPolicy) -> list[tuple[float, float]]:
@@ -262,13 +329,13 @@ def cited(facts: Facts, attention: torch.Tensor, policy: RetrievalPolicy) -> lis
 
     The first blocks are left out, which attention rests on where it looks for nothing.
     """
-    size, shares = policy.block_size, dict[int, float]()
-    each = attention / size
-    for number, (first, _) in enumerate(facts.steps):
-        end = facts.steps[number + 1][0] if number + 1 < len(facts.steps) else facts.tokens
-        tokens = torch.arange(max(first, policy.init_blocks * size), end) // size
-        shares[number] = float(each[tokens[tokens < len(each)]].sum())
-    best = sorted(shares, key=lambda number: -shares[number])[:CITED]
+    size = policy.block_size
+    each = torch.cat((attention.double() / size, torch.zeros(1, dtype=torch.float64)))
+    before = size * (each.cumsum(0) - each)
+    bounds = torch.tensor([*(first for first, _ in facts.steps), facts.tokens])
+    bounds = bounds.clamp(min(policy.init_blocks, len(attention)) * size, len(attention) * size)
+    shares = (before[bounds // size] + each[bounds // size] * (bounds % size)).diff().tolist()
+    best = sorted(range(len(shares)), key=lambda number: -shares[number])[:CITED]
     spans: list[tuple[float, float]] = []
     for number in best:
         if shares[number] <= 0:
@@ -283,16 +350,32 @@ def cited(facts: Facts, attention: torch.Tensor, policy: RetrievalPolicy) -> lis
     return spans
 
 
-def _restore(runner: Runner, index: Index, facts: Facts) -> None:
+def check_model(runner: Runner, facts: Facts) -> None:
+    """Raises RecordingError where another model made an index."""
+    if facts.fingerprint != runner.fingerprint:
+        raise RecordingError(
+            f"the index {facts.name} was made by another model ({facts.model}) than {runner.name} as it is now: "
+            f"index {facts.source} again"
+        )
+
+
+def restore(place: Place, index: Index, facts: Facts) -> None:
+    """Puts an index into its place. Raises RecordingError where it is damaged, OSError."""
+    runner, slot = place.runner, place.slot
     state, pages = runner.state, runner.state.pages
     assert pages is not None
     parts = index.parts(facts)
-    runner.reset(0)
-    for name, part in state.kept(0).items():
-        part.copy_(parts[name])
+
+    def begin() -> None:
+        runner.reset(slot)
+        pages.make_room(facts.tokens)
+        for name, part in state.kept(slot).items():
+            part.copy_(parts[name])
+        runner.grids[slot] = facts.grid
+
+    place.run(begin)
     for rows in index.rows(facts, (len(pages.layers), 2, pages.groups, pages.head), state.dtype):
-        pages.extend(0, rows)
-    runner.grids[0] = facts.grid
+        place.run(partial(pages.extend, slot, rows))
 
 
 def _opens(path: Path) -> bool:

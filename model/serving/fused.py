@@ -17,13 +17,13 @@ from model.layers.attention import Attention
 from model.layers.decoder import DecoderLayer
 from model.layers.delta_net import GatedDeltaNet
 from model.layers.mixer import Mixer
+from model.ops import retrieval as plain
 from model.ops.kernels.activation import Activation
 from model.ops.kernels.attention import HeadNorms, attend, place
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import add_norm, gated_norm, open_gate
 from model.ops.kernels.retrieval import retrieve
-from model.ops.retrieval import attended
 from model.pages import Paged
 from model.policy import RetrievalPolicy
 from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
@@ -119,11 +119,14 @@ class FastRetrieval(FastAttention):
         call.write(self.layer, turned[:, queries:], heads[:, queries + groups :])
         if not outputs:
             return None
-        held, policy = call.held(self.layer, turned.dtype), state.pages.policy
-        mixed = retrieve(turned[:, :queries], call.first, held, policy)
-        if state.pages.watched == call.slot:
-            last = attended(turned[-1:, :queries], call.first + call.n - 1, Paged(call, self.layer), policy)
-            state.pages.note(last)
+        policy, history = state.pages.policy, Paged(call, self.layer)
+        if call.away:  # the kernels read the pool alone
+            mixed = plain.retrieve(turned[:, :queries], call.first, history, policy)
+        else:
+            mixed = retrieve(turned[:, :queries], call.first, call.held(self.layer, turned.dtype), policy)
+        if call.slot in state.pages.attention:
+            last = plain.attended(turned[-1:, :queries], call.first + call.n - 1, history, policy)
+            state.pages.note(call.slot, last)
         return self.outward(mixed.flatten(1))
 
 

@@ -39,6 +39,7 @@ class Growing(Eager):
         """The slot, as a tensor, to which what is done meanwhile adds `tokens`. Raises FullError."""
         pages = self.state.pages
         assert pages is not None
+        pages.busy.clear()
         pages.call = Extension(pages, slot, tokens)
         try:
             yield self.index([slot])

@@ -79,7 +79,7 @@ def _configured(options: argparse.Namespace, model: str | None = None) -> tuple[
 
 
 def _index(options: argparse.Namespace) -> int:
-    from streamer.indexing import file_video, index_video, load, stream_video
+    from streamer.indexing import Place, file_video, index_video, load, stream_video
     from streamer.memory.indexes import RecordingError
     from streamer.memory.moments import read_moment
 
@@ -106,7 +106,7 @@ def _index(options: argparse.Namespace) -> int:
     for video in videos:
         _announce(options, runner, folder, config, video)
         began = time.monotonic()
-        facts = index_video(runner, folder, video, options.fps, config.storage.indexes, _bar(video))
+        facts = index_video(Place(runner), folder, video, options.fps, config.storage.indexes, _bar(video))
         took = time.monotonic() - began
         if options.json:
             print(json.dumps(_facts(facts) | {"took_s": round(took, 2)}, ensure_ascii=False))
@@ -121,33 +121,18 @@ def _index(options: argparse.Namespace) -> int:
 
 def _announce(options: argparse.Namespace, runner: Runner, folder: Path, config: Config, video: Video) -> None:
     """Says how large the index will be. Raises RecordingError where there is no room for it."""
-    import shutil
-
-    from model.serving.capacity import capacity
-    from streamer.indexing import WORKING, expected_bytes
-    from streamer.memory.indexes import RecordingError, listed
+    from streamer.indexing import check_room, expected_bytes
+    from streamer.memory.indexes import used_bytes
 
     size, budget = expected_bytes(runner, video.seconds, options.fps), config.storage.indexes
-    used = sum(index.bytes for index, facts in listed(folder) if facts.name != video.name)
+    used = used_bytes(folder, video.name)
     how_long = f"{video.seconds:.0f} s" if video.seconds else "of unknown length"
     print(
         f"{video.name}: {how_long}, about {size / 1e6:.0f} MB in {folder} ({used / 1e6:.0f} of {budget / 1e6:.0f} MB are used)",
         file=sys.stderr,
     )
-    if used + size > budget:
-        raise RecordingError(
-            f"{video.name}: {(used + size - budget) / 1e6:.0f} MB more than storage.indexes allows: lower --fps, "
-            "remove a recording, or raise it"
-        )
-    place = next(each for each in (folder, *folder.parents) if each.exists())
-    if size > (free := shutil.disk_usage(place).free):
-        raise RecordingError(f"{video.name}: {place} has {free / 1e6:.0f} MB free: make room, or lower --fps")
-    room = capacity(runner.device, 1)
-    if room is not None and size * WORKING > room.slots:
-        raise RecordingError(
-            f"{video.name}: its keys and values need {size * WORKING / 1e9:.1f} GB of memory on {runner.device}, "
-            f"{room.slots / 1e9:.1f} GB are free: lower --fps, or free some"
-        )
+    if told := check_room(runner, folder, video, options.fps, budget):
+        print(f"streamer: {told}", file=sys.stderr)
 
 
 def _bar(video: Video) -> Any:

@@ -21,7 +21,7 @@ from streamer.fields import NAME
 from streamer.memory.folder import PRIVATE
 
 KIND, FACTS, TOKENS, LOCK = "indexes", "index.json", "tokens.bin", "lock"
-PORTION = 8_192
+PORTION = 2_048
 """Tokens that are read at once."""
 
 
@@ -72,8 +72,11 @@ class Index:
 
     @property
     def bytes(self) -> int:
-        """Bytes on the disk."""
-        return sum(each.stat().st_size for each in self.folder.iterdir() if each.is_file())
+        """Bytes on the disk; none of what is gone meanwhile."""
+        try:
+            return sum(each.stat().st_size for each in self.folder.iterdir() if each.is_file())
+        except FileNotFoundError:
+            return 0
 
     def open(self) -> None:
         """Makes the folder and keeps other writers away. Raises OSError, RecordingError."""
@@ -139,6 +142,13 @@ def listed(folder: Path) -> list[tuple[Index, Facts]]:
     place = folder / KIND
     found = [Index(each) for each in sorted(place.iterdir()) if each.is_dir()] if place.is_dir() else []
     return [(index, facts) for index in found if (facts := index.facts()) is not None]
+
+
+def used_bytes(folder: Path, name: str = "") -> int:
+    """What all indexes but this one take, in bytes, with the files that were brought to be read. Raises OSError."""
+    place = folder / KIND
+    found = [Index(each) for each in place.iterdir() if each.is_dir() and each.name != name] if place.is_dir() else []
+    return sum(index.bytes for index in found)
 
 
 def forget(folder: Path, stream: str, since: float, until: float) -> int:

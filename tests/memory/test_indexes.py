@@ -7,6 +7,8 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import av
 import numpy as np
@@ -16,12 +18,13 @@ import torch
 from capture.sources.demo import CLIP
 from model import Runner
 from model.policy import RetrievalPolicy
+from model.serving.capacity import Capacity
 from model.serving.runner import NANO
 from streamer import indexing, loading
 from streamer.cli.main import main
 from streamer.config import parse_config
 from streamer.errors import AssistantError
-from streamer.indexing import Recording, cited, file_video, index_video, load, stream_video
+from streamer.indexing import Place, Recording, cited, file_video, index_video, load, settle, stream_video
 from streamer.memory import recording
 from streamer.memory.folder import Folder
 from streamer.memory.indexes import Facts, Index, RecordingError, forget, named
@@ -55,7 +58,7 @@ def quiet(facts: Facts) -> None:
 
 
 def indexed(runner: Runner, folder: Path, path: Path, budget: int = PLENTY) -> Facts:
-    return index_video(runner, folder, file_video(folder, str(path)), 2.0, budget, quiet)
+    return index_video(Place(runner), folder, file_video(folder, str(path)), 2.0, budget, quiet)
 
 
 def test_a_video_is_read_once_and_asked_often(
@@ -93,11 +96,13 @@ def test_an_index_that_was_broken_off_is_gone_on_with(
 
     video = file_video(tmp_path / "two", str(path))
     with pytest.raises(KeyboardInterrupt):
-        index_video(runner, tmp_path / "two", video, 2.0, PLENTY, stop)
+        index_video(Place(runner), tmp_path / "two", video, 2.0, PLENTY, stop)
     found = named(tmp_path / "two", "a")
     assert found is not None and len(found[1].steps) == 3 and not found[1].complete
     seen: list[int] = []
-    resumed = index_video(runner, tmp_path / "two", video, 2.0, PLENTY, lambda facts: seen.append(len(facts.steps)))
+    resumed = index_video(
+        Place(runner), tmp_path / "two", video, 2.0, PLENTY, lambda facts: seen.append(len(facts.steps))
+    )
     assert seen == [4, 5, 6, 7, 8]
     assert (resumed.tokens, resumed.steps) == (whole.tokens, whole.steps)
     assert torch.allclose(runner.state.pages.rows(0, 0, resumed.tokens), expected, atol=1e-4)
@@ -112,7 +117,7 @@ def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monke
     recordings, began = Recordings(Folder(state), 10**9, 24), time.time()
     record(recordings, str(film(tmp_path / "b.mkv", seconds=3)), 12, name="yard")
     video = stream_video(state, "yard", began - 60, time.time())  # while the daemon has the folder
-    facts = index_video(runner, state, video, 2.0, PLENTY, quiet)
+    facts = index_video(Place(runner), state, video, 2.0, PLENTY, quiet)
     assert facts.name.startswith("yard-20") and facts.frames >= 4 and facts.begins == pytest.approx(began, abs=5)
     with pytest.raises(RecordingError, match=r"yard has no recording between .*: it is recorded from"):
         stream_video(state, "yard", began - 600, began - 500)
@@ -120,7 +125,7 @@ def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monke
         stream_video(state, "barn", began - 600, began)
     recordings.close()
     recordings.of("yard")[0].path.write_bytes(b"torn")
-    facts = index_video(runner, state, stream_video(state, "yard", began, time.time()), 2.0, PLENTY, quiet)
+    facts = index_video(Place(runner), state, stream_video(state, "yard", began, time.time()), 2.0, PLENTY, quiet)
     assert facts.note == "1 segment can't be read" and facts.frames
     assert not forget(state, "barn", began - 60, time.time()) and not forget(state, "yard", began - 60, began - 50)
     assert forget(state, "yard", began, time.time()) == 2 and not named(state, facts.name), (
@@ -169,6 +174,26 @@ def test_a_disk_that_fills_keeps_what_was_kept(
     monkeypatch.setattr(Index, "write", write)
     assert main(["index", str(path)]) == 0
     assert main(["ask", "--recording", str(path), QUESTION]) == 0
+
+
+def test_a_gpu_that_is_too_small_keeps_the_oldest_keys_in_the_hosts_memory(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so; where neither has room, it is refused. The card is a made one."""
+    free = {"cuda": 10_000_000, "cpu": 10**9}
+    monkeypatch.setattr(indexing, "capacity", lambda device, each: Capacity(free[device.type], each))
+    assert runner.state.pages is not None
+    card = cast(Runner, SimpleNamespace(device=torch.device("cuda"), state=runner.state))
+    assert settle(card, "x", 1_000) == "" and runner.state.pages.resident is None
+    told = settle(card, "x", 100_000)
+    assert "need 0.3 GB of memory on cuda" in told and "the oldest are kept in this machine's" in told
+    page = runner.state.pages.size * runner.state.pages.token_bytes
+    assert runner.state.pages.resident is not None and 0 < runner.state.pages.resident * page <= 10_000_000
+    runner.state.pages.resident = None
+    with pytest.raises(RecordingError, match=r"need 3\.1 GB of memory on cuda"):
+        settle(card, "x", 1_000_000)
+    with pytest.raises(RecordingError, match=r"need 3\.1 GB of memory on cpu"):
+        settle(runner, "x", 1_000_000)
 
 
 def test_an_index_of_another_model_or_video_is_not_taken(runner: Runner, tmp_path: Path) -> None:

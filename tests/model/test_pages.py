@@ -53,6 +53,34 @@ def test_pages_are_as_whole_sequences() -> None:
     assert error(torch.cat(found, 1), whole().double()) <= 1e-4
 
 
+def test_what_is_not_in_the_pool_is_fetched_from_the_host() -> None:
+    """Two pages on the device for two streams of three, and for a fork: the same, to the bit of what is kept outside."""
+    state, other, start = StreamState.allocate(CONFIG, 3), StreamState.allocate(CONFIG, 3), 0
+    assert state.pages is not None and other.pages is not None
+    state.pages.resident, found = 4, list[Tensor]()
+    for size in (200, 1, 60, 7, 200, 1, 131, 100):
+        part = X[:, start : start + size]
+        found.append(taken(state, [2, 0], part, start))
+        taken(other, [2, 0], part, start)
+        start += size
+    assert start == N and sum(frame < 0 for frame in state.pages.frames) == 2 and state.pages._held == 4
+    assert error(torch.cat(found, 1), whole().double()) <= 1e-4
+    for slot in (2, 0):
+        assert torch.equal(state.pages.rows(slot, 0, N), other.pages.rows(slot, 0, N))
+    state.pages.resident = 2
+    state.reset(0)
+    state.fork(2, 1)
+    forks = [taken(each, [1], X[1:, :50], N) for each in (state, other) if each is state or not other.fork(2, 1)]
+    assert error(forks[0], forks[1].double()) <= 1e-4
+    state.reset(1)
+    state.reset(2)
+    state.pages.shrink()
+    assert not state.pages.users and not state.pages._held
+    state.pages.resident = 1
+    with pytest.raises(FullError, match="1 pages of 256 tokens are too few for one call"):
+        taken(state, [0], X[:1, :300], 0)
+
+
 def test_padding_is_not_taken() -> None:
     state = StreamState.allocate(CONFIG, 2)
     found = taken(state, [1, 0], X[:, :300], 0, [300, 210])
@@ -100,7 +128,7 @@ def test_what_is_attended_is_noted() -> None:
     taken(state, [0], X[:1, :600], 0)
     state.pages.watch(0)
     taken(state, [0], X[:1, 600:640], 600)
-    noted = state.pages.attention
+    noted = state.pages.unwatch(0)
     assert len(noted) == 20
     assert float(noted.sum()) == pytest.approx(2 * 4, abs=1e-3)
     assert 1 + 3 <= int((noted > 0).sum()) <= 1 + 2 * 2 * 3 + 3
