@@ -1,7 +1,8 @@
 """OpenAI's chat completions over video streams: requests read, models and errors written. Bytes in, bytes out.
 
-The model's id chooses the stream: `nano` is whatever single stream there is, `nano/door` is the stream `door`. A request
-with pictures or a video of its own is about those instead.
+The model's id chooses the stream: `nano` is whatever single stream there is, `nano/door` is the stream `door`, or else the
+recording of that name, which a `video_url` may name too, as `recording:door`. A request with pictures or a video of its own is
+about those instead.
 """
 
 from __future__ import annotations
@@ -48,8 +49,20 @@ def _media(url: str) -> str:
     return url
 
 
+RECORDING = "recording:"
+"""Begins the address of a recording that the daemon keeps."""
+
+
+def _video(url: str) -> str:
+    return url if url.startswith(RECORDING) else _media(url)
+
+
 class _Url(Model):
     url: Annotated[Text, AfterValidator(_media)]
+
+
+class _VideoUrl(Model):
+    url: Annotated[Text, AfterValidator(_video)]
 
 
 def _bare(value: Any) -> Any:
@@ -75,7 +88,7 @@ class _ImagePart(Model):
 
 class _VideoPart(Model):
     type: Literal["video_url"]
-    video_url: _Url
+    video_url: _VideoUrl
 
 
 _Parts = Annotated[
@@ -193,6 +206,24 @@ def model_ids(model: str, streams: Collection[str]) -> list[str]:
     return [model, *(f"{model}/{stream}" for stream in streams)]
 
 
+def chosen_recording(
+    stream: str | None, streams: Collection[str], attachments: Sequence[Attachment]
+) -> tuple[str | None, str | None, tuple[Attachment, ...]]:
+    """The stream and the recording that are meant, and what else came along.
+
+    `stream` is what the model's id named, one of `streams` or else a recording. Raises ProtocolError.
+    """
+    named = [each.url.removeprefix(RECORDING) for each in attachments if each.url and each.url.startswith(RECORDING)]
+    if not named:
+        recording = None if stream is None or stream in streams else stream
+        return None if recording else stream, recording, tuple(attachments)
+    if len(attachments) > 1:
+        raise ProtocolError(
+            "invalid_value", "A question is about one recording, and no pictures beside it.", "messages"
+        )
+    return None, named[0], ()
+
+
 def chosen_stream(name: str, model: str, streams: Collection[str]) -> str | None:
     """The stream that a model's id names, or None for whichever there is. Raises ProtocolError: model_not_found."""
     if name == model:
@@ -204,14 +235,14 @@ def chosen_stream(name: str, model: str, streams: Collection[str]) -> str | None
     raise ProtocolError("model_not_found", f"The model {name!r} does not exist; known: {known}.", "model")
 
 
-def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
+def read_chat(body: bytes, model: str, streams: Collection[str], recordings: Collection[str] = ()) -> ChatRequest:
     """Reads the body of a `POST /v1/chat/completions`. Raises ProtocolError."""
     data = read_object(body)
     try:
         asked = _Body.model_validate(data)
     except ValidationError as error:
         raise refusal(error, data) from None
-    stream = chosen_stream(asked.model, model, streams)
+    named = chosen_stream(asked.model, model, [*streams, *recordings])
     tools, call = chosen(asked.tools or (), asked.tool_choice)
     messages, rounds = _rounds(asked.messages) if tools else (asked.messages, ())
     items: list[Item] = []
@@ -231,10 +262,12 @@ def read_chat(body: bytes, model: str, streams: Collection[str]) -> ChatRequest:
     question = read_question(items, HISTORY_CHARACTERS)
     if not question.text.strip():
         raise ProtocolError("empty_question", "There is no question: end the messages with a user's text.", "messages")
+    stream, recording, shown = chosen_recording(named, streams, attachments)
     question = replace(
         question,
         stream=stream,
-        attachments=tuple(attachments),
+        recording=recording,
+        attachments=shown,
         sampling=asked.over(Sampling()),
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
         thinking=_thinking(asked).tokens(),
@@ -337,6 +370,7 @@ STATUS = {
     "not_remembered": 404,
     "unknown_stream": 404,
     "unknown_output": 404,
+    "unknown_recording": 404,
     "unknown_watch": 404,
     "unknown_event": 404,
     "not_found": 404,

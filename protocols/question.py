@@ -119,6 +119,8 @@ class Question:
     at: str | float | None = None
     since: str | float | None = None
     until: str | float | None = None
+    recording: str | None = None
+    """One that is kept, instead of a stream."""
 
     @property
     def past(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from protocols.chat import HISTORY_CHARACTERS, ROLES, chosen_stream, read_attachment
+from protocols.chat import HISTORY_CHARACTERS, ROLES, chosen_recording, chosen_stream, read_attachment
 from protocols.conversation import Item, read_question
 from protocols.fields import Metadata, Model, Moment, ProtocolError, Text, number, only, read_object, refusal
 from protocols.json_format import TextSettings
@@ -123,7 +123,9 @@ class ResponseRequest:
     settings: Mapping[str, Any]
 
 
-def read_response(body: bytes, model: str, streams: Collection[str]) -> ResponseRequest:
+def read_response(
+    body: bytes, model: str, streams: Collection[str], recordings: Collection[str] = ()
+) -> ResponseRequest:
     """Reads the body of a `POST /v1/responses`. Raises ProtocolError."""
     data = read_object(body)
     try:
@@ -159,11 +161,13 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
         raise ProtocolError("empty_question", "There is no question: end the input with a user's text.", "input")
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     lead = "\n".join(filter(None, (asked.instructions, question.instructions)))
+    stream, recording, shown = chosen_recording(_stream(asked, model, streams, recordings), streams, attachments)
     question = replace(
         question,
-        stream=_stream(asked, model, streams),
+        stream=stream,
+        recording=recording,
         instructions=lead,
-        attachments=tuple(attachments),
+        attachments=shown,
         sampling=asked.over(Sampling()),
         max_tokens=asked.max_output_tokens,
         thinking=Thinking(reasoning_effort=effort).tokens(),
@@ -192,8 +196,8 @@ def read_response(body: bytes, model: str, streams: Collection[str]) -> Response
     return ResponseRequest(asked.model, question, bool(asked.stream), settings)
 
 
-def _stream(asked: _Body, model: str, streams: Collection[str]) -> str | None:
-    stream = chosen_stream(asked.model, model, streams)
+def _stream(asked: _Body, model: str, streams: Collection[str], recordings: Collection[str]) -> str | None:
+    stream = chosen_stream(asked.model, model, [*streams, *recordings])
     named = (asked.metadata or {}).get("stream")
     if stream is not None or named is None:
         return stream

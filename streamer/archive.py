@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from protocols.question import Question
 from streamer.errors import AssistantError
+from streamer.library import Library, Recollection
 from streamer.memory.clips import Clips
 from streamer.memory.keeper import Keeper
 from streamer.memory.moments import read_moment
+from streamer.memory.past import Recall
 from streamer.memory.timeline import Entry, SearchError, Wanted
 
 
@@ -69,6 +72,30 @@ class Archive:
         if keeper is None:
             raise AssistantError("not_remembered", "Nothing of the past is kept here: set storage.folder to keep it.")
         return keeper
+
+
+def recalled(
+    keeper: Keeper | None, library: Library | None, stream: str, question: Question
+) -> Recall | Recollection | None:
+    """What brings back what a question is about; None where that is what its stream shows now.
+
+    Raises AssistantError: not_remembered, unknown_recording, not_ready, bad_option, and as `Past.find`.
+    """
+    if question.recording is not None:
+        if question.past or question.attachments:
+            raise AssistantError(
+                "bad_option", "A recording is asked about whole and alone: leave moments and pictures out."
+            )
+        if library is None:
+            mend = "start the daemon without --stateless, or set storage.folder"
+            raise AssistantError("unknown_recording", f"No recordings are kept here: {mend}.")
+        return library.asked(question.recording)
+    if not question.past:
+        return None
+    if keeper is None:
+        mend = "start the daemon without --stateless, or set storage.folder"
+        raise AssistantError("not_remembered", f"Nothing of the past is kept here: {mend}.")
+    return keeper.past.find(stream, question)
 
 
 def moment(given: str | float) -> float:

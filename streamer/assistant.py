@@ -21,7 +21,7 @@ from model import Runner
 from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
-from streamer.archive import Archive
+from streamer.archive import Archive, recalled
 from streamer.config import Config, ConfigError, StreamConfig, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
@@ -31,9 +31,9 @@ from streamer.engine.stream import Stream, StreamStatus
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
 from streamer.forms import Forms
+from streamer.library import Library
 from streamer.loading import load, pace, start, threads
 from streamer.memory.keeper import Keeper
-from streamer.memory.past import Recall
 from streamer.prompt import prompt_tokens, settled
 from streamer.reload import plan
 from streamer.streams import Streams
@@ -78,6 +78,8 @@ class Assistant:
         """Standing questions, and the events that they tell."""
         self.keeper: Keeper | None = None
         """What outlasts the process; None where nothing is kept."""
+        self.library: Library | None = None
+        """Recordings that are read once and asked; None where nothing is kept."""
         self.archive = Archive(lambda: self.keeper)
         """What happened to streams, and what is recorded of them."""
 
@@ -103,6 +105,8 @@ class Assistant:
                 self.keeper = await asyncio.to_thread(Keeper, self.config.storage, self.engine, self._streams)
                 self._streams.keeper = self.keeper
                 self.keeper.listen(self.news)
+                folder = self.keeper.store.folder.path
+                self.library = Library(self.engine, self.config, folder, lambda: self.watches.links)
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._streams.open(stream) for stream in self.config.streams]
             await start(self.engine, self.config)
@@ -114,6 +118,8 @@ class Assistant:
                 await self.keeper.attach_added(self._streams, self._streams.attach)
                 self.keeper.begin(self._answer, lambda: bool(self._answers))
             await self.watches.begin(self.config.watches, self.keeper, self._prompt, self.compile, self._ask_in_form)
+            if self.library is not None:
+                await self.library.resume()
         except BaseException:
             await self.stop()
             raise
@@ -128,6 +134,8 @@ class Assistant:
             with suppress(asyncio.CancelledError):
                 await self._teller
         await self.watches.stop()
+        if self.library is not None:
+            await self.library.stop()
         if self.keeper is not None:
             await self.keeper.stop()
         await asyncio.gather(
@@ -329,15 +337,16 @@ class Assistant:
         at: str | float | None = None,
         since: str | float | None = None,
         until: str | float | None = None,
+        recording: str | None = None,
     ) -> Answer:
         """Asks about what a stream has shown so far; with one stream, its name may be left out.
 
         `history` holds earlier (question, answer) pairs, oldest first. `thinking` is how many tokens the model may think
         before it answers, which `Answer.pieces` shows. `at` asks about a moment of the past instead: Unix seconds, or as people
         write it (`streamer.memory.moments`); the answer's `moment` says which one was reached. `since` and `until` (now, if left
-        out) show a recorded span of it again, and ask about that alone. What is left out is as configured. Raises
+        out) show a recorded span of it again, and ask about that alone; `recording` asks one of the `library`. Else as configured. Raises
         AssistantError: not_ready, empty_question, unknown_stream, no_frames, question_too_long, bad_sampling, no_thinking,
-        too_many_answers, bad_moment, not_remembered, bad_span, no_recording.
+        too_many_answers, bad_moment, not_remembered, bad_span, no_recording, unknown_recording.
         """
         given = {
             "temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty, "seed": seed,
@@ -347,7 +356,7 @@ class Assistant:
         except ValidationError as error:
             raise AssistantError("bad_sampling", refusal(error, given).message) from None
         spoken = Question(question, stream, instructions, tuple(history), (), sampling, max_tokens, thinking)
-        return self.answer(replace(spoken, at=at, since=since, until=until))
+        return self.answer(replace(spoken, at=at, since=since, until=until, recording=recording))
 
     async def compile(self, question: Question) -> Grammar | None:
         """The form that a question wants of its answer, ready to be followed.
@@ -377,15 +386,15 @@ class Assistant:
         self._check_ready()
         if not question.text.strip():
             raise AssistantError("empty_question", "The question has no text: write one.")
-        watched = self._streams.named(question.stream)
-        past = self._recall(watched.name, question) if question.past else None
-        if past is None and not watched.opened:
+        watched = None if question.recording is not None else self._streams.named(question.stream)
+        past = recalled(self.keeper, self.library, name := "" if watched is None else watched.name, question)
+        if past is None and watched is not None and not watched.opened:
             state = watched.source.status
             why = f"{state.state}: {state.reason}" if state.reason else str(state.state)
             raise AssistantError(
                 "no_frames", f"Stream {watched.name!r} has shown nothing yet ({why}): ask again later."
             )
-        question = settled(question, watched.name, self.config, self.model.config)
+        question = settled(question, name, self.config, self.model.config)
         tokens = prompt_tokens(question, tokenizer, limits.question_tokens)
         most = limits.answers + limits.waiting_questions
         if len(self._answers) >= most:
@@ -395,7 +404,7 @@ class Assistant:
                 "allowed: ask again when one is complete, or raise limits.waiting_questions.",
             )
         id = f"ans_{uuid4().hex[:20]}"
-        answer = self._answers[id] = Answer(id, watched.name, len(tokens), self._cancel, self._over)
+        answer = self._answers[id] = Answer(id, name, len(tokens), self._cancel, self._over)
         request = Request(id, question, tokens, answer, grammar, replay=None if picture is None else Picture(picture))
         if past is None:
             self.engine.ask(request)
@@ -408,13 +417,6 @@ class Assistant:
 
     async def _ask_in_form(self, question: Question, picture: np.ndarray | None) -> Answer:
         return self._answer(question, await self.compile(question), picture)
-
-    def _recall(self, stream: str, question: Question) -> Recall:
-        """See `Past.find`."""
-        if self.keeper is None:
-            mend = "start the daemon without --stateless, or set storage.folder"
-            raise AssistantError("not_remembered", f"Nothing of the past is kept here: {mend}.")
-        return self.keeper.past.find(stream, question)
 
     def subscribe(self, stream: str | None = None) -> Subscription:
         """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""
@@ -432,6 +434,8 @@ class Assistant:
     def _cancel(self, answer: Answer) -> None:
         if self.keeper is not None:
             self.keeper.past.cancel(answer.id)
+        if self.library is not None:
+            self.library.cancel(answer.id)
         self.engine.cancel(answer.id)
 
     async def _tell(self) -> None:

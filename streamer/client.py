@@ -22,6 +22,7 @@ from urllib.parse import quote
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
+from streamer.client_recordings import AsyncRecorded, Recorded
 from streamer.client_watches import NEWS as WATCH_NEWS
 from streamer.client_watches import AsyncWatching, Watching
 from streamer.wire import DEFAULT_URL, NOBODY, ClientError, fetch, lost, raise_for, refusal, websocket_url
@@ -35,7 +36,7 @@ _Waiter = asyncio.Queue[dict[str, Any] | None]
 """Events for one who waits; None when no more come."""
 
 
-class AsyncClient(AsyncWatching):
+class AsyncClient(AsyncWatching, AsyncRecorded):
     """One connection to the daemon; used as an async context manager. Everything may be called while answers are open.
 
     Args:
@@ -131,6 +132,7 @@ class AsyncClient(AsyncWatching):
         at: str | None = None,
         since: str | None = None,
         until: str | None = None,
+        recording: str | None = None,
         moment: Callable[[dict[str, Any]], None] = lambda facts: None,
         progress: Callable[[int, int], None] = lambda shown, of: None,
     ) -> AsyncGenerator[str, None]:
@@ -140,6 +142,7 @@ class AsyncClient(AsyncWatching):
         answer speaks of: `asked`, `reached` (UTC), `how` it was reached and `before_s`, seconds between the two. `since` and
         `until` (now, if left out) ask about a recorded span instead, which the model is shown again. `moment` is called again
         whenever it has got on, and once at the end; `progress` hears how many steps have been shown, of all that there are.
+        `recording` asks about one of `recordings` instead of a stream; `moment` is told what of it the answer rests on.
 
         Raises:
             ClientError: refused (unknown stream, empty question, too many answers), broken off, or connection lost.
@@ -156,6 +159,7 @@ class AsyncClient(AsyncWatching):
             "at": at,
             "from": since,
             "to": until,
+            "recording": recording,
         }
         given = {key: value for key, value in response.items() if value is not None}
         asked, waiter = self._expect()
@@ -216,8 +220,7 @@ class AsyncClient(AsyncWatching):
         }
         wanted |= {"limit": limit, "before": before}
         given = {key: value for key, value in wanted.items() if value is not None}
-        entries: list[dict[str, Any]] = (await self._request("memory.list", "memory.listed", **given))["entries"]
-        return entries
+        return list((await self._request("memory.list", "memory.listed", **given))["entries"])
 
     async def follow(self, stream: str | None = None) -> None:
         """From now on `events` tells what is added to a stream's timeline (`memory.added`), and to no other's. Raises ClientError."""
@@ -232,16 +235,16 @@ class AsyncClient(AsyncWatching):
 
         Raises ClientError.
         """
-        named = {"from": since, "to": until, "codec": codec}
+        named: dict[str, Any] = {"from": since, "to": until, "codec": codec}
         return await self._fetch(f"streams/{quote(stream, safe='')}/clip", **named)
 
-    async def _fetch(self, path: str, **query: str | None) -> bytes:
-        return await asyncio.to_thread(fetch, self.url, path, query, token=self._token, tls=self._tls)
+    async def _fetch(self, path: str, method: str = "GET", body: Any = None, **query: str | None) -> bytes:
+        how = {"token": self._token, "tls": self._tls, "method": method, "body": body}
+        return await asyncio.to_thread(fetch, self.url, path, query, **how)
 
     async def streams(self) -> list[dict[str, Any]]:
         """One dictionary a stream: name, source, state, fps_in, fps_seen, drops, lag_s, newest_frame_age_s, uptime_s."""
-        streams: list[dict[str, Any]] = (await self._request("stream.list", "stream.listed"))["streams"]
-        return streams
+        return list((await self._request("stream.list", "stream.listed"))["streams"])
 
     async def attach(self, stream: str, source: str, **options: Any) -> dict[str, Any]:
         """Adds a stream; returns its figures. Raises ClientError."""
@@ -356,7 +359,7 @@ class AsyncClient(AsyncWatching):
         return self._socket
 
 
-class Client(Watching):
+class Client(Watching, Recorded):
     """`AsyncClient` for plain code: the same calls, blocking; `ask` is an ordinary iterator. Threads may share one."""
 
     def __init__(self, url: str | None = None, **options: Any) -> None:

@@ -7,6 +7,8 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -38,22 +40,27 @@ def fetch(
     token: str | None = None,
     tls: ssl.SSLContext | None = None,
     method: str = "GET",
-    body: Mapping[str, Any] | None = None,
+    body: Mapping[str, Any] | Path | None = None,
 ) -> bytes:
-    """What the daemon at `url` says at `/v1/PATH`; of `query`, what is None is left out, and `body` goes along as JSON. Waits.
+    """What the daemon at `url` says at `/v1/PATH`; of `query`, what is None is left out. Waits.
 
-    Raises ClientError.
+    `body` goes along as JSON, or as a file's bytes. Raises ClientError, and OSError where that can't be read.
     """
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     chosen = urlencode({key: value for key, value in query.items() if value is not None})
-    asked = urllib.request.Request(
-        f"{base}/v1/{path}?{chosen}",
-        None if body is None else json.dumps(body).encode(),
-        {"Authorization": f"Bearer {token}"} if token else {},
-        method=method,
-    )
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if isinstance(body, Path):
+        headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(body.stat().st_size)}
+    elif body is not None:
+        headers["Content-Type"] = "application/json"
+    with body.open("rb") if isinstance(body, Path) else nullcontext() as file:
+        data = file or (None if body is None else json.dumps(body).encode())
+        return _sent(base, urllib.request.Request(f"{base}/v1/{path}?{chosen}", data, headers, method=method), tls)
+
+
+def _sent(base: str, asked: urllib.request.Request, tls: ssl.SSLContext | None) -> bytes:
     try:
         with urllib.request.urlopen(asked, timeout=FETCH_SECONDS, context=tls) as reply:
             told: bytes = reply.read()

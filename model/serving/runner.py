@@ -79,7 +79,7 @@ class Runner:
         precision: Precision = "model",
     ) -> None:
         weights = model.model.embed_tokens.weight
-        self.name, self.trained, self.slots = name, trained, slots
+        self.name, self.trained, self.slots, self.precision = name, trained, slots, precision
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
         self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot

@@ -108,6 +108,7 @@ class ResponseSettings(Sampling, Thinking):
     at: Moment | None = None
     since: Moment | None = Field(default=None, alias="from")
     until: Moment | None = Field(default=None, alias="to")
+    recording: StreamName | None = None
     instructions: Text | None = None
     output_modalities: Modalities | None = None
     modalities: Annotated[list[Text], AfterValidator(_text_among)] | None = None

@@ -186,7 +186,7 @@ class RealtimeSession:
             raise ProtocolError(
                 "too_many_answers", f"{self._limits.answers} answers are open already.", None, event.event_id
             )
-        stream = asked.stream or self.stream
+        stream = None if asked.recording else asked.stream or self.stream
         if stream is not None and stream not in streams:
             raise unknown_stream(
                 stream, streams, "response.stream" if asked.stream else "session.stream", event.event_id
@@ -216,6 +216,7 @@ class RealtimeSession:
             at=asked.at,
             since=asked.since,
             until=asked.until,
+            recording=asked.recording,
         )
         return [Ask(response.id, question)]
 

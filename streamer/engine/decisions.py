@@ -64,3 +64,5 @@ class Idle:
 
 
 Decision = FrameStep[F] | Prefill | Decode | Replay | Look | Idle
+KINDS = {FrameStep: "frames", Prefill: "prefill", Decode: "decode", Replay: "replay", Look: "looks"}
+"""What steps are called where they are counted."""

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -19,7 +20,8 @@ import torch
 from capture import Frame
 from model import Runner
 from model.serving.runner import Encoded
-from streamer.engine.decisions import Decision, Decode, FrameStep, Idle, Look, Prefill, Replay
+from streamer.engine.chores import Chores
+from streamer.engine.decisions import KINDS, Decision, FrameStep, Idle, Look
 from streamer.engine.executor import Batch, Executor, Request, line, pictures
 from streamer.engine.integrity import faults
 from streamer.engine.pace import Pace
@@ -90,15 +92,14 @@ class Engine:
     ) -> None:
         self.pace = pace or Pace()
         self.executor = Executor(stream_slots, answer_slots, reset)
-        self.step_seconds: dict[str, deque[float]] = {
-            kind: deque(maxlen=4096) for kind in ("frames", "prefill", "decode", "replay", "looks")
-        }
+        self.step_seconds: dict[str, deque[float]] = {kind: deque(maxlen=4096) for kind in KINDS.values()}
         self.steps: Counter[str] = Counter()
         self._answering = 0.0
         self.threads = threads
         self._load, self._progress = load, progress
         self._inbox: deque[Callable[[], None]] = deque()
         self._questions: deque[Callable[[], None]] = deque()
+        self._chores = Chores()
         self._looker: ThreadPoolExecutor | None = None
         self._looking: _Looking | None = None
         self._running: _Running | None = None
@@ -135,9 +136,13 @@ class Engine:
 
     def call(self, do: Callable[[], T]) -> Future[T]:
         """Runs `do` on the engine's thread between two steps."""
-        return self._call(do, self._inbox)
+        return self._call(do, self._inbox.append)
 
-    def _call(self, do: Callable[[], T], inbox: deque[Callable[[], None]]) -> Future[T]:
+    def spare(self, do: Callable[[], T], within: float) -> Future[T]:
+        """Runs `do` there in time that nothing else needs, or after `within` seconds all the same; it touches no stream or answer."""
+        return self._call(do, partial(self._chores.add, time.monotonic() + within))
+
+    def _call(self, do: Callable[[], T], put: Callable[[Callable[[], None]], None]) -> Future[T]:
         future: Future[T] = Future()
 
         def run() -> None:
@@ -150,7 +155,7 @@ class Engine:
             except Exception as error:
                 future.set_exception(error)
 
-        inbox.append(run)
+        put(run)
         self._wake.set()
         if self._ended:
             self._take_all()
@@ -195,7 +200,7 @@ class Engine:
         return self.call(lambda: self.executor.unwatch(stream, watch))
 
     def ask(self, request: Request) -> Future[None]:
-        return self._call(lambda: self.executor.ask(request), self._questions)
+        return self._call(lambda: self.executor.ask(request), self._questions.append)
 
     def cancel(self, answer: str) -> Future[None]:
         return self.call(lambda: self.executor.finish(answer, "cancelled"))
@@ -247,7 +252,7 @@ class Engine:
         looking, running, deferred = self._looking, self._running, self.runner.backend.deferred
         self._take_calls(self._questions)
         now = time.monotonic()
-        if running is not None and self._inbox:
+        if running is not None and (self._inbox or self._chores.due <= now):
             return self._end(running)
         if running is not None and now < running.due:
             return running.due - now
@@ -255,6 +260,8 @@ class Engine:
         if looking is not None and (self._inbox or (looked and not deferred)):
             return self._take(looking)
         self._take_calls(self._inbox)
+        if running is None and (chore := self._chores.next(now, 0.0)) is not None:
+            return self._do(chore)
         for name, stream in self.executor.streams.items():
             for frame in stream.take(self.scheduler.room(name)):
                 self.scheduler.offer(name, frame, now)
@@ -271,7 +278,10 @@ class Engine:
                 return self._end(running)
             if looking is None:
                 self._check(now)
-            return None if decision.until is None else max(decision.until - now, 0.0)
+            if (chore := self._chores.next(now, self.scheduler.spare(now))) is not None:
+                return self._do(chore)
+            until = min(float("inf") if decision.until is None else decision.until, self._chores.due)
+            return None if until == float("inf") else max(until - now, 0.0)
         ahead = isinstance(decision, FrameStep) and self._ahead(decision)
         if isinstance(decision, FrameStep):
             self._looking = self._look(decision) if ahead else None
@@ -308,11 +318,19 @@ class Engine:
             self._answering += seconds
         return self._account(decision, seconds)
 
+    def _do(self, chore: Callable[[], None]) -> float:
+        self._began = began = time.monotonic()
+        chore()
+        self._began, seconds = None, time.monotonic() - began
+        self._answering += seconds
+        self._chores.took(seconds)
+        return 0.0
+
     def _account(self, decision: Decision[Frame], cost: float, took: float | None = None) -> float:
         if isinstance(decision, Look) and not decision.watches:
             return 0.0  # nothing has changed before it
         self.scheduler.measured(decision, cost, took)
-        kind = _kind(decision)
+        kind = KINDS[type(decision)]
         self.steps[kind] += 1
         self.step_seconds[kind].append(cost)
         return 0.0
@@ -342,6 +360,7 @@ class Engine:
     def _take_all(self) -> None:
         self._take_calls(self._questions)
         self._take_calls(self._inbox)
+        self._take_calls(deque(self._chores.rest()))
 
     @staticmethod
     def _take_calls(inbox: deque[Callable[[], None]]) -> None:
@@ -426,8 +445,3 @@ class Engine:
         ended = time.monotonic()
         took = ended - self._answering - running.looking.began
         return self._account(running.looking.step, ended - running.began, took)
-
-
-def _kind(decision: Decision[Frame]) -> str:
-    kinds = {FrameStep: "frames", Prefill: "prefill", Decode: "decode", Replay: "replay", Look: "looks"}
-    return kinds[type(decision)]

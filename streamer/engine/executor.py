@@ -24,9 +24,9 @@ from protocols.question import Question
 from streamer.engine.answer import FinishReason
 from streamer.engine.decisions import Decision, Decode, FrameStep, Look, Prefill, Replay
 from streamer.engine.scheduler import Scheduler
-from streamer.engine.shown import Shown, part
+from streamer.engine.shown import Recorded, Shown, part
 from streamer.engine.standing import Scene, Seen, Standing
-from streamer.engine.stream import Resumed, Stream, captured_wall
+from streamer.engine.stream import Resumed, Stream, captured_wall, check
 from streamer.engine.thoughts import Thoughts
 
 log = logging.getLogger("streamer")
@@ -51,6 +51,7 @@ class Request:
     `grammar` is the form that the answer must keep to.
     With a `state` it is asked there, instead of in a fork of its stream.
     What `replay` shows is taken into that state, or without one into an empty one, before the question is read.
+    With a `recording` it is asked in a fork of that.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Request:
     grammar: Grammar | None = None
     state: Snapshot | None = None
     replay: Shown | None = None
+    recording: Recorded | None = None
 
 
 @dataclass
@@ -69,6 +71,8 @@ class _Answer:
     detokenizer: Detokenizer
     constraint: Constraint | None = None
     slot: int | None = None
+    place: int = 0
+    """The slot in its runner, which is a recording's own."""
     read: int = 0
     shown: int = 0
     token: int = 0
@@ -281,18 +285,24 @@ class Executor:
         try:
             if answer.slot is None:
                 stream = self.streams.get(name)
-                if request.state is None and (stream is None or not stream.opened):
+                elsewhere = request.state is not None or request.recording is not None
+                if not elsewhere and (stream is None or not stream.opened):
                     gone = "was removed" if stream is None else "has been reset and has seen nothing since"
                     return self.finish(step.answer, "failed", f"stream {name!r} {gone}")
-                answer.slot = self.free_answers.pop()
-                if request.state is not None:
+                if request.recording is not None:
+                    answer.place = request.recording.fork(self.free_answers[-1] - self.stream_slots)
+                    answer.slot = self.free_answers.pop()
+                elif request.state is not None:
+                    answer.slot = answer.place = self.free_answers.pop()
                     self.runner.restore(answer.slot, request.state)
                 elif stream is not None:
+                    answer.slot = answer.place = self.free_answers.pop()
                     self.runner.fork(stream.slot, answer.slot)
             end = answer.read + step.tokens
             last = end == len(request.tokens)
             constraint = answer.bound if last else None
-            token = self.runner.prefill(answer.slot, request.tokens[answer.read : end], answer.sampling, constraint)
+            piece, runner = request.tokens[answer.read : end], self.runner_of(answer)
+            token = runner.prefill(answer.place, piece, answer.sampling, constraint)
             answer.read = end
             if last:
                 self.speak(step.answer, token)
@@ -312,7 +322,7 @@ class Executor:
         assert request.replay is not None
         try:
             if answer.slot is None:
-                answer.slot = self.free_answers.pop()
+                answer.slot = answer.place = self.free_answers.pop()
                 if request.state is not None:
                     self.runner.restore(answer.slot, request.state)
             shown = request.replay.take()
@@ -365,20 +375,25 @@ class Executor:
 
     def decode(self, step: Decode) -> None:
         """One more token for each of these answers."""
-        answers = [self.answers[name] for name in step.answers]
-        try:
-            tokens = self.runner.decode(
-                [answer.slot for answer in answers if answer.slot is not None],
-                [answer.token for answer in answers],
-                [answer.sampling for answer in answers],
-                [answer.bound for answer in answers],
-            )
-        except Exception as error:
-            for name in step.answers:
-                self.finish(name, "failed", line(error))
-            return
-        for name, token in zip(step.answers, tokens, strict=True):
-            self.speak(name, token)
+        by_runner: dict[Runner, list[str]] = {}
+        for name in step.answers:
+            by_runner.setdefault(self.runner_of(self.answers[name]), []).append(name)
+        for runner, names in by_runner.items():
+            answers = [self.answers[name] for name in names]
+            try:
+                places, said = [answer.place for answer in answers], [answer.token for answer in answers]
+                hows, bounds = [answer.sampling for answer in answers], [answer.bound for answer in answers]
+                tokens = runner.decode(places, said, hows, bounds)
+            except Exception as error:
+                for name in names:
+                    self.finish(name, "failed", line(error))
+                continue
+            for name, token in zip(names, tokens, strict=True):
+                self.speak(name, token)
+
+    def runner_of(self, answer: _Answer) -> Runner:
+        """What an answer is given by."""
+        return self.runner if answer.request.recording is None else answer.request.recording.runner
 
     def speak(self, name: str, token: int) -> None:
         """Tells the listener of a token, which may be the last."""
@@ -413,22 +428,17 @@ class Executor:
             answer.request.listener.spoke(rest, 0, answer.thoughts.going_on)
         if answer.slot is not None:
             self.free_answers.append(answer.slot)  # first: whoever is told may count on it
+            if answer.request.recording is not None:
+                answer.request.recording.over(answer.place)
         answer.request.listener.finished(reason, error)
         if answer.slot is not None:
-            self.runner.reset(answer.slot)  # last: on a dead device it raises, and whoever listens must be told
+            # last: on a dead device it raises, and whoever listens must be told
+            self.runner_of(answer).reset(answer.place)
 
 
 def pictures(batch: Batch) -> list[list[np.ndarray]]:
     """The pixels of a batch's frames, as the runner takes them."""
     return [[frame.pixels for frame in frames] for _, frames in batch]
-
-
-def check(frames: Sequence[Frame]) -> None:
-    """What no source should hand over. Raises ValueError."""
-    for frame in frames:
-        pixels = frame.pixels
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-            raise ValueError(f"a frame of {pixels.dtype} {pixels.shape} came; frames are uint8 height×width×3")
 
 
 def line(error: BaseException) -> str:

@@ -175,7 +175,7 @@ class Scheduler(Generic[F]):
         step = None
         if not (ready and self._answered_last):
             busy = self.frame_costs.estimate(batch) if live else 0.0
-            step = self._beside(now, 0.0 if self._short else self._spare(now), now + busy / 2)
+            step = self._beside(now, 0.0 if self._short else self.spare(now), now + busy / 2)
         self._answered_last = step is not None
         if step is not None:
             return step
@@ -299,7 +299,7 @@ class Scheduler(Generic[F]):
         """Seconds of cost that are left to a step, where it must end in time."""
         return max(MARGIN * self.frame_costs.estimate(batch), self.frame_costs.worst(batch))
 
-    def _spare(self, now: float) -> float:
+    def spare(self, now: float) -> float:
         """Seconds until the device must turn to frames for them to be in time."""
         live = self._live(now)
         batch = min(len(live), self.largest_batch)

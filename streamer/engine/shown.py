@@ -1,4 +1,4 @@
-"""Pictures that an answer or a look is shown before its question: steps of the past, or one part of what a stream shows now."""
+"""What an answer or a look is about, where that is not its stream: steps of the past, one part of what is shown now, or a recording."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from math import ceil
 from typing import Protocol
 
 import numpy as np
+
+from model import Runner
 
 Part = tuple[float, float, float, float]
 """Left, top, right and bottom of a rectangle, in shares of the picture."""
@@ -32,6 +34,19 @@ class Shown(Protocol):
 
     def close(self) -> None:
         """No more are wanted."""
+
+
+class Recorded(Protocol):
+    """A recording that an answer is about, in a runner of its own."""
+
+    @property
+    def runner(self) -> Runner: ...
+
+    def fork(self, number: int) -> int:
+        """The slot of `runner` that the answer with the engine's `number`th slot for answers is given in: a fork of what was recorded."""
+
+    def over(self, slot: int) -> None:
+        """The answer in this slot is complete, and its listener is about to be told."""
 
 
 @dataclass(slots=True)

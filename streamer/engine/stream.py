@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from capture import Frame, IceServer, Mailbox, Patience, Recorder, Source, SourceOptions, SourceStatus, open_source
 from streamer.config import StreamConfig, WebRtcConfig
 from streamer.engine.queue import MOST_BYTES, Terms
@@ -283,3 +285,11 @@ def source_options(config: StreamConfig, webrtc: WebRtcConfig) -> SourceOptions:
         ice_servers=tuple(IceServer(**each.model_dump()) for each in webrtc.ice_servers),
         patience=Patience(open=config.open_timeout, stall=config.stall_after),
     )
+
+
+def check(frames: Iterable[Frame]) -> None:
+    """What no source should hand over. Raises ValueError."""
+    for frame in frames:
+        pixels = frame.pixels
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise ValueError(f"a frame of {pixels.dtype} {pixels.shape} came; frames are uint8 height×width×3")

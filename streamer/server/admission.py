@@ -17,6 +17,8 @@ from streamer.server.auth import Gate
 from streamer.server.errors import RequestError, error_response
 from streamer.server.limits import Limits, network_of
 
+LET_GO = "streamer.let_go"
+"""In a request's scope: tells that so many bytes of its body are held no more, as they are on the disk."""
 LINKED = "streamer.linked"
 """In a request's scope: whether it came by a signed link, which is all that is asked of who follows it."""
 MOST_BYTES = 128 * 2**20
@@ -87,6 +89,12 @@ class Admission:
                 taken += size
             return message
 
+        def let_go(size: int) -> None:
+            nonlocal taken
+            self._held.give_back(network, size)
+            taken -= size
+
+        scope[LET_GO] = let_go
         try:
             await self._app(scope, counted, send)
         finally:

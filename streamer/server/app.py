@@ -40,6 +40,7 @@ from streamer.server.errors import (
     error_response,
 )
 from streamer.server.guarded import guarded, nowhere
+from streamer.server.library import Recorded
 from streamer.server.limits import Limits, network_of
 from streamer.server.metrics import Metrics
 from streamer.server.outputs import OutputRoutes
@@ -92,6 +93,7 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
         Route("/v1/watches/events/{event}/frame.jpg", routes.footage.frame),
         *routes.outputs.routes,
         *routes.timelines.routes(),
+        *routes.recorded.routes(),
         *routes.watching.routes(),
         Route("/whip/{stream}", routes.whip, methods=WHIP_METHODS),
         Route("/whip/{stream}/{session}", routes.whip, methods=WHIP_METHODS),
@@ -149,6 +151,7 @@ class Routes:
         self.outputs = OutputRoutes(outputs, self.limits, self._admit, self._stays, config.server.private_sources)
         self.timelines = Timelines(assistant, self._streams, lambda request: self._admit(request, "view"))
         self.watching = Watching(assistant, self._streams, self._admit, self._admit_to_evidence)
+        self.recorded = Recorded(assistant, self._admit, self._admit_to_evidence)
         self._connections: set[RealtimeConnection] = set()
         self._closing = asyncio.Event()
         self._began = int(time.time())
@@ -230,26 +233,32 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
-        names = self._streams.names()
-        asked = await asyncio.to_thread(read_chat, await read_body(request), self._config.model.name, names)
+        names, recordings = self._streams.names(), await self.recorded.names()
+        body, model = await read_body(request), self._config.model.name
+        asked = await asyncio.to_thread(read_chat, body, model, names, recordings)
         return await complete(request, asked, visitor, self._questions)
 
     async def responses(self, request: Request) -> Response:
         visitor = self._admit(request, "ask")
-        names = self._streams.names()
-        asked = await asyncio.to_thread(read_response, await read_body(request), self._config.model.name, names)
+        names, recordings = self._streams.names(), await self.recorded.names()
+        body, model = await read_body(request), self._config.model.name
+        asked = await asyncio.to_thread(read_response, body, model, names, recordings)
         return await respond(request, asked, visitor, self._questions)
 
     async def models(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
-        return JSONResponse(models_body(self._config.model.name, self._streams.names(), self._began, self._told()))
+        return JSONResponse(models_body(self._config.model.name, await self._asked(), self._began, self._told()))
 
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
-        if wanted not in model_ids(self._config.model.name, self._streams.names()):
+        if wanted not in model_ids(self._config.model.name, await self._asked()):
             raise RequestError("model_not_found", f"The model {wanted!r} does not exist.")
         return JSONResponse(model_body(wanted, self._began, self._told()))
+
+    async def _asked(self) -> list[str]:
+        """The streams, and the recordings that no stream has the name of."""
+        return list(dict.fromkeys([*self._streams.names(), *await self.recorded.names()]))
 
     def _told(self) -> dict[str, Any]:
         """How the model's answers are drawn where a request leaves it open."""

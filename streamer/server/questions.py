@@ -73,9 +73,9 @@ class Questions:
                 grammar = await self._assistant.compile(question)
                 question = await fetched(question, self._domains)
                 stream = question.stream
-                if stream is not None or not question.attachments:
+                if stream is not None or not (question.attachments or question.recording):
                     stream = self.streams.chosen(stream)
-                if question.attachments:
+                if question.attachments and question.recording is None:
                     stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
                 answer = self._assistant.answer(replace(question, stream=stream), grammar, visitor.name)
                 yield answer, limit
