@@ -4,12 +4,13 @@ import { Past } from "./past.js";
 import { Timeline, clock } from "./timeline.js";
 import { Events } from "./events.js";
 import { Grid } from "./grid.js";
-import { Watches } from "./watches.js";
+import { Recordings, span } from "./recordings.js";
+import { Watches, button } from "./watches.js";
 import { publish } from "./webcam.js";
 
 const at = (id) => document.getElementById(id);
 const charts = { seen: new Chart(at("seen-chart")), lag: new Chart(at("lag-chart")), dropped: new Chart(at("dropped-chart")) };
-const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(), camera: null, frameAsked: 0, moment: null };
+const state = { streams: [], chosen: null, answers: new Map(), drops: new Map(), camera: null, frameAsked: 0, moment: null, recording: null };
 const connection = new Connection();
 const timeline = new Timeline(at("timeline"), {
   fetched: (place) => connection.fetched(place), pictured: (place) => connection.pictured(place), send: (event) => connection.send(event),
@@ -19,6 +20,9 @@ const past = new Past({ picture: at("picture"), video: at("clip-shown"), blank: 
 const send = (event) => { notice(""); connection.send(event); };
 const watches = new Watches(at("watches"), { send });
 const events = new Events(at("events"), at("player"), { fetched: (place) => connection.fetched(place), send, onfault: notice });
+const recordings = new Recordings(at("recordings"), {
+  fetched: (place, method) => connection.fetched(place, method), headers: () => connection.headers(), onchoose: consult, onfault: notice,
+});
 const grid = new Grid(at("grid"), { pictured: (place) => connection.pictured(place), onchoose: choose });
 
 const PICTURE_EVERY = 200; // milliseconds: the page shows five pictures a second of those the model saw
@@ -49,12 +53,26 @@ function append(line) {
 // What is asked about from now on: a moment of the past { at }, a span { from, to } (Unix seconds), or null, what is seen now.
 function dwell(moment) {
   state.moment = moment;
+  if (state.recording !== null) { state.recording = null; recordings.choose(null); }
   at("then").hidden = moment === null;
   at("play").hidden = moment?.at === undefined;
   at("moment").textContent = moment === null ? "" : about(moment);
   at("question").placeholder = moment === null ? "What do you see?" : "What did you see then?";
   if (moment?.at !== undefined) at("caption").textContent = `${state.chosen} · ${clock(moment.at)}`;
   timeline.mark(moment?.at ?? null);
+}
+
+// A recording is asked about from now on, or what is seen now again.
+function consult(recording) {
+  leave();
+  if (recording === null) return;
+  state.recording = recording.name;
+  recordings.choose(recording.name);
+  at("then").hidden = false;
+  at("play").hidden = true;
+  at("moment").textContent = `about ${recording.name}`;
+  at("question").placeholder = "What happened in it?";
+  at("question").focus();
 }
 
 function about(moment) {
@@ -194,7 +212,8 @@ const handlers = {
   },
   "response.replaying": (event) => {
     const answer = state.answers.get(event.response_id);
-    if (answer) answer.line.dataset.replaying = `showing it again: ${Math.floor((100 * event.shown) / event.of)} %`;
+    const what = event.moment?.recording ? "loading it" : "showing it again";
+    if (answer) answer.line.dataset.replaying = `${what}: ${Math.floor((100 * event.shown) / event.of)} %`;
   },
   "response.output_text.delta": (event) => {
     const answer = state.answers.get(event.response_id);
@@ -211,8 +230,9 @@ const handlers = {
     const detail = document.createElement("small");
     const first = answer.first === null ? "" : ` · first word after ${answer.first.toFixed(0)} ms`;
     delete answer.line.dataset.replaying;
-    detail.textContent = `${event.response.status}${first}${spoken(event.response.moment)}`;
-    answer.line.append(detail);
+    const { moment } = event.response;
+    detail.textContent = `${event.response.status}${first}${spoken(moment)}`;
+    answer.line.append(detail, ...cited(moment));
     at("log").scrollTop = at("log").scrollHeight;
     busy();
   },
@@ -222,9 +242,20 @@ const handlers = {
 // Which moment or span of the past an answer speaks of, and how that was reached.
 function spoken(moment) {
   if (!moment) return "";
+  if (moment.recording) return ` · ${moment.recording}`;
   const reached = clock(Date.parse(moment.reached) / 1000);
   if (moment.frames !== undefined) return ` · ${clock(Date.parse(moment.from) / 1000)} – ${reached}, ${moment.how}, ${moment.frames} frames`;
   return ` · ${reached}, ${moment.how === "exact" ? moment.how : `${moment.how}, ${moment.before_s.toFixed(1)} s before`}`;
+}
+
+// The moments of a recording that an answer rests on most, each of which can be played.
+function cited(moment) {
+  return (moment?.moments ?? []).map((each) => {
+    const times = `${span(each.from)}–${span(each.to)}`;
+    const made = button(`▶ ${times}`, () => events.open(each.clip, true, `${moment.recording} · ${times}`));
+    made.classList.add("cited");
+    return made;
+  });
 }
 
 function look() {
@@ -255,6 +286,7 @@ connection.onstate = (name, detail) => {
   look();
   connection.send({ type: "watch.subscribe" });
   events.load();
+  recordings.load();
   if (chosen) choose(chosen);
   health();
 };
@@ -269,9 +301,9 @@ at("ask").addEventListener("submit", (event) => {
   const line = document.createElement("li");
   line.className = "question";
   line.textContent = text;
-  if (state.moment !== null) {
+  if (state.moment !== null || state.recording !== null) {
     const detail = document.createElement("small");
-    detail.textContent = about(state.moment);
+    detail.textContent = state.recording === null ? about(state.moment) : `about ${state.recording}`;
     line.append(detail);
   }
   append(line);
@@ -279,7 +311,7 @@ at("ask").addEventListener("submit", (event) => {
     type: "response.create",
     response: {
       conversation: "none",
-      stream: state.chosen ?? undefined,
+      ...(state.recording === null ? { stream: state.chosen ?? undefined } : { recording: state.recording }),
       ...Object.fromEntries(Object.entries(state.moment ?? {}).map(([name, moment]) => [name, new Date(moment * 1000).toISOString()])),
       input: [{ type: "message", role: "user", content: [{ type: "input_text", text }] }],
     },

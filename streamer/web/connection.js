@@ -57,8 +57,8 @@ export class Connection {
   }
 
   // What the daemon answers over HTTP. Throws an Error with its words, and its `code` where it has one.
-  async fetched(place) {
-    const reply = await fetch(place, { headers: this.headers() });
+  async fetched(place, method = "GET") {
+    const reply = await fetch(place, { method, headers: this.headers() });
     if (reply.ok) return reply;
     const { error } = await reply.json().catch(() => ({}));
     throw Object.assign(new Error(error?.message ?? `the daemon answered ${reply.status}`), { code: error?.code });

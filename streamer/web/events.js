@@ -51,14 +51,18 @@ export class Events {
   }
 
   show(event, video) {
+    this.open(video ? event.clip : event.still, video, `${event.watch} · ${event.stream} · ${clock(event.captured_at)}`, event.frame);
+  }
+
+  // A picture or a clip behind a link, what it is, and where the whole of a picture is.
+  open(link, video, title, larger = null) {
     const [image, film, whole] = ["img", "video", "a"].map((name) => this.player.querySelector(name));
     image.hidden = video;
     film.hidden = !video;
-    if (video) film.src = here(event.clip);
-    else image.src = here(event.still);
-    whole.hidden = video || !event.frame;
-    if (event.frame) whole.href = here(event.frame);
-    this.player.querySelector("p").textContent = `${event.watch} · ${event.stream} · ${clock(event.captured_at)}`;
+    (video ? film : image).src = here(link);
+    whole.hidden = video || !larger;
+    if (larger) whole.href = here(larger);
+    this.player.querySelector("p").textContent = title;
     this.player.showModal();
   }
 
@@ -151,5 +155,5 @@ class Row {
 
 // A link as this page reaches it: links begin with the address that others know the daemon by.
 function here(link) {
-  return link.slice(link.search(/\/v1\/(watches\/events|streams)\//) + 1);
+  return link.slice(link.search(/\/v1\/(watches\/events|streams|recordings)\//) + 1);
 }
