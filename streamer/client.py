@@ -271,11 +271,15 @@ class AsyncClient(AsyncWatching, AsyncRecorded):
         while True:
             yield await self._event(self._news)
 
-    async def _told(self) -> AsyncGenerator[dict[str, Any], None]:
+    def _told(self) -> AsyncGenerator[dict[str, Any], None]:
         self._connection()
-        waiter = self._alarms = _Waiter(NEWS)
-        while True:
-            yield await self._event(waiter)
+        waiter = self._alarms = _Waiter(NEWS)  # at once: what is told again comes right after the reply
+
+        async def told() -> AsyncGenerator[dict[str, Any], None]:
+            while True:
+                yield await self._event(waiter)
+
+        return told()
 
     async def _request(self, kind: str, reply: str, **fields: Any) -> dict[str, Any]:
         asked, waiter = self._expect()
