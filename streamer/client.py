@@ -260,26 +260,24 @@ class AsyncClient(AsyncWatching, AsyncRecorded):
         `timestamp` is in seconds, on your own axis.
         """
         fields: dict[str, Any] = {"video": base64.b64encode(picture).decode(), "stream": stream, "timestamp": timestamp}
-        shown = {key: value for key, value in fields.items() if value is not None}
-        await self._send("input_video_buffer.append", **shown)
+        await self._send("input_video_buffer.append", **{k: v for k, v in fields.items() if v is not None})
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Whatever the daemon tells unasked: `stream.status`, `stream.dropped`, `stream.reset`, `memory.added`, errors about pushed frames.
 
         The newest `NEWS` wait to be read, from the connection's begin; `missed` counts those that were given up.
         """
-        while True:
-            yield await self._event(self._news)
+        async for event in self._heard(self._news):
+            yield event
 
     def _told(self) -> AsyncGenerator[dict[str, Any], None]:
         self._connection()
         waiter = self._alarms = _Waiter(NEWS)  # at once: what is told again comes right after the reply
+        return self._heard(waiter)
 
-        async def told() -> AsyncGenerator[dict[str, Any], None]:
-            while True:
-                yield await self._event(waiter)
-
-        return told()
+    async def _heard(self, waiter: _Waiter) -> AsyncGenerator[dict[str, Any], None]:
+        while True:
+            yield await self._event(waiter)
 
     async def _request(self, kind: str, reply: str, **fields: Any) -> dict[str, Any]:
         asked, waiter = self._expect()
