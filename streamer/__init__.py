@@ -62,12 +62,16 @@ def _shadow() -> str | None:
     return None
 
 
+_CLIENTS = ("", "client", "client_recordings", "client_watches", "wire")
+"""What the client is made of, which needs no neighbour."""
+
+
 class _Refusal:
     """Stands before Python's finders where a neighbour is shadowed: of this package, the client's files alone are found."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         package, _, module = name.partition(".")
-        if _SHADOW is not None and package == __name__ and module not in ("", "client", "client_watches", "wire"):
+        if _SHADOW is not None and package == __name__ and module not in _CLIENTS:
             raise ImportError(_SHADOW)
 
 

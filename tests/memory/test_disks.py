@@ -18,8 +18,9 @@ import yaml
 
 from streamer.client import AsyncClient
 from tests.memory.disk import Disk
-from tests.memory.plug import DAEMON, free_port
+from tests.memory.plug import free_port
 
+DAEMON = "import tests.tiny; from streamer.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
 RATE = 25
 WATCHED = 8.0
 """Seconds that each disk is looked at."""

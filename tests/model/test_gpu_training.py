@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed; needs CUDA")
 if not torch.cuda.is_available():
     pytest.skip("needs CUDA", allow_module_level=True)
 
