@@ -66,6 +66,9 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 
+LONGEST_HEAD = 64 * 1024
+"""Bytes of a request's head that comes in pieces; h11's own 16 KiB refused by chance what came whole another time."""
+
 
 def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starlette:
     """The daemon's routes. Serve it with `server_options(config)`; call `close_connections(app)` before stopping.
@@ -111,6 +114,7 @@ def server_options(config: Config) -> dict[str, Any]:
     return {
         "http": HttpProtocol,
         "ws": WebSocketProtocol,
+        "h11_max_incomplete_event_size": LONGEST_HEAD,
         "proxy_headers": bool(config.server.proxies),
         "forwarded_allow_ips": list(config.server.proxies),
         "ws_max_size": config.server.max_message_bytes,

@@ -236,6 +236,17 @@ def test_what_no_timeline_understands_is_the_clients_mistake(
     assert reply.status_code == 400 and told in reply.json()["error"]["message"]
 
 
+def test_a_long_head_is_answered_alike_in_pieces(server: Served, timeline: Timeline) -> None:
+    line = f"GET /v1/streams/demo/timeline?kind={',' * 60_000} HTTP/1.1\r\n"
+    head = f"{line}Host: 127.0.0.1:{server.port}\r\nConnection: close\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as peer:
+        for begin in range(0, len(head), 25_000):
+            peer.sendall(head[begin : begin + 25_000])
+            time.sleep(0.05)
+        reply = b"".join(iter(lambda: peer.recv(65_536), b""))
+    assert reply.startswith(b"HTTP/1.1 400") and b"kind may name 16 kinds" in reply
+
+
 WATCH = {"name": "odd", "question": "Is there a circle?"}
 
 
