@@ -27,7 +27,7 @@ from streamer.cluster.realtime import Relay
 from streamer.cluster.watching import Watching
 from streamer.config import Config, ConfigError, parse_config
 from streamer.errors import AssistantError
-from streamer.server.admission import LINKED
+from streamer.server.admission import LINKED, follower
 from streamer.server.app import WEB, Page, own_names
 from streamer.server.attachments import PREFIX
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Visitor
@@ -37,7 +37,7 @@ from streamer.server.errors import (
     error_response,
 )
 from streamer.server.guarded import guarded, nowhere
-from streamer.server.limits import Limits, network_of
+from streamer.server.limits import Limits
 from streamer.server.realtime import TRY_AGAIN_LATER
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.whip import ANSWER_SECONDS
@@ -331,10 +331,10 @@ class Gateway:
         return self._links.holds(path, query, time.time())
 
     def _admit(self, connection: HTTPConnection, *scopes: Scope) -> Visitor:
-        address = connection.client.host if connection.client else "unknown"
         if connection.scope.get(LINKED):
-            visitor = Visitor(network_of(address), frozenset({"view"}), remote=True)
+            visitor = follower(connection)
         else:
+            address = connection.client.host if connection.client else "unknown"
             visitor = self.gate.admit(connection.headers, address)
         self.limits.request(visitor.name, time.monotonic())
         visitor.need(*scopes)

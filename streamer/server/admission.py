@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from streamer.server.auth import Gate
+from streamer.server.auth import Gate, Visitor
 from streamer.server.errors import RequestError, error_response
 from streamer.server.limits import Limits, network_of
 
@@ -23,6 +23,12 @@ LINKED = "streamer.linked"
 """In a request's scope: whether it came by a signed link, which is all that is asked of who follows it."""
 MOST_BYTES = 128 * 2**20
 """Of the bodies of all requests, and the messages of all websockets, that are being read or worked on; one address may hold half."""
+
+
+def follower(connection: HTTPConnection) -> Visitor:
+    """Whoever follows a signed link, known by the address alone."""
+    address = connection.client.host if connection.client else "unknown"
+    return Visitor(network_of(address), frozenset({"view"}), remote=True)
 
 
 class Held:

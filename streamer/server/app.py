@@ -30,7 +30,7 @@ from streamer.config import Config
 from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
 from streamer.server.addresses import misplaced
-from streamer.server.admission import LINKED
+from streamer.server.admission import LINKED, follower
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
 from streamer.server.bodies import PICTURE_HEADERS, Attended, read_body, viewing
 from streamer.server.chat import complete
@@ -41,7 +41,7 @@ from streamer.server.errors import (
 )
 from streamer.server.guarded import guarded, nowhere
 from streamer.server.library import Recorded
-from streamer.server.limits import Limits, network_of
+from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 from streamer.server.outputs import OutputRoutes
 from streamer.server.questions import Questions
@@ -373,9 +373,9 @@ class Routes:
     def _admit_to_evidence(self, request: Request) -> Visitor:
         """Lets in whoever follows a signed link, by the address, or may view. Raises RequestError."""
         if request.scope[LINKED]:
-            address = network_of(request.client.host if request.client else "unknown")
-            self.limits.request(address, time.monotonic())
-            return Visitor(address, frozenset({"view"}), remote=True)
+            visitor = follower(request)
+            self.limits.request(visitor.name, time.monotonic())
+            return visitor
         try:
             return self._admit(request, "view")
         except RequestError as error:
