@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +215,19 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
+def parted(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Names in order, in parts of at most `most` bytes, or of one larger tensor; `sizes` says how many bytes each has."""
+    parts: list[list[str]] = [[]]
+    room = most
+    for name, size in sizes.items():
+        if size > room and parts[-1]:
+            parts.append([])
+            room = most
+        parts[-1].append(name)
+        room -= size
+    return parts
+
+
 def save_checkpoint(
     model: InfiniteVL, tokenizer: Path, folder: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
 ) -> None:
@@ -223,26 +236,21 @@ def save_checkpoint(
     Weights of more than `shard_bytes` go into several files of at most so many bytes (or of one larger tensor) with an index.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts: list[list[tuple[str, Tensor, torch.dtype]]] = [[]]
-    room = shard_bytes
-    for name, parameter in model.named_parameters():
-        kind = kept_dtype(model.config.decoder, name, dtype)
-        size = parameter.numel() * kind.itemsize
-        if size > room and parts[-1]:
-            parts.append([])
-            room = shard_bytes
-        parts[-1].append((name, parameter.detach(), kind))
-        room -= size
+    kinds = {name: kept_dtype(model.config.decoder, name, dtype) for name, _ in model.named_parameters()}
+    sizes = {name: parameter.numel() * kinds[name].itemsize for name, parameter in model.named_parameters()}
+    parts = parted(sizes, shard_bytes)
     files = [WHOLE] if len(parts) == 1 else [SHARD.format(i + 1, len(parts)) for i in range(len(parts))]
     for file, part in zip(files, parts, strict=True):
         weights = {
-            name: tensor.to("cpu", kind, copy=True, memory_format=torch.contiguous_format)
-            for name, tensor, kind in part
+            name: model.get_parameter(name)
+            .detach()
+            .to("cpu", kinds[name], copy=True, memory_format=torch.contiguous_format)
+            for name in part
         }
         save_file(weights, folder / file, metadata={"format": "pt"})
     (folder / INDEX).unlink(missing_ok=True)
     if len(files) > 1:
-        shard_of = {name: file for file, part in zip(files, parts, strict=True) for name, _, _ in part}
+        shard_of = {name: file for file, part in zip(files, parts, strict=True) for name in part}
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": shard_of}, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
     if tokenizer.resolve() != (folder / "tokenizer.json").resolve():

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import WHOLE, listed
+from model.checkpoint import WHOLE, listed, parted
 from model.config import ConfigError, parse_config
 from model.families.infinitevl import InfiniteVL
 from model.training.stages import STAGES, StageError, Standing, policy
@@ -29,16 +29,10 @@ STATE, CURVE = "state.json", "curve.jsonl"
 
 def packed(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The tensors in parts of at most `FILE_BYTES`, in order."""
-    parts: list[dict[str, Tensor]] = []
-    room = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if not parts or size > room:
-            parts.append({})
-            room = FILE_BYTES
-        parts[-1][name] = tensor.detach().cpu().contiguous()
-        room -= size
-    return parts
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    return [
+        {name: tensors[name].detach().cpu().contiguous() for name in part} for part in parted(sizes, FILE_BYTES) if part
+    ]
 
 
 def write_state(folder: Path, standing: Standing) -> None:
