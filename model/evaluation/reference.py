@@ -43,7 +43,7 @@ def infinitevl(config: InfiniteVLConfig, folder: Path, dtype: torch.dtype) -> An
     Attention is full, so it is a reference for prompts within the window only. Tensors are named by the published layouts
     (`model.visual.*` and `model.language_model.*`, or without the inner prefix) and read without our loader's help.
     """
-    from transformers import OlmoHybridConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import OlmoHybridConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
 
     class DeltaNet(OlmoHybridGatedDeltaNet):
@@ -52,28 +52,7 @@ def infinitevl(config: InfiniteVLConfig, folder: Path, dtype: torch.dtype) -> An
         def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
             return super().forward(hidden_states), None
 
-    decoder = config.decoder
-    text = asdict(decoder) | {
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": decoder.rope_theta,
-            "mrope_section": list(decoder.mrope_section),
-        },
-        "layer_types": ["full_attention"] * decoder.num_hidden_layers,
-        "bos_token_id": None,
-        "eos_token_id": config.eos_token_id,
-    }
-    vision = {key: value for key, value in asdict(config.vision).items() if key != "position_table"}
-    settings = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision | {"tokens_per_second": config.tokens_per_second},
-        image_token_id=config.image_token_id,
-        video_token_id=config.video_token_id,
-        vision_start_token_id=config.vision_start_token_id,
-        vision_end_token_id=config.vision_end_token_id,
-        tie_word_embeddings=decoder.tie_word_embeddings,
-    )
-    settings._attn_implementation = "eager"
+    decoder, settings = config.decoder, qwen25(config)
     linear = OlmoHybridConfig(
         hidden_size=decoder.hidden_size,
         num_hidden_layers=decoder.num_hidden_layers,
@@ -110,6 +89,34 @@ def infinitevl(config: InfiniteVLConfig, folder: Path, dtype: torch.dtype) -> An
     if lacking:
         raise ValueError(f"it has no {min(lacking)}")
     return model
+
+
+def qwen25(config: InfiniteVLConfig) -> Any:
+    """transformers' Qwen2.5-VL of these sizes, attention in every layer, plainly computed."""
+    from transformers import Qwen2_5_VLConfig
+
+    decoder = config.decoder
+    vision = {key: value for key, value in asdict(config.vision).items() if key != "position_table"}
+    text = {
+        "vocab_size": decoder.vocab_size, "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size, "num_hidden_layers": decoder.num_hidden_layers,
+        "num_attention_heads": decoder.num_attention_heads, "num_key_value_heads": decoder.num_key_value_heads,
+        "rms_norm_eps": decoder.rms_norm_eps, "bos_token_id": None, "eos_token_id": config.eos_token_id,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": decoder.rope_theta, "mrope_section": list(decoder.mrope_section)
+        },
+    }  # fmt: skip
+    settings = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision | {"tokens_per_second": config.tokens_per_second},
+        image_token_id=config.image_token_id,
+        video_token_id=config.video_token_id,
+        vision_start_token_id=config.vision_start_token_id,
+        vision_end_token_id=config.vision_end_token_id,
+        tie_word_embeddings=decoder.tie_word_embeddings,
+    )
+    settings._attn_implementation = "eager"
+    return settings
 
 
 def theirs(name: str) -> str:

@@ -12,10 +12,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from model.config import PRESETS, InfiniteVLConfig
+from model.evaluation.reference import qwen25
 from model.ops.rope import rotate, rotation
 from model.state import StreamState
 
-from .qwen import qwen_config
 from .small import error, small
 
 CONFIG = small(tokens_per_frame=64)
@@ -37,7 +37,7 @@ def positions(state: StreamState, seconds: list[float], grid: tuple[int, int], t
 def oracle(config: InfiniteVLConfig, frames: int, grid: tuple[int, int], text: int, video: bool) -> Tensor:
     """transformers' positions of `<|vision_start|>`, one picture or a video of a frame a second, and text."""
     with torch.device("meta"):
-        model = Qwen2_5_VLModel(qwen_config(config))
+        model = Qwen2_5_VLModel(qwen25(config))
     count = frames * grid[0] * grid[1] // 4
     pad = config.video_token_id if video else config.image_token_id
     ids = torch.tensor([[config.vision_start_token_id, *[pad] * count, config.vision_end_token_id, *[9] * (text - 1)]])
@@ -98,7 +98,7 @@ def test_batch_members_keep_their_own_time() -> None:
 def test_rotation_is_qwens(name: str) -> None:
     config = PRESETS[name]
     decoder = config.decoder
-    text = qwen_config(replace(config, vision=replace(config.vision, position_table=0))).text_config
+    text = qwen25(replace(config, vision=replace(config.vision, position_table=0))).text_config
     where = torch.randint(0, 60, (3, 2, 7), generator=torch.Generator().manual_seed(0))
     q, k = torch.randn(2, 2, 7, 4, decoder.head_dim)
     cos, sin = Qwen2_5_VLRotaryEmbedding(text)(q, where)
