@@ -17,6 +17,8 @@ from streamer.memory.moments import read_moment
 from streamer.memory.past import Recall
 from streamer.memory.timeline import Entry, SearchError, Wanted
 
+KEEP = "start the daemon without --stateless, or set storage.folder"
+
 
 class Archive:
     """The timeline and the recordings of an assistant's streams. Moments are Unix seconds, or as people write them."""
@@ -87,14 +89,12 @@ def recalled(
                 "bad_option", "A recording is asked about whole and alone: leave moments and pictures out."
             )
         if library is None:
-            mend = "start the daemon without --stateless, or set storage.folder"
-            raise AssistantError("unknown_recording", f"No recordings are kept here: {mend}.")
+            raise AssistantError("unknown_recording", f"No recordings are kept here: {KEEP}.")
         return library.asked(question.recording)
     if not question.past:
         return None
     if keeper is None:
-        mend = "start the daemon without --stateless, or set storage.folder"
-        raise AssistantError("not_remembered", f"Nothing of the past is kept here: {mend}.")
+        raise AssistantError("not_remembered", f"Nothing of the past is kept here: {KEEP}.")
     return keeper.past.find(stream, question)
 
 

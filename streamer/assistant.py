@@ -268,7 +268,7 @@ class Assistant:
         What the stream remembers begins anew too, unless `keep_memory`; one that is watched no more may be named as well.
         Raises AssistantError: unknown_stream, storage.
         """
-        stream = None if name in await self.held() and name not in self._streams else self._streams.named(name)
+        stream = self._streams.named(name) if name in self._streams or name not in await self.held() else None
         if stream is not None and not keep_memory:
             await asyncio.wrap_future(self.engine.call(lambda: self.engine.executor.forget(stream)))
         gone = {"snapshots": 0, "segments": 0, "recorded_s": 0.0, "entries": 0, "indexes": 0}
