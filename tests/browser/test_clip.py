@@ -54,18 +54,32 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         picture=lambda n: np.full((90, 160, 3), 20 + 28 * (n // 25), np.uint8),
     )
     camera = {"name": "door", "source": str(clip), "record": True}
-    daemon = Daemon(model=TINY, streams=[camera], storage={"folder": str(folder / "state")})
+    for attempt in range(3):
+        daemon = Daemon(model=TINY, streams=[camera], storage={"folder": str(folder / f"state-{attempt}")})
+        if played_at_its_rate(daemon):
+            break
+        daemon.stop()
+    else:
+        pytest.fail(f"a busy machine: {SECONDS} s of video were not played at their rate in three attempts")
     yield daemon
     daemon.stop()
+
+
+def played_at_its_rate(daemon: Daemon) -> bool:
+    """Whether nothing stood still while the file was played: what a stopped machine didn't record is no fault of the clip."""
+    keeper = daemon.assistant.keeper
+    assert keeper is not None
+    wait_for(lambda: daemon.assistant.streams()[0].state == "ended")
+    wait_for(lambda: keeper.recordings.of("door")[-1].size > 0 and keeper.recordings.fault is None)
+    every = keeper.recordings.of("door")
+    return abs(every[-1].ends - every[0].begins - SECONDS) < 0.2
 
 
 def test_a_clip_plays_and_seeks(recorded: Daemon) -> None:
     keeper = recorded.assistant.keeper
     assert keeper is not None
-    wait_for(lambda: recorded.assistant.streams()[0].state == "ended")
-    (*_, last) = keeper.recordings.of("door")
-    wait_for(lambda: last.size > 0 and keeper.recordings.fault is None)
-    begins = keeper.recordings.of("door")[0].begins
+    every = keeper.recordings.of("door")
+    begins, last = every[0].begins, every[-1]
     wait_for(lambda: time.time() > last.ends + 2)
     with recorded.served() as server:
         place = f"{server.url}/v1/streams/door"

@@ -423,7 +423,7 @@ def test_joined_in_mid_gop(rtsp: RtspServer, recovery: Record) -> None:
     with proxy(rtsp.port) as between:
         between.damage = lambda n, packet: None if n <= 12 else packet
         began = time.monotonic()
-        with watching(f"rtsp://127.0.0.1:{between.port}/sparse", patience=replace(HASTY, open=1.0)) as watcher:
+        with watching(f"rtsp://127.0.0.1:{between.port}/sparse", patience=replace(HASTY, open=2.5)) as watcher:
             back(watcher, recovery, began)
             assert watcher.source.status.reconnects == 0 and between.dropped == 12
             picture = watcher.frames()[0].pixels
