@@ -1,6 +1,6 @@
 """What memory costs a daemon, beside one without it: `python -m tests.memory.measure --daemon` prints a line each.
 
-For a machine that does nothing else: a real daemon with the nano and the demo clip at 25 frames a second, as `streamer run` starts it.
+For a machine that does nothing else: a real daemon with the demo clip at 25 frames a second, as `streamer run` starts it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import yaml
 from streamer.client import AsyncClient
 from tests.memory.plug import free_port
 
-STARTS, MOMENTS = 5, 20
+MOMENTS = 20
 SLOWEST = 120.0
 
 
 class Costs:
-    """A daemon's, whose state is kept below `place`."""
+    """A daemon's, whose state is kept below `place`; `model` is that section of its configuration."""
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.port = place, free_port()
+    def __init__(self, place: Path, model: dict[str, Any]) -> None:
+        self.place, self.model, self.port = place, model, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     @contextmanager
@@ -39,7 +39,9 @@ class Costs:
         config = self.place / "config.yaml"
         demo = {"name": "door", "source": "demo:", "record": memory}
         storage = {"storage": {"folder": str(self.place / "state"), "replay": replay}} if memory else {}
-        config.write_text(yaml.safe_dump({"server": {"port": self.port}, "streams": [demo], **storage}))
+        config.write_text(
+            yaml.safe_dump({"server": {"port": self.port}, "model": self.model, "streams": [demo], **storage})
+        )
         command = [sys.executable, "-m", "streamer.cli.main", "run", str(config)]
         with (self.place / "log").open("ab") as log:
             began = time.monotonic()
@@ -67,12 +69,12 @@ class Costs:
         async with AsyncClient(self.url) as client:
             yield client
 
-    async def resume(self) -> None:
+    async def resume(self, starts: int) -> None:
         """How long a start takes with what is remembered, and without."""
         with self.running(memory=True):
             await asyncio.sleep(12)
         took: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(STARTS):
+        for _ in range(starts):
             for memory in (False, True):
                 with self.running(memory=memory) as ready:
                     took[memory].append(ready)
@@ -82,7 +84,7 @@ class Costs:
         without, with_it = statistics.median(took[False]), statistics.median(took[True])
         print(
             f"resume: ready {with_it - without:+.2f} s after a start without memory (median {with_it:.2f} and {without:.2f} s, "
-            f"worst {max(took[True]):.2f} and {max(took[False]):.2f} s, {STARTS} starts each)",
+            f"worst {max(took[True]):.2f} and {max(took[False]):.2f} s, {starts} starts each)",
             flush=True,
         )
 
@@ -136,7 +138,8 @@ class Costs:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-async def print_costs(place: Path, seconds: float) -> None:
-    costs = Costs(place)
-    await costs.resume()
+async def print_costs(place: Path, seconds: float, starts: int, model: dict[str, Any]) -> None:
+    costs = Costs(place, model)
+    if starts:
+        await costs.resume(starts)
     await costs.cost_and_rewind(seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import random
 import statistics
 import tempfile
@@ -67,11 +68,13 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=1_000_000)
     parser.add_argument("--daemon", action="store_true")
     parser.add_argument("--seconds", type=float, default=120.0, help="that the daemon is watched for")
+    parser.add_argument("--starts", type=int, default=5, help="of the daemon, with memory and without")
+    parser.add_argument("--model", type=json.loads, default={}, help="the daemon's section `model`, JSON")
     options = parser.parse_args()
     count = options.entries
     with tempfile.TemporaryDirectory() as folder:
         if options.daemon:
-            return asyncio.run(print_costs(Path(folder), options.seconds))
+            return asyncio.run(print_costs(Path(folder), options.seconds, options.starts, options.model))
         store = Store(Path(folder) / "state")
         timeline = Timeline(store, 10**12, 10**6)
         for number in range(8):
