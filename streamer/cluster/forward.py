@@ -57,11 +57,16 @@ class Forwarder:
                 continue
             return reply
 
-    async def to(self, known: Known, request: Request, visitor: Visitor, body: bytes) -> Response:
-        """One request to one engine; what it answers is passed on as it comes. Raises httpx.TransportError."""
+    async def to(
+        self, known: Known, request: Request, visitor: Visitor, body: bytes | AsyncIterator[bytes], query: str = ""
+    ) -> Response:
+        """One request to one engine, with another `query` where one is given; what it answers is passed on as it comes.
+
+        Raises httpx.TransportError.
+        """
         if known.at is None:
             raise httpx.ConnectError("the engine is gone")
-        query = f"?{request.url.query}" if request.url.query else ""
+        query = f"?{query or request.url.query}" if query or request.url.query else ""
         headers = {key: value for key, value in request.headers.items() if key in PASSED} | self.head.bearer(
             known, visitor
         )

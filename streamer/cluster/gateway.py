@@ -24,6 +24,7 @@ from streamer.cluster.forward import WAIT_SECONDS, Forwarder
 from streamer.cluster.head import Head
 from streamer.cluster.passes import link_key
 from streamer.cluster.realtime import Relay
+from streamer.cluster.recordings import Recordings, named_recording
 from streamer.cluster.watching import Watching
 from streamer.config import Config, ConfigError, parse_config
 from streamer.errors import AssistantError
@@ -67,6 +68,7 @@ class Gateway:
         self._server = config.server
         self._forward = Forwarder(head)
         self._watching = Watching(head, self.limits, self._forward, self._admit)
+        self.recordings = Recordings(head, self._forward, self._admit, self._empty)
         self._links = Links(link_key(head.secret), 0.0, 0.0)
         self._relays: set[Relay] = set()
         self._listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
@@ -87,6 +89,7 @@ class Gateway:
             Route("/v1/streams/{stream}", self.stream, methods=["GET"]),
             Route("/v1/streams/{stream}", self.detach, methods=["DELETE"]),
             Route("/v1/streams/{stream}/{rest:path}", self.of_stream, methods=["GET", "HEAD", "DELETE"]),
+            *self.recordings.routes(),
             Route("/v1/watches", self._watching.watches, methods=["GET"]),
             Route("/v1/watches", self._watching.add_watch, methods=["POST"]),
             Route("/v1/watches/events", self._watching.watch_events, methods=["GET"]),
@@ -138,12 +141,25 @@ class Gateway:
             self.limits.disconnect(visitor.name)
 
     async def ask(self, request: Request) -> Response:
-        """Goes to whoever has the stream that the model's id names; once more where its engine dies before it says a word."""
+        """Goes to whoever has the stream, or the recording, that is meant; once more where a stream's engine dies before it says a word."""
         visitor = self._admit(request, "ask")
         body = await read_body(request)
-        model = (await asyncio.to_thread(read_object, body)).get("model")
-        stream = self.meant(model if isinstance(model, str) else "")
-        return await self._forward.to_owner(request, visitor, stream, body)
+        asked = await asyncio.to_thread(read_object, body)
+        model = asked["model"] if isinstance(asked.get("model"), str) else ""
+        recording = named_recording(asked) or await self._recording(model)
+        if recording is not None:
+            return await self.recordings.ask(recording, request, visitor, body)
+        return await self._forward.to_owner(request, visitor, self.meant(model), body)
+
+    async def _recording(self, model: str) -> str | None:
+        """The recording that a model's id names; None where it names a stream, or nothing."""
+        named = model.removeprefix(f"{self._model}/")
+        known = named != model and named not in self.head.configs and named in await self.recordings.all()
+        return named if known else None
+
+    async def _names(self) -> list[str]:
+        """The streams, and the recordings that no stream has the name of."""
+        return list(dict.fromkeys([*self.head.configs, *await self.recordings.all()]))
 
     def meant(self, model: str) -> str:
         """The stream that a model's id names. Raises ProtocolError, AssistantError: unknown_stream."""
@@ -163,12 +179,12 @@ class Gateway:
 
     async def models(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
-        return JSONResponse(models_body(self._model, list(self.head.configs), self._began, {}))
+        return JSONResponse(models_body(self._model, await self._names(), self._began, {}))
 
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
-        if wanted not in model_ids(self._model, list(self.head.configs)):
+        if wanted not in model_ids(self._model, await self._names()):
             raise RequestError("model_not_found", f"The model {wanted!r} does not exist.")
         return JSONResponse(model_body(wanted, self._began, {}))
 

@@ -96,7 +96,8 @@ class Relay:
             await asyncio.gather(*(leg.socket.close() for leg in self._legs.values()), return_exceptions=True)
 
     async def close(self, code: int, reason: str) -> None:
-        with suppress(RuntimeError):
+        """Says goodbye, unless the client is gone already."""
+        with suppress(RuntimeError, WebSocketDisconnect):
             await self._websocket.close(code, reason)
 
     # From the client
@@ -121,8 +122,14 @@ class Relay:
             await self._say(text, self.stream)
         elif kind == "response.create":
             response = event.get("response") if isinstance(event.get("response"), dict) else {}
-            stream = response.get("stream") or self.stream  # type: ignore[union-attr]
-            await self._say(text, stream, asks=True)
+            recording = response.get("recording")  # type: ignore[union-attr]
+            if isinstance(recording, str):
+                there = await self._to(await self._gateway.recordings.owner(recording))
+                there.asked.append((text, None))
+                await there.socket.send(text)
+            else:
+                stream = response.get("stream") or self.stream  # type: ignore[union-attr]
+                await self._say(text, stream, asks=True)
         elif kind == "response.cancel" and isinstance(event.get("response_id"), str):
             leg = next((leg for leg in self._legs.values() if event["response_id"] in leg.open), None)
             await (self._say(text, self.stream) if leg is None else leg.socket.send(text))

@@ -157,7 +157,7 @@ class Recorded:
         room = library.budget - self._coming - await asyncio.to_thread(used_bytes, library.folder)
         if int(length) > room:
             raise _full(library, int(length))
-        chunks = _chunks(request)
+        chunks = chunks_of(request)
         head = b""
         async for chunk in chunks:
             head += chunk
@@ -202,7 +202,7 @@ class Recorded:
         return self._assistant.library
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
     """What comes of a body that is not empty. Raises RequestError: request_timeout."""
     stream = request.stream()
     while True:
