@@ -32,7 +32,7 @@ TRIES = 2
 async def pull(plug: Plug, kills: int, *, shown: bool = False, seconds: float = float("inf")) -> Plug:
     """Kills so often, or until so many seconds are over; between two kills a number is `shown`. After the last it is not started."""
     chance, until = random.Random(plug.chance.random()), time.monotonic() + seconds
-    numbers = [str(chance.randrange(10, 10_000)) for _ in range((kills - 1) * TRIES if shown else 0)]
+    numbers = [str(chance.randrange(10, 100)) for _ in range((kills - 1) * TRIES if shown else 0)]
     empty, *pictures = map(jpeg, painted([None, *(Thing("number", each) for each in numbers)])) if shown else [b""]
     showing = [(number, picture, empty) for number, picture in zip(numbers, pictures, strict=True)]
     await plug.round(None)
