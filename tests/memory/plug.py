@@ -122,8 +122,8 @@ class Plug:
     """A daemon with four streams that can be pulled out and put in again.
 
     `lost` are the seconds that a stream had been watched for since its newest snapshot, or since its start, when the daemon was
-    killed; `asked_about` how many numbers that were shown before a snapshot were asked about after a start, `known` how many of
-    those were answered rightly.
+    killed; `asked_about` how many numbers that were shown before a snapshot, and still known just before the kill, were asked
+    about after a start, `known` how many of those were answered rightly.
     """
 
     def __init__(self, folder: Path, seed: int, *, nano: bool, disk: Disk | None = None, failing: float = 0.0) -> None:
@@ -200,6 +200,12 @@ class Plug:
             names = ["door"] if self.shown else [f"s{n}" for n in range(STREAMS - 1)] if seconds is None else []
             await asyncio.wait_for(self.saved(client, names, self.shown.gone if self.shown else 0.0), SLOWEST)
             await asyncio.sleep(seconds or 0.0)
+            if self.shown and (said := await self.answer(client)) != self.shown.number:
+                print(
+                    f"shown {self.shown.number}, answered {said!r} before the kill: the model forgot it",
+                    file=sys.stderr,
+                )
+                self.shown = None
             self.killed = time.time()
         finally:
             self.daemons.kill()
