@@ -273,8 +273,33 @@ def opened(data: bytes, header: ImageHeader) -> Image.Image:
     colours = coded_colours(data, header) if header.format == "AVIF" else None
     image = Image.open(io.BytesIO(data), formats=(header.format,))
     measured(image, header)
+    if header.format == "PNG":
+        colours = png_colours(data)
+        if colours is not None and is_other(*colours):
+            image.info.pop("icc_profile", None)  # what stands behind (PNG, third edition, 4.3)
+        image.info.update(eight_bit_key(image, data[24]))
     image.info[COLOURS] = colours
     return image
+
+
+def png_colours(data: bytes) -> tuple[int, int] | None:
+    """A PNG's transfer characteristics and primaries (third edition, 11.3.2.6: cICP); None where it does not name them."""
+    at = 8
+    while at + 12 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IDAT":
+        if kind == b"cICP":
+            return data[at + 9], data[at + 8]
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return None
+
+
+def eight_bit_key(image: Image.Image, bits: int) -> dict[str, int | tuple[int, ...]]:
+    """The value that is clear in a PNG, as Pillow's eight bits of its samples show it: Pillow gives it as it was written."""
+    clear = image.info.get("transparency")
+    if image.mode == "L" and isinstance(clear, int) and bits < 8:
+        return {"transparency": clear * 255 // (2**bits - 1)}
+    if image.mode == "RGB" and isinstance(clear, tuple) and bits == 16:
+        return {"transparency": tuple(sample >> 8 for sample in clear)}
+    return {}
 
 
 def measured(image: Image.Image, header: ImageHeader) -> None:
@@ -408,8 +433,8 @@ def srgb(image: Image.Image, profile: bytes | None, colours: tuple[int, int] | N
                     return made
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass
-    elif colours and image.mode == "RGB" and is_other(*colours):
-        return Image.fromarray(Mapping(*colours).apply(np.asarray(image).astype(np.uint16) * 257))
+    elif colours and image.mode in ("L", "RGB") and is_other(*colours):
+        return Image.fromarray(Mapping(*colours).apply(np.asarray(image.convert("RGB")).astype(np.uint16) * 257))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from capture.image import PictureError, decode_animation, decode_image
 
+from .test_convert import TO_2020, linear, pq
 from .test_image import SRGB, encoded, file, near, profile
 
 D50 = np.array((0.9642, 1.0, 0.8249))
@@ -100,6 +102,59 @@ def test_gray_tiffs_of_every_sample_and_sense(values: np.ndarray, bits: int, sam
     for photometric in (1, 0) if senses == "both" else (1,):
         wanted = np.linspace(0, 255, 8) if photometric else np.linspace(255, 0, 8)
         near(decode_image(tiff(values, photometric, bits, sample_format))[0], wanted[:, None].repeat(3, 1), 1)
+
+
+def png(bits: int, samples: int, row: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of one row of gray (one sample) or colours (three) of so many bits, with chunks before its pixels (third edition, 11)."""
+    head = struct.pack(">IIBBBBB", 8 * len(row) // (bits * samples), 1, bits, {1: 0, 3: 2}[samples], 0, 0, 0)
+    parts = ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_one_gray_is_clear_however_many_bits_it_has(bits: int) -> None:
+    """The first half has the clear value, the second another."""
+    clear, other = (1, 0) if bits == 1 else (1, 2)
+    values = [clear] * 8 + [other] * 8
+    number = sum(value << bits * (15 - n) for n, value in enumerate(values))
+    pixels = decode_image(png(bits, 1, number.to_bytes(2 * bits), (b"tRNS", struct.pack(">H", clear))))
+    near(pixels[0, :8], 255, 1)
+    near(pixels[0, 8:], other * 255 // (2**bits - 1), 1)
+
+
+@pytest.mark.parametrize("code", ["B", "H"])
+def test_one_colour_is_clear_however_many_bits_it_has(code: str) -> None:
+    bits = 8 * struct.calcsize(code)
+    most = 2**bits - 1
+    row = struct.pack(f">{code * 6}", most, 3 << bits - 8, 77, 0, most, 0)
+    pixels = decode_image(png(bits, 3, row, (b"tRNS", struct.pack(">3H", most, 3 << bits - 8, 77))))
+    near(pixels[0, 0], 255, 1)
+    near(pixels[0, 1], (0, 255, 0), 1)
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+@pytest.mark.parametrize("code", ["B", "H"])
+@pytest.mark.parametrize(("primaries", "transfer"), [(9, 16), (12, 13), (1, 13)], ids=["PQ", "P3", "sRGB"])
+def test_a_png_that_names_its_colours(primaries: int, transfer: int, code: str, profiled: bool) -> None:
+    """As players and encoders of HDR write their stills; the name stands before an embedded profile."""
+    p3 = np.array([[0.8224620, 0.1775380, 0.0], [0.0331942, 0.9668058, 0.0], [0.0170826, 0.0723974, 0.9105199]])
+    wanted, most = np.array([200, 60, 30]), 2 ** (8 * struct.calcsize(code)) - 1
+    light = {12: p3, 9: TO_2020, 1: np.eye(3)}[primaries] @ linear(wanted)
+    signal = pq(light * 203) if transfer == 16 else encoded(light) / 255
+    row = struct.pack(f">{code * 3}", *np.round(signal * most).astype(int).tolist())
+    chunks = [(b"cICP", bytes((primaries, transfer, 0, 1)))]
+    if profiled and primaries != 1:
+        chunks.append((b"iCCP", b"linear\0\0" + zlib.compress(profile(b"RGB ", 1.0, *SRGB))))
+    near(decode_image(png(8 * struct.calcsize(code), 3, row, *chunks))[0], wanted, 6)
+
+
+@pytest.mark.parametrize(("said", "wanted"), [((9, 16, 0, 1), 128), ((1, 13, 0, 1), 148)])
+def test_gray_of_a_png_that_names_its_colours(said: tuple[int, int, int, int], wanted: int) -> None:
+    """A gray of PQ that is as bright as sRGB's 128, for either name."""
+    signal = round(float(pq(linear(np.array(128.0)) * 203)) * 255) if said[1] == 16 else wanted
+    near(decode_image(png(8, 1, bytes([signal]), (b"cICP", bytes(said))))[0], wanted, 3)
 
 
 def test_a_variety_that_is_not_read_is_told_in_one_line() -> None:
