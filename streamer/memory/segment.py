@@ -250,12 +250,12 @@ def last_wall(path: Path) -> float | None:
 
 
 def has_packets(path: Path) -> bool:
-    """Whether anything can be read of the segment at `path`."""
+    """Whether anything is in the segment at `path`, as far as the system lets it be read."""
     try:
         with av.open(f"file:{path}") as container:
             return any(packet.size for packet in container.demux(video(container)))
-    except (OSError, IndexError, av.error.FFmpegError):
-        return False
+    except (OSError, IndexError, av.error.FFmpegError) as error:
+        return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def video(container: InputContainer) -> VideoStream:

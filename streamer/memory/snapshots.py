@@ -111,13 +111,14 @@ class Snapshots:
         return kept
 
     def load(self, kept: Kept) -> tuple[Taken, Snapshot] | None:
-        """Reads a snapshot; one that is damaged or gone is told, counted and forgotten, and None."""
+        """Reads a snapshot; one that can't be read is told and counted, and None. One that is damaged or gone is forgotten."""
         try:
             return load(kept.path)
         except (OSError, DamagedError) as error:
             log.error("a snapshot can't be read, the one before it is tried: %s", error)
             self.damaged += 1
-            self._drop(kept.path.parent.name, [kept])
+            if isinstance(error, (DamagedError, FileNotFoundError)):  # else it may be whole: another time will tell
+                self._drop(kept.path.parent.name, [kept])
             return None
 
     def thin(self, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -221,6 +223,24 @@ def test_segments_in_which_nothing_is_are_gone_after_a_start(tmp_path: Path) -> 
     assert not recordings.of("door") and not list(place.iterdir())
     recordings.close()
     folder.close()
+
+
+def test_a_segment_that_the_system_does_not_let_be_read_now_is_kept(
+    recordings: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = recordings.folder.place("recordings", "door")
+    path = Path(render(place / "0000000001-1800000000000.mp4", 30))
+    path.with_suffix(NOTES).touch()
+    real = av.open
+
+    def denied(name: str, *rest: Any, **options: Any) -> Any:
+        raise av.error.PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    for failing in (True, False):
+        monkeypatch.setattr(av, "open", denied if failing else real)
+        others = Recordings(recordings.folder, 10**9, 10**6)
+        others.close()
+        assert [each.path for each in others.of("door")] == [path] and path.exists()
 
 
 def test_what_is_forgotten_while_it_is_written_is_no_fault(recordings: Recordings, tmp_path: Path) -> None:

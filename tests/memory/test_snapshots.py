@@ -100,6 +100,25 @@ def test_writes_torn_anywhere_are_noticed_and_the_one_before_is_taken(folder: Fo
     assert found is not None and found[0].wall == 1_000.0
 
 
+def test_a_snapshot_that_the_system_does_not_let_be_read_now_is_kept(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, or a disk that is away for a moment, are no damage."""
+    snapshots = Snapshots(folder, 10**9)
+    kept = [snapshots.write(taken(1_000.0 + n), {"x": torch.ones(9)}, 1_000.0) for n in range(2)]
+    for number in (errno.EMFILE, errno.EIO, errno.EACCES):
+        with monkeypatch.context() as away:
+            away.setattr(Path, "read_bytes", lambda path, number=number: raising(number))
+            assert [snapshots.load(each) for each in kept] == [None, None]
+        assert snapshots.of("door") == kept and snapshots.load(kept[1]) is not None
+    kept[1].path.unlink()
+    assert snapshots.load(kept[1]) is None and snapshots.of("door") == kept[:1] and snapshots.damaged == 7
+
+
+def raising(number: int) -> bytes:
+    raise OSError(number, os.strerror(number))
+
+
 def test_an_fsync_or_a_rename_that_fails_leaves_nothing_behind(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = Snapshots(folder, 10**9)
     first = snapshots.write(taken(1_000.0), {"x": torch.ones(9)}, 1_000.0)
