@@ -19,7 +19,11 @@ CERTAIN = re.compile(
 )
 """What can only be a host, where a single label might still be a part of a password that has an @ in it."""
 QUERY = re.compile(r"\?[\w.-]*=")
-KEY = re.compile(r"(?<![\w.-])([\w.-]++)(?:\]|%5D)?=")
+KEY = re.compile(
+    r"(?:(?<![\w.%\[\]-])|(?<=%26)|(?<=%3F))((?:[\w.\[\]-]|%(?:3\d|4[1-9A-F]|5[0-9ABDF]|6[1-9A-F]|7[0-9A]))++)(=|%3D)",
+    re.IGNORECASE,
+)
+"""A parameter's name, of which letters, digits and brackets may be percent-encoded, as may be the whole of a query within another."""
 NEXT_KEY = re.compile(r"_([a-z]+)=", re.IGNORECASE)
 VALUE = re.compile(
     r"(?:(?!_(?:user|usr|username|password|passwd|pass|pwd|channel|stream|subtype|onvif|token)=)[^&\s;'\"]"
@@ -27,19 +31,24 @@ VALUE = re.compile(
     re.IGNORECASE,
 )
 """A parameter's value. Cameras of XM's make write `user=admin_password=secret_channel=1` (and their makers tell so)."""
+ENCODED_VALUE = re.compile(r"(?:(?!%26)[^&\s;'\"])*")
+"""The same in a query that is percent-encoded itself."""
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 SECRET_WORDS = frozenset({
-    "account", "acct", "basic", "bearer", "cookie", "digest", "hash", "hmac", "jwt", "key", "login", "loginuse", "logon", "md", "nonce",
-    "otp", "pas", "pass", "passkey", "pin", "private", "psd", "psk", "psw", "pw", "sess", "sid", "sig", "sign", "skey", "ticket", "uname",
-    "user", "userid", "usr", "usrnm", "verify",
+    "account", "acct", "basic", "bearer", "clave", "cookie", "digest", "hash", "hmac", "jwt", "kennwort", "key", "login", "loginuse",
+    "logon", "md", "motdepasse", "nonce", "otp", "parola", "pas", "pass", "passkey", "pin", "private", "psd", "psk", "psw", "pw", "senha",
+    "sess", "sid", "sig", "sign", "skey", "ticket", "uname", "user", "userid", "usr", "usrnm", "vcode", "verification", "verify",
+    "wachtwoord",
 })  # fmt: skip
 SECRET_PARTS = re.compile(
     r"passw|pwd|pswd|psword|sessid|(?<!by|om|ow|nd|gh|ur)pass$|passphrase|passcode|token|secret|credential|signature|username|userpass|loginpas|session"
-    r"|(?:api|app|auth|access|stream|stm|private)key|^auth(?!or(?!i[sz]))|^hdn|^cred"
+    r"|pw$|contrase"
+    r"|(?:api|app|auth|access|stream|stm|private|wifi|wpa|wep)key|^auth(?!or(?!i[sz]))|^hdn|^cred"
 )
+SECRET_CODES = re.compile("(?:security|access|verify)code")
 SHORT, PERSON = frozenset({"u", "un", "p"}), frozenset({"u", "un", "user", "usr", "username", "login"})
 """Names of parameters that are credentials where a person's stands beside a `p`."""
-JSON_KEY = re.compile(r'("|%22)([\w.-]++)\1(?::|%3A)(?: |%20)?\1((?:(?!\1).)*)', re.IGNORECASE)
+JSON_KEY = re.compile(r"""("|'|%22|%27)([\w.-]++)\1(?::|%3A)(?: |%20)?\1((?:(?!\1).)*)""", re.IGNORECASE)
 """Not possessive at its end: Python 3.11.2 takes a character too many of a group that ends by looking ahead."""
 BARE = re.compile(r"(?<![^\s'\"(])(?:(?:rtsps?|rtmps?|https?)[:;]*[/\\]*)?+(?=[^\s:/@\\'\"(]{1,64}+:\S)", re.IGNORECASE)
 """What stands before a user where `://` is missing or misspelt."""
@@ -47,8 +56,17 @@ PATH_PAIR = re.compile(r"(rtsps?://[^/\s]++/\d++/)[^/:\s]++:[^/\s]++(?=/)", re.I
 """Zmodo's `rtsp://camera/0/user:password/main`."""
 PATH_KEY = re.compile(r"(rtsp[sx]?://[^/:\s]++:744[17]/)[^/?\s]++", re.IGNORECASE)
 """UniFi Protect's streams, whose path is their secret."""
-NESTED = re.compile(r"(?<==)[A-Za-z][A-Za-z0-9+.-]{0,15}%3A%2F%2F[^\s&]*", re.IGNORECASE)
-"""A URL as a parameter of another."""
+PATH_ACCOUNT = re.compile(
+    r"(https?://[^/\s]++/(?:live|movie|series)/)[^/?#\s]++/[^/?#\s]++(?=/\d++(?:\.(?:ts|m3u8|mp4|mkv))?(?:[?#\s]|$))"
+)
+"""Xtream's `http://server/live/user/password/7.ts`."""
+PATH_TOKEN = re.compile(r"(/token/)[^/?#\s]++", re.IGNORECASE)
+STREAM_ID = re.compile(r"(streamid=(?:read|publish):[^:&\s]*+:)[^&\s]++", re.IGNORECASE)
+"""MediaMTX's `srt://server:8890?streamid=read:path:user:password`."""
+NESTED = re.compile(
+    r"(?<==)[A-Za-z][A-Za-z0-9+.-]{0,15}%(?:25){0,4}3A%(?:25){0,4}2F%(?:25){0,4}2F[^\s&]*", re.IGNORECASE
+)
+"""A URL as a parameter of another, encoded up to five times."""
 
 
 def redact(text: str) -> str:
@@ -62,14 +80,17 @@ def redact(text: str) -> str:
     first, *rest = text.split("://")
     parts = [first, *(_without_user(part) for part in rest)]
     text = _without_bare_user("://".join(parts))
-    text = PATH_KEY.sub(rf"\1{HIDDEN}", PATH_PAIR.sub(rf"\1{HIDDEN}", text))
+    for shape in (PATH_PAIR, PATH_KEY, PATH_ACCOUNT, PATH_TOKEN, STREAM_ID):
+        text = shape.sub(rf"\1{HIDDEN}", text)
     text = _without_values(JSON_KEY.sub(_json_value, text))
     return f"{text}… ({left:,} more characters)" if left > 0 else text
 
 
 def _nested(match: re.Match[str]) -> str:
     """A percent-encoded URL, as it is where it holds no credentials."""
-    plain = unquote(match[0])
+    plain = match[0]
+    while "://" not in plain:
+        plain = unquote(plain)
     shown = redact(plain)
     return match[0] if shown == plain else shown
 
@@ -98,6 +119,8 @@ def _without_user(part: str) -> str:
     """What follows `://`, up to the next URL, without the user and password that stand before its host."""
     body = re.split(r"\s", part, maxsplit=1)[0]
     authority = re.split(r"[/?#]", body, maxsplit=1)[0]
+    if "@" not in authority and (at := authority.rfind("%40")) >= 0:
+        return HIDDEN + part[at:]  # somebody encoded too much
     host_port = "@" not in authority and (
         ":" not in authority or bool(PORT.search(authority)) or authority.startswith("[") or _bare_address(authority)
     )
@@ -145,13 +168,15 @@ def _ends(body: str, limit: int, *, certain: bool) -> list[int]:
 def _without_values(text: str) -> str:
     """`text` without the values of parameters that are named like a credential."""
     kept, done, at = [], 0, 0
-    keys = {match[1].lower() for match in KEY.finditer(text)}
+    keys = {unquote(match[1]).lower() for match in KEY.finditer(text)}
     short = SHORT if "p" in keys and keys & PERSON else frozenset()
     match = KEY.search(text)
     while match is not None:
         at = match.end()
-        if match[1].lower() in short or _secret(match[1]):
-            value = VALUE.match(text, at)
+        name = unquote(match[1])
+        if name.lower() in short or _secret(name):
+            encoded = match.re is KEY and match[2] != "="
+            value = (ENCODED_VALUE if encoded else VALUE).match(text, at)
             end = value.end() if value else at
             kept += [text[done:at], HIDDEN]
             done = at = end
@@ -162,6 +187,6 @@ def _without_values(text: str) -> str:
 def _secret(key: str) -> bool:
     """Whether a parameter's name tells of a credential: by its words, so that `signal` and `monkey` are none."""
     words = [word.lower() for word in WORDS.findall(key)]
-    return any(
+    return bool(SECRET_CODES.search("".join(words))) or any(
         SECRET_PARTS.search(word) or (word in SECRET_WORDS and (word != "key" or word == words[-1])) for word in words
     )
