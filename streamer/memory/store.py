@@ -28,6 +28,8 @@ BATCH_SECONDS = 0.5
 """Seconds that rows wait for others, to share one commit with them, unless somebody waits for them."""
 ENOUGH_ROWS = 256
 """Rows that wait for no others."""
+UNFIT = (sqlite3.IntegrityError, sqlite3.DataError, UnicodeError, OverflowError)
+"""What is wrong with a row itself, which no other attempt and no other row need wait for."""
 CHECKPOINT_SECONDS = 5.0
 """Seconds between two looks at whether rows are to be moved from the log into the database."""
 
@@ -263,14 +265,14 @@ class Store:
 
     def _commit(self, batch: list[_Row]) -> bool:
         """One transaction; on a fault of the disk the rows stay where they are."""
-        ids: list[int | sqlite3.Error] = []
+        ids: list[int | Exception] = []
         try:
             self._database.execute("BEGIN IMMEDIATE")
             for row in batch:
                 try:
                     done = self._database.execute(row.sql, row.values)
                     ids.append(done.rowcount if row.sql.startswith(("DELETE", "UPDATE")) else done.lastrowid or 0)
-                except sqlite3.IntegrityError as error:
+                except UNFIT as error:
                     ids.append(error)
             self._database.execute("COMMIT")
             self._commits += 1
@@ -286,7 +288,7 @@ class Store:
         for row, written in zip(batch, ids, strict=True):
             if row.done.done():
                 continue
-            if isinstance(written, sqlite3.Error):
+            if isinstance(written, Exception):
                 row.done.set_exception(written)
             else:
                 row.done.set_result(written)

@@ -146,7 +146,7 @@ class Timeline:
         place = place or self.place()
         if len(text) > LONGEST_TEXT:
             text = text[: LONGEST_TEXT - 1] + "…"
-        facts = json.dumps(data or {}, ensure_ascii=False, separators=(",", ":"))
+        text, facts = _whole(text), _whole(json.dumps(data or {}, ensure_ascii=False, separators=(",", ":")))
         size = ROW_BYTES + TEXT_BYTES * (len(text) + len(facts)) + len(still or b"")
         self._bytes += size
         row = (place.id, place.at, place.wall, time, stream, kind, visitor, text, facts, still, size)
@@ -340,6 +340,11 @@ def _entry(
     still: int,
 ) -> Entry:
     return Entry(id, wall, time, stream, kind, visitor, text, json.loads(data), bool(still))
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which JSON and names of files may bring and the database doesn't hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _match(search: str, stream: str) -> str:

@@ -130,6 +130,15 @@ def test_a_full_disk_is_told_once_and_rows_are_written_once_there_is_room(
     assert len(told) == 2 and "can be kept now" in told[0] and "kept again" in told[1]
 
 
+@pytest.mark.parametrize("value", ["half a character \ud83d", 2**70])
+def test_a_row_that_can_not_be_stored_holds_up_no_other(store: Store, value: object) -> None:
+    row = store.write("INSERT INTO streams VALUES (?, ?, 0)", ("odd", value), now=True)
+    behind = store.write(ROW, ("behind",), now=True)
+    with pytest.raises((UnicodeError, OverflowError)):
+        row.result(10)
+    assert behind.result(10) and names(store) == ["behind"] and store.fault is None
+
+
 def test_a_file_that_fails_is_told_and_the_next_one_is_tried(store: Store) -> None:
     def fail() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "x.snapshot")

@@ -201,3 +201,13 @@ def test_long_texts_end_with_a_sign_that_says_so(store: Store) -> None:
     settle(store)
     assert texts(timeline)[0] == "x" * (timelines.LONGEST_TEXT - 1) + "…"
     assert abs(time.time() - timeline.place().wall) < 5
+
+
+def test_half_a_character_is_a_question_mark_and_all_else_is_kept(store: Store) -> None:
+    """Names of files and what servers say may hold some."""
+    timeline = made(store)
+    add(timeline, "/data/door\udcff.mp4 is gone", data={"file": "door\udcff.mp4"})
+    settle(store)
+    (entry,) = timeline.entries(Wanted("door"), 9)
+    assert entry.text == "/data/door?.mp4 is gone" and entry.data == {"file": "door?.mp4"}
+    assert texts(timeline, search="gone") == [entry.text]
