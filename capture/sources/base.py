@@ -121,7 +121,8 @@ class SourceShell:
     def start(self, mailbox: Mailbox, notify: Callable[[SourceStatus], None]) -> None:
         """See `Source.start`."""
         self.mailbox, self.notify = mailbox, notify
-        self.lifecycle = Lifecycle(self.options.patience, time.monotonic(), endless=self.endless)
+        self.counted_at = time.monotonic()  # a model may have been loaded since the source was made
+        self.lifecycle = Lifecycle(self.options.patience, self.counted_at, endless=self.endless)
         self.tell()
         self.act(Action.OPEN)
         WATCH.add(self)

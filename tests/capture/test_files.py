@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from capture import SourceError, State, open_source
+from capture import Mailbox, SourceError, SourceOptions, State, open_source
 from capture.lifecycle import PLAYED
 from capture.sources.container import cuda_lack
 from tests.capture.lab import drawn, render, wait_for, watching
@@ -37,6 +37,15 @@ def test_a_file_plays_at_its_own_pace(clip: Path) -> None:
         True,
     )
     assert np.abs(frames[10].pixels.astype(int) - drawn(10)).mean() < 3
+
+
+def test_the_rate_counts_from_the_start_on(clip: Path) -> None:
+    source = open_source(str(clip), SourceOptions(loop=True))
+    source.counted_at -= 60  # a model was loaded meanwhile
+    source.start(Mailbox(4), lambda status: None)
+    wait_for(lambda: source.status.frames_per_second > 0)
+    assert source.status.frames_per_second > 5
+    source.stop()
 
 
 def test_a_recording_without_timestamps_plays_at_its_rate(tmp_path: Path) -> None:
