@@ -51,10 +51,14 @@ class ToolEntry(Model):
         return self.function.tool(f"{param}.function")
 
 
-class FlatTool(Function):
-    """One of the `tools` of a response or a realtime session."""
+class _Typed(Model):
+    """Apart, so that of a tool of another type that is told first, and not what it lacks of a function."""
 
     type: Literal["function"]
+
+
+class FlatTool(Function, _Typed):
+    """One of the `tools` of a response or a realtime session."""
 
 
 class NamedFunction(Model):

@@ -28,6 +28,7 @@ from streamer.cluster.recordings import Recordings, named_recording
 from streamer.cluster.watching import Watching
 from streamer.config import Config, ConfigError, parse_config
 from streamer.errors import AssistantError
+from streamer.server.addresses import named
 from streamer.server.admission import LINKED, follower
 from streamer.server.app import WEB, Page, own_names
 from streamer.server.attachments import PREFIX
@@ -184,8 +185,7 @@ class Gateway:
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
-        if wanted not in model_ids(self._model, await self._names()):
-            raise RequestError("model_not_found", f"The model {wanted!r} does not exist.")
+        named(request.scope, wanted, model_ids(self._model, await self._names()))
         return JSONResponse(model_body(wanted, self._began, {}))
 
     async def all_watches(self) -> list[dict[str, Any]]:

@@ -156,7 +156,7 @@ class Keeper:
     async def resume(self, stream: Stream) -> None:
         """Lets a stream that has just been given its slot go on with what is kept of it, if there is anything."""
         if stream.config.keep == "nothing":
-            return
+            return await self._tell_kept(stream.name)
         self.timeline.open(stream.name)
         name = stream.config.memory_of or stream.name
         if name != stream.name and name not in self._streams:
@@ -182,6 +182,16 @@ class Keeper:
             facts = {"age_s": age, "time": taken.time, "wall": taken.wall, "resumes": resumed.resumes}
             self._tell(StreamEvent("stream.resumed", stream.name, facts))
             return
+
+    async def _tell_kept(self, name: str) -> None:
+        """Of a stream that is to leave no trace, there may be some from before."""
+        with suppress(AssistantError):
+            if name in await self.held():
+                log.warning(
+                    "stream %s keeps nothing from now on, but what was kept of it before is there: remove it with "
+                    "streamer forget %s",
+                    *(name, name),
+                )
 
     async def _take_over(self, old: str, new: str) -> None:
         """What happened to a stream that is watched under another name now, and what is recorded of it, goes along."""

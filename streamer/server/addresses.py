@@ -1,4 +1,4 @@
-"""Addresses at which nothing is, and methods that are not taken: told with the right one. And the prefix of a reverse proxy."""
+"""Addresses at which nothing is, methods and keys that are not taken: told with the right ones. And the prefix of a reverse proxy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from streamer.server.errors import RequestError
 
 REALTIME = "/v1/realtime"
 
@@ -39,6 +41,21 @@ def misplaced(scope: Scope, routes: Iterable[BaseRoute]) -> HTTPException:
             return HTTPException(404, f"use {meant} {scope.get('root_path', '')}{other}")
     known = dict.fromkeys(door.path for door in doors if "{" not in door.path)
     return HTTPException(404, f"nothing is here; there are {', '.join([*known, REALTIME])}")
+
+
+def named(scope: Scope, name: str, known: Iterable[str]) -> None:
+    """Whether a model of this name is `known`. Raises HTTPException where a slash too many left it empty, and RequestError."""
+    if not name:
+        raise HTTPException(404, f"use GET {scope.get('root_path', '')}/v1/models")
+    if name not in known:
+        raise RequestError("model_not_found", f"The model {name!r} does not exist.")
+
+
+def only(query: Iterable[str], *known: str) -> None:
+    """Refuses what a query holds beside these keys: it would mean more than was asked. Raises RequestError: bad_option."""
+    for key in query:
+        if key not in known:
+            raise RequestError("bad_option", f"There is no {key[:40]!r} here: give {', '.join(known)}.")
 
 
 def _methods(doors: Iterable[Route], path: str) -> list[str]:

@@ -29,7 +29,7 @@ from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
-from streamer.server.addresses import misplaced
+from streamer.server.addresses import misplaced, named, only
 from streamer.server.admission import LINKED, follower
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
 from streamer.server.bodies import PICTURE_HEADERS, Attended, read_body, viewing
@@ -256,8 +256,7 @@ class Routes:
     async def model(self, request: Request) -> Response:
         self._admit(request, "view", "ask")
         wanted = request.path_params["model"]
-        if wanted not in model_ids(self._config.model.name, await self._asked()):
-            raise RequestError("model_not_found", f"The model {wanted!r} does not exist.")
+        named(request.scope, wanted, model_ids(self._config.model.name, await self._asked()))
         return JSONResponse(model_body(wanted, self._began, self._told()))
 
     async def _asked(self) -> list[str]:
@@ -326,6 +325,7 @@ class Routes:
     async def forget(self, request: Request) -> Response:
         """`?from=…&to=…`, all of it without them; `keep_memory=true` lets the stream remember what it has seen."""
         self._admit(request, "admin")
+        only(request.query_params, "from", "to", "keep_memory")
         name = request.path_params["stream"]
         if name not in self._streams.names() and name not in await self._assistant.held():
             self._streams.known(name)

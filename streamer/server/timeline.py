@@ -19,6 +19,7 @@ from streamer.errors import AssistantError
 from streamer.memory.moments import written
 from streamer.memory.store import StoreError
 from streamer.memory.timeline import Entry, Forgotten, SearchError, Timeline, Wanted
+from streamer.server.addresses import only
 from streamer.server.auth import Visitor
 from streamer.server.bodies import PICTURE_HEADERS
 from streamer.server.errors import RequestError
@@ -35,6 +36,8 @@ USUAL_SPAN = "1 hour ago"
 """From when on the density is told where nobody says."""
 MOST_CHARACTERS = 2**21
 """Of the texts and facts that are told at once, so that whoever reads them slowly holds little memory; what is left out follows."""
+WANTED = ("from", "to", "search", "kind")
+"""Keys of a query that say which entries are meant."""
 MOST_KINDS = 16
 MOST_WAITING = 8
 """Searches of one visitor, each of which may take half a second where a timeline has 100,000 entries."""
@@ -59,12 +62,14 @@ class Timelines:
     async def listed(self, request: Request) -> Response:
         """`?from=…&to=…&search=…&kind=note,question&limit=…`, the newest first; `before=ID` for those that follow."""
         visitor, query = self._admit(request), request.query_params
+        only(query, *WANTED, "limit", "before")
         told = await self.entries(visitor, request.path_params["stream"], dict(query))
         return await asyncio.to_thread(JSONResponse, told)
 
     async def density(self, request: Request) -> Response:
         """How many entries there are in each of `?buckets=` equal parts of `from` to `to`, by kind; and which spans of it are recorded."""
         visitor, query = self._admit(request), request.query_params
+        only(query, *WANTED, "buckets")
         stream = request.path_params["stream"]
         timeline = await self._timeline(stream)
         buckets = _number("buckets", query.get("buckets"), USUAL_BUCKETS, MOST_BUCKETS)

@@ -71,6 +71,25 @@ def test_nothing_is_kept_unless_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_kept_before_nothing_was_to_be_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "streamer")
+    logging.getLogger("streamer").propagate = True
+
+    async def test() -> None:
+        async with Assistant(config(tmp_path, {**DOOR, "keep": "nothing"})) as assistant:
+            await show(assistant, "door", 1)
+        assert not caplog.records
+        async with Assistant(config(tmp_path, DOOR)) as assistant:
+            await show(assistant, "door", 1)
+        for told in (True, False):
+            async with Assistant(config(tmp_path, {**DOOR, "keep": "nothing"})) as assistant:
+                assert ("remove it with streamer forget door" in caplog.text) is told
+                await assistant.forget("door")
+            caplog.clear()
+
+    run(test())
+
+
 async def show(assistant: Assistant, name: str, *shown: int | np.ndarray) -> None:
     """Shows pictures one after the other, each seen before the next; a number stands for noise of its own."""
     for each in shown:

@@ -133,6 +133,7 @@ def test_the_past_may_be_asked_and_is_told_as_it_is_reached() -> None:
         ({"conversation": "conv_1"}, "invalid_value", "conversation"),
         ({"prompt": {"id": "p"}}, "invalid_value", "prompt"),
         ({"background": True}, "invalid_value", "background"),
+        ({"tools": [{"type": "web_search"}]}, "invalid_value", "tools[0].type"),
         ({"max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
         ({"at": True}, "invalid_value", "at"),
         ({"from": "x" * 100}, "invalid_value", "from"),

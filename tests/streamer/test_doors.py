@@ -114,6 +114,9 @@ def test_client_that_leaves_a_completion_ends_it(server: Served, daemon: Daemon)
         ("PUT", "/v1/models", b"", 405, "method_not_allowed"),
         ("POST", "/v1/responses", b'{"model": "nano"}', 400, "missing_required_parameter"),
         ("POST", "/v1/responses", b'{"model": "nano", "input": "x", "tools": [{}]}', 400, "missing_required_parameter"),
+        ("DELETE", "/v1/streams/demo/memory?since=now", b"", 400, "bad_option"),
+        ("GET", "/v1/streams/demo/timeline?since=now", b"", 400, "bad_option"),
+        ("GET", "/v1/streams/demo/timeline/density?limit=3", b"", 400, "bad_option"),
     ],
 )
 def test_refusals_have_openais_shape(
@@ -134,6 +137,7 @@ def test_refusals_have_openais_shape(
         ("POST", "/v1/v1/responses", 404, "use POST /v1/responses"),
         ("GET", "/v1/healthz", 404, "use GET /healthz"),
         ("DELETE", "/streams/demo", 404, "use DELETE /v1/streams/demo"),
+        ("GET", "/v1/models/", 404, "use GET /v1/models"),
         ("PUT", "/models", 404, "use GET or HEAD /v1/models"),
         ("POST", "/v1/completions", 404, "there are /v1/chat/completions, /v1/responses,"),
         ("GET", "/v1/chat/completions", 405, "use POST"),
