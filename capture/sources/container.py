@@ -351,8 +351,10 @@ class ContainerSource(SourceShell):
 class Reach:
     """How far the packets of a container have come, in seconds of its time."""
 
-    end: float = -inf
-    """Of whichever stream."""
+    others: float = -inf
+    """The end of the other streams."""
+    last: float = -inf
+    """When the last picture begins."""
     shown: float = -inf
     """The end of the last picture, by what its packet says."""
     untold: bool = False
@@ -367,9 +369,16 @@ class Reach:
             return
         base = packet.time_base  # a fraction, whose own arithmetic takes longer than all else here
         end = (begins + (packet.duration or 0)) * base.numerator / base.denominator
-        self.end = max(self.end, end)
-        if shown and end >= self.shown:
-            self.shown, self.untold = end, not packet.duration
+        if not shown:
+            self.others = max(self.others, end)
+        elif (begin := begins * base.numerator / base.denominator) >= self.last:
+            # Of pictures that are out of order MP4 says how long until the next is decoded, which may be after a long still.
+            self.last, self.shown, self.untold = begin, end, not packet.duration
+
+    @property
+    def end(self) -> float:
+        """Of whichever stream."""
+        return max(self.others, self.shown)
 
 
 class UndecodableError(SourceError):

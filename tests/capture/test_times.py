@@ -73,6 +73,28 @@ def test_the_last_picture_lasts(name: str, tmp_path: Path) -> None:
     assert 1.2 < took < 5 and "truncated" not in watcher.source.status.reason
 
 
+def test_a_long_still_between_pictures_out_of_order_is_counted_once(tmp_path: Path) -> None:
+    """In MP4 its length stands with a picture that is shown after it, as that is decoded before it."""
+    path, options = tmp_path / "still.mp4", {"preset": "ultrafast", "bf": "3", "b_strategy": "0"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for n in range(20):
+            frame = av.VideoFrame.from_ndarray(drawn(n), format="rgb24")
+            frame.pts, frame.time_base = n + 30 * (n >= 12), Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        last = container.streams.video[0].duration * container.streams.video[0].time_base
+        ends = [(each.pts + each.duration) * each.time_base for each in container.demux() if each.pts is not None]
+        assert last == 5 and max(ends) > 7
+    with watching(str(path)) as watcher:
+        watcher.until(State.ENDED)
+        ended = watcher.source.status.since
+    frames = watcher.frames()
+    assert frames[-1].time == pytest.approx(4.9) and ended - frames[-1].captured < 1.5
+
+
 def test_a_minute_of_slides_takes_a_minute() -> None:
     """On a clock of the test's own: each picture is due when it is shown, however long the one before was."""
     pace, now, due = Pace(600), 100.0, []
