@@ -21,7 +21,7 @@ import av
 from capture.image import encode_jpeg
 from streamer.errors import AssistantError
 from streamer.memory.folder import PRIVATE
-from streamer.memory.footage import Clip, find_clip, playable, still, write_copy, write_encoded
+from streamer.memory.footage import Clip, find_clip, lasting, playable, still, write_copy, write_encoded
 from streamer.memory.moments import written
 from streamer.memory.recording import Recordings
 
@@ -43,6 +43,8 @@ GROWING = 5.0
 """Seconds after its last frame in which a segment may still be written to."""
 CHUNKS = 16
 """Pieces of a clip that wait for who takes it."""
+STOOD = 30.0
+"""Seconds that a recording's last picture is taken to have stood for, where no later one tells."""
 PATIENCE = 60.0
 """Seconds that whoever takes a clip may pause."""
 
@@ -113,9 +115,9 @@ class Clips:
 
     def still(self, stream: str, at: float, side: int = STILL_SIDE) -> tuple[bytes, float]:
         """The picture that stood at a moment as JPEG, and its capture, both Unix seconds. Raises AssistantError: no_recording."""
-        segments = self.recordings.of(stream, at - 30, at)
+        segments = self.recordings.of(stream, at - STOOD, at) or lasting(self.recordings.of(stream), at)
         found = still(segments, at, side)
-        if found is None or found[1] < at - 30:
+        if found is None or (found[1] < at - STOOD and not lasting(self.recordings.of(stream), at)):
             raise AssistantError("no_recording", self._lack(stream))
         return encode_jpeg(found[0], side), found[1]
 

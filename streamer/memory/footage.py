@@ -150,6 +150,18 @@ def still(segments: Sequence[Segment], at: float, side: int) -> tuple[np.ndarray
     return None
 
 
+def lasting(segments: Sequence[Segment], at: float) -> list[Segment]:
+    """The segment with the picture that stood at a moment for as long as the next one took to come; none where that is not known."""
+    place = next((number for number, each in enumerate(segments) if each.begins > at), len(segments))
+    near = pieces(segments[max(place - 1, 0) : place + 1])
+    if near and near[0].segment.begins <= at <= near[0].segment.ends:
+        return [near[0].segment]
+    if len(near) < 2 or near[0].segment.number + 1 != near[1].segment.number:
+        return []
+    runs = {(each.notes.facts.run, each.notes.facts.connection) for each in near}
+    return [near[0].segment] if len(runs) == 1 else []
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """What of a recording makes a clip: segments, the key frame that it begins with, and its span in Unix seconds."""

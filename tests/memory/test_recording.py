@@ -294,6 +294,33 @@ def footage(recordings: Recordings, tmp_path: Path) -> tuple[Clips, float, float
     return Clips(recordings), recordings.of("door")[0].begins, began
 
 
+def test_a_still_of_a_camera_that_shows_one_a_minute(recordings: Recordings) -> None:
+    """What stands until the next picture comes; not beyond the last, nor where something between was forgotten."""
+    recorder, now = recordings.recorder("door"), time.monotonic()
+    for n in range(4):
+        pixels = np.full((90, 160, 3), 20 + 40 * n, np.uint8)
+        recorder.frame(Frame(pixels, now - 300 + 60 * n, 60.0 * n, n, "push://door"), None)
+    recorder.close()
+    wait_for(lambda: recorder not in recordings._recorders)
+    clips, begins = Clips(recordings), recordings.of("door")[0].begins
+
+    def shown(second: float) -> int | None:
+        try:
+            picture, taken = clips.still("door", begins + second)
+        except AssistantError as error:
+            assert error.code == "no_recording"
+            return None
+        from capture.image import decode_image
+
+        found = grey(decode_image(picture, 640))
+        assert abs(taken - begins - 60 * found) < 0.1
+        return found
+
+    assert [shown(second) for second in (-1, 1, 55, 61, 119, 200, 215)] == [None, 0, 0, 1, 1, 3, None]
+    recordings.forget("door", begins + 59, begins + 61)
+    assert [shown(second) for second in (20, 55, 100, 125)] == [0, None, None, 2]
+
+
 def grey(pixels: np.ndarray) -> int:
     return round(float(pixels.mean()) / 40 - 0.5)
 
