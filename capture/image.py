@@ -233,6 +233,8 @@ def moves(data: bytes) -> bool:
 
 
 def damaged(error: Exception) -> PictureError:
+    if isinstance(error, Image.DecompressionBombError):
+        return PictureError(f"The picture has too many pixels: scale it down to {MOST_PIXELS} in all (4096×4096).")
     if isinstance(error, UnidentifiedImageError):
         return PictureError("The picture is damaged, or of a variety that is not read: send a whole JPEG or PNG.")
     said = " ".join(str(error).split())[:100] or type(error).__name__

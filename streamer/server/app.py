@@ -398,7 +398,10 @@ class Page(StaticFiles):
 
     async def get_response(self, path: str, scope: ASGIScope) -> Response:
         """See `StaticFiles.get_response`."""
-        _, found = await asyncio.to_thread(self.lookup_path, path)
+        try:
+            _, found = await asyncio.to_thread(self.lookup_path, path)
+        except (OSError, ValueError):  # of a name that no file can have
+            found = None
         if found is None:
             raise misplaced(scope, scope["app"].routes)
         return await super().get_response(path, scope)

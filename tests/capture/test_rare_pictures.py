@@ -162,6 +162,13 @@ def test_a_variety_that_is_not_read_is_told_in_one_line() -> None:
         decode_image(tiff(np.linspace(0, 1, 8), 1, 64, 3))
 
 
+def test_a_size_that_no_memory_holds_is_told_as_others_are() -> None:
+    data = bytearray(file(Image.new("P", (8, 8)), "GIF"))
+    data[6:10] = b"\xff" * 4
+    with pytest.raises(PictureError, match=r"too many pixels: scale it down to 16777216"):
+        decode_image(bytes(data))
+
+
 def test_gray_with_a_profile_and_clear_parts() -> None:
     gray = Image.merge("LA", (Image.new("L", (8, 8), 51), Image.new("L", (8, 8), 128)))
     pixels = decode_image(file(gray, "PNG", icc_profile=profile(b"GRAY", 1.0)))

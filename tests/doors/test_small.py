@@ -65,6 +65,17 @@ def test_an_address_that_is_none_is_refused(daemon: Daemon, address: str) -> Non
         assert reply.status_code == 400, reply.text
 
 
+@pytest.mark.parametrize(
+    "path", ["/" + "a" * 300, "/" + "a/" * 3_000, "/%00", "/x%00y/z", "/%ff", "/" + "%2e%2e%2f" * 9, "/~", "/*"]
+)
+def test_a_path_that_no_file_can_have_is_not_found(server: Served, path: str) -> None:
+    url = httpx.URL(server.url).copy_with(raw_path=path.encode())
+    for method in ("GET", "HEAD"):
+        reply = httpx.request(method, url, timeout=60)
+        assert reply.status_code == 404 and len(reply.content) < 1_000
+    assert "nothing is here" in httpx.get(url).json()["error"]["message"]
+
+
 @pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e999", "[1]", '"soon"', "true"])
 @pytest.mark.parametrize("key", ["start", "fps", "deadline"])
 def test_numbers_that_are_none_are_refused_by_name(server: Served, key: str, value: str) -> None:
