@@ -144,7 +144,7 @@ def choose(q: Tensor, first: int, history: Scored, policy: RetrievalPolicy) -> T
     number = torch.arange(far, device=q.device)
     eligible = (number >= policy.init_blocks) & (number * policy.block_size <= index[:, None] - policy.window_size)
     if far - policy.init_blocks > policy.topk:
-        scores = block_scores(q, index, history, policy, far).masked_fill(
+        scores = block_scores(q, first, history, policy, far).masked_fill(
             ~eligible, -2.0
         )  # below those that no span has touched yet
         least = scores.topk(policy.topk, -1).values[..., -1:]
@@ -155,10 +155,12 @@ def choose(q: Tensor, first: int, history: Scored, policy: RetrievalPolicy) -> T
     return chosen
 
 
-def block_scores(q: Tensor, index: Tensor, history: Scored, policy: RetrievalPolicy, blocks: int) -> Tensor:
-    """Scores float32 [groups, n, blocks] of the first `blocks` blocks for `q` [n, heads, head] at `index` int64 [n]."""
+def block_scores(q: Tensor, first: int, history: Scored, policy: RetrievalPolicy, blocks: int) -> Tensor:
+    """Scores float32 [groups, n, blocks] of the first `blocks` blocks for `q` [n, heads, head] at index `first` and after."""
     stride, parts, ratio = policy.kernel_stride, policy.kernel_size // policy.kernel_stride, policy.ratio
-    spans = max(0, (int(index[-1]) - policy.kernel_size) // stride + 1)
+    index = torch.arange(first, first + len(q), device=q.device)
+    # Counted on the host: a graph is not captured across a word from the device.
+    spans = max(0, (first + len(q) - 1 - policy.kernel_size) // stride + 1)
     pooled = history.pooled(spans)
     heads = q.detach().float().transpose(0, 1).unflatten(0, (history.groups, -1))
     weights = heads @ pooled.detach()[:, None].transpose(-1, -2) * q.shape[-1] ** -0.5

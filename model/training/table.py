@@ -130,6 +130,47 @@ def ask(networks: dict[str, InfiniteVL], device: torch.device, streams: dict[int
     return found
 
 
+def remembered(path: Path) -> Found:
+    """What an earlier table wrote with --json. Raises StageError."""
+    try:
+        found = json.loads(path.read_text())
+        if not found:
+            raise ValueError("it asked nobody")
+        return {
+            str(name): {
+                int(frames): {
+                    str(kind): [[int(right), int(n)] for right, n in counts] for kind, counts in kinds.items()
+                }
+                for frames, kinds in lengths.items()
+            }
+            for name, lengths in found.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StageError(
+            f"{path} is not what a table wrote with --json ({error}): name a folder or such a file"
+        ) from None
+
+
+def together(parts: Sequence[Found]) -> Found:
+    """Tables of the same questions as one. Raises StageError where they are of other questions, or name a folder twice."""
+    whole: Found = {}
+    for part in parts:
+        for name, lengths in part.items():
+            if name in whole:
+                raise StageError(f"{name} is there twice: the table calls folders by their names, so name each once")
+            whole[name] = lengths
+    asked = {
+        name: [[n for _, n in counts] for kinds in x.values() for counts in kinds.values()] for name, x in whole.items()
+    }
+    first = next(iter(whole))
+    for name in whole:
+        if list(whole[name]) != list(whole[first]) or asked[name] != asked[first]:
+            raise StageError(
+                f"{name} was asked other questions than {first}: ask both with the same --frames and --streams"
+            )
+    return whole
+
+
 def interval(counts: Counts, less: Counts | None = None) -> tuple[float, float, float]:
     """Share of right answers (less another's of the same questions) with the ends of its interval of 95 %, the streams drawn anew."""
     whole = np.array(counts, float).reshape(-1, 2)
@@ -206,7 +247,10 @@ def by_minute(folders: Sequence[Path]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "folders", type=Path, nargs="+", help="folders that stages wrote; the others are compared with the first"
+        "folders",
+        type=Path,
+        nargs="+",
+        help="folders that stages wrote, or the JSON of an earlier table of others; all are compared with the first",
     )
     parser.add_argument(
         "--frames", type=int, nargs="+", choices=STREAMS, default=list(STREAMS), help="lengths of streams"
@@ -228,15 +272,18 @@ def main() -> None:
     if device.type == "cuda":
         limit_autotuning()
     dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    streams = {frames: min(given.streams or STREAMS[frames], STREAMS[frames]) for frames in given.frames}
     try:
-        networks = {folder.name: Saved(folder).network(device, dtype) for folder in given.folders}
+        earlier = {path: remembered(path) for path in given.folders if path.suffix == ".json"}
+        fresh = [path for path in given.folders if path not in earlier]
+        if len({path.name for path in fresh}) < len(fresh):
+            parser.error("two folders have the same name: the table calls them by it")
+        networks = {path.name: Saved(path).network(device, dtype) for path in fresh}
         told_by_minute = list(by_minute(given.minutes)) if given.minutes else []
+        asked = ask(networks, device, streams, given.workers) if networks else {}
+        found = together([earlier.get(path) or {path.name: asked[path.name]} for path in given.folders])
     except StageError as error:
         parser.exit(1, f"{error}\n")
-    if len(networks) < len(given.folders):
-        parser.error("two folders have the same name: the table calls them by it")
-    streams = {frames: min(given.streams or STREAMS[frames], STREAMS[frames]) for frames in given.frames}
-    found = ask(networks, device, streams, given.workers)
     if given.json:
         given.json.write_text(json.dumps(found))
     print("\n".join(lines(found)), flush=True)

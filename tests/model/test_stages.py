@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.cache import SequenceCache
 from model.config import FULL
 from model.families.infinitevl import InfiniteVL
 from model.training import saving, start, table
 from model.training import train as program
-from model.training.objectives import Imitating, Matching
+from model.training.objectives import Imitating, Matching, objective
 from model.training.pair import Pair, paired
 from model.training.saving import Saved, StageError
 from model.training.stages import MATCHED, STAGES, TINY, Recipe, attentive, hybrid, mixture, policy
@@ -108,10 +109,32 @@ def sit_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {name: [[n for _, n in counts] for counts in found[name][32].values()] for name in names}
     assert all(counts == asked["online"] for counts in asked.values()) and len(asked["online"]) == 4
     assert asked["online"][0] == asked["online"][1] == [6, 6, 6]
+    for name in ("first", "rest"):
+        part = {key: x for key, x in found.items() if (key == "online") == (name == "first")}
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    again = table.together([table.remembered(folder / f"{name}.json") for name in ("first", "rest")])
+    assert again == found and list(again) == list(names)  # one device's table goes on with another's
     said = list(table.lines(found))
     assert [line.split("|")[1].strip() for line in said[2:7]] == list(names)
     assert list(table.by_minute([folder / "online"])) != []
     assert [saved.standing.stage for saved in table.way(folder / "online")] == ["teacher", "distil", "tune", "long"]
+
+
+def test_tables_of_other_questions_are_not_put_together(tmp_path):
+    counts = {"now": [[1, 2]], "memory": [[0, 3]]}
+    part = {"a": {32: counts}}
+    for other, wanted in (
+        ({"b": {32: counts | {"memory": [[0, 4]]}}}, "b was asked other questions than a: ask both with the same"),
+        ({"b": {128: counts}}, "b was asked other questions than a"),
+        (part, "a is there twice"),
+    ):
+        with pytest.raises(StageError, match=wanted):
+            table.together([part, other])
+    for written in ("", "{}", "[1]", '{"a": {"32": {"now": [1]}}}', '{"a": {"long": {}}}'):
+        (tmp_path / "table.json").write_text(written)
+        with pytest.raises(StageError, match=r"table.json is not what a table wrote with --json") as told:
+            table.remembered(tmp_path / "table.json")
+        assert "\n" not in str(told.value)
 
 
 def test_an_interval_is_of_streams_drawn_anew():
@@ -272,6 +295,33 @@ def test_imitation_ends_where_the_logits_agree_and_only_the_student_learns():
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is None for p in other.model.visual.parameters())
     assert other.model.model.embed_tokens.weight.grad is not None
+
+
+class Captured(TorchDispatchMode):
+    """Refuses what a CUDA graph can't hold: a word from the device to the host, or a tensor made of the host's numbers."""
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):
+        name = str(function)
+        assert not name.startswith(("aten._local_scalar_dense", "aten.lift_fresh", "aten.nonzero")), name
+        return function(*given, **named or {})
+
+
+@pytest.mark.parametrize("part", ["matching", "imitating", "answering", "online", "offline", "window"])
+def test_learning_can_be_captured_as_a_graph(part):
+    """Each objective and each member, after a first time that fills what is kept; streams so long that Offline chooses blocks."""
+    teacher = start.fresh(attentive(TINY), 1)
+    network = start.taught(Recipe("distil", 1), teacher, "").network
+    if part in ("online", "offline", "window"):
+        network = InfiniteVL(hybrid(TINY).with_policy(policy(part, TINY)))
+    made = objective(part if part in ("matching", "imitating") else "answering", network, teacher, True)
+    given = lesson(3, streams=2, steps=24) | {"guided": torch.zeros(1, dtype=torch.int64)}
+
+    def learn():
+        made([24], given, torch.ones(()))[0].backward()
+
+    learn()
+    with Captured():
+        learn()
 
 
 def test_paired_weights_are_the_teachers_and_the_students():
