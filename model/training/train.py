@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from model.evaluation.distributed import join, limit_autotuning
 from model.evaluation.run import examine, table
+from model.layers.delta_net import GatedDeltaNet
 from model.tokenizer import Tokenizer
 from model.training.cuda import keep_caches, trust_fla
 from model.training.dataset import TOKENIZER, Curriculum, Lesson, Lessons
@@ -59,8 +60,7 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[
         made = lessons[10**9 + steps, steps, max(1, share // steps)]
         return made, *painter.patches(made.sheet, made.seed, learner.dtype)
 
-    def timed(steps: int, repeats: int) -> float:
-        made = lesson(steps)
+    def timed(made: tuple[Lesson, Tensor, Tensor], repeats: int) -> float:
         learner.learn(*made, 0.0, 0.5)
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -71,16 +71,19 @@ def warm_up(learner: Learner, painter: Painter, lessons: Lessons, lengths: list[
 
     from model.training.fused import patch_fused
 
-    trust_fla()
-    for network in (learner.objective.model, *learner.objective.shown):
+    networks = [learner.objective.model, *learner.objective.shown]
+    if any(isinstance(module, GatedDeltaNet) for network in networks for module in network.modules()):
+        trust_fla()
+    for network in networks:
         patch_fused(network)
     for steps in lengths:
         start = time.perf_counter()
-        eager = timed(steps, 2)
+        painted = lesson(steps)
+        eager = timed(painted, 2)
         if learner.optimizer.graph is None:
             learner.optimizer.capture()
-        learner.capture(*lesson(steps))
-        each = timed(steps, 4)
+        learner.capture(*painted)
+        each = timed(painted, 4)
         print(f"{steps} steps a stream: {each:.1f} ms, without a graph {eager:.1f} ms, ready after "
               f"{time.perf_counter() - start:.1f} s", flush=True)  # fmt: skip
     start = time.perf_counter()
