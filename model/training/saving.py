@@ -54,10 +54,15 @@ def save(folder: Path, kinds: dict[str, dict[str, Tensor]], standing: Standing) 
             save_file(part, str(folder / name))
         standing.files[kind] = names
     write_state(folder, standing)
+    tidy(folder, standing)
+
+
+def tidy(folder: Path, standing: Standing) -> None:
+    """Deletes the files of tensors that `standing` doesn't name: those of the save before, and what a run that was killed left."""
     kept = {name for names in standing.files.values() for name in names}
     for path in folder.glob("*.safetensors"):
         if path.name not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)  # of several processes another may have been first
 
 
 class Saved:

@@ -13,7 +13,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
 from model.training.cuda import initialise
-from model.training.saving import STATE, Saved, put
+from model.training.saving import STATE, Saved, put, tidy
 from model.training.stages import MATCHED, SIZES, STAGES, Recipe, StageError, Standing, attentive, hybrid, policy
 from model.training.teacher import read_teacher
 
@@ -45,6 +45,7 @@ def begin(recipe: Recipe, out: Path, origin: str | None, size: str | None = None
     if (out / STATE).is_file():
         saved = Saved(out)
         same(saved, recipe, f"--out {out}")
+        tidy(out, saved.standing)
         return resumed(saved, recipe, origin)
     if origin is None and not stage.alone:
         raise StageError(f"{stage.name} goes on from a {stage.after}: name its folder with --from")
