@@ -89,11 +89,11 @@ def enlarged(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def decoding(folder: Path, seconds: float) -> None:
+def decoding(folder: Path, seconds: float, hwaccel: str) -> None:
     for name, width, height in (("720p", 1280, 720), ("1080p", 1920, 1080)):
         path = enlarged(folder / f"{name}.mp4", width, height)
         for fps in (None, 5):
-            watcher = Watcher(str(path), loop=True, capacity=1, fps=fps)
+            watcher = Watcher(str(path), loop=True, capacity=1, fps=fps, hwaccel=hwaccel)
             watcher.until(State.LIVE)
             cpu, began, had = time.process_time(), time.monotonic(), watcher.source.status.frames
             time.sleep(seconds)
@@ -101,7 +101,7 @@ def decoding(folder: Path, seconds: float) -> None:
             frames = watcher.source.status.frames - had
             watcher.source.stop()
             print(
-                f"decoding {name} at {frames / passed:.0f} frames/s, {'all' if fps is None else fps} converted a second: "
+                f"decoding ({hwaccel}) {name} at {frames / passed:.0f} frames/s, {'all' if fps is None else fps} converted a second: "
                 f"{100 * spent / passed:.1f} % of a core, {1000 * spent / frames:.2f} ms a frame"
             )
 
@@ -203,12 +203,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--flapping-seconds", type=float, default=120)
     parser.add_argument("--only", choices=("opening", "decoding", "ageing", "flapping"))
+    parser.add_argument("--hwaccel", choices=("none", "cuda"), default="none", help="what decodes (default: the CPU)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.only in (None, "opening"):
             opening(Path(folder))
         if arguments.only in (None, "decoding"):
-            decoding(Path(folder), arguments.seconds)
+            decoding(Path(folder), arguments.seconds, arguments.hwaccel)
     if arguments.only in (None, "ageing"):
         ageing(arguments.seconds)
     if arguments.only in (None, "flapping"):
