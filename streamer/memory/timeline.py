@@ -107,6 +107,8 @@ class Timeline:
         self._last, self._at = (store.read("SELECT id, at FROM entries ORDER BY id DESC LIMIT 1") or [(0, 0.0)])[0]
         self._bytes: int = store.read("SELECT coalesce(sum(size), 0) FROM entries")[0][0]
         self._open: set[str] = set()
+        self._fresh: dict[int, tuple[str, bytes]] = {}
+        """By id, the pictures of entries that were told and wait to be written, and whose they are."""
         self.ears: set[Callable[[Entry | Forgotten], None]] = set()
         """Who hears of what is added and forgotten, as it happens."""
 
@@ -150,7 +152,10 @@ class Timeline:
         size = ROW_BYTES + TEXT_BYTES * (len(text) + len(facts)) + len(still or b"")
         self._bytes += size
         row = (place.id, place.at, place.wall, time, stream, kind, visitor, text, facts, still, size)
-        self._store.write("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        kept = self._store.write("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        if still is not None:
+            self._fresh[place.id] = (stream, still)
+            kept.add_done_callback(lambda _: self._fresh.pop(place.id, None))
         entry = Entry(place.id, place.wall, time, stream, kind, visitor, text, dict(data or {}), still is not None)
         for hear in tuple(self.ears):
             hear(entry)
@@ -226,6 +231,8 @@ class Timeline:
 
     def still(self, stream: str, id: int) -> bytes | None:
         """An entry's picture, a JPEG. Reads. Raises sqlite3.Error."""
+        if (fresh := self._fresh.get(id)) is not None:
+            return fresh[1] if fresh[0] == stream else None
         found = self._store.read("SELECT still FROM entries WHERE stream = ? AND id = ?", (stream, id))
         return found[0][0] if found else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,21 @@ def test_entries_are_found_by_words_span_and_kind(store: Store) -> None:
     counts = timeline.density(Wanted("door", NOON, NOON + 20), 4)
     assert counts == {"note": [1, 0, 1, 0], "state": [0, 0, 0, 1]}
     assert timeline.density(Wanted("door", NOON, NOON + 20, search="van"), 1) == {"note": [2]}
+
+
+def test_the_picture_of_what_was_told_is_there_before_it_is_written(store: Store) -> None:
+    """Who hears of an entry asks for its picture at once, and rows wait for others."""
+    timeline, disk = made(store), threading.Event()
+    slow = store.do(lambda: disk.wait(30))
+    asked: list[bytes | None] = []
+    timeline.ears.add(lambda told: asked.append(timeline.still("door", told.id)))  # type: ignore[union-attr]
+    entry = add(timeline, "A red van.", still=b"jpeg")
+    assert timeline.still("door", entry) == b"jpeg" and timeline.still("gate", entry) is None
+    assert asked == [b"jpeg"] and not timeline.entries(Wanted("door"), 9)
+    disk.set()
+    assert slow.result(30)
+    settle(store)
+    assert timeline.still("door", entry) == b"jpeg" and timeline.still("gate", entry) is None and not timeline._fresh
 
 
 def test_other_visitors_questions_are_left_out(store: Store) -> None:
