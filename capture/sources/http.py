@@ -43,6 +43,7 @@ WHOLE_SEGMENTS = (
 )
 SDP = b"v=0"
 """What a description of RTP begins with, which FFmpeg reads."""
+OTHER_PICTURES = re.compile(rb"\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 UNPRINTED = re.compile(rb"[^\t\n\r -~]")
 NONE: Mapping[str, str] = {}
 
@@ -182,6 +183,8 @@ class HttpSource(ContainerSource):
                         return
                 except SourceError:
                     self.damaged += 1
+            if not found and OTHER_PICTURES.search(chunk):
+                raise SourceError("it sends PNG or WebP after another, of which only stills are read: choose JPEG")
             if not self.wanted(generation):
                 return
         if not found:

@@ -171,7 +171,7 @@ def test_a_camera_that_sends_pictures_no_more_is_told() -> None:
         (b'<?xml version="1.0"?>\n<ResponseStatus><statusCode>4</statusCode></ResponseStatus>', "there is a web page"),
         (base64.b64encode(JPEGS[0]), "there is text"),
         (b"", "the server's answer is empty"),
-        (b"--x\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n\x1a\n\0\0\r\n--x--", "ended without a whole JPEG"),
+        (b"--x\r\nContent-Type: image/jpeg\r\n\r\n\xff\xd8\xff\r\n--x--", "ended without a whole JPEG"),
     ],
 )
 def test_what_is_no_video_is_told_by_name(body: bytes, said: str) -> None:
@@ -285,6 +285,28 @@ def test_mjpeg_as_cheap_cameras_write_it() -> None:
         watcher.more(8)
     assert watcher.source.status.damaged == 0
     assert np.abs(watcher.frames()[1].pixels.astype(int) - drawn(1, 64, 48)).mean() < 4
+
+
+class Others(Bare):
+    """A camera that never ends, and sends something else than JPEG."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=cam")
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"--cam\r\nContent-Type: image/x\r\n\r\n" + self.server.picture + b"\r\n")  # type: ignore[attr-defined]
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+
+@pytest.mark.parametrize("begin", [b"\x89PNG\r\n\x1a\n\0\0", b"RIFF\x10\0\0\0WEBPVP8 "])
+def test_other_pictures_one_after_another_are_told_by_name(begin: bytes) -> None:
+    with http_server(Others, picture=begin) as url, watching(url) as watcher:
+        watcher.until(State.WAITING)
+    assert "PNG or WebP after another" in watcher.reason(State.WAITING)
 
 
 @pytest.mark.parametrize("blank", [b"\n", b"\r\n\r\n", b" \t"])
