@@ -20,10 +20,12 @@ CERTAIN = re.compile(
 """What can only be a host, where a single label might still be a part of a password that has an @ in it."""
 QUERY = re.compile(r"\?[\w.-]*=")
 KEY = re.compile(
-    r"(?:(?<![\w.%\[\]-])|(?<=%26)|(?<=%3F))((?:[\w.\[\]-]|%(?:3\d|4[1-9A-F]|5[0-9ABDF]|6[1-9A-F]|7[0-9A]))++)(=|%3D)",
+    r"(?:(?<![\w.%\[\]-])|(?<=%26)|(?<=%3F))((?:[\w.\[\]-]|%(?:3\d|4[1-9A-F]|5[0-9ABDF]|6[1-9A-F]|7[0-9A]))+)(=|%3D)",
     re.IGNORECASE,
 )
-"""A parameter's name, of which letters, digits and brackets may be percent-encoded, as may be the whole of a query within another."""
+"""A parameter's name, of which letters, digits and brackets may be percent-encoded, as may be the whole of a query within another.
+
+Not possessive: Python 3.11.2 then finds no name before `%3D`."""
 NEXT_KEY = re.compile(r"_([a-z]+)=", re.IGNORECASE)
 VALUE = re.compile(
     r"(?:(?!_(?:user|usr|username|password|passwd|pass|pwd|channel|stream|subtype|onvif|token)=)[^&\s;'\"]"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -60,9 +61,35 @@ def fetch(
         return _sent(base, urllib.request.Request(f"{base}/v1/{path}?{chosen}", data, headers, method=method), tls)
 
 
+class _Patient(http.client.HTTPConnection):
+    """Reads the answer also where the daemon refuses a file before all of it is sent, and reads no more of it (RFC 9112, 9.6)."""
+
+    def request(self, *args: Any, **options: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().request(*args, **options)
+
+
+class _PatientTls(_Patient, http.client.HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Plain(urllib.request.HTTPHandler):
+    def http_open(self, asked: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Patient, asked)
+
+
+class _Tls(urllib.request.HTTPSHandler):
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        super().__init__(context=tls)
+        self.tls = tls
+
+    def https_open(self, asked: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PatientTls, asked, context=self.tls)
+
+
 def _sent(base: str, asked: urllib.request.Request, tls: ssl.SSLContext | None) -> bytes:
     try:
-        with urllib.request.urlopen(asked, timeout=FETCH_SECONDS, context=tls) as reply:
+        with urllib.request.build_opener(_Plain(), _Tls(tls)).open(asked, timeout=FETCH_SECONDS) as reply:
             told: bytes = reply.read()
             return told
     except urllib.error.HTTPError as error:

@@ -460,7 +460,7 @@ def test_frames_are_pushed_as_text_or_binary() -> None:
         (
             '{"type": "session.update", "session": {"tools": [{}]}}',
             "missing_required_parameter",
-            "session.tools[0].name",
+            "session.tools[0].type",
         ),
         ('{"type": "session.update", "session": {"instructions": "\\ud800"}}', "invalid_value", "session.instructions"),
         ('{"type": "conversation.item.create"}', "missing_required_parameter", "item"),

@@ -14,7 +14,7 @@ import av
 import pytest
 
 from capture.sources.demo import CLIP
-from streamer.client import Client
+from streamer.client import Client, ClientError
 from streamer.config import parse_config
 from streamer.indexing import Place, file_video, index_video, load
 from streamer.library import Library
@@ -169,7 +169,12 @@ def test_what_is_refused(server: Served, library: Library, clip: str, tmp_path: 
     code, error = call(server, f"/v1/recordings/{clip}/clip?from=100&to=110")
     assert error["code"] == "bad_span" and "the recording has 48 s" in error["message"]
     budget, library.budget = library.budget, 1_000
-    assert call(server, "/v1/recordings", CLIP.read_bytes(), "video/mp4")[0] == 413
+    assert call(server, "/v1/recordings", CLIP.read_bytes()[:16_000], "video/mp4")[0] == 413
+    large = tmp_path / "large.mp4"
+    large.write_bytes(CLIP.read_bytes() + bytes(2**24))  # refused while it is sent
+    with pytest.raises(ClientError, match="remove a recording") as refused, Client(server.url) as client:
+        client.index(large)
+    assert refused.value.code == "payload_too_large"
     library.budget = budget
     library.folder, folder = tmp_path / "file", library.folder
     library.folder.write_text("no folder")
