@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import DecoderConfig
@@ -60,10 +59,21 @@ class Pages:
         self.host = {layer: beyond for layer in self.layers}
         """Keys and values [2, groups, blocks, block, head] that are not in the pool."""
         self.pooled = {layer: empty[:, :, 0].float() for layer in self.layers}
-        self.call: Extension | None = None
+        self.call: Extension | OneToken | None = None
         """The call in hand, where one slot is taken at a time."""
-        self.attention: dict[int, Tensor] = {}
-        """By slot whose attention is noted: what each call's last query has seen, by block, summed over layers and heads; on the CPU."""
+        self.version = self.generation = 0
+        """Count what happened to tables and frames, and to the pool's tensors."""
+        self.attention: dict[int, int] = {}
+        """Slots whose attention is noted, and of how many blocks so far."""
+        self.noted = self.pooled[self.layers[0]].new_empty(slots, 0)
+        """What their calls' last queries have seen, by block, summed over layers and heads: float32 [slots, blocks]."""
+        self.laid: tuple[int, int, Tensor] | None = None
+        """A slot, the version, and its `table` at that."""
+
+    @property
+    def strides(self) -> int:
+        """Of a page."""
+        return self.size // self.policy.kernel_stride
 
     @property
     def free_bytes(self) -> int:
@@ -107,6 +117,7 @@ class Pages:
                 self.begun.pop(page)
                 self._let_go(self.frames[page])
         self.tables[slot], self.lengths[slot] = [], 0
+        self.version += 1
 
     def fork(self, source: int, target: int) -> None:
         """Makes `target` the same as `source`, in the same pages."""
@@ -133,18 +144,20 @@ class Pages:
 
     def watch(self, slot: int) -> None:
         """Notes from now on what is attended to in `slot`."""
-        self.attention[slot] = torch.zeros(0)
+        if not self.noted.shape[1]:
+            with torch.inference_mode(False):
+                self.noted = self.noted.new_zeros(len(self.tables), -(-self.policy.context // self.policy.block_size))
+        self.noted[slot] = 0
+        self.attention[slot] = 0
 
     def unwatch(self, slot: int) -> Tensor:
-        """Notes it no more; what was attended to since, float32 [blocks]."""
-        return self.attention.pop(slot, torch.zeros(0))
+        """Notes it no more; what was attended to since, float32 [blocks], on the CPU."""
+        return self.noted[slot, : self.attention.pop(slot, 0)].to("cpu", copy=True)
 
     def note(self, slot: int, shares: Tensor) -> None:
         """Adds shares of attention, float32 [blocks]."""
-        noted = self.attention[slot]
-        noted = torch.cat((noted, torch.zeros(max(0, len(shares) - len(noted)))))
-        noted[: len(shares)] += shares.cpu()
-        self.attention[slot] = noted
+        self.noted[slot, : len(shares)] += shares
+        self.attention[slot] = max(self.attention[slot], len(shares))
 
     def make_room(self, tokens: int) -> None:
         """Lets the pool grow at once, if need be, by what `tokens` more will take, instead of little by little."""
@@ -161,6 +174,7 @@ class Pages:
             for held in (self.keys, self.values, self.pooled):
                 held.update({layer: x[:, :0].clone() for layer, x in held.items()})
             self.host.update({layer: x[:, :, :0].clone() for layer, x in self.host.items()})
+            self.version, self.generation = self.version + 1, self.generation + 1
 
     def _take(self) -> int:
         """A page that is free, in the pool; more are made where there is none. Raises FullError."""
@@ -171,6 +185,7 @@ class Pages:
         self.frames[free] = self._frame()
         self.users[free], self.begun[free] = 1, None
         self.busy.add(free)
+        self.version += 1
         return free
 
     def _frame(self) -> int:
@@ -193,6 +208,7 @@ class Pages:
             self.free[1].extend(range(count, count + more))
         self.frames[oldest] = -1 - self.free[1].pop()
         self._exchange(frame, self.frames[oldest], out=True)
+        self.version += 1
         return frame
 
     def _bring_in(self, page: int) -> None:
@@ -200,6 +216,7 @@ class Pages:
         self._exchange(frame, away, out=False)
         self.frames[page] = frame
         self._let_go(away)
+        self.version += 1
 
     def _exchange(self, frame: int, away: int, *, out: bool) -> None:
         """Copies a page between the pool and the host's memory."""
@@ -220,16 +237,18 @@ class Pages:
     def _grow(self, pages: int) -> None:
         self.users += [0] * pages
         self.frames += [0] * pages
-        _widened(self.pooled, 1, pages * (self.size // self.policy.kernel_stride))
+        _widened(self.pooled, 1, pages * self.strides)
+        self.generation += 1
 
     def _widen(self, frames: int) -> None:
         held = self._held
         _widened(self.keys, 1, frames * BLOCKS)
         _widened(self.values, 1, frames * BLOCKS)
         self.free[0].extend(range(held + frames - 1, held - 1, -1))
+        self.generation += 1
 
     def _copy(self, source: int, target: int) -> None:
-        frame, per = self.frames[target], self.size // self.policy.kernel_stride
+        frame, per = self.frames[target], self.strides
         for held in (self.keys, self.values):
             for x in held.values():
                 paged = x.unflatten(1, (-1, BLOCKS))
@@ -238,24 +257,21 @@ class Pages:
             paged = x.unflatten(1, (-1, per))
             paged[:, target] = paged[:, source]
 
-    def places(self, slot: int, numbers: Tensor, each: int) -> Tensor:
-        """Where the slot's tokens or blocks `numbers` int64 (on the CPU) are, of which a page has `each`.
-
-        In the pool; below 0 in the host's memory, counted down from -1.
-        """
-        frames = torch.tensor([self.frames[page] for page in self.tables[slot]], dtype=torch.int64)[numbers // each]
-        away = frames < 0
-        found = torch.where(away, -1 - frames, frames) * each + numbers % each
-        return torch.where(away, -1 - found, found).to(self.keys[self.layers[0]].device)
+    def table(self, slot: int) -> Tensor:
+        """Of the slot's pages their numbers, and their frames as `frames` has them: int32 [2, pages], on the pool's device."""
+        if self.laid is None or self.laid[:2] != (slot, self.version):
+            table = self.tables[slot]
+            told = torch.tensor([table, [self.frames[page] for page in table]], dtype=torch.int32)
+            device = self.keys[self.layers[0]].device
+            if device.type == "cuda":  # from pinned memory nobody waits for the copy
+                told = told.pin_memory().to(device, non_blocking=True)
+            self.laid = slot, self.version, told
+        return self.laid[2]
 
     def tokens(self, slot: int, start: int, stop: int) -> Tensor:
-        """Where the slot's tokens from `start` to `stop` are: see `places`."""
-        return self.places(slot, torch.arange(start, stop), self.size)
-
-    def spans(self, slot: int, numbers: Tensor) -> Tensor:
-        """Where the slot's spans `numbers` int64 (on the CPU) are."""
-        table, each = torch.tensor(self.tables[slot], dtype=torch.int64), self.size // self.policy.kernel_stride
-        return (table[numbers // each] * each + numbers % each).to(self.keys[self.layers[0]].device)
+        """Where the slot's tokens from `start` to `stop` are: see `placed`."""
+        frames = self.table(slot)[1]
+        return placed(frames, torch.arange(start, stop, device=frames.device), self.size)
 
     def taken(self, layer: int, kind: int, where: Tensor, group: int | None) -> Tensor:
         """Keys (`kind` 0) or values (1) of a layer, on the pool's device, at `where`: tokens [groups, n, head], of a `group` blocks
@@ -270,6 +286,17 @@ class Pages:
         if bool(away.any()):
             found[:, away] = host[:, (-1 - where[away]).cpu()].to(found.device)
         return found if group is None else found[0]
+
+
+def placed(frames: Tensor, numbers: Tensor, each: int) -> Tensor:
+    """Where the tokens, blocks or strides `numbers` int64 of a slot are whose pages, of `each`, lie in `frames` int32: int64.
+
+    In the pool; below 0 in the host's memory, counted down from -1.
+    """
+    of = frames.long()[numbers // each]
+    away = of < 0
+    found = torch.where(away, -1 - of, of) * each + numbers % each
+    return torch.where(away, -1 - found, found)
 
 
 def _widened(held: dict[int, Tensor], axis: int, more: int) -> None:
@@ -304,56 +331,70 @@ class Held(NamedTuple):
 class Extension:
     """The call that adds `n` tokens to a slot, whose room it reserves: what all layers of it need, worked out once.
 
-    Tensors are on the pool's device: `rows` int64 [n], where the tokens go; `table` int32 [blocks] and `strides` int64 [spans],
-    where the slot's blocks and spans lie once they are there; `read` int64 [tokens] and `spans` int64 [new], the tokens that the
-    new spans are pooled from and where those go.
+    Tensors are on the pool's device, and nothing here waits for it: `numbers` and `frames` int32 [pages], the slot's pages and where
+    they lie; `table` int32 [blocks] and `strides` int64 [spans], where the slot's blocks and spans lie once they are there.
     """
 
     def __init__(self, pages: Pages, slot: int, n: int) -> None:
         """Raises FullError."""
         pages.reserve(slot, n)
         self.pages, self.slot, self.n, self.first = pages, slot, n, pages.lengths[slot]
-        policy, stop = pages.policy, self.first + n
-        stride, parts = policy.kernel_stride, policy.kernel_size // policy.kernel_stride
-        self.rows = pages.tokens(slot, self.first, stop)
-        blocks = torch.arange(-(-stop // policy.block_size))
-        self.table = pages.places(slot, blocks, BLOCKS).int()
-        self.away = bool((self.table < 0).any())
+        self.numbers, self.frames = pages.table(slot)
+        policy, stop, self.device = pages.policy, self.first + n, self.frames.device
+        self.stride, self.parts = policy.kernel_stride, policy.kernel_size // policy.kernel_stride
+        self.ended = stop // self.stride
+        self.spans = max(0, self.ended - self.parts + 1)
+        """How many are complete with the call's tokens."""
+        self.table = placed(self.frames, self._range(0, -(-stop // policy.block_size)), BLOCKS).int()
+        self.away = any(pages.frames[page] < 0 for page in pages.tables[slot])
         """Whether some of the blocks are in the host's memory."""
-        ended = stop // stride
-        self.strides = pages.spans(slot, torch.arange(parts - 1, max(parts - 1, ended)))
-        new = max(self.first // stride, parts - 1)
-        self.spans, self.read = self.strides[:0], self.rows[:0]
-        if new < ended:
-            self.spans = pages.spans(slot, torch.arange(new, ended))
-            self.read = pages.tokens(slot, (new - parts + 1) * stride, ended * stride)
+
+    def _range(self, start: int, stop: int) -> Tensor:
+        return torch.arange(start, max(start, stop), device=self.device)
+
+    @cached_property
+    def strides(self) -> Tensor:
+        return placed(self.numbers, self._range(self.parts - 1, self.ended), self.pages.strides)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Where the tokens go, int64 [n]."""
+        return placed(self.frames, self._range(self.first, self.first + self.n), self.pages.size)
+
+    @cached_property
+    def fresh(self) -> tuple[Tensor, Tensor]:
+        """Where the new spans go, int64 [new], and the tokens are that they are pooled from."""
+        new = max(self.first // self.stride, self.parts - 1)
+        start = (new - self.parts + 1) * self.stride
+        read = self._range(start, self.ended * self.stride if new < self.ended else start)
+        return (
+            placed(self.numbers, self._range(new, self.ended), self.pages.strides),
+            placed(self.frames, read, self.pages.size),
+        )
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Puts `k` and `v` [n, groups, head] where the call's tokens go, and pools what has become complete."""
         pages = self.pages
         for held, x in ((pages.keys, k), (pages.values, v)):
             held[layer].flatten(1, 2)[:, self.rows] = x.transpose(0, 1).to(held[layer].dtype)
-        if len(self.spans):
-            spans = pool(pages.keys[layer].flatten(1, 2)[:, self.read], pages.policy)
-            pages.pooled[layer][:, self.spans] = spans
-
-    def held(self, layer: int, dtype: torch.dtype) -> Held:
-        """What a kernel reads of one layer."""
-        pages = self.pages
-        pooled = pages.pooled[layer][:, self.phases].to(dtype)
-        return Held(pages.keys[layer], pages.values[layer], self.table, pooled)
-
-    @cached_property
-    def phases(self) -> Tensor:
-        """`strides` by where in their blocks the spans begin, int64 [spans a block, blocks]; what is beyond the last is any."""
-        ratio = self.pages.policy.ratio
-        padded: Tensor = F.pad(self.strides, (0, -len(self.strides) % ratio))
-        places: Tensor = padded.unflatten(0, (-1, ratio)).T.contiguous()
-        return places
+        spans, read = self.fresh
+        if len(spans):
+            pages.pooled[layer][:, spans] = pool(pages.keys[layer].flatten(1, 2)[:, read], pages.policy)
 
     def end(self) -> None:
         """Counts the tokens that every layer has now taken."""
         self.pages.advance(self.slot, self.n)
+
+
+class OneToken:
+    """The call that adds one token to a slot, whose room is reserved: all that it tells the kernels is on the device.
+
+    `numbers` and `frames` int32 [pages], the slot's pages and where they lie, of which there are some more than it has; it has at
+    most `blocks` blocks. `noted`: whether what it attends to is.
+    """
+
+    def __init__(self, pages: Pages, numbers: Tensor, frames: Tensor, blocks: int, noted: bool) -> None:
+        self.pages, self.numbers, self.frames, self.blocks, self.noted = pages, numbers, frames, blocks, noted
 
 
 class Paged:

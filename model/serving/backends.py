@@ -34,6 +34,8 @@ class Backend(Protocol):
     """
 
     frame_sizes: Sequence[int]
+    most_steps: int
+    """Steps of one slot that `ingest` takes at once, where that is named so often in a row; elsewhere 1."""
     deferred: bool
     """Whether `ingest` only begins a step, which runs beside the host from then on."""
 
@@ -78,6 +80,7 @@ class Eager:
     """The model, operation by operation."""
 
     frame_sizes: Sequence[int] = POWERS
+    most_steps = 1
     deferred = False
 
     def __init__(self, model: InfiniteVL, prompt: Framing, state: StreamState) -> None:

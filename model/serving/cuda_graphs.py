@@ -56,6 +56,7 @@ class Graphs:
     """The model's calls as graphs, captured when first needed: a `Backend`. The state's last slot takes what padding writes."""
 
     frame_sizes: Sequence[int] = range(1, FRAME_BATCHES + 1)
+    most_steps = 1
     deferred = True
 
     def __init__(self, model: FastInfiniteVL, framing: Framing, state: StreamState) -> None:

@@ -23,8 +23,10 @@ from model.ops.kernels.attention import HeadNorms, attend, place
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.norm import add_norm, gated_norm, open_gate
+from model.ops.kernels.paging import by_phase, settle
 from model.ops.kernels.retrieval import retrieve
-from model.pages import Paged
+from model.ops.kernels.retrieval_token import Past, retrieve_token
+from model.pages import Held, OneToken, Paged
 from model.policy import RetrievalPolicy
 from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
 from model.serving.fused_vision import FastMLP, fast_tower
@@ -110,31 +112,37 @@ class FastRetrieval(FastAttention):
 
     def __call__(self, x: Activation, span: Span, state: StreamState, outputs: bool) -> Tensor | None:
         """See `FastMixer`."""
-        assert state.pages is not None and state.pages.call is not None and not self.gated and self.norms is None
-        call, decoder = state.pages.call, self.config.decoder
-        queries, groups = decoder.num_attention_heads, decoder.num_key_value_heads
-        width = (queries + 2 * groups) * decoder.head_dim
-        heads = self.inward(x)[:, :width].unflatten(-1, (-1, decoder.head_dim))
-        turned = turn(heads[:, : queries + groups], span.turn)
-        call.write(self.layer, turned[:, queries:], heads[:, queries + groups :])
+        pages, decoder = state.pages, self.config.decoder
+        assert pages is not None and pages.call is not None and not self.gated and self.norms is None
+        call, policy = pages.call, pages.policy
+        width = (decoder.num_attention_heads + 2 * decoder.num_key_value_heads) * decoder.head_dim
+        kept = pages.keys[self.layer], pages.values[self.layer], pages.pooled[self.layer]
+        q = settle(
+            self.inward(x)[:, :width],
+            span.turn,
+            span.starts,
+            span.counts,
+            (call.numbers, call.frames),
+            kept,
+            policy,
+            pages.size,
+        )
         if not outputs:
             return None
-        policy, history = state.pages.policy, Paged(call, self.layer)
+        if isinstance(call, OneToken):
+            past = Past(*kept, call.frames, call.numbers, span.starts, call.blocks, pages.size)
+            noted = (pages.noted, span.slots, span.counts) if call.noted else None
+            mixed = retrieve_token(q, past, policy, noted)
+            return self.outward(mixed.flatten(1))
+        history = Paged(call, self.layer)
         if call.away:  # the kernels read the pool alone
-            mixed = plain.retrieve(turned[:, :queries], call.first, history, policy)
+            mixed = plain.retrieve(q, call.first, history, policy)
         else:
-            mixed = retrieve(turned[:, :queries], call.first, call.held(self.layer, turned.dtype), policy)
-        if call.slot in state.pages.attention:
-            last = plain.attended(turned[-1:, :queries], call.first + call.n - 1, history, policy)
-            state.pages.note(call.slot, last)
+            pooled = by_phase(kept[2], call.numbers, call.spans, q.dtype, policy, pages.size)
+            mixed = retrieve(q, call.first, Held(kept[0], kept[1], call.table, pooled), policy)
+        if call.slot in pages.attention:
+            pages.note(call.slot, plain.attended(q[-1:], call.first + call.n - 1, history, policy))
         return self.outward(mixed.flatten(1))
-
-
-def turn(heads: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """`heads` [n, heads, head] turned by cosines and sines [1, n, head / 2], in float32; the result is in the dtype of `heads`."""
-    cos, sin = (x[0][:, None] for x in by)
-    low, high = heads.float().chunk(2, -1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1).to(heads.dtype)
 
 
 FAST: dict[type[Mixer], Callable[..., FastMixer]] = {Attention: FastAttention, GatedDeltaNet: FastDeltaNet}
@@ -195,6 +203,14 @@ class FastInfiniteVL:
         else:
             span, rows = step_span(text, x, (height, width), self.model.model.embed_tokens.weight, state, slots)
         self.advance(rows, span, state, outputs=False)
+
+    def ingest_steps(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slot: Tensor) -> None:
+        """As `ingest`, of several steps of one slot (int64 [1]), one after the other: `x` [steps, tokens, hidden], `seconds` [steps]."""
+        merge = self.config.vision.spatial_merge_size
+        size = grid[0] // merge, grid[1] // merge
+        positions = torch.cat([state.frame_positions(slot, moment, *size) for moment in seconds.split(1)], -1)
+        rows = x.flatten(0, 1)
+        self.advance(rows, frame_span(positions, state, slot, torch.full_like(slot, len(rows))), state, outputs=False)
 
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor, counts: Tensor) -> Tensor:
         """As `InfiniteVL.read`, for at most `config.step_tokens` tokens, padded on the right to one length; each count may be 0."""

@@ -54,12 +54,13 @@ def reading(
     fast = FastInfiniteVL(model)
     way = Growing(fast, Words(), state) if state.pages is not None else None
     slots, table = torch.tensor([0], device="cuda"), model.model.embed_tokens.weight
+    counts = torch.tensor([piece], device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)
 
-    def add(n: int) -> None:
-        words = torch.randint(10, 100_000, (1, n), device="cuda", generator=generator)
-        with nullcontext() if way is None else way.extending(0, n):
-            span, x = text_span(words, table, state, slots, torch.tensor([n], device="cuda"))
+    def add() -> None:
+        words = torch.randint(10, 100_000, (1, piece), device="cuda", generator=generator)
+        with nullcontext() if way is None else way.extending(0, piece):
+            span, x = text_span(words, table, state, slots, counts)
             fast.advance(x, span, state, outputs=False)
 
     marks: list[float] = []
@@ -71,7 +72,7 @@ def reading(
             def on(length: int = length) -> None:
                 nonlocal done
                 while done < length:
-                    add(piece)
+                    add()
                     done += piece
 
             seconds += timed(on)
@@ -81,7 +82,7 @@ def reading(
         for _ in range(30):
             tokens.append(1000 * timed(lambda: way.read([0], [[77]])))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        add(piece)
+        add()
         torch.cuda.synchronize()
     parts: dict[str, float] = {}
     for event in profile.key_averages():

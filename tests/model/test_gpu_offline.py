@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.config import PRESETS, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
-from model.ops.retrieval import Whole, pool
+from model.ops.retrieval import Whole, attended, pool
 from model.ops.retrieval import retrieve as plain
 from model.pages import Held
 from model.policy import RetrievalPolicy
@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 if torch.cuda.is_available():
     from model.ops.kernels.retrieval import choose, retrieve
+    from model.ops.kernels.retrieval_token import Past, retrieve_token
+    from model.ops.kernels.span_scores import score
     from model.serving.backends import Eager
     from model.serving.fused import FastInfiniteVL
     from model.serving.growing import Growing
@@ -125,6 +127,83 @@ def test_bfloat16_chooses_nearly_the_same() -> None:
     assert error <= 0.05
 
 
+@pytest.mark.parametrize("n", [1, 16, 600, 2_048])
+def test_scores_at_full_length(n: int) -> None:
+    """Of bfloat16 numbers, but summed in float32: what each span of 262,144 tokens has of the last queries' attention."""
+    policy, length = RetrievalPolicy(), 262_144
+    q, k, _ = draw(length, torch.bfloat16)
+    q = q[-n:].contiguous()
+    pooled = pool(k.float().transpose(0, 1), policy).bfloat16()
+    held = Held(
+        k[None, :32].expand(2, -1, -1, -1), k, k, by_phase(pooled, policy)
+    )  # of which the pooled keys alone are read
+    shares = score(q, length - n, held, policy).transpose(-1, -2).flatten(-2)[..., : pooled.shape[1]]
+    ended = (torch.arange(length - n, length, device="cuda") - policy.kernel_size) // policy.kernel_stride + 1
+    number = torch.arange(pooled.shape[1], device="cuda")
+    for group in range(2):
+        for part in range(0, n, 64):
+            heads = q[part : part + 64, 8 * group : 8 * group + 8].float()
+            weights = torch.einsum("nhd,sd->nhs", heads, pooled[group].float()) * 128**-0.5
+            hidden = number >= ended[part : part + 64, None]
+            wanted = weights.masked_fill(hidden[:, None], float("-inf")).softmax(-1).sum(1)
+            found = shares[group, part : part + 64].masked_fill(hidden, 0.0)
+            assert ratio(found, wanted) <= 1e-4
+            least = wanted.topk(64, -1).values[:, -1:]
+            assert ((found >= least * 0.999).sum(-1) >= 64).all()
+
+
+def test_ties_go_to_the_earlier_block() -> None:
+    """A picture that stands still, or comes again: whole numbers, which any order of adding leaves alike."""
+    for period in (1, 32, 48):
+        q, k, v = draw(3_000, torch.float32)
+        q, k = (2 * q).round(), k[:period].round().repeat(3_000 // period + 1, 1, 1)[:3_000].contiguous()
+        assert ratio(retrieve(q, 0, hold(k, v, SHORT), SHORT), plain(q, 0, Whole(k, v, SHORT), SHORT)) <= 1e-4
+
+
+def lay(k: Tensor, v: Tensor, policy: RetrievalPolicy, blocks: int) -> Past:
+    """In pages of 8 blocks that lie anyhow, keys and values otherwise than pooled keys; the last token is the one that asks."""
+    page, generator = 8 * policy.block_size, torch.Generator().manual_seed(1)
+    count, strides = -(-len(k) // page), 8 * policy.ratio
+    frames, numbers = (torch.randperm(count + 3, generator=generator)[:count].cuda() for _ in range(2))
+    kept = []
+    for x in (k, v):
+        rows = F.pad(x.transpose(0, 1), (0, 0, 0, -len(k) % page)).unflatten(1, (-1, page))
+        pages = torch.full((2, count + 3, page, 128), float("nan"), device="cuda", dtype=k.dtype)
+        pages[:, frames] = rows
+        kept.append(pages.view(2, -1, policy.block_size, 128))
+    spans = pool(k.transpose(0, 1), policy)
+    spans = F.pad(spans, (0, 0, policy.kernel_size // policy.kernel_stride - 1, 0))
+    rows = F.pad(spans, (0, 0, 0, -spans.shape[1] % strides)).unflatten(1, (-1, strides))
+    pooled = torch.full((2, count + 3, strides, 128), float("nan"), device="cuda")
+    pooled[:, numbers[: rows.shape[1]]] = rows
+    starts = torch.tensor([len(k) - 1], device="cuda")
+    return Past(kept[0], kept[1], pooled.flatten(1, 2), frames.int(), numbers.int(), starts, blocks, page)
+
+
+@pytest.mark.parametrize("index", [0, 31, 255, 639, 640, 641, 2_000, 5_002])
+@pytest.mark.parametrize("blocks", [512, 8_192])
+def test_a_token_alone_is_plain_torch(index: int, blocks: int) -> None:
+    """As many blocks as there may be, not as there are, cut the kernels; what it attends to is noted by block."""
+    q, k, v = (x[: index + 1] for x in draw(5_008, torch.float32))
+    history = Whole(k, v, SHORT)
+    noted, one = torch.zeros(2, blocks, device="cuda"), torch.ones(1, device="cuda", dtype=torch.int64)
+    past = lay(k, v, SHORT, blocks)
+    found = retrieve_token(q[index:].contiguous(), past, SHORT, (noted, one, one))
+    retrieve_token(q[index:].contiguous(), past, SHORT, (noted, one, 0 * one))  # padding
+    assert ratio(found, plain(q[index:], index, history, SHORT)) <= 1e-4
+    wanted = attended(q[index:], index, history, SHORT)
+    assert ratio(noted[1, : len(wanted)], wanted) <= 1e-4
+    assert not noted[0].any() and not noted[1, len(wanted) :].any()
+
+
+def test_a_token_alone_is_as_a_piece_in_bfloat16() -> None:
+    """At full length: other kernels, the same numbers."""
+    policy, length = RetrievalPolicy(), 262_144
+    q, k, v = draw(length, torch.bfloat16)
+    pieces = retrieve(q[-1:], length - 1, hold(k, v, policy), policy)
+    assert ratio(retrieve_token(q[-1:].contiguous(), lay(k, v, policy, 8_192), policy), pieces) <= 1e-2
+
+
 def cut(dtype: torch.dtype) -> InfiniteVL:
     """The 4B's widths in 8 layers and 3 vision blocks."""
     whole = PRESETS["4b"]
@@ -168,6 +247,61 @@ def test_the_fused_path_is_the_plain_one_in_float32() -> None:
     for slot in (0, 1):
         rows = [state.pages.rows(slot, 0, state.pages.lengths[slot]) for state in states if state.pages]
         assert ratio(rows[1], rows[0]) <= 1e-4
+    for name, x, _ in states[0].tensors():
+        y = states[1].held[name]
+        assert torch.equal(x, y) if x.dtype == torch.int64 else ratio(y, x) <= 1e-4, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graph_is_the_same_kernels_to_the_bit(dtype: torch.dtype) -> None:
+    """Across the threshold, the end of pages, of one graph and of the pool; noted and not, two slots in turn."""
+    model = cut(dtype)
+    states = [StreamState.allocate(model.config, 3, "cuda", dtype) for _ in range(2)]
+    graphed, alone = (Growing(FastInfiniteVL(model), Words(), state) for state in states)
+    alone.graphed = False
+    generator = torch.Generator().manual_seed(3)
+
+    def words(n: int) -> list[int]:
+        return [int(x) for x in torch.randint(10, 4000, (n,), generator=generator)]
+
+    for way, state in zip((graphed, alone), states, strict=True):
+        generator.manual_seed(3)
+        way.open(0)
+        way.read([0], [words(500)])
+        state.fork(0, 1)
+        way.read([1], [words(130)])
+        assert state.pages is not None
+        state.pages.watch(1)
+    for i in range(150):
+        slots, parts = ([1, 0] if i % 3 else [1]), [[word] for word in words(2)]
+        rows = [way.read(slots, parts[: len(slots)])[1] for way in (graphed, alone)]
+        assert rows[0].isfinite().all() and torch.equal(*rows), i
+    for name, x, _ in states[0].tensors():
+        assert torch.equal(x, states[1].held[name]), name
+    first, second = (state.pages for state in states)
+    assert first is not None and second is not None and first.lengths == second.lengths == [601, 781, 0]
+    for slot in (0, 1):
+        assert torch.equal(*(pages.rows(slot, 0, pages.lengths[slot]) for pages in (first, second)))
+    noted = [pages.unwatch(1) for pages in (first, second)]
+    assert len(noted[0]) == 25 and ratio(noted[0], noted[1]) <= 1e-5
+    assert graphed.graphs and not alone.graphs
+
+
+def test_steps_together_are_as_one_by_one() -> None:
+    model = cut(torch.float32)
+    states = [StreamState.allocate(model.config, 2, "cuda", torch.float32) for _ in range(2)]
+    ways = [Growing(FastInfiniteVL(model), Words(), state) for state in states]
+    generator = torch.Generator("cuda").manual_seed(1)
+    pictures = torch.randn(20, GRID[0] * GRID[1], model.config.vision.patch_dim, device="cuda", generator=generator)
+    encoded, seconds = ways[0].steps.encode(pictures, GRID), [0.5 * i + 7 * (i > 9) for i in range(20)]
+    for way, most in zip(ways, (1, 8), strict=True):
+        way.open(0)
+        for i in range(0, 20, most):
+            x, moments = encoded[i : i + most].clone(), seconds[i : i + most]  # what is taken is written over
+            assert all(way.ingest([0] * len(x), x, moments, GRID)())
+    assert states[0].pages is not None and states[1].pages is not None
+    rows = [state.pages.rows(0, 0, 1 + 20 * 64) for state in states if state.pages]
+    assert ratio(rows[1], rows[0]) <= 1e-4
     for name, x, _ in states[0].tensors():
         y = states[1].held[name]
         assert torch.equal(x, y) if x.dtype == torch.int64 else ratio(y, x) <= 1e-4, name

@@ -1,4 +1,4 @@
-"""Attention that retrieves, over pages: scores of spans, the choice of blocks, then the last tokens and the blocks chosen.
+"""Attention that retrieves, over pages: the choice of blocks by the scores of spans, then the last tokens and the blocks chosen.
 
 The formula is `model.ops.retrieval`'s. A tile's rows are the queries of one head of keys, so that what is loaded serves its whole
 group; the blocks that a query chose serve that query alone, since its neighbours choose others.
@@ -6,171 +6,108 @@ group; the blocks that a query chose serve that query alone, since its neighbour
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.kernels.attention import EVER, LOG2E, PROCESSORS, attend_tile
+from model.ops.kernels.attention import EVER, LOG2E, attend_tile
+from model.ops.kernels.span_scores import Held, ended_spans, load_queries, score
 from model.policy import RetrievalPolicy
 
-SHARES = 1 << 28
+SHARES = 1 << 29
 """Bytes of the scores that are kept at once: a long call is taken in pieces of queries."""
 MOST = 4_096
 """Queries of such a piece."""
 
 
-class Held(Protocol):
-    """What one sequence keeps in one layer."""
+class Cut(NamedTuple):
+    """How a kernel over keys is cut: keys a tile, warps, tiles in flight."""
 
-    @property
-    def keys(self) -> Tensor:
-        """[groups, blocks of the pool, block, head]."""
-        ...
+    keys: int
+    warps: int
+    stages: int
 
-    @property
-    def values(self) -> Tensor:
-        """As `keys`."""
-        ...
 
-    @property
-    def table(self) -> Tensor:
-        """Where its blocks lie in the pool, int32 [blocks]."""
-        ...
-
-    @property
-    def pooled(self) -> Tensor:
-        """Its pooled keys [groups, spans a block, blocks, head], contiguous, in the queries' dtype; anything where no span is yet."""
-        ...
+NEAR, FAR = (Cut(64, 8, 2), Cut(32, 4, 2)), (Cut(32, 1, 3), Cut(32, 4, 2))
+"""Of whole tiles of rows, and of one query as swept on an H200 at 262,144 tokens; in bfloat16 and in float32."""
 
 
 @triton.jit
-def load_queries(q, block, group, n, stride, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr):
-    """The tile's rows: their queries [ROWS, HEAD], whose tokens they are, and which are real."""
-    row = block * ROWS + tl.arange(0, ROWS)
-    step = row // GROUP
-    at = step[:, None].to(tl.int64) * stride + (group * GROUP + row % GROUP)[:, None] * HEAD
-    return tl.load(q + at + tl.arange(0, HEAD)[None, :], mask=(step < n)[:, None], other=0.0), row, step
+def best_blocks(best, eligible, TOP: tl.constexpr, SEGMENTS: tl.constexpr, BLOCKS: tl.constexpr):
+    """Which of the `eligible` have the TOP best scores, of equal ones the earlier; scores below 0 are all the same.
 
-
-@triton.jit
-def ended_spans(index, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
-    """How many spans have ended before the token `index`."""
-    return tl.maximum(index - KERNEL + STRIDE, 0) // STRIDE
-
-
-@triton.jit
-def crest_kernel(
-    q, pooled, tops, norms, first, n, width, stride, scale,
-    GROUP: tl.constexpr, HEAD: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, RATIO: tl.constexpr,
-    ROWS: tl.constexpr, SPANS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of each row the largest score and the sum of all exponentials, by part of the spans.
-
-    Spans that begin at the same place of their blocks stand side by side, `width` of them: so they are read and told.
+    Bits of floats that are not negative stand in the order of their values, so that the least key among the best is found by
+    halving, without sorting. Each of SEGMENTS (TOP or more, all of one size) has a best: all of these are at least the worst of them.
     """
-    block, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    rows, row, step = load_queries(q, block, group, n, stride, GROUP, HEAD, ROWS)
-    ended = ended_spans(first + step, KERNEL, STRIDE)
-    most = ended_spans(first + tl.minimum((block * ROWS + ROWS - 1) // GROUP, n - 1), KERNEL, STRIDE)
-    tiles = tl.cdiv(tl.cdiv(most, RATIO), SPANS)
-    column = tl.arange(0, SPANS)
-    top = tl.full((ROWS,), -1e30, tl.float32)
-    norm = tl.zeros((ROWS,), tl.float32)
-    for phase in tl.static_range(RATIO):
-        keys = pooled + (group * RATIO + phase) * width * HEAD + tl.arange(0, HEAD)[:, None]
-        for tile in range(tiles * split // SPLITS, tiles * (split + 1) // SPLITS):
-            number = tile * SPANS + column
-            span = number * RATIO + phase
-            k = tl.load(keys + number[None, :] * HEAD, mask=(span < most)[None, :], other=0.0)
-            score = tl.dot(rows, k, input_precision=PRECISION)
-            shown = span[None, :] < ended[:, None]
-            score = tl.where(shown, score, -1e30)
-            higher = tl.maximum(top, tl.max(score, 1) * scale)
-            share = tl.where(shown, tl.exp2(score * scale - higher[:, None]), 0.0)
-            norm = norm * tl.exp2(top - higher) + tl.sum(share, 1)
-            top = higher
-    total = n * GROUP
-    to = (split * tl.num_programs(1) + group).to(tl.int64) * total + row
-    tl.store(tops + to, top, mask=row < total)
-    tl.store(norms + to, norm, mask=row < total)
+    key = tl.where(best >= 0, best.to(tl.int32, bitcast=True) + 1, 0)
+    key = tl.where(eligible, key, -1)
+    crests = tl.max(tl.reshape(key, (BLOCKS // SEGMENTS, SEGMENTS)), 0)
+    low, high = tl.maximum(tl.min(crests, 0), 0), tl.maximum(tl.max(crests, 0), 0) + 1
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        found = tl.sum((key >= middle).to(tl.int32), 0)
+        low = tl.where(found >= TOP, middle, low)
+        high = tl.where(found == TOP, middle + 1, tl.where(found > TOP, high, middle))
+    seen, equal = key >= low, key == low
+    spare = tl.sum(seen.to(tl.int32), 0) - TOP
+    if spare > 0:
+        room = tl.sum(equal.to(tl.int32), 0) - spare
+        seen = (key > low) | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
+    return eligible & seen
 
 
 @triton.jit
-def share_kernel(
-    q, pooled, tops, norms, shares, first, n, width, stride, scale,
-    GROUP: tl.constexpr, HEAD: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, RATIO: tl.constexpr,
-    ROWS: tl.constexpr, SPANS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What each span has of a query's attention, summed over the heads of the group; beyond those that have ended, nothing."""
-    block, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    rows, row, step = load_queries(q, block, group, n, stride, GROUP, HEAD, ROWS)
-    ended = ended_spans(first + step, KERNEL, STRIDE)
-    most = ended_spans(first + tl.minimum((block * ROWS + ROWS - 1) // GROUP, n - 1), KERNEL, STRIDE)
-    total = n * GROUP
-    part = (tl.arange(0, SPLITS)[None, :] * tl.num_programs(1) + group).to(tl.int64) * total + row[:, None]
-    real = (row < total)[:, None]
-    some = tl.load(tops + part, mask=real, other=-1e30)
-    top = tl.max(some, 1)
-    norm = tl.sum(tl.load(norms + part, mask=real, other=0.0) * tl.exp2(some - top[:, None]), 1)
-    top += tl.log2(tl.where(norm > 0, norm, 1.0))
-    tiles = tl.cdiv(tl.cdiv(most, RATIO), SPANS)
-    column = tl.arange(0, SPANS)
-    own = block * (ROWS // GROUP) + tl.arange(0, ROWS // GROUP)
-    for phase in tl.static_range(RATIO):
-        keys = pooled + (group * RATIO + phase) * width * HEAD + tl.arange(0, HEAD)[:, None]
-        to = shares + ((group * n + own)[:, None].to(tl.int64) * RATIO + phase) * width
-        for tile in range(tiles * split // SPLITS, tiles * (split + 1) // SPLITS):
-            number = tile * SPANS + column
-            span = number * RATIO + phase
-            k = tl.load(keys + number[None, :] * HEAD, mask=(span < most)[None, :], other=0.0)
-            score = tl.dot(rows, k, input_precision=PRECISION)
-            share = tl.where(span[None, :] < ended[:, None], tl.exp2(score * scale - top[:, None]), 0.0)
-            both = tl.sum(tl.reshape(share, (ROWS // GROUP, GROUP, SPANS)), 1)
-            tl.store(to + number[None, :], both, mask=(own < n)[:, None] & (span < most)[None, :])
+def places_of(seen, MOST: tl.constexpr, BLOCKS: tl.constexpr):
+    """Of each that is `seen`, at most MOST, how many are before it; where a byte holds that, counted in four quarters at once."""
+    if MOST <= 255:
+        quarter = tl.arange(0, 4)[:, None]
+        packed = tl.sum(tl.reshape(seen.to(tl.int32), (4, BLOCKS // 4)) << (8 * quarter), 0)
+        total = tl.sum(packed, 0)
+        before = tl.where(quarter > 0, total & 255, 0)
+        before += tl.where(quarter > 1, (total >> 8) & 255, 0) + tl.where(quarter > 2, (total >> 16) & 255, 0)
+        inside = (tl.cumsum(packed, 0)[None, :] >> (8 * quarter)) & 255
+        place = tl.reshape(before + inside - 1, (BLOCKS,))
+    else:
+        place = tl.cumsum(seen.to(tl.int32), 0) - 1
+    return place
 
 
 @triton.jit
 def choose_kernel(
     shares, table, chosen, places, counts, first, n, width, window,
     SIZE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, INIT: tl.constexpr, TOP: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    SEGMENTS: tl.constexpr, MOST: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """The numbers of the blocks that a query sees beside the last tokens, in their order, where they lie, and how many they are."""
     step, group = tl.program_id(0), tl.program_id(1)
     index = first + step
     number = tl.arange(0, BLOCKS)
     eligible = (number >= INIT) & (number * SIZE <= index - window)
+    ended = ended_spans(index, KERNEL, STRIDE)
     ratio: tl.constexpr = SIZE // STRIDE
     row = shares + (group * n + step).to(tl.int64) * (ratio * width)
     best = tl.full((BLOCKS,), -1.0, tl.float32)
     before: tl.constexpr = KERNEL // STRIDE - 1
-    for part in tl.static_range(ratio + before):
-        span = number * ratio + (part - before)
-        here = eligible & (span >= 0) & (span * STRIDE + KERNEL <= index)
-        at = (part + before * (ratio - 1)) % ratio * width + span // ratio
-        best = tl.maximum(best, tl.load(row + at, mask=here, other=-1.0))
-    # Bits of floats that are not negative stand in the order of their values: the least key that is among the best is found
-    # bit by bit, without sorting.
-    key = tl.where(best >= 0, best.to(tl.int32, bitcast=True) + 1, 0)
-    key = tl.where(eligible, key, -1)
-    least = tl.sum(number, 0) * 0
-    for bit in range(31):
-        higher = least | (1 << (30 - bit))
-        enough = tl.sum((key >= higher).to(tl.int32), 0) >= TOP
-        least = tl.where(enough, higher, least)
-    above, equal = key > least, key == least
-    room = TOP - tl.sum(above.to(tl.int32), 0)
-    seen = eligible & (above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room)))
+    # A span's share is read, whatever it is, before it is asked whether it counts: so a thread reads several at once.
+    for touching in tl.static_range(ratio + before):
+        ahead = (touching - before) // ratio
+        at = number + ahead
+        there = at < width if ahead >= 0 else (at >= 0) & (at < width)
+        share = tl.load(row + (touching - before) % ratio * width + at, mask=there, other=-1.0)
+        best = tl.maximum(best, tl.where(there & (number * ratio + (touching - before) < ended), share, -1.0))
+    seen = best_blocks(best, eligible, TOP, SEGMENTS, BLOCKS)
     seen = seen | ((number < INIT) & (number * SIZE <= index))
-    place = tl.cumsum(seen.to(tl.int32), 0) - 1
-    own = group * n + step
-    to = own.to(tl.int64) * (INIT + TOP) + place
-    tl.store(chosen + to, number, mask=seen)
-    tl.store(places + to, tl.load(table + number, mask=seen, other=0), mask=seen)
-    tl.store(counts + own, tl.sum(seen.to(tl.int32), 0))
+    own, count = group * n + step, tl.sum(seen.to(tl.int32), 0)
+    to = own.to(tl.int64) * (INIT + TOP)
+    tl.store(chosen + to + places_of(seen, INIT + TOP, BLOCKS), number, mask=seen)
+    tl.store(counts + own, count)
+    tl.debug_barrier()  # what other warps chose is looked up by all of them
+    entry = tl.arange(0, MOST)
+    picked = tl.load(chosen + to + entry, mask=entry < count, other=0)
+    tl.store(places + to + entry, tl.load(table + picked, mask=entry < count, other=0), mask=entry < count)
 
 
 @triton.jit
@@ -188,12 +125,21 @@ def near_kernel(
     acc = tl.zeros((ROWS, HEAD), tl.float32)
     top = tl.full((ROWS,), -1e30, tl.float32)
     norm = tl.zeros((ROWS,), tl.float32)
-    index = first + step
+    index, early_step = first + step, first + block * ROWS // GROUP
     newest = first + tl.minimum((block * ROWS + ROWS - 1) // GROUP, n - 1)
-    oldest = tl.maximum(first + block * ROWS // GROUP - window + 1, 0)
+    # Of the tiles those in the middle are seen whole by every query.
+    low, high = tl.maximum(early_step - window + 1, 0) // KEYS, newest // KEYS + 1
+    whole = tl.minimum(tl.cdiv(tl.maximum(newest - window + 1, 0), KEYS), high)
+    partly = tl.minimum(tl.maximum((early_step + 1) // KEYS, whole), high)
     column = tl.arange(0, KEYS)
-    for tile in range(oldest // KEYS, newest // KEYS + 1):
+    for tile in range(whole, partly):
         token = tile * KEYS + column
+        at = tl.load(table + token // SIZE).to(tl.int64) * SIZE + token % SIZE
+        k, v = tl.load(keys + at[:, None] * HEAD + d), tl.load(values + at[:, None] * HEAD + d)
+        acc, top, norm = attend_tile(rows, k, v, acc, top, norm, token, scale, False, PRECISION)
+    early = whole - low
+    for edge in range(0, early + high - partly):
+        token = tl.where(edge < early, low + edge, partly + edge - early) * KEYS + column
         here = token <= newest
         at = tl.load(table + token // SIZE, mask=here, other=0).to(tl.int64) * SIZE + token % SIZE
         k = tl.load(keys + at[:, None] * HEAD + d, mask=here[:, None], other=0.0)
@@ -237,13 +183,14 @@ def far_kernel(
     places += own.to(tl.int64) * MOST
     column = tl.arange(0, KEYS)
     for tile in range(tl.cdiv(count * SIZE, KEYS)):
-        entry = tile * (KEYS // SIZE) + column // SIZE
+        flat = tile * KEYS + column
+        entry = flat // SIZE
         here = entry < count
-        at = tl.load(places + entry, mask=here, other=0).to(tl.int64) * SIZE + column % SIZE
+        at = tl.load(places + entry, mask=here, other=0).to(tl.int64) * SIZE + flat % SIZE
         k = tl.load(keys + at[:, None] * HEAD + d, mask=here[:, None], other=0.0)
         v = tl.load(values + at[:, None] * HEAD + d, mask=here[:, None], other=0.0)
         number = tl.load(chosen + entry, mask=here, other=0)
-        shown = here & (index - (number * SIZE + column % SIZE) >= window)
+        shown = here & (index - (number * SIZE + flat % SIZE) >= window)
         acc, top, norm = attend_tile(rows, k, v, acc, top, norm, shown[None, :] & real[:, None], scale, True, PRECISION)
     acc = acc / tl.where(norm > 0, norm, 1.0)[:, None]
     tl.store(out + to[:, None] * HEAD + d, acc.to(out.dtype.element_ty), mask=real[:, None])
@@ -282,18 +229,20 @@ def _attend(q: Tensor, first: int, held: Held, policy: RetrievalPolicy, out: Ten
     near = out if dense else torch.empty(n, heads, head, device=device)
     tops, norms = torch.empty(2, n, heads, device=device)
     group_stride = held.keys.stride(0)
+    cut = NEAR[wide]
     near_kernel[(tiles, groups)](
         q, held.keys, held.values, held.table, near, tops, norms, first, n, q.stride(0), group_stride, window, scale,
-        **sizes, SIZE=policy.block_size, ROWS=lines, KEYS=32 if wide else 64, WHOLE=dense,
-        num_warps=8 if lines >= 128 else 4, num_stages=2,
+        **sizes, SIZE=policy.block_size, ROWS=lines, KEYS=cut.keys, WHOLE=dense,
+        num_warps=cut.warps if lines >= 128 else 4, num_stages=cut.stages,
     )  # fmt: skip
     if dense:
         return
     chosen, places, counts = choose(q, first, held, policy)
+    cut = FAR[wide]
     far_kernel[(n, groups)](
         q, held.keys, held.values, chosen, places, counts, near, tops, norms, out, first, n, q.stride(0),
         group_stride, window, scale, **sizes, SIZE=policy.block_size, MOST=chosen.shape[-1],
-        ROWS=max(16, group), KEYS=32 if wide else 64, num_warps=4 if wide else 2, num_stages=2 if wide else 3,
+        ROWS=max(16, group), KEYS=cut.keys, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
 
 
@@ -303,31 +252,17 @@ def choose(q: Tensor, first: int, held: Held, policy: RetrievalPolicy) -> tuple[
     Returns their numbers in order and their places in the pool, both int32 [groups, n, init_blocks + topk], and how many of
     these are meant, int32 [groups, n].
     """
-    n, heads, head = q.shape
-    groups, device = held.keys.shape[0], q.device
-    group, wide = heads // groups, q.dtype == torch.float32
-    size, kernel, stride = policy.block_size, policy.kernel_size, policy.kernel_stride
-    ratio, width = policy.ratio, held.pooled.shape[2]
+    n, groups, device = len(q), held.keys.shape[0], q.device
     chosen, places = torch.empty(2, groups, n, policy.init_blocks + policy.topk, device=device, dtype=torch.int32)
     counts = torch.empty(groups, n, device=device, dtype=torch.int32)
-    lines = max(16, group, min(32 if wide else 128, triton.next_power_of_2(n * group)))
-    tiles, columns = triton.cdiv(n * group, lines), 32 if wide else 64
-    splits = 1
-    while tiles * groups * splits * 2 <= PROCESSORS and splits * 2 <= triton.cdiv(width, columns):
-        splits *= 2
-    tops, norms = torch.empty(2, splits, groups, n * group, device=device)
-    shares = torch.empty(groups, n, ratio, width, device=device)
-    same = (first, n, width, q.stride(0), head**-0.5 * LOG2E)
-    cut = {
-        "GROUP": group, "HEAD": head, "KERNEL": kernel, "STRIDE": stride, "RATIO": ratio, "ROWS": lines, "SPANS": columns, "SPLITS": splits,
-        "PRECISION": "tf32x3" if wide else "tf32", "num_warps": 8 if lines >= 128 else 4,
-    }  # fmt: skip
-    crest_kernel[(tiles, groups, splits)](q, held.pooled, tops, norms, *same, **cut)
-    share_kernel[(tiles, groups, splits)](q, held.pooled, tops, norms, shares, *same, **cut)
-    # As swept on an H200 at 8,192 blocks: four warps. Twice the blocks need twice the threads, or they spill.
-    blocks = max(64, triton.next_power_of_2((first + n - 1) // size + 1))
+    shares = score(q, first, held, policy)
+    segments = triton.next_power_of_2(policy.topk)
+    blocks = max(64, segments, triton.next_power_of_2((first + n - 1) // policy.block_size + 1))
+    warps = max(4, min(16, blocks // 1024))  # as swept on an H200: two programs a processor
     choose_kernel[(n, groups)](
-        shares, held.table, chosen, places, counts, first, n, width, policy.window_size, SIZE=size, KERNEL=kernel, STRIDE=stride,
-        INIT=policy.init_blocks, TOP=policy.topk, BLOCKS=blocks, num_warps=max(4, min(16, blocks // 2048)),
+        shares, held.table, chosen, places, counts, first, n, shares.shape[-1], policy.window_size,
+        SIZE=policy.block_size, KERNEL=policy.kernel_size, STRIDE=policy.kernel_stride, INIT=policy.init_blocks,
+        TOP=policy.topk, SEGMENTS=segments, MOST=triton.next_power_of_2(chosen.shape[-1]), BLOCKS=blocks,
+        num_warps=warps, maxnreg=min(168, 1024 // warps),
     )  # fmt: skip
     return chosen, places, counts
