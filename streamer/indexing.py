@@ -62,6 +62,8 @@ class Place:
     runner: Runner
     slot: int = 0
     run: Runs = at_once
+    alone: bool = False
+    """Whether nobody else waits for the device: then as many steps are read at once as it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,8 @@ def policy_of(config: Config) -> RetrievalPolicy:
     return RetrievalPolicy()
 
 
-def file_video(folder: Path, path: str, name: str | None = None) -> Video:
-    """A video file, whose index has this name or one made of the file's. Raises RecordingError, OSError."""
+def file_video(folder: Path, path: str, name: str | None = None, threads: int = 1) -> Video:
+    """A video file, whose index has this name or one made of the file's, decoded in so many threads. Raises RecordingError, OSError."""
     found = Path(path).expanduser().resolve()
     if not found.is_file():
         raise RecordingError(f"{path}: there is no such file")
@@ -115,7 +117,7 @@ def file_video(folder: Path, path: str, name: str | None = None) -> Video:
     def frames(fps: float, note: list[str]) -> Iterator[Picture]:
         mailbox = Mailbox(16, policy="every")
         try:
-            opened = open_source(source, SourceOptions(realtime=False, fps=fps))
+            opened = open_source(source, SourceOptions(realtime=False, fps=fps, threads=threads))
         except SourceError as error:
             raise RecordingError(str(error)) from None
         opened.start(mailbox, lambda status: None)
@@ -238,7 +240,8 @@ def index_video(
 
 
 def _read(place: Place, index: Index, facts: Facts, video: Video, budget: int, told: Callable[[Facts], None]) -> None:
-    runner, slot, run = place.runner, place.slot, place.run
+    runner, slot, run, frames = place.runner, place.slot, place.run, place.runner.frames_per_step
+    most = runner.backend.most_steps if place.alone else 1
     pages, kept, at, notes = runner.state.pages, facts.tokens, time.monotonic(), list[str]()
     assert pages is not None
     waiting: list[Picture] = []
@@ -252,41 +255,43 @@ def _read(place: Place, index: Index, facts: Facts, video: Video, budget: int, t
         kept, at = facts.tokens, time.monotonic()
 
     def see() -> None:
-        times = [time for time, _ in waiting]
+        steps = [waiting[i : i + frames] for i in range(0, len(waiting), frames)]
+        times = [[time for time, _ in step] for step in steps]
         if not facts.steps:
             runner.open(slot, *waiting[0][1].shape[:2])
             facts.grid = runner.grids[slot]
         first = pages.lengths[slot]
-        fine = runner.see([slot], [[pixels for _, pixels in waiting]], [runner.moment(times)])
-        if not fine[0]:
-            raise RecordingError(f"the model's state is no longer finite at {times[-1]:.1f} s: choose dtype float32")
-        facts.steps.append((first, times[-1]))
-        facts.tokens, facts.frames, facts.seconds = pages.lengths[slot], facts.frames + len(waiting), times[-1]
+        shown = [[pixels for _, pixels in step] for step in steps]
+        fine = runner.see([slot] * len(steps), shown, [runner.moment(each) for each in times])
+        last, each = times[-1][-1], (pages.lengths[slot] - first) // len(steps)
+        if not all(fine):
+            raise RecordingError(f"the model's state is no longer finite at {last:.1f} s: choose dtype float32")
+        facts.steps += [(first + i * each, step[-1]) for i, step in enumerate(times)]
+        facts.tokens, facts.frames, facts.seconds = pages.lengths[slot], facts.frames + len(waiting), last
         waiting.clear()
         told(facts)
 
     room = min(expected_tokens(runner, video.seconds, facts.fps), budget // pages.token_bytes) - facts.tokens
     run(lambda: pages.make_room(max(0, room)))
     skip = facts.seconds if facts.steps else -1.0
-    for moment, pixels in video.frames(facts.fps, notes):
-        if moment <= skip:
-            continue
-        waiting.append((moment, pixels))
-        if len(waiting) < runner.frames_per_step:
-            continue
-        try:
+    try:
+        for moment, pixels in video.frames(facts.fps, notes):
+            if moment <= skip:
+                continue
+            waiting.append((moment, pixels))
+            if len(waiting) < frames * most:
+                continue
             run(see)
-        except FullError as error:
-            notes.append(str(error))
-            break
-        if facts.tokens * pages.token_bytes > budget:
-            notes.append(f"storage.indexes is full after {facts.seconds:.0f} s: remove a recording, or raise it")
-            break
-        if time.monotonic() - at > KEEP_SECONDS or facts.tokens - kept > KEEP_TOKENS:
-            keep()
-    else:
-        if waiting:
-            run(see)
+            if facts.tokens * pages.token_bytes > budget:
+                notes.append(f"storage.indexes is full after {facts.seconds:.0f} s: remove a recording, or raise it")
+                break
+            if time.monotonic() - at > KEEP_SECONDS or facts.tokens - kept > KEEP_TOKENS:
+                keep()
+        else:
+            if waiting:
+                run(see)
+    except FullError as error:
+        notes.append(str(error))
     facts.note, facts.complete = "; ".join(notes), True
     if facts.tokens:
         keep()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -101,12 +102,13 @@ def _index(options: argparse.Namespace) -> int:
             raise RecordingError(f"--from {options.since} is not before --to {options.until or 'now'}: exchange them")
         videos = [stream_video(folder, options.stream, since, until)]
     else:
-        videos = [file_video(folder, path) for path in options.videos]
+        videos = [file_video(folder, path, threads=os.cpu_count() or 1) for path in options.videos]
     runner = load(config)
     for video in videos:
         _announce(options, runner, folder, config, video)
         began = time.monotonic()
-        facts = index_video(Place(runner), folder, video, options.fps, config.storage.indexes, _bar(video))
+        place = Place(runner, alone=True)
+        facts = index_video(place, folder, video, options.fps, config.storage.indexes, _bar(video))
         took = time.monotonic() - began
         if options.json:
             print(json.dumps(_facts(facts) | {"took_s": round(took, 2)}, ensure_ascii=False))

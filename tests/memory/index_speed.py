@@ -45,14 +45,16 @@ def looped(path: Path, seconds: float) -> Path:
 
 def measure(folder: Path, video: str, fps: float, model: str) -> dict[str, object]:
     """Reads a video into an index in `folder`, loads it and asks it once."""
-    runner = load(parse_config({"model": {"name": model}}))
+    runner, threads = load(parse_config({"model": {"name": model}})), os.cpu_count() or 1
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     marks: list[tuple[int, float]] = []
 
     def told(facts: Facts) -> None:
         marks.append((facts.tokens, time.perf_counter() - began))
 
-    facts = index_video(Place(runner), folder, file_video(folder, video), fps, 10**12, told)
+    facts = index_video(
+        Place(runner, alone=True), folder, file_video(folder, video, threads=threads), fps, 10**12, told
+    )
     took, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tenth = max(1, len(marks) // 10)
     began = time.perf_counter()

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -109,6 +110,42 @@ def test_an_index_that_was_broken_off_is_gone_on_with(
     runner.reset(0)
     Recording(runner, *(named(tmp_path / "two", str(path)) or pytest.fail("it is not found by its path")))
     assert torch.allclose(runner.state.pages.rows(0, 0, resumed.tokens), expected, atol=1e-4)
+
+
+def test_steps_that_are_read_together_are_as_one_by_one(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody else waits for the device, and the last step has one picture."""
+    path = film(tmp_path / "a.mkv", 9, 1)
+    whole, see, taken = indexed(runner, tmp_path / "one", path), runner.see, list[int]()
+    assert runner.state.pages is not None
+    expected = runner.state.pages.rows(0, 0, whole.tokens)
+
+    def each(slots: list[int], frames: list[list[np.ndarray]], seconds: list[float]) -> list[bool]:
+        taken.append(len(slots))
+        return [see([slot], [few], [moment])[0] for slot, few, moment in zip(slots, frames, seconds, strict=True)]
+
+    monkeypatch.setattr(runner, "see", each)
+    monkeypatch.setattr(runner.backend, "most_steps", 3)
+    video = file_video(tmp_path / "two", str(path), threads=2)
+    found = index_video(Place(runner, alone=True), tmp_path / "two", video, 2.0, PLENTY, quiet)
+    assert (found.frames, taken) == (9, [3, 2])
+    assert (found.tokens, found.steps, found.seconds) == (whole.tokens, whole.steps, whole.seconds)
+    assert torch.equal(runner.state.pages.rows(0, 0, found.tokens), expected)
+
+
+def test_a_history_that_may_not_become_longer_ends_its_index(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its last step, which has one picture."""
+    path = film(tmp_path / "a.mkv", 9, 1)
+    whole = indexed(runner, tmp_path / "one", path)
+    pages = runner.state.pages
+    assert pages is not None
+    monkeypatch.setattr(pages, "policy", replace(pages.policy, context=whole.tokens - 1))
+    found = indexed(runner, tmp_path / "two", path)
+    assert found.complete and found.steps == whole.steps[:-1]
+    assert "has no room for" in found.note
 
 
 def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
