@@ -66,6 +66,7 @@ class MqttConfig(OutputConfig):
     port: Annotated[Whole, Field(ge=1, le=65_535)] | None = None
     """Unset is 1883, and 8883 with TLS."""
     version: Literal["3.1.1", "5"] = "3.1.1"
+    """Of 5 a broker says why it takes something not; of 3.1.1 it may confirm what its rules have it throw away."""
     tls: bool = False
     ca_file: Text | None = None
     """The broker's authority as PEM; unset trusts those that this machine does."""

@@ -121,10 +121,14 @@ class Delivery:
                 continue
             await send(entries)
             self.reached()
-            for entry in entries:
-                self.outbox.deliver(entry)
-            if self._shelf is not None:
-                self._shelf.remove(self.config.name, entries[-1].number)
+            self.arrived(entries)
+
+    def arrived(self, entries: Sequence[Entry]) -> None:
+        """The next entries, in order, have arrived."""
+        for entry in entries:
+            self.outbox.deliver(entry)
+        if entries and self._shelf is not None:
+            self._shelf.remove(self.config.name, entries[-1].number)
 
     def status(self) -> OutputStatus:
         """Its figures now."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any
 
 from aiomqtt import Client, Message, MqttCodeError, MqttError, ProtocolVersion, Will
@@ -24,7 +26,7 @@ log = logging.getLogger("streamer")
 LIBRARY = logging.getLogger("streamer.mqtt")
 LIBRARY.setLevel(logging.CRITICAL)  # what it would say is told once, by the delivery
 PATIENCE = 10.0
-"""Seconds within which the broker must have answered."""
+"""Seconds within which the broker must have answered, or confirmed one more of what it was sent."""
 AT_ONCE = 16
 """Events that are on their way to the broker before the first of them is confirmed."""
 WITHHELD_SECONDS = 3_600.0
@@ -57,6 +59,9 @@ class Mqtt:
         self._news = asyncio.Event()
         self._showing = self._lost_with = 0
         """Bytes of the picture that is on its way, and of the one that was when the last connection was lost; 0 for none."""
+        self._confirmed = 0
+        """Publications that the broker has confirmed."""
+        self._warned = False
         self._refused: str | None = None
         """Why the broker does not take what is published, as far as it says so."""
         self._too_large: tuple[int, float] | None = None
@@ -127,6 +132,7 @@ class Mqtt:
         confirmed: Any = paho.on_publish
 
         def published(paho: Any, data: Any, number: int, reason: ReasonCode, properties: Any) -> None:
+            self._confirmed += 1
             if reason.is_failure:
                 self._refused = str(reason)
             if confirmed is not None:
@@ -139,6 +145,7 @@ class Mqtt:
         board = self._board
         for topic in (*board.retained, board.status):
             await client.subscribe(topic, qos=1)
+        silent = asyncio.get_running_loop().call_later(PATIENCE, self._warn)
         if self._config.commands:
             await client.subscribe(board.snooze("+"), qos=1)
         await client.publish(board.status, ONLINE, qos=1, retain=True)
@@ -147,10 +154,10 @@ class Mqtt:
         self._news.set()
 
         async def send(entries: Sequence[Entry]) -> None:
-            await self._tell(client, entries)
+            await self._tell(client, delivery, entries)
 
         tasks = [
-            asyncio.create_task(self._read(client)),
+            asyncio.create_task(self._read(client, silent)),
             asyncio.create_task(self._keep(client)),
             asyncio.create_task(delivery.drain(send, AT_ONCE)),
         ]
@@ -159,22 +166,60 @@ class Mqtt:
             for task in done:
                 task.result()
         finally:
+            silent.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             with suppress(MqttError):
                 await client.publish(board.status, OFFLINE, qos=1, retain=True, timeout=1.0)
 
-    async def _tell(self, client: Client, entries: Sequence[Entry]) -> None:
-        """Publishes events, in order, and the stills of those that have one."""
+    def _warn(self) -> None:
+        """The broker has not shown its own availability to this output: of version 3.1.1 it may confirm what it throws away."""
+        if not self._warned and self._config.version == "3.1.1":
+            self._warned = True
+            log.warning(
+                "output %s: %s confirms what is published below %s/ and shows none of it: unless its rules only forbid to read "
+                'there, it throws events away; with version "5" it would say so',
+                self._config.name,
+                self.address,
+                self._config.topic,
+            )
+
+    async def _publish(self, client: Client, topic: str, payload: bytes | str, *, retain: bool = False) -> None:
+        await self._confirmed_by(client.publish(topic, payload, qos=1, retain=retain, timeout=math.inf))
+
+    async def _confirmed_by(self, asked: Awaitable[Any]) -> None:
+        """Returns once it is, however slowly the broker gets there. Raises MqttError where it confirms nothing more."""
+        sending = asyncio.ensure_future(asked)
+        try:
+            while not sending.done():
+                before = self._confirmed
+                await asyncio.wait([sending], timeout=PATIENCE)
+                if not sending.done() and self._confirmed == before:
+                    raise MqttError(f"it has confirmed nothing for {PATIENCE:g} s")
+            sending.result()
+        finally:
+            sending.cancel()
+
+    async def _tell(self, client: Client, delivery: Delivery, entries: Sequence[Entry]) -> None:
+        """Publishes events, in order, and the stills of those that have one.
+
+        Where the connection is lost meanwhile, those that were confirmed have arrived.
+        """
         board = self._board
         events = [json.loads(entry.body) for entry in entries]
-        await asyncio.gather(
-            *(
-                client.publish(board.event(event["watch"], event["stream"]), entry.body, qos=1)
-                for event, entry in zip(events, entries, strict=True)
-            )
-        )
+        sent = [
+            asyncio.ensure_future(self._publish(client, board.event(event["watch"], event["stream"]), entry.body))
+            for event, entry in zip(events, entries, strict=True)
+        ]
+        try:
+            await asyncio.gather(*sent)
+        except BaseException:
+            came = sum(1 for _ in takewhile(_ended_well, sent)) if self._refused is None else 0
+            delivery.arrived(entries[:came])
+            for each in sent:
+                each.cancel()
+            raise
         if self._refused is not None:
             raise DeliveryError(
                 f"{self.address} does not take what is published below {self._config.topic}/: {self._refused.lower()}",
@@ -195,7 +240,7 @@ class Mqtt:
                 size = len(payload) if self._board.shows(topic) else 0
                 if not self._withheld(size):
                     self._showing = size
-                    await client.publish(topic, payload, qos=1, retain=True)
+                    await self._publish(client, topic, payload, retain=True)
                     self._showing = 0
                     if size >= self._lost_with:
                         self._lost_with = 0
@@ -205,17 +250,19 @@ class Mqtt:
     def _withheld(self, size: int) -> bool:
         return self._too_large is not None and size >= self._too_large[0] and time.monotonic() < self._too_large[1]
 
-    async def _read(self, client: Client) -> None:
+    async def _read(self, client: Client, silent: asyncio.TimerHandle) -> None:
         """Takes back what was left at the broker, until all of that has come, and follows commands."""
         board, sweeping = self._board, True
         async for message in client.messages:
             topic = str(message.topic)
             if topic == board.status:
+                if not message.retain:
+                    silent.cancel()
                 if message.payload == OFFLINE:  # the last will of a connection that was lost before this one
-                    await client.publish(board.status, ONLINE, qos=1, retain=True)
+                    await self._publish(client, board.status, ONLINE, retain=True)
                 elif sweeping and not message.retain and board.known:
                     sweeping = False
-                    await client.unsubscribe(board.retained)
+                    await self._confirmed_by(client.unsubscribe(board.retained, timeout=math.inf))
             elif (watch := board.snoozed(topic)) is not None:
                 self._command(watch, message)
             elif sweeping and message.payload:
@@ -231,3 +278,7 @@ class Mqtt:
             self._snooze(watch, seconds)
         except (ValueError, TypeError, AssistantError) as error:
             log.warning("output %s: a command to snooze %s is not followed: %s", self._config.name, watch[:64], error)
+
+
+def _ended_well(task: asyncio.Future[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None

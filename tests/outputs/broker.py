@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from aiomqtt import Client, MqttError
 
@@ -22,8 +23,12 @@ class Broker:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self._file = folder / "mosquitto.conf"
-        self._file.write_text(f"listener {self.port} 127.0.0.1\nuser root\n{lines}\n")
+        self.write(lines)
         self.process: subprocess.Popen[bytes] | None = None
+
+    def write(self, lines: str) -> None:
+        """What it is started with from now on."""
+        self._file.write_text(f"listener {self.port} 127.0.0.1\nuser root\n{lines}\n")
 
     def start(self) -> None:
         assert BROKER is not None
@@ -50,6 +55,27 @@ def running(folder: Path, lines: str = "allow_anonymous true") -> Iterator[Broke
         broker.kill()
 
 
+@asynccontextmanager
+async def slowed(port: int, bytes_a_second: float) -> AsyncIterator[int]:
+    """A way to a broker on which what is sent there takes its time; yields its port."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int, rest: float) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(most):
+                await asyncio.sleep(rest * len(data))
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, back, 64, 1 / bytes_a_second), carry(there, writer, 65_536, 0.0))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=256)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
 class Heard:
     """What a subscriber has heard: each message, and by topic the last one, with whether it was retained."""
 
@@ -63,12 +89,12 @@ class Heard:
 
 
 @asynccontextmanager
-async def subscriber(port: int, **options: str) -> AsyncIterator[tuple[Client, Heard]]:
+async def subscriber(port: int, **options: Any) -> AsyncIterator[tuple[Client, Heard]]:
     """A client that hears everything; waits for the broker to be there."""
     heard = Heard()
     async with asyncio.timeout(30):
         while True:
-            client = Client("127.0.0.1", port, **options)  # type: ignore[arg-type]
+            client = Client("127.0.0.1", port, **options)
             try:
                 await client.__aenter__()
                 break

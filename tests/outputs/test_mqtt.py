@@ -1,4 +1,4 @@
-"""MQTT, with a real broker that is killed, hangs and refuses."""
+"""MQTT, with a real broker that is killed, hangs, is slow or full, and refuses."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from streamer.outputs import mqtt, outbox
 from streamer.outputs.outputs import Outputs
-from tests.outputs.broker import BROKER, running, subscriber
+from tests.outputs.broker import BROKER, running, slowed, subscriber
 from tests.outputs.receiver import configured, happened, started
 from tests.streamer.serving import eventually
 
@@ -203,6 +203,86 @@ def test_a_broker_that_is_killed_or_hangs_gets_everything_in_order(
     run(test)
 
 
+def test_a_slow_broker_gets_everything_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is on its way together takes longer than the broker may be silent."""
+    monkeypatch.setattr(mqtt, "PATIENCE", 3.0)
+
+    async def test() -> None:
+        with running(tmp_path) as broker:
+            async with (
+                subscriber(broker.port) as (_, heard),
+                slowed(broker.port, 1_000) as port,
+                outputs(port, tmp_path / "state") as made,
+            ):
+                made.watches_changed([{**GATE, "states": {"yard": False}}])
+                for number in range(20):
+                    made.publish(happened(number))
+                await eventually(lambda: made.status()[0].waiting == 0)
+                await eventually(lambda: heard.last.get("streamer/watch/gate/yard/state") == b"ON")
+                assert numbers(heard.of("/event")) == list(range(20))
+                assert made.status()[0].failed_tries == 0
+
+    run(test)
+
+
+def test_what_was_confirmed_before_a_broker_hung_is_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "PATIENCE", 3.0)
+
+    async def test() -> None:
+        with running(tmp_path) as broker:
+            async with (
+                subscriber(broker.port) as (_, heard),
+                slowed(broker.port, 2_000) as port,
+                outputs(port) as made,
+            ):
+                await eventually(lambda: heard.last.get("streamer/status") == b"online")
+                for number in range(mqtt.AT_ONCE):
+                    made.publish(happened(number))
+                await eventually(lambda: len(heard.of("/event")) >= 4)
+                broker.signal(signal.SIGSTOP)
+                await eventually(lambda: made.status()[0].failed_tries > 0)
+                assert made.status()[0].delivered >= 3
+                broker.signal(signal.SIGCONT)
+                await eventually(lambda: made.status()[0].waiting == 0)
+                await eventually(lambda: set(numbers(heard.of("/event"))) == set(range(mqtt.AT_ONCE)))
+                assert [numbers(heard.of("/event")).count(number) for number in range(3)] == [1, 1, 1]
+
+    run(test)
+
+
+def test_a_broker_that_is_full_keeps_the_rest_waiting_until_one_with_room_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps what a subscriber has missed until its memory is used up. Of version 3.1.1 mosquitto confirms more than it can hold."""
+    monkeypatch.setattr(mqtt, "PATIENCE", 1.0)
+    many = 600
+
+    async def test() -> None:
+        full = "allow_anonymous true\nmemory_limit 250000\nmax_queued_messages 0"
+        with running(tmp_path, full) as broker:
+            async with subscriber(broker.port, identifier="sleeper", clean_session=False):
+                pass
+            async with outputs(broker.port, tmp_path / "state", version="5") as made:
+                for number in range(many):
+                    made.publish(happened(number))
+                await eventually(lambda: made.status()[0].failed_tries > 1)
+                status = made.status()[0]
+                assert 0 < status.waiting < many and status.delivered + status.waiting == many
+                assert status.trouble is not None
+                broker.kill()
+                broker.write("allow_anonymous true")
+                broker.start()
+                async with subscriber(broker.port) as (_, heard):
+                    await eventually(lambda: made.status()[0].waiting == 0)
+                    await eventually(lambda: numbers(heard.of("/event"))[-1:] == [many - 1])
+                    came = list(dict.fromkeys(numbers(heard.of("/event"))))
+                assert came == list(range(came[0], many)) and came[0] <= status.delivered
+
+    run(test)
+
+
 @pytest.mark.parametrize(("version", "limit"), [("3.1.1", "max_packet_size"), ("5", "message_size_limit")])
 def test_a_broker_that_takes_no_picture_of_that_size_gets_every_event_and_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, version: str, limit: str
@@ -264,8 +344,11 @@ def test_a_password_that_is_refused_is_one_line_and_tried_seldom(
     )
 
 
-def test_a_broker_that_lets_nothing_be_published_there_loses_no_event(tmp_path: Path) -> None:
-    """Of version 5 it says so; of 3.1.1 nobody learns it."""
+def test_a_broker_that_lets_nothing_be_published_there_loses_no_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of version 5 it says so; of 3.1.1 it confirms what it throws away, and never shows this output its own availability."""
+    monkeypatch.setattr(mqtt, "PATIENCE", 0.5)
     rules = tmp_path / "rules"
     rules.write_text("topic read #\n")
 
@@ -277,6 +360,15 @@ def test_a_broker_that_lets_nothing_be_published_there_loses_no_event(tmp_path: 
                 await eventually(lambda: said in (made.status()[0].trouble or ""))
                 status = made.status()[0]
                 assert (status.waiting, status.delivered) == (1, 0)
+            async with outputs(broker.port) as made:
+                await eventually(
+                    lambda: "confirms what is published below streamer/ and shows none of it" in caplog.text
+                )
+        caplog.clear()
+        with running(tmp_path) as broker:
+            async with outputs(broker.port, stills=True) as made:
+                await asyncio.sleep(3 * mqtt.PATIENCE)
+        assert "shows none of it" not in caplog.text
 
     run(test)
 
