@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from model.config import AttentionPolicy, DecoderConfig
-from model.ops.attention import causal_attention, masked_attention, visible
+from model.ops.attention import LOWEST, attention_in_place, causal_attention, masked_attention, visible
 from model.ops.retrieval import attended, retrieve, retrieve_together
 from model.ops.rope import rotate, rotation
 from model.pages import Extension, Paged
 from model.policy import RetrievalPolicy
 from model.state import DECLARED, StreamState
+
+IN_PLACE = 2048
+"""Rows of a slot from which it pays to read keys and values where they lie, on a CPU."""
 
 
 class Cache(Protocol):
@@ -22,8 +25,11 @@ class Cache(Protocol):
     Parts of the state go by the layer's number and the name under which it declares them (see `model.state.Part`).
     """
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
-        """Keeps the new keys and values; attends to all that the policy shows. Shapes [batch, n, heads, head]."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor, outputs: bool = True) -> Tensor:
+        """Keeps the new keys and values; attends to all that the policy shows. Shapes [batch, n, heads, head].
+
+        Without `outputs` they need only be kept, and what is returned means nothing.
+        """
         ...
 
     def load(self, layer: int, name: str) -> Tensor:
@@ -70,6 +76,9 @@ class SlotCache:
         kept = torch.cat((in_sinks, torch.where(in_ring < sinks, -1, in_ring)), 1)
         self.visible = visible(index, kept, policy)
         self.visible[..., 0] |= ~self.visible.any(-1)
+        self.bias = None
+        if device.type == "cpu" and state.dtype == torch.float32 and sinks + ring >= IN_PLACE:
+            self.bias = torch.zeros(self.visible.shape).masked_fill_(~self.visible, LOWEST)
         if sinks and "sink_positions" in state.held:
             is_sink = index < sinks if self.valid is None else (index < sinks) & self.valid
             place = torch.where(is_sink, index, sinks)
@@ -88,16 +97,32 @@ class SlotCache:
                 decoder.mrope_interleaved,
             )
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor, outputs: bool = True) -> Tensor:
         """See `Cache.attend`."""
         at, sinks = self.slots[:, None], self.state.config.policy.sinks
         keys, values = self.state.of(layer, "keys"), self.state.of(layer, "values")
         keys[at, self.rows] = torch.where((self.rows < sinks)[..., None, None], k, k_rotated)
         values[at, self.rows] = v
+        if not outputs:
+            return q
+        if self.bias is not None:
+            return torch.stack([self.attend_in_place(row, q[row], keys, values) for row in range(len(q))])
         seen, held = keys[self.slots], values[self.slots]
         if sinks:
             seen[:, :sinks] = rotate(seen[:, :sinks], self.sink_rotation)  # a copy of the state's own
         return masked_attention(q, seen[:, :-1], held[:, :-1], self.visible)
+
+    def attend_in_place(self, row: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Row `row` of a batch, `q` [n, heads, head], to its slot's keys and values: nothing but the sinks' keys is copied."""
+        assert self.bias is not None
+        sinks = self.state.config.policy.sinks
+        slot = self.slots[row]
+        held, known = keys.narrow(0, slot, 1)[0, :-1], values.narrow(0, slot, 1)[0, :-1]
+        parts = [(held[sinks:], known[sinks:])]
+        if sinks:
+            cosines, sines = (x[row : row + 1] for x in self.sink_rotation)
+            parts.insert(0, (rotate(held[None, :sinks], (cosines, sines))[0], known[:sinks]))
+        return attention_in_place(q, parts, self.bias[row])
 
     def load(self, layer: int, name: str) -> Tensor:
         """See `Cache.load`."""
@@ -142,18 +167,18 @@ class PagedCache(SlotCache):
         added = zip(slots.tolist(), self.taken.tolist(), strict=True)
         self.calls = [Extension(self.pages, slot, taken) for slot, taken in added]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor, outputs: bool = True) -> Tensor:
         """See `Cache.attend`."""
-        outputs, pages = torch.zeros_like(q), self.pages
+        mixed, pages = torch.zeros_like(q), self.pages
         for row, call in enumerate(self.calls):
             n, first = call.n, call.first
             if n:
                 call.write(layer, k_rotated[row, :n], v[row, :n])
                 history = Paged(call, layer)
-                outputs[row, :n] = retrieve(q[row, :n], first, history, pages.policy)
+                mixed[row, :n] = retrieve(q[row, :n], first, history, pages.policy)
                 if call.slot in pages.attention:
                     pages.note(call.slot, attended(q[row, n - 1 : n], first + n - 1, history, pages.policy))
-        return outputs
+        return mixed
 
     def commit(self) -> None:
         """See `SlotCache.commit`."""
@@ -180,7 +205,7 @@ class SequenceCache:
         self.tail: dict[int, tuple[Tensor, Tensor]] = {}
         self.parts: dict[tuple[int, str], Tensor] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, k_rotated: Tensor, v: Tensor, outputs: bool = True) -> Tensor:
         """See `Cache.attend`; long inputs are attended in blocks of the window, so that cost stays linear."""
         n, policy = q.shape[1], self.policy
         if isinstance(policy, RetrievalPolicy):

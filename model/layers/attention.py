@@ -57,13 +57,16 @@ class Attention(Mixer, kind="attention"):
         self.inward.fuse()
         self.o_proj.weight.data = laid_out(self.o_proj.weight.data)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: Cache, outputs: bool = True) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, cache: Cache, outputs: bool = True) -> Tensor | None:
         """See `Mixer.forward`."""
         q, k, v, *gate = self.inward(x)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
-        output: Tensor = cache.attend(self.layer, rotate(q, rotation), k, rotate(k, rotation), v).flatten(-2)
+        mixed = cache.attend(self.layer, rotate(q, rotation), k, rotate(k, rotation), v, outputs)
+        if not outputs:
+            return None
+        output: Tensor = mixed.flatten(-2)
         if self.gated:
             output = output * gate[0].sigmoid()
         result: Tensor = self.o_proj(output)

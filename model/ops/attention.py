@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import FULL, AttentionPolicy
+
+SCORES = 2**18
+"""Of a block of keys: a megabyte, which a core's cache holds."""
+LOWEST = -1e30
+"""Added to the score of a key that is not seen. Where all of a block's are such, what they gave is forgotten at the next."""
 
 
 def visible(query: Tensor, key: Tensor, policy: AttentionPolicy) -> Tensor:
@@ -24,6 +31,33 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, shown: Tensor) -> Tensor:
     if q.is_cuda:  # its memory-efficient kernel knows masks but not grouped keys
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, shown[:, None], enable_gqa=not q.is_cuda).transpose(1, 2)
+
+
+def attention_in_place(q: Tensor, parts: Sequence[tuple[Tensor, Tensor]], bias: Tensor) -> Tensor:
+    """Softmax attention of one stream on a CPU, scaled by 1/sqrt(head), which reads keys and values where they lie.
+
+    `q` [n, heads, head]; keys and values [m, kv heads, head] in `parts` that follow each other; `bias` [n, m of all parts] is 0
+    where a key is seen, else `LOWEST`. All float32. Over blocks of keys, with the softmax mended as they come (arXiv
+    2205.14135): PyTorch's own takes five times as long for one token, and half as much again for sixty.
+    """
+    n, heads, head = q.shape
+    groups = parts[0][0].shape[1]
+    # [groups, heads of a group and tokens, head]: one product a group.
+    query = (q * head**-0.5).unflatten(1, (groups, -1)).permute(1, 2, 0, 3).reshape(groups, -1, head)
+    most, total = query.new_full((*query.shape[:2], 1), LOWEST), query.new_zeros(*query.shape[:2], 1)
+    output, size, column = torch.zeros_like(query), max(1, SCORES // (heads * n)), 0
+    for keys, values in parts:
+        for k, v in zip(keys.split(size), values.split(size), strict=True):
+            scores = torch.bmm(query, k.permute(1, 2, 0)).unflatten(1, (-1, n))
+            scores = scores.add_(bias[:, column : column + len(k)]).flatten(1, 2)
+            column += len(k)
+            higher = torch.maximum(most, scores.amax(-1, keepdim=True))
+            scores, kept = scores.sub_(higher).exp_(), (most - higher).exp_()
+            total = total.mul_(kept).add_(scores.sum(-1, keepdim=True))
+            output = torch.baddbmm(output.mul_(kept), scores, v.transpose(0, 1))
+            most = higher
+    mixed: Tensor = output.div_(total).unflatten(1, (-1, n))
+    return mixed.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

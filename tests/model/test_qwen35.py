@@ -163,8 +163,11 @@ def stream(model: InfiniteVL, origin: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def test_step_by_step_across_the_rings_wrap() -> None:
-    """Against transformers over the whole sequence, under eq. 8's mask written out."""
+@pytest.mark.parametrize("in_place", [0, 10**9])
+def test_step_by_step_across_the_rings_wrap(in_place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against transformers over the whole sequence, under eq. 8's mask written out; keys are copied, or read where they lie."""
+    monkeypatch.setattr("model.cache.IN_PLACE", in_place)
+    monkeypatch.setattr("model.ops.attention.SCORES", 256)
     theirs, model, rows, columns = twin(), ours(twin(), WINDOWED), CLIP[0] // 2, CLIP[1] // 2
     video = model.visual(patches(model.config.vision, len(BEFORE), grid=CLIP, seed=2), *CLIP)
     embed, at = model.model.embed_tokens, len(OPENING)
@@ -195,7 +198,9 @@ def test_step_by_step_across_the_rings_wrap() -> None:
 
 
 @torch.no_grad()
-def test_a_streams_age_changes_nothing() -> None:
+@pytest.mark.parametrize("in_place", [0, 10**9])
+def test_a_streams_age_changes_nothing(in_place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.cache.IN_PLACE", in_place)
     model = ours(twin(), WINDOWED)
     assert error(stream(model, origin=10**9), stream(model)) <= 1e-5
 
