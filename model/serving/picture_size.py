@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from model.families.infinitevl import InfiniteVL
+from model.serving.int8 import fastest, pack, product
+from model.serving.quantize import Precision
 
 SIDES = (14, 10, 7, 5)
 """Tokens along a square picture, the largest first: 448, 320, 224 and 160 pixels for patches of 16."""
@@ -16,16 +19,17 @@ SHARE = 0.7
 ROWS = 64
 
 
-def affordable_tokens(model: InfiniteVL) -> int:
+def affordable_tokens(model: InfiniteVL, precision: Precision = "model") -> int:
     """The most tokens of a picture whose steps this CPU takes as fast as they come, by its measured speed at products.
 
-    Where even the smallest picture is too much, that one's; a model trained with any rate keeps its own number.
+    Those are what `precision` will make of the weights, which are still as they were loaded. Where even the smallest picture is
+    too much, that one's; a model trained with any rate keeps its own number.
     """
     config = model.config
     if config.frames_per_second is None:
         return config.tokens_per_frame
     period = config.frames_per_step / config.frames_per_second
-    speed = products_per_second(model)
+    speed = products_per_second(model, precision)
     for side in SIDES:
         if side * side <= config.tokens_per_frame and step_products(model, side * side) / speed <= SHARE * period:
             return side * side
@@ -49,14 +53,12 @@ def step_products(model: InfiniteVL, tokens: int) -> float:
 
 
 @torch.inference_mode()
-def products_per_second(model: InfiniteVL) -> float:
+def products_per_second(model: InfiniteVL, precision: Precision = "model") -> float:
     """Multiplications a second of a step's largest product, the best of a few."""
     mlp = model.model.layers[0].mlp
     weight = next(x for x in mlp.parameters() if x.dim() == 2)  # type: ignore[union-attr]
     x = weight.new_ones(ROWS, weight.shape[1])
-    fastest = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        F.linear(x, weight)
-        fastest = min(fastest, time.perf_counter() - began)
-    return ROWS * weight.numel() / fastest
+    ways: list[Callable[[], object]] = [partial(F.linear, x, weight)]
+    if precision == "int8":  # which is taken where it is faster
+        ways.append(partial(product, x, pack(weight), None))
+    return ROWS * weight.numel() / min(fastest(*ways))

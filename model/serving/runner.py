@@ -20,11 +20,11 @@ from model.families.family import Prompt
 from model.families.infinitevl import InfiniteVL
 from model.policy import RetrievalPolicy
 from model.preprocess import choose_grid
+from model.serving import int8
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Finite, Grid, Pictures, Traced
 from model.serving.calibration import Calibration, read_calibration
 from model.serving.capacity import capacity
 from model.serving.grammar import Constraint, Grammars, allowed
-from model.serving.int8 import to_int8
 from model.serving.picture_size import affordable_tokens
 from model.serving.quantize import Precision
 from model.serving.random_weights import random_config, random_model, random_vocabulary
@@ -368,7 +368,7 @@ def prepare(
         raise ConfigError("dtype 'fp8' is not to be had for attention that retrieves yet: choose bfloat16")
     if model.model.embed_tokens.weight.device.type != "cuda":
         if precision == "int8":
-            to_int8(model)
+            int8.to_int8(model)
         return partial(Traced if TRACEABLE and not paged else Eager, model, prompt), 0
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
@@ -420,6 +420,7 @@ def load_runner(
     elif dtype == "int8":
         if device != "cpu":
             raise ConfigError(f"dtype 'int8' needs the CPU, not {device!r}: choose bfloat16 or fp8")
+        int8.check()
         precision, dtype = "int8", "float32"
     kind = getattr(torch, dtype)
     packaged = (NANO / "config.json").is_file() and any(NANO.glob("*.safetensors"))
@@ -427,7 +428,7 @@ def load_runner(
         config = random_config(name, **choices)
         tokenizer = Tokenizer(random_vocabulary(NANO / "tokenizer.json", config), config)
         config = tokenizer.fitted(config)
-        model = sized(random_model(config, device, kind), picture_tokens)
+        model = sized(random_model(config, device, kind), picture_tokens, precision)
         return Runner(name, model, tokenizer, slots, trained=False, precision=precision)
     if name in PRESETS and name != "nano":
         raise CheckpointError(
@@ -436,13 +437,13 @@ def load_runner(
     folder = NANO if name == "nano" else locate(name)
     model, tokenizer = load_checkpoint(folder, device=device, dtype=kind, **choices)
     model.eval().fuse()
-    runner = Runner(name, sized(model, picture_tokens), tokenizer, slots, trained=True, precision=precision)
+    runner = Runner(name, sized(model, picture_tokens, precision), tokenizer, slots, trained=True, precision=precision)
     runner.calibration = read_calibration(folder)
     return runner
 
 
-def sized(model: InfiniteVL, picture_tokens: int | None) -> InfiniteVL:
+def sized(model: InfiniteVL, picture_tokens: int | None, precision: Precision) -> InfiniteVL:
     """The model with pictures of a size that its CPU has time for, where none is asked for."""
     if picture_tokens is None and model.model.embed_tokens.weight.device.type == "cpu":
-        model.config = replace(model.config, tokens_per_frame=affordable_tokens(model))
+        model.config = replace(model.config, tokens_per_frame=affordable_tokens(model, precision))
     return model

@@ -7,7 +7,9 @@ import torch
 
 from model.config import PRESETS
 from model.families.infinitevl import InfiniteVL
-from model.serving import picture_size
+from model.serving import int8, picture_size
+
+from .small import build, small
 
 
 def of(name: str) -> InfiniteVL:
@@ -26,6 +28,18 @@ def test_a_steps_cost_is_what_the_sizes_give(tokens: int, billions: float) -> No
 
 @pytest.mark.parametrize(("gigaflops", "tokens"), [(1000, 196), (400, 100), (200, 49), (110, 25), (5, 25)])
 def test_the_largest_that_is_affordable(gigaflops: float, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_size, "products_per_second", lambda model: gigaflops * 1e9 / 2)
+    monkeypatch.setattr(picture_size, "products_per_second", lambda model, precision: gigaflops * 1e9 / 2)
     assert picture_size.affordable_tokens(of("qwen3.5-0.8b")) == tokens
     assert picture_size.affordable_tokens(of("nano")) == PRESETS["nano"].tokens_per_frame
+
+
+@pytest.mark.skipif(
+    int8.ENGINE not in torch.backends.quantized.supported_engines, reason="torch has no int8 products for this machine"
+)
+def test_the_speed_is_that_of_the_numbers_that_are_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that says: int8 takes half as long as float32, where it is asked for."""
+    took = iter([[2.0], [2.0, 1.0], [2.0, 3.0]])
+    monkeypatch.setattr(picture_size, "fastest", lambda *ways: next(took))
+    model = build(small())
+    plain, quick, slow = (picture_size.products_per_second(model, how) for how in ("model", "int8", "int8"))
+    assert quick == 2 * plain and slow == plain
