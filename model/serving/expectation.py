@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from model.config import PRESETS, InfiniteVLConfig
-from model.serving.catalogue import outline
+from model.serving.catalogue import Dtype, outline
+from model.serving.int8 import to_int8
 from model.serving.picture_size import SHARE, SIDES, step_products
 from model.state import StreamState
 
@@ -48,8 +49,10 @@ def sample() -> InfiniteVLConfig:
 
 
 @torch.inference_mode()
-def products_per_second(device: torch.device, config: InfiniteVLConfig | None = None) -> float:
-    """Multiplications a second that whole steps reach in a device's plain dtype, with all that is between the products.
+def products_per_second(
+    device: torch.device, dtype: Dtype = "float32", config: InfiniteVLConfig | None = None
+) -> float:
+    """Multiplications a second that whole steps reach, with all that is between the products: on a CPU in `dtype`, on a GPU in bfloat16.
 
     Without a GPU a model of `config`'s sizes (the `sample`) takes steps; a GPU's kernels would take longer to compile than to run.
     """
@@ -67,6 +70,8 @@ def products_per_second(device: torch.device, config: InfiniteVLConfig | None = 
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(torch.full(parameter.shape, 0.01), requires_grad=False))
     model.eval().fuse()
+    if dtype == "int8":
+        to_int8(model)
     state, slots = StreamState.allocate(config, 1, "cpu", torch.float32), torch.zeros(1, dtype=torch.int64)
     vision = config.vision
     grid = (SIDE * vision.spatial_merge_size, SIDE * vision.spatial_merge_size)

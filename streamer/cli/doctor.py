@@ -141,7 +141,7 @@ def weights() -> Iterator[Finding]:
 
 
 def checkpoints() -> Iterator[Finding]:
-    """Those beside the nano that this machine has memory for, in its device's plain dtype."""
+    """Those beside the nano that this machine has memory for: on a CPU in the dtype that sees more, else in the device's plain one."""
     import torch
 
     from model.serving.catalogue import dtypes, fit, known, outline
@@ -152,17 +152,20 @@ def checkpoints() -> Iterator[Finding]:
 
     kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     slots = LimitsConfig().streams + LimitsConfig().answers
-    there = [(one, dtypes(kind)[0]) for one in known() if one.name != "nano"]
-    fitting = [(one, dtype) for one, dtype in there if not fit(outline(one.config), dtype, kind, slots).missing]
+    ways = dtypes(kind) if kind.type == "cpu" else dtypes(kind)[:1]
+    there = [(one, outline(one.config)) for one in known() if one.name != "nano"]
+    fitting = [(one, [way for way in ways if not fit(model, way, kind, slots).missing]) for one, model in there]
+    fitting = [(one, here) for one, here in fitting if here]
     if not fitting:
         yield Finding(
             "checkpoints", "hint", "none but the nano fits into free memory", "streamer models says what is missing"
         )
         return
     torch.set_num_threads(threads(kind.type))
-    speed = products_per_second(kind)
-    for one, dtype in fitting:
-        found = expect(one.config, speed)
+    speed = {way: products_per_second(kind, way) for way in ways}
+    for one, here in fitting:
+        expected = [(expect(one.config, speed[way]), way) for way in here]
+        found, dtype = max(expected, key=lambda each: (each[0].side, each[0].rate))
         fact = f"about {found.rate:.2g} steps a second at {found.side}×{found.side} in {dtype}"
         if one.config.frames_per_second is not None:
             fact += f", trained with {found.trained:g}"

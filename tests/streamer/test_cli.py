@@ -16,6 +16,7 @@ import torch
 from capture.sources.demo import CLIP
 from model.config import PRESETS, AttentionPolicy
 from model.serving.capacity import Capacity
+from model.serving.catalogue import dtypes
 from model.serving.expectation import expect, products_per_second
 from streamer.assistant import StreamStatus
 from streamer.cli.doctor import cameras
@@ -172,10 +173,14 @@ def test_models_are_listed_with_what_they_take(
     assert "GB of memory are missing" in capsys.readouterr().out
 
 
+SPEEDS = {"float32": 70e9, "int8": 140e9}
+"""Multiplications a second by the dtype of a machine's steps."""
+
+
 def test_doctor_says_what_works_and_what_to_mend(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.serving.expectation.products_per_second", lambda device: 70e9)
+    monkeypatch.setattr("model.serving.expectation.products_per_second", lambda device, dtype: 70e9)
     monkeypatch.setattr("model.serving.catalogue.capacity", lambda device, each: Capacity(2 * 10**10, each))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["doctor", "--port", str(taken.getsockname()[1]), "--json"]) == 0
@@ -189,11 +194,18 @@ def test_doctor_says_what_works_and_what_to_mend(
     assert findings["Qwen/Qwen3.5-2B"]["verdict"] == "hint" and "Qwen/Qwen3.5-4B" not in findings
     assert main(["doctor", "--port", "0"]) == 0
     assert "ok    port" in capsys.readouterr().out
+    monkeypatch.setattr("model.serving.expectation.products_per_second", lambda device, dtype: SPEEDS[dtype])
+    monkeypatch.setattr("model.serving.catalogue.dtypes", lambda device: tuple(SPEEDS))
+    assert main(["doctor", "--port", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "Qwen/Qwen3.5-0.8B: about 2.3 steps a second at 224×224 in int8, trained with 1" in said
+    assert "{name: Qwen/Qwen3.5-0.8B, device: cpu, dtype: int8}" in said
 
 
 def test_a_rate_to_expect_comes_of_whole_steps_and_chooses_the_picture() -> None:
     tiny = replace(PRESETS[tiny_qwen.TINY_QWEN["name"]], policy=AttentionPolicy(sinks=4, window=64))
-    assert products_per_second(torch.device("cpu"), tiny) > 0
+    assert products_per_second(torch.device("cpu"), "float32", tiny) > 0
+    assert products_per_second(torch.device("cpu"), dtypes(torch.device("cpu"))[-1], tiny) > 0
     small = PRESETS["qwen3.5-0.8b"]
     fast, slow = expect(small, 1e12), expect(small, 1e9)
     assert (fast.side, slow.side, fast.trained) == (448, 160, 1)
