@@ -140,6 +140,7 @@ class Curve:
         self.path, self.silent, self.recent = path, silent, list[Tensor]()
         self.sums: list[float] = since.get("sums", [])
         self.count: int = since.get("count", 0)
+        self.unused: int = since.get("unused", 0)  # updates whose gradient was not finite
         self.tally: list[list[float]] | None = since.get("tally")
         if not silent:
             written = path.with_name(path.name + ".new")
@@ -149,7 +150,11 @@ class Curve:
     def fold(self, tally: Tensor) -> None:
         """Takes what was measured since into the sums, and clears it."""
         if self.recent:
-            sums = torch.stack(self.recent).double().sum(0).tolist()
+            told = torch.stack(self.recent).double()
+            finite = told[:, -1].isfinite()
+            told[:, -1] = told[:, -1].where(finite, 0.0)
+            sums = told.sum(0).tolist()
+            self.unused += len(told) - int(finite.sum())
             self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
             self.count += len(self.recent)
             self.recent.clear()
@@ -159,15 +164,21 @@ class Curve:
 
     def since(self) -> dict[str, Any]:
         """What `Standing.since` keeps."""
-        return {"sums": self.sums, "count": self.count, "tally": self.tally}
+        return {"sums": self.sums, "count": self.count, "unused": self.unused, "tally": self.tally}
 
     def close(self, names: tuple[str, ...], tally: Tensor) -> dict[str, Any]:
-        """Means of what was measured since the last row, by name, and each skill's share of right answers; begins anew."""
+        """Means of what was measured since the last row, by name, and each skill's share of right answers; begins anew.
+
+        The norm is of the gradients that were finite; how many were not, and were left out, is told as `unused` where there are any.
+        """
         self.fold(tally)
         assert self.tally is not None
-        means = {name: round(x / self.count, 6) for name, x in zip((*names, "norm"), self.sums, strict=True)}
+        of = (*[self.count] * len(names), max(1, self.count - self.unused))
+        means = {name: round(x / n, 6) for name, x, n in zip((*names, "norm"), self.sums, of, strict=True)}
+        if self.unused:
+            means["unused"] = self.unused
         right = {s: round(r / a, 4) for s, r, a in zip(SKILLS, *self.tally, strict=True) if a}
-        self.sums, self.count, self.tally = [], 0, None
+        self.sums, self.count, self.unused, self.tally = [], 0, 0, None
         return means | ({"right": right} if right else {})
 
     def add(self, row: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from model.training.saving import Saved, StageError
 from model.training.stages import MATCHED, STAGES, TINY, Recipe, attentive, hybrid, mixture, policy
 from model.training.trainer import Learner
 from model.world.render import CLASSES, Assets
+from model.world.tokenise import SKILLS
 
 CPU = torch.device("cpu")
 TICK = 15.0
@@ -146,6 +147,18 @@ def test_an_interval_is_of_streams_drawn_anew():
     worse = table.interval([[2, 4]] * 50, [[3, 4]] * 50)
     assert worse == (-0.25, -0.25, -0.25)
     assert table.told(table.interval([])) == "–"
+
+
+def test_updates_that_are_left_out_are_told(tmp_path):
+    curve = program.Curve(tmp_path / "curve.jsonl", [], {}, False)
+    tally = torch.zeros(2, len(SKILLS))
+    curve.recent += [torch.tensor([1.0, 0.5]), torch.tensor([3.0, torch.nan])]
+    curve.fold(tally)
+    again = program.Curve(tmp_path / "curve.jsonl", [], json.loads(json.dumps(curve.since())), False)
+    again.recent += [torch.tensor([2.0, torch.inf]), torch.tensor([6.0, 1.5])]
+    assert again.close(("loss",), tally) == {"loss": 3.0, "norm": 1.0, "unused": 2}
+    again.recent += [torch.tensor([2.0, 0.25])]
+    assert again.close(("loss",), tally) == {"loss": 2.0, "norm": 0.25}
 
 
 class Killed(BaseException):
