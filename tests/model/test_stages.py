@@ -283,9 +283,9 @@ def test_a_pair_is_given_the_teachers_input_and_learns_from_what_it_gives_there(
     learned = {name for name, p in matching.model.named_parameters() if p.grad is not None}
     assert learned and all(".student." in name for name in learned)
     assert {name for name, p in matching.model.named_parameters() if ".student." in name} == learned
-    inputs: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    inputs: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
     for i, layer in enumerate(teacher.model.layers):
-        layer.self_attn.register_forward_hook(lambda m, x, y, i=i: inputs.append((i, x[0].detach(), y.detach())))
+        layer.self_attn.register_forward_hook(lambda m, x, y, i=i: inputs.append((i, x[0].detach(), y)))
     with torch.no_grad():
         seen = teacher.visual(given["patches"], 16, 16).unflatten(0, (2, -1))
         memory = teacher.forward(seen, (16, 16), given["seconds"])
