@@ -44,6 +44,7 @@ run_tests() {
     enough 60 tests || return
     group kernels tests/model/test_kernels.py &
     group training-kernels tests/model/test_training_kernels.py &
+    group offline tests/model/test_gpu_offline.py &
     group training-stages tests/model/test_gpu_training.py &
     group float32 tests/model/test_gpu_fast.py -k "float32 and not no_farther" &
     group bfloat16-small tests/model/test_gpu_fast.py -k "no_farther and small" &
