@@ -26,6 +26,11 @@ KEPT = frozenset({"content-type", "content-disposition", "cache-control", "retry
                   "cross-origin-resource-policy", "content-range", "accept-ranges"})  # fmt: skip
 
 
+def silent(known: Known, error: Exception) -> AssistantError:
+    """What is told of an engine that can't be reached."""
+    return AssistantError("not_ready", f"Engine {known.name!r} does not answer ({type(error).__name__}).")
+
+
 class Forwarder:
     """Passes requests on, in the name of the visitor who came to the gateway."""
 
@@ -43,9 +48,7 @@ class Forwarder:
                 reply = await self.to(known, request, visitor, body)
             except httpx.TransportError as error:
                 if time.monotonic() > end:
-                    raise AssistantError(
-                        "not_ready", f"Engine {known.name!r} does not answer ({type(error).__name__})."
-                    ) from None
+                    raise silent(known, error) from None
                 await asyncio.sleep(0.05)
                 continue
             if (

@@ -19,6 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from protocols.fields import ProtocolError
+from streamer.cluster.forward import silent
 from streamer.cluster.head import Known
 from streamer.errors import AssistantError
 from streamer.server.auth import Visitor
@@ -212,9 +213,7 @@ class Relay:
                     additional_headers=headers, compression=None, proxy=None, max_size=None, open_timeout=5.0, ping_interval=None,
                 )  # fmt: skip
             except (OSError, InvalidHandshake, TimeoutError) as error:
-                raise AssistantError(
-                    "not_ready", f"Engine {known.name!r} does not answer ({type(error).__name__})."
-                ) from None
+                raise silent(known, error) from None
             leg = self._legs[known.name] = Leg(known, socket)
             if self._settings:
                 session = {key: value for key, value in self._settings.items() if key != "stream"} | (

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from protocols.chat import RECORDING
 from protocols.fields import ProtocolError, read_object
-from streamer.cluster.forward import Forwarder
+from streamer.cluster.forward import Forwarder, silent
 from streamer.cluster.head import Head, Known
 from streamer.errors import AssistantError
 from streamer.server.admission import LET_GO
@@ -155,6 +155,4 @@ class Recordings:
         try:
             return await self._forward.to(known, request, visitor, body, query=query)
         except httpx.TransportError as error:
-            raise AssistantError(
-                "not_ready", f"Engine {known.name!r} does not answer ({type(error).__name__})."
-            ) from None
+            raise silent(known, error) from None

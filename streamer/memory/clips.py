@@ -115,9 +115,10 @@ class Clips:
 
     def still(self, stream: str, at: float, side: int = STILL_SIDE) -> tuple[bytes, float]:
         """The picture that stood at a moment as JPEG, and its capture, both Unix seconds. Raises AssistantError: no_recording."""
-        segments = self.recordings.of(stream, at - STOOD, at) or lasting(self.recordings.of(stream), at)
-        found = still(segments, at, side)
-        if found is None or (found[1] < at - STOOD and not lasting(self.recordings.of(stream), at)):
+        near, every = self.recordings.of(stream, at - STOOD, at), self.recordings.of(stream)
+        stood = [] if near else lasting(every, at)
+        found = still(near or stood, at, side)
+        if found is None or (found[1] < at - STOOD and not (stood or lasting(every, at))):
             raise AssistantError("no_recording", self._lack(stream))
         return encode_jpeg(found[0], side), found[1]
 
