@@ -13,7 +13,7 @@ import pytest
 
 from capture import Patience
 from tests.beside import NAME
-from tests.capture.lab import Watcher, loopback, render, rtsp, wait_for
+from tests.capture.lab import Watcher, has_rtsp_server, loopback, render, rtsp, wait_for
 
 __all__ = ["loopback", "rtsp"]
 
@@ -58,8 +58,10 @@ def quiet_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def neighbour(quiet_clip: Path) -> Iterator[Watcher]:
+def neighbour(quiet_clip: Path, request: pytest.FixtureRequest) -> Iterator[Watcher]:
     """A healthy source beside those at fault: it goes on, and afterwards threads and descriptors are as before."""
+    if has_rtsp_server():
+        request.getfixturevalue("rtsp")  # it outlives the module, whichever of its tests is the first to want it
     threads_before, open_before = threads(), descriptors()
     healthy = Watcher(str(quiet_clip), loop=True, patience=Patience())
     wait_for(lambda: healthy.source.status.frames > 0)
