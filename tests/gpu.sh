@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # What only a GPU can show: kernels against brute force, the fused path against the reference, graphs against the same
 # kernels without one; the engine's table; the whole daemon with answers open; how long a start from saved weights takes.
-# Usage: bash tests/gpu.sh [FOLDER] [SECONDS] [PART…]   parts: tests table qwen four six eight start (default: the first two)
+# Usage: bash tests/gpu.sh [FOLDER] [SECONDS] [PART…]   (default: tests table)
+# parts: tests table qwen four six eight ten forty hundred past long start
 # qwen: Qwen3.5's fused path held to its oracles, then its table in four sizes; 240 s are enough for both.
+# four to ten: cameras that move; forty: four that move, 36 that stand still; hundred: Qwen3.5-4B at its trained rate, with
+# READERS processes that decode. past: what snapshots cost and when a question about the past is answered; long: Offline reads.
 # Every part has a limit of its own and writes into FOLDER as it ends (default gpu-run); one that fails stops no other.
 # DEVICE=cpu PRESET=nano rehearses it on a machine without a GPU: tests are skipped there, and the table fails.
 set -u
@@ -101,6 +104,30 @@ watch() { # NAME STREAMS ASKERS OPEN DTYPE
     grep -E "start_s|frames_per|_p50|_p99|late|drops|answers|open|cores|cpu_share|overload|stale|rate" "$out/$1.json"
 }
 
+crowd() { # NAME PRESET MOVING STILL ASKERS
+    enough 60 "$1" || return
+    timeout "$(left)" python3 -m tests.streamer.cameras --device "$device" --preset "$2" --random-weights --dtype $half \
+        --moving "$3" --still "$4" --askers "$5" --seconds "$watched" ${READERS:+--readers "$READERS"} > "$out/$1.json" 2> "$logs/$1"
+    say "$1: exit $?"
+    tail -12 "$logs/$1" | cut -c1-200 | tee -a "$out/daemon.txt"
+    cut -c1-200 "$out/$1.json"
+}
+
+run_past() {
+    enough 60 past || return
+    timeout "$(left)" python3 -m tests.memory.measure --daemon --starts 0 --seconds "$watched" \
+        --model "{\"name\": \"$preset\", \"device\": \"$device\", \"dtype\": \"$half\", \"random_weights\": true}" > "$out/past.txt" 2>&1
+    say "past: exit $?"
+    tail -20 "$out/past.txt" | cut -c1-200
+}
+
+run_long() {
+    enough 60 long || return
+    timeout "$(left)" python3 -m tests.model.offline_speed --only offline > "$out/long.txt" 2>&1
+    say "long: exit $?"
+    tail -8 "$out/long.txt" | cut -c1-200
+}
+
 run_start() { # once the weights are on the disk
     enough 90 start || return
     timeout "$(left)" python3 -m tests.streamer.start "$logs/checkpoint" --device "$device" --preset "$preset" --dtype "$half" \
@@ -121,8 +148,13 @@ for part in $parts; do
         four) watch four 4 1 4 $half ;;
         six) watch six 6 1 4 $small ;;
         eight) watch eight 8 3 0 $small ;;
+        ten) watch ten 10 1 0 $small ;;
+        forty) crowd forty "$preset" 4 36 1 ;;
+        hundred) crowd hundred qwen3.5-4b 100 0 4 ;;
+        past) run_past ;;
+        long) run_long ;;
         start) run_start ;;
-        *) echo "no part $part: tests table four six eight start" ;;
+        *) echo "no part $part: tests table qwen four six eight ten forty hundred past long start" ;;
     esac
 done
 rm -rf "$logs"
