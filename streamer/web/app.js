@@ -50,6 +50,15 @@ function append(line) {
   if (low) log.scrollTop = log.scrollHeight;
 }
 
+// The newest words stay in sight. Once a picture of the screen: a layout of all that was said for every word holds up the page.
+let following = 0;
+function follow() {
+  following ||= requestAnimationFrame(() => {
+    following = 0;
+    at("log").scrollTop = at("log").scrollHeight;
+  });
+}
+
 // What is asked about from now on: a moment of the past { at }, a span { from, to } (Unix seconds), or null, what is seen now.
 function dwell(moment) {
   state.moment = moment;
@@ -221,7 +230,7 @@ const handlers = {
     answer.first ??= performance.now() - answer.began;
     delete answer.line.dataset.replaying;
     answer.line.append(event.delta);
-    at("log").scrollTop = at("log").scrollHeight;
+    follow();
   },
   "response.done": (event) => {
     const answer = state.answers.get(event.response.id);
@@ -233,7 +242,7 @@ const handlers = {
     const { moment } = event.response;
     detail.textContent = `${event.response.status}${first}${spoken(moment)}`;
     answer.line.append(detail, ...cited(moment));
-    at("log").scrollTop = at("log").scrollHeight;
+    follow();
     busy();
   },
   "error": (event) => { state.frameAsked = 0; if (event.error.code !== "no_frame") notice(event.error.message); },

@@ -23,13 +23,19 @@ SEEN = """async ([url, times]) => {
     video.addEventListener(name, good, { once: true });
     video.addEventListener("error", () => bad(video.error.message), { once: true });
   });
+  // "seeked" may come before the picture does.
+  const shown = time => new Promise(good => {
+    const look = (_, { mediaTime }) => Math.abs(mediaTime - time) < 0.1 ? good() : video.requestVideoFrameCallback(look);
+    video.requestVideoFrameCallback(look);
+  });
+  document.body.append(video);
   const ready = told("loadeddata");
   video.src = url;
   await ready;
   const canvas = document.createElement("canvas");
   const greys = [];
   for (const time of times) {
-    const sought = told("seeked");
+    const sought = Promise.all([told("seeked"), shown(time)]);
     video.currentTime = time;
     await sought;
     canvas.getContext("2d").drawImage(video, 0, 0, 16, 16);
