@@ -1,9 +1,10 @@
-"""Training on a GPU: compiled kernels kept from run to run, fla's gradients where they are right, starting weights."""
+"""Training on a GPU: compiled kernels kept from run to run, fla's and attention's gradients where they are right, starting weights."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +21,22 @@ def keep_caches(folder: Path) -> None:
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     os.environ["TRITON_CACHE_AUTOTUNING"] = "1"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """What is recorded within is differentiated by other kernels of attention than cuDNN's.
+
+    On Hopper cuDNN's gradient of a query is NaN under a mask where all its scores are below about -88 and the keys are 64 more
+    than a multiple of 128 (torch's issue 196678; torch prefers cuDNN there since 2.11). Blocks of Online and of a plain window are
+    of such lengths, those of Base and Offline never.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def trust_fla() -> bool:

@@ -41,6 +41,7 @@ class Optimizer:
         self.grads = self.gradients()
         device = self.masters[0].device
         self.lr, self.small, self.norm = (torch.zeros((), device=device) for _ in range(3))
+        self.broken = torch.zeros(len(self.params), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         others = []
@@ -101,7 +102,9 @@ class Optimizer:
         """`step` at the learning rate in `lr`, without a word from the host."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         grads = [grad.float() / self.shares for grad in grads]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norms = torch.stack(torch._foreach_norm(grads))
+        self.broken += ~norms.isfinite()
+        norm = torch.linalg.vector_norm(norms)
         scale = torch.where(norm.isfinite(), (self.CLIP / (norm + 1e-6)).clamp(max=1.0), torch.zeros_like(norm))
         grads = [torch.nan_to_num(grad, 0.0, 0.0, 0.0) for grad in grads]
         torch._foreach_mul_(grads, scale)
@@ -124,6 +127,15 @@ class Optimizer:
         self.adam.step()
         torch._foreach_copy_(list[Tensor](self.params), self.masters)
         self.norm.copy_(norm)
+
+    def lost(self) -> dict[str, int]:
+        """In how many updates since it was asked before a parameter's gradient was not finite, in the network's order.
+
+        The last is the nearest to where it began: from there on all that is learned through it is lost too.
+        """
+        counts = self.broken.tolist()
+        self.broken.zero_()
+        return {name: int(count) for name, count in zip(self.names, counts, strict=True) if count}
 
     def moments(self) -> dict[str, Tensor]:
         """All moments by parameter, narrow, for `restore`: float8 with a scale of those of matrices, bfloat16 of the others."""
@@ -155,6 +167,7 @@ class Optimizer:
 
     def forget(self) -> None:
         """Puts all moments to nothing, where they lie."""
+        self.broken.zero_()
         for momentum in self.momenta:
             momentum.zero_()
         for state in self.adam.state.values():

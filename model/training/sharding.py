@@ -40,12 +40,18 @@ class ShardedOptimizer:
         self.adam.zero_grad()
 
     def step(self, lr: float) -> Tensor:
-        """One update. Returns the gradient's norm."""
+        """One update; a gradient that isn't finite is left out, by all processes alike. Returns the gradient's norm."""
         norm = self.gather(torch.nn.utils.clip_grad_norm_(self.masters, self.CLIP))
         for group in self.adam.param_groups:
             group["lr"] = lr
-        self.adam.step()
+        if bool(norm.isfinite()):
+            self.adam.step()
         return norm.float()
+
+    @staticmethod
+    def lost() -> dict[str, int]:
+        """Which gradients were not finite is not kept of shards."""
+        return {}
 
     def average(self, mean: list[Tensor], share: float) -> None:
         """Moves a running mean of the masters towards them by `share`."""

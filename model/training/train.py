@@ -314,6 +314,8 @@ class Training:
             if standing.step % recipe.told == 0:
                 row = self.row() | {"lr": float(f"{lr:.3e}"), "length": lesson.steps}
                 row |= self.curve.close(learner.objective.LOSSES, learner.objective.tally)
+                if "unused" in row:
+                    row["lost"] = dict(list(learner.optimizer.lost().items())[-3:])  # nearest to where it began
                 self.curve.add(row)
                 learner.agree()
                 first = learner.objective.LOSSES[0]

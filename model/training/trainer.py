@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.training.cuda import without_cudnn_attention
 from model.training.dataset import Lesson
 from model.training.objectives import Objective
 from model.training.optimizer import Optimizer
@@ -76,7 +77,8 @@ class Learner:
     def differentiate(self, cuts: list[int], given: dict[str, Tensor]) -> None:
         """Gradients of one lesson whose questions are asked after `cuts` steps; leaves what is told of it in `losses`."""
         self.optimizer.clear()
-        loss, told = self.objective(cuts, given, self.weight)
+        with without_cudnn_attention():
+            loss, told = self.objective(cuts, given, self.weight)
         loss.backward()
         self.losses.copy_(told)
 

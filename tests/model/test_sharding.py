@@ -70,6 +70,19 @@ def test_a_teacher_that_does_not_fit_is_told_in_a_line(tmp_path):
         read_teacher(str(folder))
 
 
+def test_a_gradient_that_is_not_finite_is_left_out_of_shared_weights_too():
+    from model.training.sharding import ShardedOptimizer
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = ShardedOptimizer([("weight", weight)])
+    for gradient, moved in (([1.0, torch.nan, 1.0], False), ([1.0, 1.0, torch.inf], False), ([1.0, 1.0, 1.0], True)):
+        optimizer.clear()
+        weight.grad = torch.tensor(gradient)
+        norm = optimizer.step(0.1)
+        assert bool(norm.isfinite()) is moved
+        assert bool((weight < 1).all()) is moved and bool(weight.isfinite().all())
+
+
 def learned(part: str, sharded: bool, devices: int) -> dict[str, torch.Tensor]:
     """Weights after three steps of a tiny model's learning."""
     from model.training.trainer import Learner

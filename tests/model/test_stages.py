@@ -161,6 +161,39 @@ def test_updates_that_are_left_out_are_told(tmp_path):
     assert again.close(("loss",), tally) == {"loss": 2.0, "norm": 0.25}
 
 
+def test_a_gradient_that_is_not_finite_is_left_out_and_named_in_the_curve(toy, tmp_path, monkeypatch):
+    """It is NaN in one weight of one lesson: the curve names that weight, and all weights stay finite."""
+    monkeypatch.setattr(program, "mixture", lambda recipe: ((9.99, {4: 1.0}),))
+    differentiate, lessons = Learner.differentiate, []
+
+    def struck(self, cuts, given):
+        differentiate(self, cuts, given)
+        lessons.append(given)
+        if len(lessons) == 2:
+            self.objective.model.model.layers[1].mlp.up_proj.weight.grad[0, 0] = torch.nan
+
+    monkeypatch.setattr(Learner, "differentiate", struck)
+    out = toy("tune", tmp_path / "tune", minutes=1.0)
+    first, second = rows(out)
+    assert first["unused"] == 1 and first["lost"] == {"model.layers.1.mlp.up_proj.weight": 1}
+    assert "unused" not in second and "lost" not in second
+    assert all(torch.isfinite(x).all() for x in Saved(out).weights("weights").values())
+
+
+def test_attention_is_differentiated_by_other_kernels_than_cudnns(toy, tmp_path, monkeypatch):
+    """Under a mask cuDNN's gradients of low scores are NaN on Hopper: none is recorded by it, and whoever else computes may have it."""
+    monkeypatch.setattr(program, "mixture", lambda recipe: ((9.99, {4: 1.0}),))
+    forward, allowed = SequenceCache.attend, set()
+
+    def watched(self, *given):
+        allowed.add(torch.backends.cuda.cudnn_sdp_enabled())
+        return forward(self, *given)
+
+    monkeypatch.setattr(SequenceCache, "attend", watched)
+    toy("tune", tmp_path / "tune", minutes=0.5)
+    assert allowed == {False} and torch.backends.cuda.cudnn_sdp_enabled()
+
+
 class Killed(BaseException):
     pass
 
