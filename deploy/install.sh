@@ -22,6 +22,7 @@ ln -sf /opt/streamer/bin/streamer /usr/local/bin/streamer
 id streamer >/dev/null 2>&1 || useradd --system --home-dir /var/lib/streamer --shell /usr/sbin/nologin streamer
 install -d -o streamer -g streamer -m 0700 /var/lib/streamer
 install -d -m 0755 /etc/streamer
+if [ -d /etc/systemd/system ]; then install -m 0644 "$here/deploy/streamer-fleet.service" /etc/systemd/system/; fi
 [ -e /etc/streamer/fleet.secret ] || {
     (umask 077; od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >/etc/streamer/fleet.secret)
     chown streamer /etc/streamer/fleet.secret

@@ -22,7 +22,7 @@ from model.serving.grammar import Grammar
 from protocols.fields import refusal
 from protocols.question import Question, Sampling
 from streamer.archive import Archive, recalled
-from streamer.config import Config, ConfigError, StreamConfig, parse_config
+from streamer.config import Config, ConfigError, parse_config
 from streamer.engine.answer import Answer, Usage
 from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
@@ -31,6 +31,7 @@ from streamer.engine.stream import Stream, StreamStatus
 from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent, Subscription
 from streamer.forms import Forms
+from streamer.handover import Handover
 from streamer.library import Library
 from streamer.loading import load, pace, start, threads
 from streamer.memory.keeper import Keeper
@@ -80,6 +81,8 @@ class Assistant:
         """What outlasts the process; None where nothing is kept."""
         self.library: Library | None = None
         """Recordings that are read once and asked; None where nothing is kept."""
+        self.handover = Handover(self._streams, self._answers, self._cancel, lambda: self.keeper, self._unready)
+        """For whoever shares streams out over many processes."""
         self.archive = Archive(lambda: self.keeper)
         """What happened to streams, and what is recorded of them."""
 
@@ -230,31 +233,9 @@ class Assistant:
             await self.keeper.forget(name)
         await self.watches.forget(name)
 
-    async def take_over(self, config: StreamConfig) -> StreamStatus:
-        """Watches a stream that another process watched before, with the memory of it that is kept here.
-
-        It is not watched after a restart: whoever shares streams out says so again. Raises AssistantError as `attach`.
-        """
-        if not self.ready:
-            raise AssistantError("not_ready", f"No stream can be attached now: {self.trouble}.")
-        return await self._streams.attach(config)
-
-    async def let_go(self, name: str) -> None:
-        """Ends a stream for another process to watch; what is kept of it stays. Raises AssistantError: unknown_stream."""
-        await self._streams.detach(name)
-
     def stream(self, name: str) -> Stream:
         """One of the streams. Raises AssistantError: unknown_stream."""
         return self._streams.named(name)
-
-    def lease(self, lasts: Callable[[], bool]) -> None:
-        """Has streams that come from now on seen for as long as it `lasts`, which the engine's thread asks too."""
-        self._streams.lasts = lasts
-
-    def hush(self, name: str) -> None:
-        """Ends a stream's open answers as cancelled."""
-        for answer in [each for each in self._answers.values() if each.stream == name]:
-            self._cancel(answer)
 
     async def held(self) -> dict[str, dict[str, Any]]:
         """By stream, watched or not, what is kept of it; see `Keeper.held`."""
@@ -421,6 +402,9 @@ class Assistant:
     def subscribe(self, stream: str | None = None) -> Subscription:
         """News of one stream, or of all: first each stream's status now, then what happens. Close it after use."""
         return self.news.subscribe(stream, {name: each.source.status for name, each in self._streams.items()})
+
+    def _unready(self) -> str | None:
+        return None if self.ready else self.trouble
 
     def _check_ready(self) -> None:
         if not self.ready:

@@ -20,6 +20,9 @@ from streamer.problems import problems, short
 from streamer.storage_config import NotesConfig, StorageConfig
 from streamer.watch_config import WatchConfig, check_names
 
+USUAL_RATE = 25.0
+"""Frames a second that are expected of a stream before it has shown its own rate."""
+
 
 class ConfigError(ValueError):
     """A configuration that is refused; `problems` holds one line for each value, naming path, value and mend."""

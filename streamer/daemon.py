@@ -8,11 +8,10 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +29,8 @@ from streamer.outputs.feed import KEPT
 from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
 from streamer.reload import SERVER_FIXED
-from streamer.server.app import close_connections, create_app, server_options
+from streamer.server.app import close_connections, create_app
+from streamer.server.listening import DaemonError, Server, listen, server_options, url_of
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.systemd import notify, watchdog_seconds
 from streamer.watches.watches import Watches
@@ -38,18 +38,6 @@ from streamer.watches.watches import Watches
 log = logging.getLogger("streamer")
 REVOKE_SECONDS = 1.0
 """How late what an expired token opened is closed."""
-
-
-class DaemonError(Exception):
-    """Why the daemon can't run, in one line with the mend."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the daemon has an order in which things stop."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Daemon:
@@ -61,7 +49,7 @@ class Daemon:
         self.outputs = Outputs(config.outputs)
         join(self.assistant.watches, self.outputs)
         self._app = create_app(self.assistant, config, self.outputs)
-        self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
+        self._server = Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._serving: asyncio.Task[None] | None = None
         self._revoking: asyncio.Task[None] | None = None
         self._capacity = 0.0
@@ -74,8 +62,8 @@ class Daemon:
 
         Raises DaemonError.
         """
-        listener, engine = _listen(self.config.server), self.assistant.engine
-        self.listening = _url(listener, self.config.server)
+        listener, engine = listen(self.config.server), self.assistant.engine
+        self.listening = url_of(listener, self.config.server)
         self.assistant.watches.links.address = address = self.address(self.config.server)
         if self.config.outputs.all and "://" not in address:
             log.warning(
@@ -320,34 +308,3 @@ def _progress_bar() -> Callable[[int, int], None]:
             bar.close()
 
     return show
-
-
-def _url(listener: socket.socket, server: ServerConfig) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if server.certificate else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _listen(server: ServerConfig) -> socket.socket:
-    """The daemon's socket. Raises DaemonError."""
-    where = f"{server.host}:{server.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise DaemonError(f"can't listen at {where}: {error.strerror or error}; check server.host") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise DaemonError(
-                f"port {server.port} at {server.host} is in use: stop what uses it, or choose another with --port"
-            ) from None
-        raise DaemonError(f"can't listen at {where}: {error.strerror}; choose another host or port") from None
-    return listener

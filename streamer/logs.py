@@ -44,12 +44,36 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+_ABOUT: dict[str, str] = {}
+"""What is so of every line of this process: its node, its engine."""
+_NAMED = re.compile(r"\b(stream|engine) %s")
+_FIELD = re.compile(r"%[-+ #0]*[\d.]*[a-z]")
+
+
+def about(**facts: str) -> None:
+    """Has every line from now on say where it is from: the `node`, the `engine`."""
+    _ABOUT.update(facts)
+
+
+def named(record: logging.LogRecord) -> dict[str, str]:
+    """The stream and the engine that a message names as `stream %s` and `engine %s`."""
+    if not isinstance(record.args, tuple) or not isinstance(record.msg, str):
+        return {}
+    text, out = record.msg.replace("%%", "  "), {}
+    for found in _NAMED.finditer(text):
+        index = len(_FIELD.findall(text[: found.start()]))
+        if index < len(record.args):
+            out.setdefault(found[1], escaped(str(record.args[index])))
+    return out
+
+
 class LineFormatter(logging.Formatter):
     """One line for a person: the time of day and the message; an error's traceback is indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{when} {escaped(record.getMessage())}"
+        where = f"{_ABOUT['engine']}: " if "engine" in _ABOUT else ""
+        line = f"{when} {where}{escaped(record.getMessage())}"
         if record.exc_info:
             told = self.formatException(record.exc_info).split("\n")
             line += "".join(f"\n    {escaped(each)}" for each in told)
@@ -57,11 +81,14 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC, ISO 8601), level, message, and the error's traceback where there is one."""
+    """One JSON object a line: time (UTC, ISO 8601), level, message, the stream that it is about and where in a fleet it is from,
+    and the error's traceback where there is one.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         facts = {"time": when, "level": record.levelname.lower(), "message": escaped(record.getMessage())}
+        facts |= named(record) | _ABOUT
         if record.exc_info:
             facts["error"] = self.formatException(record.exc_info)[-LONGEST_LINE:]
         # JSON escapes C0 by itself; the rest is escaped in JSON's own way, so that it reads back as it was.
@@ -157,6 +184,13 @@ def dropped_lines() -> dict[str, int]:
     """By stdout and stderr, how many lines were not written; of neither where `output_aside` is not."""
     outputs = {"stdout": sys.stdout, "stderr": sys.stderr}
     return {name: output.dropped for name, output in outputs.items() if isinstance(output, Output)}
+
+
+def log_to_stderr() -> None:
+    """The project's log goes to stderr, which somebody else holds."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter() if sys.stderr.isatty() else JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
 
 
 @contextmanager

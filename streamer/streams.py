@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from capture import Source
+from capture import Source, SourceStatus
 from streamer.admission import admit, full, opened, reading_processes
 from streamer.config import Config, StreamConfig
 from streamer.engine.engine import Engine
@@ -26,6 +26,9 @@ class Streams(Mapping[str, Stream]):
         self._engine, self._news, self._config = engine, news, config
         self._streams: dict[str, Stream] = {}
         self._attaching: set[str] = set()
+        self._prepared: dict[str, Stream] = {}
+        """Streams that will come: their sources are open, nothing of them is seen."""
+        self._stopping: set[asyncio.Task[None]] = set()
         self.lasts: Callable[[], bool] = lambda: True
         """See `Assistant.lease`."""
         self.keeper: Keeper | None = None
@@ -75,26 +78,66 @@ class Streams(Mapping[str, Stream]):
         if len(self) + len(self._attaching) >= most:
             raise AssistantError("too_many_streams", await full(self._engine, most))
         self._attaching.add(name)
+        prepared = self._prepared.pop(name, None)
         try:
-            source = source or await self.open(config)
-            stream = Stream(config, source, self._engine.wake, self.trained_rate, self.lasts)
+            if prepared is not None and (source is not None or prepared.config != config):
+                self._stop(prepared)
+                prepared = None
+            stream = prepared or self._made(config, source or await self.open(config))
             await admit(self._engine, self._config().limits, stream)
             await asyncio.wrap_future(self._engine.add(stream))
             if self.keeper is not None:
                 await self.keeper.resume(stream)
-        except asyncio.CancelledError:
-            self._engine.remove(name)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._engine.remove(name)
+            if prepared is not None:
+                self._stop(prepared)
             raise
         finally:
             self._attaching.discard(name)
         self._streams[name] = stream
+        if prepared is not None:
+            stream.comes(self.lasts)
+            self._changed(stream, stream.source.status)
+            self._engine.wake()
+            return stream.status(time.monotonic())
         if config.record and self.keeper is not None:
             stream.recorder = self.keeper.recordings.recorder(name)
-        stream.start(lambda stream, status: self._news.changed(stream.name, status))
+        stream.start(self._changed)
         return stream.status(time.monotonic())
 
-    async def detach(self, name: str) -> None:
-        """Ends a stream; what is kept of it stays. Raises AssistantError: unknown_stream."""
+    async def prepare(self, config: StreamConfig) -> Stream:
+        """Opens a stream's source, of which nothing is seen until it is attached. Raises AssistantError: bad_source, bad_option."""
+        await self.unprepare(config.name)
+        stream = self._prepared[config.name] = self._made(config, await self.open(config))
+        stream.lasts = lambda: False
+        stream.start(self._changed)
+        return stream
+
+    async def unprepare(self, name: str) -> None:
+        """Closes it again, where it has not been attached."""
+        if (stream := self._prepared.pop(name, None)) is not None:
+            self._stop(stream)
+
+    def _made(self, config: StreamConfig, source: Source) -> Stream:
+        return Stream(config, source, self._engine.wake, self.trained_rate, self.lasts)
+
+    def _changed(self, stream: Stream, status: SourceStatus) -> None:
+        if self._streams.get(stream.name) is stream:
+            self._news.changed(stream.name, status)
+
+    def _stop(self, stream: Stream) -> None:
+        """Ends a stream's source while others go on: a camera may take a second to be let go."""
+        task = asyncio.create_task(asyncio.to_thread(stream.stop))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    async def detach(self, name: str, *, waits: bool = True) -> None:
+        """Ends a stream; what is kept of it stays. Its source has ended when this returns, if it `waits`.
+
+        Raises AssistantError: unknown_stream.
+        """
         stream = self.named(name)
         del self._streams[name]
         self._news.dropped(name, stream.drops)
@@ -104,7 +147,10 @@ class Streams(Mapping[str, Stream]):
         try:
             await asyncio.wrap_future(self._engine.remove(name))
         finally:
-            await asyncio.to_thread(stream.stop)
+            if waits:
+                await asyncio.to_thread(stream.stop)
+            else:
+                self._stop(stream)
 
     async def change(self, change: Change) -> str:
         """Makes a stream be as configured; says what was done. Raises AssistantError."""
@@ -136,3 +182,7 @@ class Streams(Mapping[str, Stream]):
     def clear(self) -> None:
         """Forgets all of them, which have ended."""
         self._streams.clear()
+        for stream in self._prepared.values():
+            stream.mailbox.close()
+            stream.source.stop(0.0)
+        self._prepared.clear()

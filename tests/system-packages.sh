@@ -9,6 +9,7 @@ RTMP="ffmpeg"
 BROWSER="chromium"
 PROXY="nginx-light"
 BROKER="mosquitto"
+TABLE="redis-server"
 
 missing() {
     for package in $1; do
@@ -23,14 +24,15 @@ tell() {
     [ -z "$(missing "$RTMP")" ] || echo "tests of RTMP will be skipped: $1"
     [ -z "$(missing "$BROWSER")" ] || echo "tests in a browser will be skipped: $1"
     [ -z "$(missing "$BROKER")" ] || echo "tests of MQTT will be skipped: $1"
+    [ -n "$(command -v redis-server)" ] || echo "tests of a fleet's table in Redis will be skipped: $1"
     [ -n "$(command -v nginx)" ] || [ -z "$(missing "$PROXY")" ] || echo "tests behind a reverse proxy will be skipped: $1"
 }
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-    echo "no Debian packages here: tests of RTSP, of RTMP, of v4l2://, in network namespaces, through TURN, in a browser, behind a proxy and of MQTT skip what they lack"
+    echo "no Debian packages here: tests of RTSP, of RTMP, of v4l2://, in network namespaces, through TURN, in a browser, behind a proxy, of MQTT and of Redis skip what they lack"
     exit 0
 fi
-wanted=$(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY $BROKER")
+wanted=$(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY $BROKER $TABLE")
 [ -n "$wanted" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then
     tell "run 'sudo apt-get install --no-install-recommends $wanted'"
@@ -45,5 +47,5 @@ export DEBIAN_FRONTEND=noninteractive
     apt-get install -y -qq --no-install-recommends $wanted
 } >"$log" 2>&1 || tail -n 3 "$log"
 rm -f "$log"
-tell "apt-get could not install $(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY $BROKER")"
+tell "apt-get could not install $(missing "$GSTREAMER $NETWORK $CAMERA $RTMP $BROWSER $PROXY $BROKER $TABLE")"
 exit 0

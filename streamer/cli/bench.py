@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measures and prints; returns the exit code."""
     from streamer.config import ConfigError
-    from streamer.daemon import DaemonError
+    from streamer.server.listening import DaemonError
 
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(options.file)] if options.file else [Path(folder) / f"{i}.mp4" for i in range(options.streams)]

@@ -24,7 +24,8 @@ from model.evaluation import ovo_bench, questions, streaming_bench
 from model.evaluation.questions import LayoutError, Question
 from streamer.client import AsyncClient, ClientError
 from streamer.config import Config, parse_config
-from streamer.daemon import Daemon, DaemonError
+from streamer.daemon import Daemon
+from streamer.server.listening import DaemonError
 
 STREAM = "clip"
 GLIMPSE, GLIMPSED = 4, "glimpse"

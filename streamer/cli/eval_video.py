@@ -32,7 +32,8 @@ from model.world.render import Assets, Painter
 from model.world.scene import Scene
 from streamer.client import AsyncClient, ClientError
 from streamer.config import Config, parse_config
-from streamer.daemon import Daemon, DaemonError
+from streamer.daemon import Daemon
+from streamer.server.listening import DaemonError
 
 SCENES = {"now": 16, "memory 128": 3}
 """Scenes of each paper."""

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from streamer.cluster.placement import LEASE
 from streamer.cluster.room import Labels, Wish
 from streamer.config import (
+    USUAL_RATE,
     AnswersConfig,
     Config,
     ConfigError,
@@ -21,13 +22,13 @@ from streamer.config import (
     WebRtcConfig,
     read_config,
 )
-from streamer.engine.stream import USUAL_RATE
 from streamer.fields import Name, Number, Section, Whole
 from streamer.output_config import OutputsConfig
 from streamer.problems import problems
 from streamer.watch_config import WatchConfig, check_names
 
 SHORTEST_SECRET = 32
+REDIS = ("redis://", "rediss://")
 Label = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -81,7 +82,7 @@ class FleetConfig(Section):
     folder: Annotated[str, Field(min_length=1)]
     """Shared by all machines: engines leave snapshots there for one another."""
     table: Annotated[str, Field(min_length=1)] | None = None
-    """The head's own file; unset is `fleet.sqlite` in `folder`."""
+    """The head's own file, or redis://…; unset is `fleet.sqlite` in `folder`."""
     ray: RayConfig | None = None
     """Unset, engines are processes of this machine."""
     lease: Annotated[Number, Field(ge=1, le=60)] = LEASE

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from streamer.cluster.engine import streamer_version
+from streamer.cluster.alike import Model, unlike
 from streamer.cluster.room import Costs
+from streamer.cluster.table import TableError
 from streamer.errors import AssistantError
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ AGAIN_SECONDS = (1.0, 30.0)
 """Before an engine that did not start is started again: at first, and at most."""
 SOUND_SECONDS = 30.0
 """An engine that ran for so long is started at once when it dies."""
-CLOCK_SECONDS = 5.0
-"""How far an engine's time of day may be from the head's: gaps are told by it."""
 RETRY_SECONDS = 5.0
 
 
@@ -35,7 +35,7 @@ class Ears:
 
     def __init__(self, head: Head) -> None:
         self._head = head
-        self._model: tuple[str, str] | None = None
+        self._model: Model | None = None
         """Name and fingerprint, which all engines' models must have."""
 
     async def look_after(self, known: Known) -> None:
@@ -53,6 +53,7 @@ class Ears:
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, most)
                     continue
+            first = known.clock is None  # only the next word can renew a lease, which may be about to run out
             try:
                 await self._hear(known)
             except httpx.ConnectError:
@@ -61,14 +62,18 @@ class Ears:
                     wait = AGAIN_SECONDS[0] if time.monotonic() - known.began > SOUND_SECONDS else min(2 * wait, most)
                     await asyncio.sleep(wait)
                     continue
+            except TableError as error:
+                log.error("the fleet's table can't be written: %s", error)
             except (httpx.HTTPError, AssistantError, KeyError, ValueError) as error:
                 known.trouble = f"it does not answer ({error or type(error).__name__})"
-            await asyncio.sleep(HEAR_SECONDS)
+            if not first or known.clock is None:
+                await asyncio.sleep(HEAR_SECONDS)
 
     async def _hear(self, known: Known) -> None:
         """Renews an engine's lease, by its own clock, and takes what it tells."""
         grant = None
-        if known.clock is not None and self._head.placement.renewed(known.name, known.heard):
+        holds = self._head.table.holds()  # a head that may have been replaced grants nothing
+        if known.clock is not None and holds and self._head.placement.renewed(known.name, known.heard):
             grant = known.clock + self._head.fleet.lease
         edition = self._head.edition
         watches = None
@@ -77,6 +82,8 @@ class Ears:
         asked = time.monotonic()
         facts = await self._head.ask(known, "lease", {"until": grant, "watches": watches})
         known.clock, known.heard, known.facts = facts["clock"], time.monotonic(), facts
+        # Where the table was lost with its head: what engines have heard of is over.
+        self._head.placement.epoch = max(self._head.placement.epoch, facts["epoch"])
         if not facts["ready"]:
             known.trouble = facts["trouble"] or "its model is being loaded"
             return
@@ -98,35 +105,22 @@ class Ears:
             for each in self._head.placement.room.engines[known.name].wishes
         ]:
             placed = self._head.placement.streams[stream]
-            if placed.state != "owned" or placed.engine != known.name or self._head.ordered.get(stream) != epoch:
+            if placed.state != "owned" or placed.engine != known.name or self._head.orders.ordered.get(stream) != epoch:
                 continue
-            if (stream, epoch) in self._head.carrying:
+            if (stream, epoch) in self._head.orders.carrying:
                 continue
             if facts["streams"].get(stream) == epoch:
-                self._head.confirm(stream, epoch, None)
-            elif self._head.since.get(stream, 0.0) < asked:
-                self._head.miss(stream)
-                self._head.carrying.add((stream, epoch))
-                self._head.spawn(self._reclaim(known, stream, epoch))
+                self._head.orders.confirm(stream, epoch, None)
+            elif self._head.orders.since.get(stream, 0.0) < asked:
+                self._head.spawn(self._head.orders.reclaim(known, stream, epoch))
 
     async def _welcome(self, known: Known, costs: Costs, facts: Mapping[str, Any]) -> None:
         """Takes an engine that is ready among those that are given streams, unless it can't be one of them."""
         assert known.at is not None
         hello = await self._head.ask(known, "hello", {})
-        model = hello["model"], hello["fingerprint"]
-        apart = abs(hello["wall"] - time.time())
-        if hello["version"] != streamer_version():
-            known.trouble = f"it is streamer {hello['version']}, this is {streamer_version()}: install the same on both"
-        elif hello["probe"] != self._head.probe:
-            known.trouble = f"{self._head.fleet.path} is not the same folder there as here: mount it on every machine"
-        elif apart > CLOCK_SECONDS:
-            known.trouble = f"its clock differs by {apart:.0f} s from this machine's: set both by NTP"
-        elif self._model not in (None, model):
-            known.trouble = (
-                f"its model is {model[0]} ({model[1][:8]}), the others' another: no stream could go on there"
-            )
-        else:
-            self._model, known.trouble = model, ""
+        known.trouble = unlike(hello, self._head.probe, self._head.fleet.path, self._model, time.time())
+        if not known.trouble:
+            self._model = hello["model"], hello["fingerprint"]
             self._head.table.keep_engine(
                 known.name,
                 {
@@ -135,6 +129,7 @@ class Ears:
                 },
             )  # fmt: skip
             self._head.placement.joined(known.name, costs, facts["slots"], known.heard, self._head.labels(known.name))
+            self._head.orders.wake()
             log.info("engine %s is there: %.1f ms a frame, %d slots", known.name, costs.frame_ms, facts["slots"])
             return
         log.error("engine %s is given no streams: %s", known.name, known.trouble)
@@ -143,19 +138,11 @@ class Ears:
     def _gone(self, known: Known, why: str) -> None:
         log.error("engine %s: %s", known.name, why)
         known.at, known.clock, known.trouble = None, None, f"{why}, it is started again"
-        self._head.miss_all(known.name)
+        self._head.orders.miss_all(known.name)
         self._head.placement.gone(known.name, time.monotonic())
-        self._head.table.keep_engine(known.name, None)
-
-    async def _reclaim(self, known: Known, stream: str, epoch: int) -> None:
-        """An engine has not what it was given: it is told to let go of it for good, so that what is still on its way does nothing."""
-        try:
-            await self._head.ask(known, "release", {"stream": stream, "epoch": epoch, "forget": False}, 30.0)
-            self._head.placement.lost(stream, epoch, time.monotonic())
-        except (httpx.HTTPError, AssistantError) as error:
-            log.warning("stream %s can't be taken from engine %s: %s", stream, known.name, error)
-        finally:
-            self._head.carrying.discard((stream, epoch))
+        self._head.orders.wake()
+        with suppress(TableError):  # an engine that is remembered for nothing is found to be gone by the next head
+            self._head.table.keep_engine(known.name, None)
 
 
 async def _nobody_listens(url: str) -> bool:

@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from protocols.fields import read_object
+from streamer.cluster.alike import PROBE, streamer_version
 from streamer.cluster.config import FleetConfig
 from streamer.cluster.holder import Holder
 from streamer.cluster.passes import HEAD, audience, link_key
 from streamer.config import ServerConfig
-from streamer.daemon import Daemon, DaemonError
-from streamer.logs import output_aside
+from streamer.daemon import Daemon
+from streamer.logs import about, output_aside
 from streamer.memory.folder import PRIVATE, default_folder
 from streamer.memory.snapshots import KIND
 from streamer.server.bodies import read_body
 from streamer.server.errors import RequestError
+from streamer.server.listening import DaemonError
 
 ALONE_SECONDS = 600.0
 """An engine that has heard of no head for so long ends."""
-PROBE = ".streamer-fleet"
-"""A file in the shared folder by which the head sees that it is shared."""
-
-
-def streamer_version() -> str:
-    try:
-        return version("streamer")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def engine_folder(shared: Path, name: str) -> Path:
@@ -69,6 +61,7 @@ class EngineDaemon(Daemon):
             Route("/fleet/hello", self.hello, methods=["POST"]),
             Route("/fleet/lease", self.lease, methods=["POST"]),
             Route("/fleet/own", self.own, methods=["POST"]),
+            Route("/fleet/prepare", self.prepare, methods=["POST"]),
             Route("/fleet/release", self.release, methods=["POST"]),
             Route("/fleet/end", self.end, methods=["POST"]),
         ]
@@ -112,6 +105,10 @@ class EngineDaemon(Daemon):
     async def own(self, request: Request) -> Response:
         told = await self._order(request)
         return JSONResponse(await self.holder.own(told["stream"], told["epoch"], told["before"], told["watched"]))
+
+    async def prepare(self, request: Request) -> Response:
+        told = await self._order(request)
+        return JSONResponse(await self.holder.prepare(told["stream"]))
 
     async def release(self, request: Request) -> Response:
         told = await self._order(request)
@@ -163,6 +160,7 @@ async def run(told: dict[str, Any]) -> int:
 
 def main() -> int:
     told = json.loads(sys.stdin.readline())
+    about(node=os.uname().nodename, engine=told["name"])
     with output_aside():
         code = asyncio.run(run(told))
     if any(thread.name == "engine" for thread in threading.enumerate()):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -20,6 +18,7 @@ from capture.network.policy import looked_up, refuse_private
 from capture.redaction import redact
 from protocols.chat import chosen_stream, model_body, model_ids, models_body
 from protocols.fields import ProtocolError, read_object
+from streamer.cluster.figures import gathered
 from streamer.cluster.forward import WAIT_SECONDS, Forwarder
 from streamer.cluster.head import Head
 from streamer.cluster.passes import link_key
@@ -30,17 +29,17 @@ from streamer.config import Config, ConfigError, parse_config
 from streamer.errors import AssistantError
 from streamer.server.addresses import named
 from streamer.server.admission import LINKED, follower
-from streamer.server.app import WEB, Page, own_names
 from streamer.server.attachments import PREFIX
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Visitor
 from streamer.server.bodies import read_body
+from streamer.server.connections import TRY_AGAIN_LATER
 from streamer.server.errors import (
     RequestError,
     error_response,
 )
 from streamer.server.guarded import guarded, nowhere
 from streamer.server.limits import Limits
-from streamer.server.realtime import TRY_AGAIN_LATER
+from streamer.server.page import WEB, Page, own_names
 from streamer.server.tokens import known_tokens, signed_tokens
 from streamer.server.whip import ANSWER_SECONDS
 from streamer.watches.links import Links
@@ -317,27 +316,11 @@ class Gateway:
         return {"status": "ok", "model": reply.get("model"), "streams": len(self.head.configs), "engines": len(engines)}
 
     async def metrics(self, request: Request) -> Response:
-        """Every engine's figures with its name; of streams and engines, as many as there are."""
+        """See `gathered`."""
         self._admit(request, "view")
         engines = self.head.ready()
         texts = await asyncio.gather(*(self._forward.text(known, "/metrics") for known in engines))
-        out: dict[str, list[str]] = {}
-        for known, text in zip(engines, texts, strict=True):
-            for family in text_string_to_metric_families(text):
-                lines = out.setdefault(
-                    family.name, [f"# HELP {family.name} {family.documentation}", f"# TYPE {family.name} {family.type}"]
-                )
-                for sample in family.samples:
-                    labels = ",".join(
-                        f"{key}={json.dumps(value)}" for key, value in {**sample.labels, "engine": known.name}.items()
-                    )
-                    lines.append(f"{sample.name}{{{labels}}} {sample.value:g}")
-        view = self.head.view()
-        own = [f'streamer_fleet_engine_load{{engine="{each["name"]}"}} {each["load"]}' for each in view["engines"]]
-        own += [f"streamer_fleet_engines {len(self.head.ready())}", f"streamer_fleet_streams {len(self.head.configs)}"]
-        own += [f"streamer_fleet_streams_waiting {sum(each['state'] == 'waiting' for each in view['streams'])}"]
-        own += [f"streamer_fleet_moves_total {view['moves']}"]
-        text = "\n".join([line for lines in out.values() for line in lines] + own) + "\n"
+        text = gathered({known.name: text for known, text in zip(engines, texts, strict=True)}, self.head.view())
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # How it is done

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import sqlite3
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +14,16 @@ from typing import Any
 
 import httpx
 
-from streamer.cluster.config import FleetConfig
+from streamer.cluster.alike import PROBE
+from streamer.cluster.config import REDIS, FleetConfig
 from streamer.cluster.ears import Ears
-from streamer.cluster.engine import PROBE
 from streamer.cluster.launch import Launched, Launcher
+from streamer.cluster.orders import Orders
 from streamer.cluster.passes import head_pass, visitor_pass
-from streamer.cluster.placement import Order, Own, Placement
+from streamer.cluster.placement import Placement
+from streamer.cluster.redis_table import RedisTable
 from streamer.cluster.room import Costs
-from streamer.cluster.table import Table
+from streamer.cluster.table import FileTable, Table, TableError
 from streamer.config import ConfigError, StreamConfig, parse_config
 from streamer.errors import AssistantError
 from streamer.watch_config import WatchConfig
@@ -31,10 +31,8 @@ from streamer.watch_config import WatchConfig
 log = logging.getLogger("streamer.fleet")
 PATIENCE = 1.5
 """Seconds that an engine may take to answer."""
-TURN_SECONDS = 0.05
-AT_ONCE = 6
+AT_ONCE = 8
 """Orders that one engine carries out at once."""
-KEPT_MOVES = 256
 
 
 @dataclass(slots=True)
@@ -62,12 +60,12 @@ class Head:
         self.launcher = launcher
         try:
             fleet.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.table = Table(Path(fleet.table).expanduser() if fleet.table else fleet.path / "fleet.sqlite")
+            self.table = _table(fleet)
             self.probe = secrets.token_hex(16)
             (fleet.path / PROBE).write_text(self.probe)
-        except sqlite3.Error as error:
+        except TableError as error:
             raise ConfigError(
-                [f"table: can't be used ({error}): another head may run; stop it, or name another file"]
+                [f"table: can't be used ({error}): another head may run; stop it, or name another"]
             ) from None
         except OSError as error:
             raise ConfigError(
@@ -79,22 +77,11 @@ class Head:
         self.watches: dict[str, WatchConfig] = {}
         self.edition = 0
         self.known: dict[str, Any] = {}
-        self.confirmed: dict[str, int] = {}
-        """The epoch in which a stream's owner said that it has it."""
-        self.since: dict[str, float] = {}
-        """When it said so."""
-        self._lost: dict[str, tuple[float, str | None]] = {}
-        """Since when, Unix seconds, a stream is seen by nobody, and who saw it last."""
-        self.moved: deque[dict[str, Any]] = deque(maxlen=KEPT_MOVES)
-        self.carrying: set[tuple[str, int]] = set()
-        self.ordered: dict[str, int] = {}
-        """The epoch that a stream's owner was told of last."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.client = httpx.AsyncClient(
             timeout=None, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64), trust_env=False
         )
-        self.changed = asyncio.Event()
-        """Is set, and made anew, whenever somebody has another stream."""
+        self.orders = Orders(self)
 
     async def start(self) -> None:
         """Goes on with what the table knows, then with what is configured."""
@@ -113,10 +100,10 @@ class Head:
                 config = parse_config({"streams": [options]}).streams[0]
                 self.configs[config.name] = config
                 self.placement.restored(self._wish(config), engine, epoch, now)
-                self.ordered[config.name] = epoch
+                self.orders.ordered[config.name] = epoch
         for config in self.fleet.streams:
             self._want(config)
-        self.spawn(self._turns())
+        self.spawn(self.orders.run())
         ears = Ears(self)
         for known in self.engines.values():
             self.spawn(ears.look_after(known))
@@ -152,17 +139,19 @@ class Head:
     def detach(self, name: str) -> None:
         """Raises AssistantError: unknown_stream."""
         self._check(name)
+        self._keep(self.table.drop_stream, name)
         del self.configs[name]
-        self.table.drop_stream(name)
         self.known.pop(name, None)
-        self._lost.pop(name, None)
+        self.orders.forget(name)
         self.placement.unwant(name, time.monotonic())
+        self.orders.wake()
 
     def move(self, name: str, engine: str | None) -> None:
         """Raises AssistantError: unknown_stream, cannot_move."""
         self._check(name)
         if why := self.placement.move(name, engine, time.monotonic()):
             raise AssistantError("bad_option", f"Stream {name!r} can't be moved: {why}.")
+        self.orders.wake()
 
     def drain(self, engine: str, *, draining: bool) -> None:
         """Raises AssistantError: bad_option."""
@@ -170,13 +159,16 @@ class Head:
             there = ", ".join(self.placement.room.engines) or "none"
             raise AssistantError("bad_option", f"There is no engine {engine!r}; there are: {there}.")
         self.placement.drain(engine, draining)
+        self.orders.wake()
 
     def watch(self, config: WatchConfig | None, name: str) -> None:
         """Makes a watch, or with None removes it. Raises AssistantError: watch_exists, unknown_watch, unknown_stream."""
         if config is None:
-            if self.watches.pop(name, None) is None:
+            if name not in self.watches:
                 there = ", ".join(self.watches) or "none"
                 raise AssistantError("unknown_watch", f"There is no watch {name!r}; there are: {there}.")
+            self._keep(self.table.keep_watch, name, None)
+            del self.watches[name]
         else:
             if name in self.watches:
                 raise AssistantError(
@@ -184,8 +176,8 @@ class Head:
                 )
             for stream in config.streams:
                 self._check(stream)
+            self._keep(self.table.keep_watch, name, config.model_dump(mode="json", exclude_unset=True))
             self.watches[name] = config
-        self.table.keep_watch(name, None if config is None else config.model_dump(mode="json", exclude_unset=True))
         self.edition += 1
         for each in self.configs.values():
             self.placement.want(self._wish(each), time.monotonic())
@@ -193,7 +185,7 @@ class Head:
     def owner(self, stream: str) -> Known | None:
         """Who has a stream for sure, and does not let it go just now."""
         placed = self.placement.streams.get(stream)
-        if placed is None or placed.state != "owned" or self.confirmed.get(stream) != placed.epoch:
+        if placed is None or placed.state != "owned" or self.orders.confirmed.get(stream) != placed.epoch:
             return None
         return self.engines.get(placed.engine or "")
 
@@ -211,7 +203,7 @@ class Head:
                     "not_ready", f"Stream {stream!r} is watched by no engine now: {placed.why or placed.state}."
                 )
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), left)
+                await asyncio.wait_for(self.orders.changed.wait(), left)
 
     def ready(self) -> list[Known]:
         """Engines that may be asked."""
@@ -264,15 +256,20 @@ class Head:
             }
             for each in self.placement.streams.values()
         ]
-        return {"engines": engines, "streams": streams, "moves": self.placement.moves, "moved": list(self.moved)[-32:]}
+        return {
+            "engines": engines,
+            "streams": streams,
+            "moves": self.placement.moves,
+            "moved": list(self.orders.moved)[-32:],
+        }
 
     # Orders, and what comes of them
 
     async def _end(self, known: Known) -> None:
         if known.at is not None:
-            with suppress(httpx.HTTPError, AssistantError):
+            with suppress(httpx.HTTPError, AssistantError, TableError):
                 await self.ask(known, "end", {})
-            self.table.keep_engine(known.name, None)
+                self.table.keep_engine(known.name, None)
 
     async def ask(self, known: Known, what: str, told: Mapping[str, Any], seconds: float = PATIENCE) -> dict[str, Any]:
         """Says something to an engine. Raises httpx.HTTPError, and AssistantError for what it refuses."""
@@ -286,116 +283,19 @@ class Head:
             raise AssistantError(error["code"], error["message"])
         return reply.json() if reply.content else {}
 
-    async def _turns(self) -> None:
-        while True:
-            there = set(self.placement.room.engines)
-            orders = self.placement.turn(time.monotonic())
-            for name in there - set(self.placement.room.engines):
-                log.error(
-                    "engine %s has not been heard of for %.1f s: its streams are given to others",
-                    name,
-                    self.fleet.lease,
-                )
-                self.engines[name].trouble = "it has not been heard of"
-                self.miss_all(name)
-            if orders:
-                await asyncio.to_thread(
-                    self.table.own, [(each.stream, each.engine, each.epoch) for each in orders if isinstance(each, Own)]
-                )
-                for order in orders:
-                    self.carrying.add((order.stream, order.epoch))
-                    self.ordered[order.stream] = order.epoch
-                    self.spawn(self._carry_out(order))
-            await asyncio.sleep(TURN_SECONDS)
-
-    async def _carry_out(self, order: Order) -> None:
-        """Says it until it is done or refused, or of no use any more."""
-        known, own = self.engines[order.engine], isinstance(order, Own)
-        at = known.at
+    def _keep(self, keep: Callable[..., None], *row: Any) -> None:
+        """Raises AssistantError: storage."""
         try:
-            async with known.slots:
-                while self._stands(order) and known.at is at:
-                    try:
-                        if isinstance(order, Own):
-                            told = {
-                                "stream": self.configs[order.stream].model_dump(mode="json", exclude_unset=True),
-                                "epoch": order.epoch, "before": order.before, "watched": self.known.get(order.stream),
-                            }  # fmt: skip
-                            reply = await self.ask(known, "own", told, 30.0)
-                            self.confirm(order.stream, order.epoch, reply)
-                        else:
-                            self.miss(order.stream)
-                            reply = await self.ask(
-                                known,
-                                "release",
-                                {"stream": order.stream, "epoch": order.epoch, "forget": order.forget},
-                                30.0,
-                            )
-                            if reply["watched"] and order.stream in self.configs:
-                                self.known[order.stream] = reply["watched"]
-                            self.placement.released(order.stream, order.epoch, time.monotonic())
-                        return
-                    except httpx.HTTPError:
-                        await asyncio.sleep(0.1)
-                    except AssistantError as error:
-                        if own and error.code != "no_lease":
-                            log.warning(
-                                "engine %s does not take stream %s: %s", order.engine, order.stream, error.message
-                            )
-                            self.placement.refused(order.stream, order.epoch, error.message, time.monotonic())
-                            return
-                        await asyncio.sleep(0.1)
-        finally:
-            self.carrying.discard((order.stream, order.epoch))
-
-    def _stands(self, order: Order) -> bool:
-        placed = self.placement.streams.get(order.stream)
-        wanted = "owned" if isinstance(order, Own) else "leaving"
-        return placed is not None and (placed.epoch, placed.engine, placed.state) == (order.epoch, order.engine, wanted)
-
-    def confirm(self, stream: str, epoch: int, reply: Mapping[str, Any] | None) -> None:
-        if self.confirmed.get(stream) == epoch:
-            return
-        self.confirmed[stream], self.since[stream] = epoch, time.monotonic()
-        placed = self.placement.streams[stream]
-        since, before = self._lost.pop(stream, (None, None))
-        if since is not None and reply is not None:
-            saved = reply.get("saved_wall")
-            gap = time.time() - (saved or since)
-            self.moved.append(
-                {"stream": stream, "from": before, "to": placed.engine, "epoch": epoch, "at": time.time(),
-                 "unseen_s": round(time.time() - since, 3),
-                 "gap_s": round(gap, 3), "memory": "goes on" if reply.get("resumes") else "begins anew"}
-            )  # fmt: skip
-            log.info(
-                "stream %s went from engine %s to %s, unseen for %.2f s",
-                stream,
-                before,
-                placed.engine,
-                time.time() - since,
-            )
-        self._tell()
-
-    def miss(self, stream: str) -> None:
-        """Nobody sees a stream from now on."""
-        placed = self.placement.streams.get(stream)
-        if self.confirmed.pop(stream, None) is not None and placed is not None:
-            self._lost.setdefault(stream, (time.time(), placed.engine))
-            self._tell()
-
-    def miss_all(self, engine: str) -> None:
-        for placed in self.placement.streams.values():
-            if placed.engine == engine:
-                self.miss(placed.name)
-
-    def _tell(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
+            keep(*row)
+        except TableError as error:
+            raise AssistantError("storage", f"The fleet's table can't be written now: {error}.") from None
 
     def _want(self, config: StreamConfig) -> None:
+        if self.configs.get(config.name) != config:
+            self._keep(self.table.keep_stream, config.model_dump(mode="json", exclude_unset=True))
         self.configs[config.name] = config
-        self.table.keep_stream(config.model_dump(mode="json", exclude_unset=True))
         self.placement.want(self._wish(config), time.monotonic())
+        self.orders.wake()
 
     def _wish(self, config: StreamConfig) -> Any:
         return self.fleet.wish(config, self.watches.values())
@@ -417,3 +317,10 @@ class Head:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the fleet's head failed at something", exc_info=error)
+
+
+def _table(fleet: FleetConfig) -> Table:
+    """Raises TableError."""
+    if fleet.table is not None and fleet.table.startswith(REDIS):
+        return RedisTable(fleet.table)
+    return FileTable(Path(fleet.table).expanduser() if fleet.table else fleet.path / "fleet.sqlite")

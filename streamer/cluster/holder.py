@@ -19,6 +19,8 @@ from streamer.memory.snapshots import KIND
 from streamer.watch_config import WatchConfig
 
 log = logging.getLogger("streamer.fleet")
+PREPARE_SECONDS = 5.0
+"""How long a source that is opened beforehand may take to bring a picture; it is closed again after as long unless its stream came."""
 LOOK_SECONDS = 0.02
 """How often it is looked whether the lease has run out."""
 
@@ -42,9 +44,12 @@ class Holder:
         self._busy: dict[str, asyncio.Lock] = {}
         self._fencing: asyncio.Task[None] | None = None
         self.fenced = 0
+        self._acted = False
+        """Whether the lease lasted when that was looked at last."""
+        self._expiring: dict[str, asyncio.TimerHandle] = {}
         self._capacity: float | None = None
         self._measuring: asyncio.Future[tuple[float, float]] | None = None
-        assistant.lease(self.lasts)
+        assistant.handover.lease(self.lasts)
 
     def begin(self) -> None:
         """Gives streams up by its own clock from now on, once the lease runs out."""
@@ -87,6 +92,7 @@ class Holder:
             "look_ms": look * 1000,
             "state_bytes": assistant.model.state_bytes if assistant.ready else None,
             "watched": self._news(),
+            "epoch": max(self._seen.values(), default=0),
         }
 
     async def _measure(self) -> None:
@@ -104,10 +110,7 @@ class Holder:
 
         Raises AssistantError: no_lease, stale_epoch, and as `Assistant.attach`.
         """
-        try:
-            config = parse_config({"streams": [options]}, "stream").streams[0]
-        except ConfigError as error:
-            raise AssistantError("bad_option", f"The stream is refused: {'; '.join(error.problems)}.") from None
+        config = _stream(options)
         name = config.name
         async with self._busy.setdefault(name, asyncio.Lock()):
             self._check(name)
@@ -122,7 +125,9 @@ class Holder:
                 await self._let_go(name)
             await self._adopt(config, before)
             self._assistant.watches.resume(name, watched or {})
-            await self._assistant.take_over(config)
+            if (timer := self._expiring.pop(name, None)) is not None:
+                timer.cancel()
+            await self._assistant.handover.take_over(config)
             self.epochs[name] = epoch
             if not self.lasts():
                 await self._let_go(name)
@@ -142,15 +147,17 @@ class Holder:
             self._seen[name] = max(self._seen.get(name, 0), epoch)
             watched: dict[str, Any] = {}
             if held is not None:
-                watched = self._assistant.watches.carried(name)
-                keeper = self._assistant.keeper
                 if forget:
                     del self.epochs[name]
                     await self._assistant.detach(name)
+                elif self.lasts():
+                    with suppress(AssistantError):
+                        await self._assistant.handover.hand_over(name)
+                    self.epochs.pop(name, None)
                 else:
-                    if keeper is not None and self.lasts():
-                        await keeper.take([self._assistant.stream(name)])
                     await self._let_go(name)
+                # Last, as what a look found meanwhile would else be told once more by the next one.
+                watched = self._assistant.watches.carried(name)
             elif forget and self._assistant.keeper is not None:
                 await self._assistant.keeper.forget(name)
             self._busy.pop(name, None)
@@ -175,24 +182,45 @@ class Holder:
         except OSError as error:
             log.error("stream %s: the memory that engine %s left can't be taken along: %s", name, before, error)
 
+    async def prepare(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Opens the source of a stream that another engine still has and that is to come here; whether it brings pictures.
+
+        Raises AssistantError: no_lease, bad_option, bad_source.
+        """
+        config = _stream(options)
+        name = config.name
+        self._check(name)
+        ready = await self._assistant.handover.prepare(config, PREPARE_SECONDS)
+        if ready:
+            self._expiring[name] = asyncio.get_running_loop().call_later(
+                2 * PREPARE_SECONDS, lambda: asyncio.ensure_future(self._unprepare(name))
+            )
+        return {"ready": ready}
+
+    async def _unprepare(self, name: str) -> None:
+        self._expiring.pop(name, None)
+        await self._assistant.handover.unprepare(name)
+
     async def _let_go(self, name: str) -> None:
         self.epochs.pop(name, None)
-        self._assistant.hush(name)
         with suppress(AssistantError):
-            await self._assistant.let_go(name)
+            await self._assistant.handover.let_go(name)
 
     async def _fence(self) -> None:
         """Gives up all streams when the lease has run out; the engine sees no frame from that instant on."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self.epochs and not self.lasts():
+            acted, self._acted = self._acted, self.lasts()
+            if self._acted:
+                continue
+            if acted:
+                self._assistant.handover.hush()
+            if self.epochs:
                 self.fenced += 1
                 log.warning(
                     "the lease has run out, nothing is heard of the fleet's head: %d streams are given up",
                     len(self.epochs),
                 )
-                for name in self.epochs:
-                    self._assistant.hush(name)
                 await asyncio.gather(*(self._let_go(name) for name in tuple(self.epochs)))
 
     def _check(self, name: str) -> None:
@@ -216,6 +244,14 @@ class Holder:
         news = {name: states for name, states in known.items() if states != self._told.get(name)}
         self._told = known
         return news
+
+
+def _stream(options: Mapping[str, Any]) -> StreamConfig:
+    """Raises AssistantError: bad_option."""
+    try:
+        return parse_config({"streams": [options]}, "stream").streams[0]
+    except ConfigError as error:
+        raise AssistantError("bad_option", f"The stream is refused: {'; '.join(error.problems)}.") from None
 
 
 def _mean(values: Any) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from streamer.cluster.config import EnginesConfig, FleetConfig
 from streamer.config import ConfigError
 from streamer.errors import AssistantError
+from streamer.logs import about, log_to_stderr
 
 log = logging.getLogger("streamer.fleet")
 STARTING_SECONDS = 120.0
@@ -66,6 +67,7 @@ class Processes:
         assert child.stdin is not None and child.stdout is not None
         told = {"fleet": self._fleet, "name": name, "incarnation": incarnation}
         child.stdin.write(json.dumps(told).encode() + b"\n")
+        child.stdin.close()
         try:
             async with asyncio.timeout(STARTING_SECONDS):
                 line = json.loads(await child.stdout.readline() or b"null")
@@ -148,6 +150,8 @@ class Actor:
         from streamer.cluster.engine import EngineDaemon
 
         asked = json.loads(told)
+        about(node=ray.util.get_node_ip_address(), engine=asked["name"])
+        log_to_stderr()
         if asked["fleet"].get("engine", {}).get("host") == "node":
             asked["fleet"]["engine"]["host"] = ray.util.get_node_ip_address()
         self._daemon = EngineDaemon(FleetConfig.model_validate(asked["fleet"]), asked["name"], asked["incarnation"])

@@ -21,7 +21,7 @@ LEASE = 4.0
 """Seconds that an engine may act without being heard of."""
 MARGIN = 0.5
 """Seconds beyond that before its streams are given to others: clocks of two machines don't run alike."""
-MOST_MOVES = 4
+MOST_MOVES = 8
 """Streams that leave one engine at once."""
 REBALANCE_SECONDS, SETTLED_SECONDS, HORIZON_SECONDS = 10.0, 60.0, 60.0
 """How often overloaded engines are looked for, how long a stream stays where it is, and within how long a move must pay."""

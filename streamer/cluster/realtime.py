@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -32,6 +33,10 @@ log = logging.getLogger("streamer.fleet")
 ITEMS = 32
 """Of a conversation those that an engine which takes it over is told."""
 WAIT_SECONDS = 10.0
+BY_ITSELF = "gateway"
+"""The id of events that no client has sent."""
+ADDED = ("conversation.item.added", "conversation.item.done")
+ECHOES = frozenset([*ADDED, "session.updated"])
 OWN = frozenset({"stream.list", "stream.attach", "stream.detach", "watch.list"})
 """What the gateway answers itself."""
 PASSED_ON = '{"type":"response.output_text.delta"'
@@ -49,6 +54,32 @@ class Leg:
         """The answers, by stream."""
         self.reader: asyncio.Task[None] | None = None
         self.at = known.at
+        self.knows: set[str] = set()
+        """Items of the conversation that the engine has."""
+        self.silent: Counter[tuple[str, str]] = Counter()
+        """Events, by kind and item, that say again what the gateway told it: they are no news to the client."""
+
+    def echoes(self, kind: str, text: str) -> bool:
+        """Whether an event answers what the gateway told the engine by itself."""
+        if kind == "error":
+            return bool(json.loads(text)["error"].get("event_id") == BY_ITSELF)
+        if not self.silent or kind not in ECHOES:
+            return False
+        key = kind, "" if kind == "session.updated" else str(json.loads(text)["item"].get("id"))
+        if self.silent[key] <= 0:
+            return False
+        self.silent[key] -= 1
+        return True
+
+    async def tell(self, items: Mapping[str, dict[str, Any]]) -> None:
+        """Has the engine know a conversation's items that were said elsewhere."""
+        for id, item in items.items():
+            if id not in self.knows:
+                self.knows.add(id)
+                self.silent.update((kind, id) for kind in ADDED)
+                await self.socket.send(
+                    json.dumps({"type": "conversation.item.create", "event_id": BY_ITSELF, "item": item})
+                )
 
 
 class Relay:
@@ -201,6 +232,7 @@ class Relay:
         async with self._lock:
             leg = self._legs.get(known.name)
             if leg is not None and leg.at is known.at:
+                await leg.tell(self._items)
                 return leg
             if known.at is None:
                 raise AssistantError("not_ready", f"Engine {known.name!r} is gone: try again.")
@@ -219,20 +251,18 @@ class Relay:
                 session = {key: value for key, value in self._settings.items() if key != "stream"} | (
                     {"stream": mine} if mine else {}
                 )
-                await socket.send(json.dumps({"type": "session.update", "event_id": "gateway", "session": session}))
-            for item in self._items.values():
-                await socket.send(json.dumps({"type": "conversation.item.create", "event_id": "gateway", "item": item}))
+                await socket.send(json.dumps({"type": "session.update", "event_id": BY_ITSELF, "session": session}))
+                leg.silent["session.updated", ""] += self._begun
+            await leg.tell(self._items)
             if self._subscribed is not None and self._begun:
                 await socket.send(self._subscribed)
-            leg.reader = self._spawn(self._read(leg, len(self._items), bool(self._settings)))
+            leg.reader = self._spawn(self._read(leg))
             return leg
 
-    async def _read(self, leg: Leg, items: int, updated: bool) -> None:
+    async def _read(self, leg: Leg) -> None:
         """What an engine says; what it says of that which the gateway told it is no news to the client."""
-        silent = {"conversation.item.added": items, "conversation.item.done": items, "session.updated": int(updated)}
         first = not self._begun
-        if first:
-            self._begun, silent = True, {}
+        self._begun = True
         with suppress(ConnectionClosed):
             async for message in leg.socket:
                 text = message if isinstance(message, str) else message.decode()
@@ -240,8 +270,7 @@ class Relay:
                     kind = text[9 : text.find('"', 9)]
                     if kind == "session.created" and not first:
                         continue
-                    if silent.get(kind, 0) > 0:
-                        silent[kind] -= 1
+                    if leg.echoes(kind, text):
                         continue
                     if kind in ("response.created", "response.done", "conversation.item.done"):
                         self._note(leg, kind, json.loads(text))
@@ -257,6 +286,7 @@ class Relay:
         elif kind == "response.done":
             leg.open.pop(event["response"]["id"], None)
         elif (item := _told_again(event["item"])) is not None:
+            leg.knows.add(item["id"])
             self._items[item["id"]] = item
             while len(self._items) > ITEMS:
                 self._items.popitem(last=False)
@@ -280,7 +310,7 @@ class Relay:
         """Goes to the next owner of the session's stream as soon as there is one, and tells that it did."""
         at: str | None = None
         while True:
-            changed = self._head.changed
+            changed = self._head.orders.changed
             stream = self.stream
             owner = self._head.owner(stream) if stream is not None else None
             if owner is not None and owner.name != at:
@@ -289,13 +319,14 @@ class Relay:
                     with suppress(*Refused):
                         leg = await self._to(owner)
                         if moved:
+                            leg.silent["session.updated", ""] += 1
                             await leg.socket.send(
                                 json.dumps(
-                                    {"type": "session.update", "event_id": "gateway", "session": {"stream": stream}}
+                                    {"type": "session.update", "event_id": BY_ITSELF, "session": {"stream": stream}}
                                 )
                             )
                             told: dict[str, Any] = next(
-                                (each for each in reversed(self._head.moved) if each["stream"] == stream), {}
+                                (each for each in reversed(self._head.orders.moved) if each["stream"] == stream), {}
                             )
                             await self._tell(
                                 "stream.resumed",

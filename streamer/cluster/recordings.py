@@ -21,9 +21,8 @@ from streamer.cluster.head import Head, Known
 from streamer.errors import AssistantError
 from streamer.server.admission import LET_GO
 from streamer.server.auth import Visitor
-from streamer.server.bodies import read_body
+from streamer.server.bodies import JSON, chunks_of, read_body
 from streamer.server.errors import RequestError
-from streamer.server.library import JSON, chunks_of
 
 KNOWN_SECONDS = 0.3
 """How old what engines told of their recordings may be: pages ask each second."""

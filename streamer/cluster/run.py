@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,9 +17,8 @@ from streamer.cluster.gateway import Gateway
 from streamer.cluster.head import Head
 from streamer.cluster.launch import Launcher, launcher
 from streamer.config import Config, ConfigError
-from streamer.daemon import DaemonError, _listen, _Server, _url
-from streamer.logs import output_aside
-from streamer.server.app import server_options
+from streamer.logs import about, output_aside
+from streamer.server.listening import DaemonError, Server, listen, server_options, url_of
 from streamer.systemd import notify
 
 REVOKE_SECONDS = 1.0
@@ -34,15 +34,15 @@ class Fleet:
         self.gateway = Gateway(self.head)
         self._app = self.gateway.app()
         config = Config.model_validate({"server": fleet.server})
-        self._server = _Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
+        self._server = Server(uvicorn.Config(self._app, lifespan="off", **server_options(config)))
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def start(self) -> str:
         """Takes the port, begins engines; returns the URL. Raises DaemonError."""
-        listener = _listen(self.fleet.server)
+        listener = listen(self.fleet.server)
         self._tasks = [asyncio.create_task(self._server.serve([listener])), asyncio.create_task(self._revoke())]
         await self.head.start()
-        return _url(listener, self.fleet.server)
+        return url_of(listener, self.fleet.server)
 
     async def stop(self, *, end: bool = True) -> None:
         """Closes what is open and ends the engines; without `end` these go on for whoever is the next head."""
@@ -62,6 +62,7 @@ class Fleet:
 
 def run(fleet: FleetConfig, announce: Callable[[str], None] = lambda url: None) -> int:
     """Runs until SIGINT or SIGTERM; returns the exit code."""
+    about(node=os.uname().nodename)
     with output_aside():
         return asyncio.run(_run(fleet, announce))
 
@@ -79,7 +80,11 @@ async def _run(config: FleetConfig, announce: Callable[[str], None]) -> int:
     print(f"streamer's fleet is at {url}: {len(config.names)} engines, {len(fleet.head.configs)} streams", flush=True)
     announce(url)
     notify("READY=1")
-    await asked.wait()
+    while not asked.is_set() and not fleet.head.table.taken:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), REVOKE_SECONDS)
     notify("STOPPING=1")
-    await fleet.stop()
-    return 0
+    if taken := fleet.head.table.taken:
+        print(f"streamer: {taken}: this one stops, the engines go on", file=sys.stderr)
+    await fleet.stop(end=not taken)
+    return 1 if taken else 0

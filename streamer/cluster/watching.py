@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from pydantic import ValidationError
@@ -18,8 +18,10 @@ from streamer.errors import AssistantError
 from streamer.server.bodies import read_body
 from streamer.server.errors import error_response
 from streamer.server.limits import Limits
-from streamer.server.watches import Admit
 from streamer.watch_config import WatchConfig
+
+if TYPE_CHECKING:
+    from streamer.server.watches import Admit
 
 
 class Watching:

@@ -11,13 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from capture import Frame, IceServer, Mailbox, Patience, Recorder, Source, SourceOptions, SourceStatus, open_source
-from streamer.config import StreamConfig, WebRtcConfig
+from streamer.config import USUAL_RATE, StreamConfig, WebRtcConfig
 from streamer.engine.queue import MOST_BYTES, Terms
 
 MOST_WAITING = 8
 """Frames that a source may bring beside a step, or more where they are small."""
-USUAL_RATE = 25.0
-"""Frames a second that are expected of a stream before it has shown its own rate."""
 FRESH_FRAMES = 4
 """Frame periods for which a frame is fresh where the model's own rate is low."""
 RATE_WINDOW = 5.0
@@ -133,6 +131,8 @@ class Stream:
         self.save_interval: float | None = None
         self._resumed: Resumed | None = None
         self._ahead = 0.0
+        self._after = float("-inf")
+        """Frames that were taken before this moment, Unix seconds, another process has seen."""
 
     def promised(self) -> Terms:
         """The terms that the configuration names."""
@@ -173,6 +173,10 @@ class Stream:
         waiting = len(self.mailbox)
         taken = self.mailbox.take(min(waiting, room) if self.terms.every else waiting) if waiting else []
         self.taken += len(taken)
+        if taken and self._after > captured_wall(taken[0]):
+            fresh = [frame for frame in taken if captured_wall(frame) > self._after]
+            self.drops["seen elsewhere"] += len(taken) - len(fresh)
+            return fresh
         return taken
 
     @property
@@ -190,6 +194,11 @@ class Stream:
         """The stream goes on with what it saw before."""
         self.generation, self.resumes = resumed.generation, resumed.resumes
         self.saved_wall, self._resumed = resumed.wall, resumed
+
+    def comes(self, lasts: Callable[[], bool]) -> None:
+        """A stream whose source was opened before it came is seen from now on, as long as `lasts`, after what it resumed."""
+        self._after = self._resumed.wall if self._resumed is not None else time.time()
+        self.lasts = lasts
 
     def began_anew(self) -> None:
         """The stream's memory is empty."""

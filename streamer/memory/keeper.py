@@ -233,6 +233,18 @@ class Keeper:
             for written in [self._save(copy) for copy in copies]:
                 await asyncio.shield(asyncio.wrap_future(written))
 
+    async def take_last(self, stream: Stream) -> None:
+        """As `take`, and the stream loses its slot in the same instant: nothing is seen that its snapshot has not."""
+
+        def leave() -> list[Copy]:
+            copies = self._copies([stream])
+            self._engine.executor.remove(stream.name)
+            return copies
+
+        with suppress(StoreError, OSError, RuntimeError):
+            for copy in await asyncio.wrap_future(self._engine.call(leave)):
+                await asyncio.shield(asyncio.wrap_future(self._save(copy)))
+
     async def forget(self, name: str) -> None:
         """Removes all snapshots of a stream, and its timeline."""
         await self._kept(self.store.do(lambda: self.snapshots.forget(name)))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from starlette._utils import get_route_path
@@ -15,8 +12,6 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope as ASGIScope
 from starlette.websockets import WebSocket
 
 from protocols.chat import chosen_stream, model_body, model_ids, models_body, read_chat
@@ -29,12 +24,12 @@ from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.outputs.outputs import Outputs
 from streamer.prompt import default_sampling
-from streamer.server.addresses import misplaced, named, only
+from streamer.server.addresses import named, only
 from streamer.server.admission import LINKED, follower
 from streamer.server.auth import SUBPROTOCOL, Gate, Scope, Signed, Token, Visitor
 from streamer.server.bodies import PICTURE_HEADERS, Attended, read_body, viewing
 from streamer.server.chat import complete
-from streamer.server.connections import HttpProtocol, WebSocketProtocol
+from streamer.server.connections import TRY_AGAIN_LATER
 from streamer.server.errors import (
     RequestError,
     error_response,
@@ -44,8 +39,9 @@ from streamer.server.library import Recorded
 from streamer.server.limits import Limits
 from streamer.server.metrics import Metrics
 from streamer.server.outputs import OutputRoutes
+from streamer.server.page import WEB, Page, own_names
 from streamer.server.questions import Questions
-from streamer.server.realtime import TRY_AGAIN_LATER, RealtimeConnection
+from streamer.server.realtime import RealtimeConnection
 from streamer.server.recordings import Footage, read_time
 from streamer.server.responses import respond
 from streamer.server.streams import Streams
@@ -57,21 +53,10 @@ from streamer.server.whip import Publishing
 
 log = logging.getLogger("streamer.http")
 WHIP_METHODS = ["OPTIONS", "POST", "PATCH", "DELETE", "GET", "HEAD", "PUT"]
-WEB = Path(__file__).parent.parent / "web"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; frame-ancestors 'none'; "
-    "base-uri 'none'; form-action 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
-
-LONGEST_HEAD = 64 * 1024
-"""Bytes of a request's head that comes in pieces; h11's own 16 KiB refused by chance what came whole another time."""
 
 
 def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starlette:
-    """The daemon's routes. Serve it with `server_options(config)`; call `close_connections(app)` before stopping.
+    """The daemon's routes. Serve it with `listening.server_options(config)`; call `close_connections(app)` before stopping.
 
     Raises ConfigError where tokens can't be read, or where others could reach the daemon without them.
     """
@@ -107,23 +92,6 @@ def create_app(assistant: Assistant, config: Config, outputs: Outputs) -> Starle
         Mount("/", Page(directory=WEB, html=True), name="page"),
     ]
     return guarded(routes, doors, config.server, routes.gate, routes.limits, routes.linked)
-
-
-def server_options(config: Config) -> dict[str, Any]:
-    """What uvicorn must be told for this app, beside its socket."""
-    return {
-        "http": HttpProtocol,
-        "ws": WebSocketProtocol,
-        "h11_max_incomplete_event_size": LONGEST_HEAD,
-        "proxy_headers": bool(config.server.proxies),
-        "forwarded_allow_ips": list(config.server.proxies),
-        "ws_max_size": config.server.max_message_bytes,
-        "ws_per_message_deflate": False,
-        "access_log": False,
-        "log_level": "critical",
-        "server_header": False,
-        "timeout_graceful_shutdown": 1,
-    }
 
 
 async def close_connections(app: Starlette) -> None:
@@ -391,31 +359,3 @@ class Routes:
         self.limits.request(visitor.name, time.monotonic())
         visitor.need(*scopes)
         return visitor
-
-
-class Page(StaticFiles):
-    """Static files with headers that keep a page to its own origin; and what is said where nothing is."""
-
-    async def get_response(self, path: str, scope: ASGIScope) -> Response:
-        """See `StaticFiles.get_response`."""
-        try:
-            _, found = await asyncio.to_thread(self.lookup_path, path)
-        except (OSError, ValueError):  # of a name that no file can have
-            found = None
-        if found is None:
-            raise misplaced(scope, scope["app"].routes)
-        return await super().get_response(path, scope)
-
-    def file_response(
-        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: ASGIScope, status_code: int = 200
-    ) -> Response:
-        """See `StaticFiles.file_response`."""
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(PAGE_HEADERS)
-        return response
-
-
-def own_names(host: str) -> list[str]:
-    """What this machine is called: where it listens, its own name, and that name as its network spells it (mDNS)."""
-    name = socket.gethostname()
-    return [host, name, f"{name.partition('.')[0]}.local"]

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -23,8 +23,10 @@ from capture.network.policy import looked_up, resolve
 from protocols.chat import video_file
 from protocols.fields import picture_file
 from protocols.question import Attachment, Question
-from streamer.assistant import Assistant
 from streamer.server.errors import RequestError
+
+if TYPE_CHECKING:
+    from streamer.assistant import Assistant
 
 log = logging.getLogger("streamer.http")
 PREFIX = "attachment-"

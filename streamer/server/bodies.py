@@ -13,6 +13,10 @@ from starlette.types import Send as ASGISend
 
 from streamer.server.errors import RequestError
 
+JSON = "application/json"
+CHUNK_SECONDS = 30.0
+"""Within which more of a file must come."""
+
 BODY_BYTES = 32 * 2**20
 """The largest body of a request: pictures and short videos come in it."""
 BODY_SECONDS = 60.0
@@ -75,3 +79,17 @@ def viewing(pictures: AsyncIterator[bytes], kind: str, stays: Callable[[], bool]
             yield picture
 
     return Attended(StreamingResponse(wanted(), media_type=kind, headers=PICTURE_HEADERS), stays, over)
+
+
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
+    """What comes of a body that is not empty. Raises RequestError: request_timeout."""
+    stream = request.stream()
+    while True:
+        try:
+            chunk = await asyncio.wait_for(anext(stream, None), CHUNK_SECONDS)
+        except TimeoutError:
+            raise RequestError("request_timeout", f"Nothing more has come for {CHUNK_SECONDS:g} s.") from None
+        if chunk is None:
+            return
+        if chunk:
+            yield chunk

@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,15 @@ from streamer.memory.cut import cut
 from streamer.memory.indexes import Index, used_bytes
 from streamer.server.admission import LET_GO, LINKED
 from streamer.server.auth import Visitor
-from streamer.server.bodies import PICTURE_HEADERS, read_body
+from streamer.server.bodies import JSON, PICTURE_HEADERS, chunks_of, read_body
 from streamer.server.errors import RequestError
 from streamer.server.recordings import moment
 from streamer.server.turns import Turns
 
-CHUNK_SECONDS = 30.0
-"""Within which more of a file must come."""
 SNIFFED = 16
 """Bytes by which a file is known."""
 LONGEST_CLIP = 120.0
 MOST_WAITING = 4
-JSON = "application/json"
 
 
 class Recorded:
@@ -200,20 +197,6 @@ class Recorded:
         if self._assistant.library is None:
             raise RequestError("no_storage", "No recordings are kept here: start the daemon without --stateless.")
         return self._assistant.library
-
-
-async def chunks_of(request: Request) -> AsyncIterator[bytes]:
-    """What comes of a body that is not empty. Raises RequestError: request_timeout."""
-    stream = request.stream()
-    while True:
-        try:
-            chunk = await asyncio.wait_for(anext(stream, None), CHUNK_SECONDS)
-        except TimeoutError:
-            raise RequestError("request_timeout", f"Nothing more has come for {CHUNK_SECONDS:g} s.") from None
-        if chunk is None:
-            return
-        if chunk:
-            yield chunk
 
 
 def _cut(source: Path, since: float, until: float) -> Path:

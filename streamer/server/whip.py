@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from protocols.whip import Decision, End, Publish, Reply, Trickle, WhipEndpoint
-from streamer.assistant import Assistant
 from streamer.errors import AssistantError
 from streamer.server.attachments import PREFIX
 from streamer.server.auth import Visitor
@@ -16,6 +15,7 @@ from streamer.server.errors import RequestError
 
 if TYPE_CHECKING:
     from capture.sources.webrtc import WhipSource
+    from streamer.assistant import Assistant
 
 log = logging.getLogger("streamer.whip")
 SCHEME = "whip://"

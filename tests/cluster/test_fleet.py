@@ -76,23 +76,26 @@ class Running:
         assert at is not None
         return at.pid
 
-    def frames(self) -> list[tuple[float, int, str]]:
+    def rows(self) -> list[tuple[float, int, str, int]]:
+        """Each frame that went into a state: when, in which process, of which stream, and in which epoch."""
         rows = [line.split() for line in self.log.read_text().splitlines()]
-        return sorted((float(at), int(pid), stream) for at, pid, stream, _ in rows)
+        return sorted((float(at), int(pid), stream, int(epoch)) for at, pid, stream, _, epoch in rows)
+
+    def frames(self) -> list[tuple[float, int, str]]:
+        return [(at, pid, stream) for at, pid, stream, _ in self.rows()]
 
     def never_two_owners(self) -> int:
-        """Of each stream the processes that took its frames did so one after the other, none again after another."""
-        order: dict[str, list[int]] = {}
-        for _, pid, stream in self.frames():
-            pids = order.setdefault(stream, [])
-            if not pids or pids[-1] != pid:
-                pids.append(pid)
+        """Of each stream the epochs of its frames never go back, and each is of one process; returns the changes of owner."""
+        last: dict[str, tuple[int, int]] = {}
+        owners: dict[tuple[str, int], int] = {}
         handovers = 0
-        epochs = {stream: len(pids) for stream, pids in order.items()}
-        for stream, pids in order.items():
-            handovers += len(pids) - 1
-            placed = self.fleet.head.placement.streams.get(stream)
-            assert placed is None or epochs[stream] <= placed.epoch, f"{stream} went to and fro: {pids}"
+        for at, pid, stream, epoch in self.rows():
+            before, who = last.get(stream, (epoch, pid))
+            assert epoch >= before, f"{stream} was seen in epoch {epoch} by {pid} at {at}, after {before} by {who}"
+            assert owners.setdefault((stream, epoch), pid) == pid, f"{stream} had two owners in epoch {epoch}"
+            assert epoch > 0, f"{stream} was seen by {pid}, to whom it was not given"
+            handovers += pid != who
+            last[stream] = epoch, pid
         return handovers
 
     def gaps(self, since: float) -> list[float]:
@@ -206,7 +209,7 @@ def test_what_an_engine_that_is_killed_had_is_back_and_never_two_have_it(
             seen = await until(lambda: len(here.gaps(killed)) >= len(had), 30) + time.monotonic() - killed
             await asyncio.sleep(2)
             gaps = here.gaps(killed)
-            memory = [each for each in head.moved if each["stream"] in had and each["from"] == "cpu-1"]
+            memory = [each for each in head.orders.moved if each["stream"] in had and each["from"] == "cpu-1"]
             print(f"killed one of {ENGINES} with {len(had)} of {STREAMS} streams: all owned after {owned:.2f} s, frame to frame at most "
                   f"{max(gaps):.2f} s; {sum(each['memory'] == 'goes on' for each in memory)} go on with their memory; "
                   f"{here.never_two_owners()} changes, seen {seen:.1f}")  # fmt: skip
@@ -229,7 +232,7 @@ def test_streams_move_with_their_memory_and_an_engine_is_emptied(tmp_path: Path,
                 head.move(name, chance.choice([each for each in head.engines if each != at]))
                 await until(lambda: head.owner(name) is not None, 20)  # noqa: B023
                 await asyncio.sleep(0.2)
-            told = list(head.moved)
+            told = list(head.orders.moved)
             assert len(told) >= MOVES and all(each["memory"] == "goes on" for each in told)
             unseen = sorted(each["unseen_s"] for each in told)
             p95 = unseen[int(0.95 * len(unseen))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from streamer.cluster.config import load_fleet, parse_fleet
 from streamer.cluster.passes import audience, head_pass, visitor_pass
-from streamer.cluster.table import Table
+from streamer.cluster.table import FileTable, TableError
 from streamer.config import ConfigError
 
 FLEET: dict[str, Any] = {
@@ -56,16 +55,16 @@ def test_a_secret_is_there_and_long_enough(tmp_path: Path) -> None:
 
 
 def test_what_a_table_keeps_outlasts_it_and_one_head_has_it(tmp_path: Path) -> None:
-    table = Table(tmp_path / "fleet.sqlite")
+    table = FileTable(tmp_path / "fleet.sqlite")
     table.keep_stream(GATE)
     table.own([("gate", "gpu-1", 7)])
     table.keep_stream({**GATE, "fps": 2})
     table.know({"gate": {"fire": {"paused": True}}})
     table.keep_watch("fire", {"name": "fire"})
-    with pytest.raises(sqlite3.OperationalError):
-        Table(tmp_path / "fleet.sqlite")
+    with pytest.raises(TableError):
+        FileTable(tmp_path / "fleet.sqlite")
     table.close()
-    again = Table(tmp_path / "fleet.sqlite")
+    again = FileTable(tmp_path / "fleet.sqlite")
     assert again.streams() == [({**GATE, "fps": 2}, "gpu-1", 7)] and again.epoch == 7
     assert again.known() == {"gate": {"fire": {"paused": True}}} and again.watches() == {"fire": {"name": "fire"}}
     again.drop_stream("gate")

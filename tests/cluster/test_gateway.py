@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -104,6 +106,14 @@ def test_where_no_websocket_is_the_right_address_is_told(tmp_path: Path) -> None
         pass
     assert denied.value.status_code == 404 and "use /v1/realtime" in denied.value.text
     made.head.table.close()
+
+
+def test_a_head_starts_without_torch() -> None:
+    """It takes seconds to import, within which leases run out."""
+    code = (
+        "import sys, streamer.cluster.run; print([each for each in ('torch', 'ray', 'redis') if each in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_one_head_has_the_table(tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 
 from streamer import Assistant, AssistantError
 from streamer.cluster.holder import Holder
 from streamer.config import parse_config
+from streamer.engine.pace import Pace
+from streamer.engine.stream import captured_wall
 from streamer.memory.snapshot import load
 from tests.streamer.fed import picture
 from tests.streamer.serving import eventually
@@ -25,6 +29,20 @@ WATCH = {"name": "fire", "question": "Is there a fire?", "streams": ["eyes"], "w
 def config(folder: Path) -> Any:
     limits = {"streams": 3, "answers": 2}
     return parse_config({"model": TINY, "limits": limits, "storage": {"folder": str(folder), "every": 3_600}})
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures that differ, 25 a second."""
+    file = tmp_path_factory.mktemp("film") / "film.mp4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"  # type: ignore[attr-defined]
+        for n in range(250):
+            pixels = np.full((64, 64, 3), 60 * (n % 4), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))  # type: ignore[attr-defined]
+        container.mux(stream.encode())  # type: ignore[attr-defined]
+    return file
 
 
 async def granted(holder: Holder, seconds: float = 50.0) -> dict[str, Any]:
@@ -77,23 +95,102 @@ def test_an_engine_whose_lease_has_run_out_sees_nothing_more(tmp_path: Path) -> 
 
     async def test() -> None:
         async with Assistant(config(tmp_path / "one")) as assistant:
-            holder = Holder(assistant, "one", 1.0, tmp_path)
+            holder = Holder(assistant, "one", 60.0, tmp_path)
             holder.begin()
-            old = await granted(holder, 0.4)
+            old = await granted(holder)
             await holder.own(EYES, 1, None, {})
             assistant.push("eyes", picture(40))
             await eventually(lambda: assistant.streams()[0].frames_seen == 1)
             stream = assistant.stream("eyes")
-            time.sleep(0.5)
+            holder._until = time.monotonic()
             assistant.push("eyes", picture(200))
             time.sleep(0.2)
             assert stream.frames_seen == 1
             await eventually(lambda: assistant.names == [])
             assert holder.fenced == 1 and holder.epochs == {}
-            assert (await holder.renew(old["clock"] + 0.4, None))["streams"] == {}
+            assert (await holder.renew(old["clock"], None))["streams"] == {}
             assert not holder.lasts()
-            await holder.renew(time.monotonic() + 60, None)
+            await holder.renew(time.monotonic() + 90, None)
             assert not holder.lasts()  # nobody may grant so much
             await holder.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 100))
+
+
+def test_an_answer_that_is_open_ends_where_it_began(tmp_path: Path) -> None:
+    """Its stream has gone to another engine meanwhile; one that was asked just before that is not lost either."""
+
+    async def test() -> None:
+        async with Assistant(config(tmp_path / "one")) as one, Assistant(config(tmp_path / "two")) as two:
+            first, second = Holder(one, "one", 60.0, tmp_path), Holder(two, "two", 60.0, tmp_path)
+            for holder in (first, second):
+                await granted(holder)
+            await first.own(EYES, 1, None, {})
+            one.push("eyes", picture(40))
+            await eventually(lambda: one.streams()[0].frames_seen == 1)
+            began = one.ask("What is it?", stream="eyes", max_tokens=80)
+            words = [await anext(began)]
+            asked = one.ask("What is it?", stream="eyes", max_tokens=80)
+            await first.release("eyes", 1, forget=False)
+            assert one.names == [] and began.finish_reason is None
+            await second.own(EYES, 2, "one", {})
+            words += [each async for each in began]
+            assert began.finish_reason in ("stop", "length") and began.error is None
+            assert [each async for each in asked] and asked.finish_reason in ("stop", "length")
+
+    asyncio.run(asyncio.wait_for(test(), 100))
+
+
+def test_an_answer_whose_stream_has_gone_ends_with_the_lease(tmp_path: Path) -> None:
+    """An engine that has no lease says nothing more, of what it has no more neither."""
+
+    async def test() -> None:
+        async with Assistant(config(tmp_path / "one")) as assistant:
+            holder = Holder(assistant, "one", 60.0, tmp_path)
+            holder.begin()
+            await granted(holder)
+            await holder.own(EYES, 1, None, {})
+            assistant.push("eyes", picture(40))
+            await eventually(lambda: assistant.streams()[0].frames_seen == 1)
+            await asyncio.wrap_future(assistant.engine.set_pace(Pace(1.0, 1.0)))
+            answer = assistant.ask("What is it?", stream="eyes", max_tokens=400)
+            await anext(answer)
+            await holder.release("eyes", 1, forget=False)
+            assert answer.finish_reason is None
+            holder._until = time.monotonic()
+            await eventually(lambda: answer.finish_reason == "cancelled")
+            await holder.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 100))
+
+
+def test_what_was_opened_beforehand_is_seen_from_where_the_other_left_off(tmp_path: Path, film: Path) -> None:
+    """The camera is open in both, and one of them sees it: no frame that the first has seen is seen again."""
+    camera = {"name": "eyes", "source": str(film), "loop": True}
+
+    async def test() -> None:
+        async with Assistant(config(tmp_path / "one")) as one, Assistant(config(tmp_path / "two")) as two:
+            first, second = Holder(one, "one", 60.0, tmp_path), Holder(two, "two", 60.0, tmp_path)
+            for holder in (first, second):
+                await granted(holder)
+            await first.own(camera, 1, None, {})
+            await eventually(lambda: one.streams()[0].frames_seen > 5)
+            assert (await second.prepare(camera))["ready"]
+            waiting = two._streams._prepared["eyes"]
+            await eventually(lambda: waiting.source.status.frames > 5)
+            assert two.names == [] and waiting.frames_seen == 0
+            await first.release("eyes", 1, forget=False)
+            last = one.archive and max(each.wall for each in one.keeper.snapshots.of("eyes"))  # type: ignore[union-attr]
+            seen: list[float] = []
+            saw = waiting.saw
+            waiting.saw = lambda frames, now: (seen.extend(map(captured_wall, frames)), saw(frames, now))[1]  # type: ignore[method-assign]
+            await second.own(camera, 2, "one", {})
+            assert two.stream("eyes") is waiting and waiting.resumes == 1
+            await eventually(lambda: len(seen) > 3)
+            assert min(seen) > last and waiting.drops["seen elsewhere"] > 0
+            assert (await second.prepare({**camera, "name": "gate"}))["ready"]
+            await second._unprepare("gate")
+            assert two._streams._prepared == {} and two.names == ["eyes"]
+            assert not (await second.prepare({"name": "p", "source": "push://p"}))["ready"]
 
     asyncio.run(asyncio.wait_for(test(), 100))

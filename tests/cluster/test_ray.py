@@ -39,7 +39,7 @@ def test_engines_are_actors_and_one_that_is_killed_is_started_again(tmp_path: Pa
             await until(lambda: not all(head.owner(name) for name in head.configs), 5)
             await until(lambda: all(head.owner(name) for name in head.configs), 30)
             print(f"an actor was killed: all six are back after {time.monotonic() - killed:.2f} s")
-            assert all(each["memory"] == "goes on" for each in head.moved), list(head.moved)
+            assert all(each["memory"] == "goes on" for each in head.orders.moved), list(head.orders.moved)
             await until(lambda: len(head.ready()) == 2, 120)
         finally:
             await fleet.stop()

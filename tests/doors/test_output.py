@@ -197,3 +197,15 @@ def test_what_others_named_steers_no_terminal(
     monkeypatch.setattr("streamer.cli.watch.web", refused)
     assert main(["watch", "list"]) == 1
     assert not steers(capsys.readouterr().err.removesuffix("\n"))
+
+
+def test_a_line_says_which_stream_it_is_about_and_where_in_a_fleet_it_is_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_ABOUT", {})
+    logs.about(node="box", engine="gpu-1")
+    record = logging.LogRecord("streamer", logging.INFO, "", 0, "100%% of %d: stream %s goes", (3, "ga\x1bte"), None)
+    told = json.loads(JsonFormatter().format(record))
+    assert (told["stream"], told["node"], told["engine"]) == ("ga\\x1bte", "box", "gpu-1")
+    assert "gpu-1: 100% of 3: stream ga" in LineFormatter().format(record)
+    elsewhere = logging.LogRecord("streamer", logging.INFO, "", 0, "engine %s: %s", ("cpu-0", "stream x"), None)
+    assert json.loads(JsonFormatter().format(elsewhere))["message"] == "engine cpu-0: stream x"
+    assert "stream" not in json.loads(JsonFormatter().format(elsewhere))

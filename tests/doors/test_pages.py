@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 
 from streamer.config import ConfigError, parse_config
-from streamer.server.app import own_names, server_options
 from streamer.server.auth import Gate
 from streamer.server.errors import RequestError
+from streamer.server.listening import server_options
+from streamer.server.page import own_names
 from tests.streamer.serving import Daemon, Served
 
 

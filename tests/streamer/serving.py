@@ -15,9 +15,9 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from streamer.assistant import Assistant
 from streamer.config import Config
-from streamer.daemon import _listen
 from streamer.outputs.outputs import Outputs
-from streamer.server.app import close_connections, create_app, server_options
+from streamer.server.app import close_connections, create_app
+from streamer.server.listening import listen, server_options
 
 T = TypeVar("T")
 CONFIG: dict[str, Any] = {
@@ -120,7 +120,7 @@ async def _served(assistant: Assistant, config: Config, send_buffer: int, port: 
     app = create_app(assistant, config, outputs)
     server = uvicorn.Server(uvicorn.Config(app, **server_options(config)))
     # As the daemon's own: of a socket that names no protocol, each answer's body would wait 40 ms for its head's receipt.
-    listener = _listen(config.server.model_copy(update={"host": "127.0.0.1", "port": port}))
+    listener = listen(config.server.model_copy(update={"host": "127.0.0.1", "port": port}))
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     task = asyncio.create_task(server._serve([listener]))
