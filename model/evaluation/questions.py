@@ -71,7 +71,7 @@ def read(folder: Path) -> tuple[list[Question], int]:
     """
     path = folder / FILE
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")  # text may hold what splitlines takes for an end
     except OSError as error:
         raise LayoutError(f"{path}: {error.strerror}; a folder of questions holds {FILE} and its clips") from None
     except UnicodeDecodeError:
@@ -82,7 +82,7 @@ def read(folder: Path) -> tuple[list[Question], int]:
             continue
         try:
             data = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise LayoutError(f"{path}, line {number}: no JSON object; each line is one") from None
         if not isinstance(data, dict):
             raise LayoutError(f"{path}, line {number}: no JSON object; each line is one")

@@ -1,7 +1,7 @@
 """StreamingBench (arXiv 2411.03628): its published files of multiple choice, read and scored as its own script does.
 
 A reply's first character is its choice. What is not multiple choice (proactive output) and what goes on a dialogue
-(sequential questions) is passed over.
+(sequential questions) is passed over, and so is what several files hold: the benchmark publishes most questions twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from model.evaluation.questions import LayoutError, Question
 from model.evaluation.report import grid, told
 
 MATCHED = "the reply's first character is the letter of the right option, as in StreamingBench's script"
-PASSED_OVER = "questions without options, or within a dialogue,"
+PASSED_OVER = "questions without options, within a dialogue, or of another file as well,"
+DIALOGUE = "Sequential Question Answering"
+"""The task whose questions go on a dialogue."""
 FILES = "questions*.json"
 PROMPT = (
     "A multiple-choice question about this video, up to now. Look carefully and choose the best of the options. "
@@ -25,7 +27,7 @@ PROMPT = (
 
 def read(folder: Path) -> tuple[list[Question], int]:
     """The questions of every `questions*.json`, and how many are passed over. Raises LayoutError for another layout."""
-    found, passed = [], 0
+    found, passed = dict[str, Question](), 0
     for path in sorted(folder.glob(FILES)):
         for number, entry in enumerate(entries(path)):
             if isinstance(entry, list):  # a dialogue
@@ -37,22 +39,24 @@ def read(folder: Path) -> tuple[list[Question], int]:
             clip = wanted(entry, "video_path", str, where)
             for index, question in enumerate(wanted(entry, "questions", list, where)):
                 its = f"{where}, question {index}"
-                if isinstance(question, dict) and "options" not in question:
+                if isinstance(question, dict) and ("options" not in question or question.get("task_type") == DIALOGUE):
                     passed += 1
-                else:
-                    found.append(choice(question, clip, its))
+                    continue
+                read = choice(question, clip, its)
+                passed += read.key in found
+                found[read.key] = read
     if not found:
         raise LayoutError(f"{folder} holds no {FILES} with multiple-choice questions of StreamingBench")
-    return found, passed
+    return list(found.values()), passed
 
 
 def entries(path: Path) -> list[Any]:
     """A JSON file's list. Raises LayoutError for anything else."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise LayoutError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LayoutError(f"{path} is no JSON: {error}") from None
     if not isinstance(data, list):
         raise LayoutError(f"{path} is no JSON list of entries")
@@ -74,6 +78,8 @@ def choice(data: Any, clip: str, where: str) -> Question:
         options = [f"{chr(65 + number)}. {option}" for number, option in enumerate(options)]
     text = PROMPT.format(question=wanted(data, "question", str, where), options="\n".join(options))
     answer = wanted(data, "answer", str, where)
+    if answer not in [chr(65 + number) for number in range(len(options))]:
+        raise LayoutError(f"{where}: 'answer' is {answer!r}, which is the letter of none of {len(options)} options")
     return Question(clip, moment(data, where), wanted(data, "task_type", str, where), text, (answer,))
 
 
@@ -81,7 +87,10 @@ def moment(data: Any, where: str) -> float:
     """Seconds of a time such as "00:03:10"."""
     text = wanted(data, "time_stamp", str, where)
     try:
-        return float(sum(int(part) * 60**power for power, part in enumerate(reversed(text.split(":")))))
+        parts = [int(part) for part in text.split(":")]
+        if "-" in text or len(parts) > 3:
+            raise ValueError
+        return float(sum(part * 60**power for power, part in enumerate(reversed(parts))))
     except ValueError:
         raise LayoutError(f"{where}: 'time_stamp' is {text!r}, not hours:minutes:seconds") from None
 

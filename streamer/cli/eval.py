@@ -142,4 +142,4 @@ def _clips(options: argparse.Namespace) -> int:
         print(f"streamer: {error}", file=sys.stderr)
         return 1
     print(json.dumps(facts, indent=1, ensure_ascii=False) if options.json else "\n".join(eval_clips.table(facts)))
-    return 0
+    return 0 if facts["asked"] else 1

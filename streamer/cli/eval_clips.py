@@ -20,8 +20,12 @@ from tqdm import tqdm
 
 from capture import Frame, Mailbox, SourceError, SourceOptions, State, open_source
 from capture.image import encode_jpeg
+from model.checkpoint import locate
+from model.config import PRESETS
 from model.evaluation import ovo_bench, questions, streaming_bench
 from model.evaluation.questions import LayoutError, Question
+from model.serving.calibration import digest
+from model.serving.runner import NANO
 from streamer.client import AsyncClient, ClientError
 from streamer.config import Config, parse_config
 from streamer.daemon import Daemon
@@ -91,9 +95,11 @@ class Results:
     replies: dict[str, Reply] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        first = json.dumps(self.about).encode() + b"\n"
         try:
-            if not self.path.exists() or not self.path.stat().st_size:
-                self.path.write_text(json.dumps(self.about) + "\n")
+            begun = self.path.read_bytes() if self.path.exists() else b""
+            if begun != first and first.startswith(begun):
+                self.path.write_bytes(first)  # not there yet, or ended within its first line
             with self.path.open("r+b") as file:
                 for number, line in enumerate(file):
                     if number and not line.endswith(b"\n"):  # it was being written when the run was ended
@@ -108,20 +114,31 @@ class Results:
                         key = data.pop("key")
                         self.replies[key] = Reply(**data)
         except OSError as error:
-            raise ClipError(f"{self.path}: {error.strerror}; choose another file with --results") from None
+            raise self.unkept(error) from None
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ClipError(f"{self.path} is no file of results: choose another with --results") from None
 
+    def unkept(self, error: OSError) -> ClipError:
+        """Why the file can't be read or written."""
+        return ClipError(f"{self.path}: {error.strerror}; choose another file with --results")
+
     def add(self, question: Question, reply: Reply) -> None:
-        """Keeps one reply, in the file as well."""
+        """Keeps one reply, in the file as well. Raises ClipError where that can't be written."""
+        line = json.dumps({"key": question.key, **vars(reply)}, ensure_ascii=False) + "\n"
+        try:
+            with self.path.open("ab") as file:
+                file.write(line.encode("utf-8", "replace"))
+        except OSError as error:
+            raise self.unkept(error) from None
         self.replies[question.key] = reply
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": question.key, **vars(reply)}, ensure_ascii=False) + "\n")
 
 
 def clip_file(folder: Path, clip: str) -> Path | None:
     """Where a clip lies: in the folder, or in its `clips`; None where it is missing."""
-    return next((path for path in (folder / "clips" / clip, folder / clip) if path.is_file()), None)
+    try:
+        return next((path for path in (folder / "clips" / clip, folder / clip) if path.is_file()), None)
+    except (OSError, ValueError):  # a name that no file can have, or a folder that can't be looked into
+        return None
 
 
 async def frames(path: Path, fps: float) -> AsyncGenerator[Frame, None]:
@@ -260,14 +277,18 @@ def measure(
     `model` is the configuration's section; `path` the file of results, in the folder where it is None.
     Raises `FAILURES`, CheckpointError and FileNotFoundError.
     """
+    if not folder.is_dir():
+        raise LayoutError(f"--data {folder} is no folder")
     asked, passed = SUITES[suite].read(folder)
     about: dict[str, Any] = {"suite": suite, "model": dict(model), "fps": fps}
+    if not model.get("random_weights") and model["name"] not in PRESETS.keys() - {"nano"}:
+        about["weights"] = digest(NANO if model["name"] == "nano" else locate(model["name"]))
     if controls:
         about["controls"] = GLIMPSED
     results = Results(path or folder / f"results-{suite}-{Path(model['name']).name}.jsonl", about)
     lost: dict[str, str] = {}
     clips: dict[Path, list[Question]] = {}
-    for question in asked:
+    for question in {question.key: question for question in asked}.values():  # what is there twice has one reply
         file = clip_file(folder, question.clip)
         if file is None:
             lost[question.clip] = "missing"
@@ -279,8 +300,8 @@ def measure(
         config = parse_config(
             {"server": {"port": 0}, "model": dict(model), "limits": limits, "answers": pace}, "streamer eval"
         )
-        done = sum(question.key in results.replies for question in asked)
-        with tqdm(total=len(asked), initial=done, unit="question", disable=None) as bar:
+        left = sum(map(len, clips.values()))
+        with tqdm(total=len(asked), initial=len(asked) - left, unit="question", disable=None) as bar:
             lost |= asyncio.run(serve(config, clips, fps, results, bar, controls=controls))
     return {**about, "results": str(results.path), **found(SUITES[suite], asked, passed, lost, results)}
 

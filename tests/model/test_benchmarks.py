@@ -31,6 +31,11 @@ OVO: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def changed(**values: Any) -> dict[str, Any]:
+    """Of StreamingBench's entry its first question alone, otherwise."""
+    return {**SB, "questions": [{**SB["questions"][0], **values}]}
+
+
 def test_streaming_bench_is_read(tmp_path: Path) -> None:
     dialogue = [{"questions": SB["questions"][:2], "video_path": "x"}]
     (tmp_path / "questions_real.json").write_text(json.dumps([SB, dialogue]))
@@ -43,8 +48,36 @@ def test_streaming_bench_is_read(tmp_path: Path) -> None:
     assert "B. A can.\nC. A cat." in asked[0].text and "A. 1\nB. 2" in asked[1].text
 
 
+def test_what_streaming_bench_publishes_twice_is_asked_once(tmp_path: Path) -> None:
+    """Its repository has most questions once more, to be asked one after the other, and dialogues in pieces."""
+    for name in ("real", "real_stream"):
+        (tmp_path / f"questions_{name}.json").write_text(json.dumps([SB]))
+    told = {**SB["questions"][0], "task_type": "Sequential Question Answering"}
+    (tmp_path / "questions_sqa_stream.json").write_text(json.dumps([{**SB, "questions": [told]}]))
+    asked, passed = streaming_bench.read(tmp_path)
+    assert [each.at for each in asked] == [3790.0, 31.0] and passed == 2 + 2 + 1
+
+
+@pytest.mark.parametrize("suite", [streaming_bench, ovo_bench])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is no JSON"),
+        (b"[1, ", "is no JSON"),
+        (b"\xff\xfe", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"[]", "holds no"),
+    ],
+)
+def test_a_file_that_is_no_json_is_one_line(tmp_path: Path, suite: Any, data: bytes, said: str) -> None:
+    (tmp_path / ("questions.json" if suite is streaming_bench else "ovo_bench.json")).write_bytes(data)
+    with pytest.raises(LayoutError) as refused:
+        suite.read(tmp_path)
+    assert said in str(refused.value) and str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_ovo_bench_is_read(tmp_path: Path) -> None:
-    (tmp_path / "ovo_bench_new.json").write_text(json.dumps(OVO))
+    (tmp_path / "ovo_bench_new.json").write_text("\ufeff" + json.dumps(OVO), "utf-8")
     asked, _ = ovo_bench.read(tmp_path)
     assert [(each.clip, each.at, each.kind, each.answers[0]) for each in asked] == [
         ("a.mp4", 7, "EPM", "B"), ("a.mp4", 7.5, "OCR", "A"),
@@ -58,7 +91,14 @@ def test_ovo_bench_is_read(tmp_path: Path) -> None:
     [
         (streaming_bench, {}, "no JSON list"),
         (streaming_bench, [{"questions": []}], "entry 0: 'video_path' is missing"),
-        (streaming_bench, [{**SB, "questions": [{**SB["questions"][0], "time_stamp": "soon"}]}], "question 0: 'time_stamp' is"),
+        (streaming_bench, [changed(time_stamp="soon")], "question 0: 'time_stamp' is 'soon'"),
+        (streaming_bench, [changed(time_stamp="-00:31")], "'time_stamp' is '-00:31', not hours:minutes:seconds"),
+        (streaming_bench, [changed(answer="E")], "question 0: 'answer' is 'E', which is the letter of none of 4 options"),
+        (streaming_bench, [changed(options=[])], "'answer' is 'C', which is the letter of none of 0 options"),
+        (streaming_bench, [changed(options="A, B")], "question 0: 'options' is \"A, B\", which is not of the published layout"),
+        (ovo_bench, [{**OVO[0], "options": None}], "entry 0: 'options' is null"),
+        (ovo_bench, [{key: x for key, x in OVO[0].items() if key != "options"}], "entry 0: 'options' is missing"),
+        (ovo_bench, [{**OVO[0], "realtime": -1}], "entry 0: 'realtime' is -1, not seconds of 0 or more"),
         (ovo_bench, [{**OVO[0], "gt": 2}], "entry 0: 'gt' is 2"),
         (ovo_bench, [OVO[0], {**OVO[0], "task": "XYZ"}], "entry 1: 'task' is 'XYZ'"),
         (ovo_bench, [{**OVO[2], "test_info": [{"count": 1}]}], "test_info 0: 'realtime' is missing"),

@@ -81,13 +81,69 @@ def test_what_is_wrong_with_a_folder_is_one_line(tmp_path: Path, capsys: pytest.
     assert "line 1: 'at' is missing" in said and said.count("\n") == 1
 
 
+def test_questions_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    """With a mark at the file's begin, with returns at its lines' ends, and with what is an end of line to some inside a question."""
+    line = {"clip": "a.mp4", "at": 1, "kind": "k", "question": "x\u2028y", "answers": ["z"], "memory": False}
+    text = json.dumps(line, ensure_ascii=False)
+    (tmp_path / "questions.jsonl").write_bytes(f"\ufeff{text}\r\n\r\n{text}\r\n".encode())
+    asked, _ = questions.read(tmp_path)
+    assert [each.text for each in asked] == ["x\u2028y"] * 2
+
+
+def examined(data: Path, *more: str) -> int:
+    return cli.main(["eval", "--suite", "questions", "--data", str(data), *more])
+
+
+def test_an_examination_of_nothing_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No folder, no clip that is there, whatever their names: lines, and an exit code that tells."""
+    assert examined(folder / "none") == 1
+    said = capsys.readouterr().err
+    assert f"--data {folder / 'none'} is no folder" in said and said.count("\n") == 1
+    names = ["gone.mp4", "a" * 300, "no\0name", ""]
+    line = {"at": 1, "kind": "k", "question": "x", "answers": ["z"], "memory": False}
+    (folder / "questions.jsonl").write_text("\n".join(json.dumps({**line, "clip": name or "x"}) for name in names))
+    assert examined(folder) == 1
+    said = capsys.readouterr().out
+    assert "0 of 4 questions asked" in said and "4 clips left out:" in said and "gone.mp4: missing" in said
+    facts = {"suite": "questions", "fps": 4.0}
+    kept = json.loads((folder / "results-questions-nano.jsonl").read_text())
+    assert kept == {**facts, "model": kept["model"], "weights": kept["weights"]}
+
+
+def test_results_are_of_these_weights_and_a_place_to_write_is_needed(folder: Path) -> None:
+    path, about = folder / "results.jsonl", {"suite": "questions", "weights": "a"}
+    question = questions.read(folder)[0][0]
+    eval_clips.Results(path, about).add(question, eval_clips.Reply("yes", 1.0, 0.1, 0.2))
+    whole = path.read_bytes()
+    assert list(eval_clips.Results(path, about).replies) == [question.key]
+    with pytest.raises(ClipError, match=r'holds results of .*"weights": "a".*--results'):
+        eval_clips.Results(path, about | {"weights": "b"})
+    for cut in range(len(whole)):  # ended at any moment
+        path.write_bytes(whole[:cut])
+        assert not eval_clips.Results(path, about).replies
+        assert path.read_bytes() == whole[: whole.index(b"\n") + 1]
+    path.write_text("diary")
+    with pytest.raises(ClipError, match="no file of results"):
+        eval_clips.Results(path, about)
+    assert path.read_text() == "diary"
+    full = eval_clips.Results(folder / "other.jsonl", about)
+    full.path = Path("/dev/full")
+    with pytest.raises(ClipError, match=r"/dev/full: No space left on device; choose another file with --results"):
+        full.add(question, eval_clips.Reply("yes", 1.0, 0.1, 0.2))
+    assert not full.replies
+    with pytest.raises(ClipError, match=r"No such file or directory; choose another file"):
+        eval_clips.Results(folder / "none" / "results.jsonl", about)
+
+
 def test_a_benchmark_is_examined_the_same_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_clips, "WORDS", 2)
     entry = {"id": 1, "video": "gray.mp4", "task": "CRR", "question": "Why?", "answer": "So", "ask_time": 0}
     entry["test_info"] = [{"realtime": 1, "type": 0}, {"realtime": 2.0, "type": 1}]
-    (folder / "ovo_bench_new.json").write_text(json.dumps([entry]))
+    (folder / "ovo_bench_new.json").write_text(json.dumps([entry, {**entry, "test_info": entry["test_info"][:1]}]))
     found = measure(folder, TINY, 5.0, suite="ovo-bench")
-    assert found["asked"] == 2 and found["counts"] == {"CRR": {"right": [0, 2]}}
+    # One is there twice, as in the published file: it counts twice, and is asked once.
+    assert found["asked"] == 3 and found["counts"] == {"CRR": {"right": [0, 3]}}
+    assert len((folder / "results-ovo-bench-tiny.jsonl").read_text().splitlines()) == 1 + 2
     assert "| forward avg. | 0.0000   |" in list(table(found))
 
 
