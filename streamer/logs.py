@@ -59,7 +59,8 @@ def named(record: logging.LogRecord) -> dict[str, str]:
     """The stream and the engine that a message names as `stream %s` and `engine %s`."""
     if not isinstance(record.args, tuple) or not isinstance(record.msg, str):
         return {}
-    text, out = record.msg.replace("%%", "  "), {}
+    text = record.msg.replace("%%", "  ")
+    out: dict[str, str] = {}
     for found in _NAMED.finditer(text):
         index = len(_FIELD.findall(text[: found.start()]))
         if index < len(record.args):

@@ -17,6 +17,7 @@ from streamer.client import DEFAULT_URL, ClientError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options, and its own commands."""
     parser.add_argument("--config", metavar="FLEET.yaml", help="start the head of the fleet that this file describes")
+    parser.add_argument("--gateway-of", metavar="URL", help="run a gateway alone, beside the head at this address")
     parser.set_defaults(command=run)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     status = commands.add_parser("status", help="engines, and where each stream is")
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    return run_fleet(fleet)
+    return run_fleet(fleet, follows=options.gateway_of)
 
 
 def _ask(options: argparse.Namespace, method: str, path: str, told: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class FleetConfig(Section):
     secret_file: Annotated[str, Field(min_length=1)]
     """A file with at least 32 characters that nobody else knows, the same on every machine: `openssl rand -hex 32`."""
     folder: Annotated[str, Field(min_length=1)]
-    """Shared by all machines: engines leave snapshots there for one another."""
+    """Shared by all machines: engines leave snapshots there for one another. A path, or what fsspec reaches, as s3://bucket/streamer."""
     table: Annotated[str, Field(min_length=1)] | None = None
     """The head's own file, or redis://…; unset is `fleet.sqlite` in `folder`."""
     ray: RayConfig | None = None
@@ -102,6 +102,8 @@ class FleetConfig(Section):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what} has {', '.join(twice)} more than once: give each a name of its own")
         check_names(self.watches, [each.name for each in self.streams], [each.name for each in self.engine.outputs.all])
+        if "://" in self.folder and self.table is None:
+            raise ValueError(f"table: name a file of the head's or redis://…, as none can lie in {self.folder}")
         for rule in self.rules:
             if rule.engine is not None and rule.engine not in self.names:
                 raise ValueError(f"rules: there is no engine {rule.engine!r}; there are: {', '.join(self.names)}")
@@ -114,10 +116,6 @@ class FleetConfig(Section):
     def names(self) -> dict[str, EnginesConfig]:
         """Every engine's name, with what it is like."""
         return {f"{each.name}-{number}": each for each in self.engines for number in range(each.count)}
-
-    @property
-    def path(self) -> Path:
-        return Path(self.folder).expanduser().resolve()
 
     def secret(self) -> bytes:
         """Raises ConfigError."""

@@ -17,7 +17,8 @@ from streamer.cluster.table import TableError
 from streamer.errors import AssistantError
 
 if TYPE_CHECKING:
-    from streamer.cluster.head import Head, Known
+    from streamer.cluster.directory import Known
+    from streamer.cluster.head import Head
 
 log = logging.getLogger("streamer.fleet")
 HEAR_SECONDS = 0.4
@@ -118,7 +119,7 @@ class Ears:
         """Takes an engine that is ready among those that are given streams, unless it can't be one of them."""
         assert known.at is not None
         hello = await self._head.ask(known, "hello", {})
-        known.trouble = unlike(hello, self._head.probe, self._head.fleet.path, self._model, time.time())
+        known.trouble = unlike(hello, self._head.probe, self._head.depot.shown(), self._model, time.time())
         if not known.trouble:
             self._model = hello["model"], hello["fingerprint"]
             self._head.table.keep_engine(

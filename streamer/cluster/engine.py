@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -17,15 +15,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from protocols.fields import read_object
-from streamer.cluster.alike import PROBE, streamer_version
+from streamer.cluster.alike import streamer_version
 from streamer.cluster.config import FleetConfig
+from streamer.cluster.depot import depot
 from streamer.cluster.holder import Holder
 from streamer.cluster.passes import HEAD, audience, link_key
 from streamer.config import ServerConfig
 from streamer.daemon import Daemon
 from streamer.logs import about, output_aside
-from streamer.memory.folder import PRIVATE, default_folder
-from streamer.memory.snapshots import KIND
 from streamer.server.bodies import read_body
 from streamer.server.errors import RequestError
 from streamer.server.listening import DaemonError
@@ -34,27 +31,16 @@ ALONE_SECONDS = 600.0
 """An engine that has heard of no head for so long ends."""
 
 
-def engine_folder(shared: Path, name: str) -> Path:
-    """An engine's state folder on its own disk, with its snapshots in the shared folder. Raises OSError."""
-    local = default_folder() / f"fleet-{hashlib.sha256(str(shared).encode()).hexdigest()[:8]}" / name
-    snapshots = shared / name / KIND
-    for each in (local, snapshots):
-        each.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-    link = local / KIND
-    if not link.is_symlink():
-        link.symlink_to(snapshots)
-    return local
-
-
 class EngineDaemon(Daemon):
     """A daemon with the routes by which the head orders it about."""
 
     def __init__(self, fleet: FleetConfig, name: str, incarnation: str) -> None:
         """Raises ConfigError and OSError."""
-        super().__init__(fleet.daemon(name, audience(name, incarnation), engine_folder(fleet.path, name)))
-        self.name, self.incarnation, self._shared = name, incarnation, fleet.path
+        self.depot = depot(fleet.folder)
+        super().__init__(fleet.daemon(name, audience(name, incarnation), self.depot.folder(name)))
+        self.name, self.incarnation = name, incarnation
         self.assistant.watches.key = link_key(fleet.secret())
-        self.holder = Holder(self.assistant, name, fleet.lease, fleet.path)
+        self.holder = Holder(self.assistant, name, fleet.lease, self.depot)
         self.heard = time.monotonic()
         self.ended = asyncio.Event()
         self._app.router.routes[:0] = [
@@ -84,12 +70,15 @@ class EngineDaemon(Daemon):
         """Who this is."""
         await self._order(request)
         assistant = self.assistant
-        probe = self._shared / PROBE
+        try:
+            probe = await asyncio.to_thread(self.depot.probe)
+        except OSError as error:
+            probe = str(error)
         return JSONResponse(
             {
                 "name": self.name,
                 "version": streamer_version(),
-                "probe": probe.read_text() if probe.is_file() else "",
+                "probe": probe,
                 "wall": time.time(),
                 "model": assistant.model.name if assistant.ready else None,
                 "fingerprint": assistant.model.fingerprint if assistant.ready else None,

@@ -13,7 +13,7 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from streamer.cluster.head import Head, Known
+from streamer.cluster.directory import Directory, Known
 from streamer.errors import AssistantError
 from streamer.server.auth import Visitor
 
@@ -34,7 +34,7 @@ def silent(known: Known, error: Exception) -> AssistantError:
 class Forwarder:
     """Passes requests on, in the name of the visitor who came to the gateway."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Directory) -> None:
         self.head = head
 
     async def to_owner(

@@ -18,9 +18,10 @@ from capture.network.policy import looked_up, refuse_private
 from capture.redaction import redact
 from protocols.chat import chosen_stream, model_body, model_ids, models_body
 from protocols.fields import ProtocolError, read_object
+from streamer.cluster.directory import Directory
 from streamer.cluster.figures import gathered
+from streamer.cluster.following import Follower, Leading
 from streamer.cluster.forward import WAIT_SECONDS, Forwarder
-from streamer.cluster.head import Head
 from streamer.cluster.passes import link_key
 from streamer.cluster.realtime import Relay
 from streamer.cluster.recordings import Recordings, named_recording
@@ -53,7 +54,7 @@ ANY = ["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"]
 class Gateway:
     """The endpoints. Tokens and limits are looked at here; engines let in whom the gateway vouches for."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Directory) -> None:
         """Raises ConfigError where tokens can't be read, or where others could reach the fleet without them."""
         self.head = head
         config = Config.model_validate({"server": head.fleet.server})
@@ -101,6 +102,7 @@ class Gateway:
             Route("/v1/fleet/move", self.move, methods=["POST"]),
             Route("/whip/{stream}", self.whip, methods=ANY),
             Route("/whip/{stream}/{session}", self.whip, methods=ANY),
+            *([] if isinstance(self.head, Follower) else Leading(self.head).routes()),
             Route("/healthz", self.health),
             Route("/readyz", self.ready),
             Route("/metrics", self.metrics),
@@ -249,25 +251,25 @@ class Gateway:
                 raise AssistantError("bad_source", f"Stream {name!r} can't be watched: {error}") from None
             options = {**options, "public_only": True}
         try:
-            config = parse_config({"streams": [{"name": name, "source": source, **options}]}, "stream").streams[0]
+            parse_config({"streams": [{"name": name, "source": source, **options}]}, "stream")
         except ConfigError as error:
             problems = "; ".join(problem.removeprefix("streams[0].") for problem in error.problems)
             raise AssistantError("bad_option", f"The stream is refused: {problems.rstrip('?.')}.") from None
         if not self.head.ready():
             raise self._empty()
-        self.head.attach(config)
+        await self.head.do("attach", {"stream": {"name": name, "source": source, **options}})
         try:
             await self.head.found(name, WAIT_SECONDS)
         except AssistantError as error:
             if name in self.head.configs:
-                self.head.detach(name)
+                await self.head.do("detach", {"stream": name})
             raise AssistantError("bad_source", error.message) from None
         self._listed = (0.0, [])
         return next(view for view in await self.listed(visitor) if view["name"] == name)
 
     async def detach(self, request: Request) -> Response:
         self._admit(request, "admin")
-        self.head.detach(request.path_params["stream"])
+        await self.head.do("detach", {"stream": request.path_params["stream"]})
         self._listed = (0.0, [])
         return Response(status_code=204)
 
@@ -290,13 +292,15 @@ class Gateway:
     async def drain(self, request: Request) -> Response:
         self._admit(request, "admin")
         fields = await asyncio.to_thread(read_object, await read_body(request))
-        self.head.drain(str(fields.get("engine")), draining=fields.get("draining", True) is True)
+        draining = fields.get("draining", True) is True
+        await self.head.do("drain", {"engine": str(fields.get("engine")), "draining": draining})
         return JSONResponse(self.head.view())
 
     async def move(self, request: Request) -> Response:
         self._admit(request, "admin")
         fields = await asyncio.to_thread(read_object, await read_body(request))
-        self.head.move(str(fields.get("stream")), fields.get("engine") and str(fields["engine"]))
+        engine = fields.get("engine") and str(fields["engine"])
+        await self.head.do("move", {"stream": str(fields.get("stream")), "engine": engine})
         return JSONResponse(self.head.view())
 
     async def health(self, request: Request) -> Response:

@@ -8,18 +8,17 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from streamer.cluster.alike import PROBE
 from streamer.cluster.config import REDIS, FleetConfig
+from streamer.cluster.depot import depot
+from streamer.cluster.directory import Directory, Known
 from streamer.cluster.ears import Ears
 from streamer.cluster.launch import Launched, Launcher
 from streamer.cluster.orders import Orders
-from streamer.cluster.passes import head_pass, visitor_pass
 from streamer.cluster.placement import Placement
 from streamer.cluster.redis_table import RedisTable
 from streamer.cluster.room import Costs
@@ -31,57 +30,33 @@ from streamer.watch_config import WatchConfig
 log = logging.getLogger("streamer.fleet")
 PATIENCE = 1.5
 """Seconds that an engine may take to answer."""
-AT_ONCE = 8
-"""Orders that one engine carries out at once."""
 
 
-@dataclass(slots=True)
-class Known:
-    """An engine as the head knows it. `clock` is its own, when it was last heard; `heard` the head's then."""
-
-    name: str
-    at: Launched | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    clock: float | None = None
-    heard: float = float("-inf")
-    began: float = float("-inf")
-    trouble: str = "it is being started"
-    watches: int = -1
-    """Which edition of the fleet's watches it has."""
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
-
-
-class Head:
+class Head(Directory):
     """Engines, streams and watches of a fleet. Everything is called on one event loop."""
 
     def __init__(self, fleet: FleetConfig, launcher: Launcher) -> None:
         """Takes the table. Raises ConfigError."""
-        self.fleet, self.secret = fleet, fleet.secret()
+        super().__init__(fleet)
         self.launcher = launcher
         try:
-            fleet.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.depot = depot(fleet.folder)
             self.table = _table(fleet)
             self.probe = secrets.token_hex(16)
-            (fleet.path / PROBE).write_text(self.probe)
+            self.depot.begin(self.probe)
         except TableError as error:
             raise ConfigError(
                 [f"table: can't be used ({error}): another head may run; stop it, or name another"]
             ) from None
         except OSError as error:
             raise ConfigError(
-                [f"folder: {fleet.folder} can't be used ({error.strerror}): name one that is shared"]
+                [f"folder: {fleet.folder} can't be used ({error.strerror or error}): name one that is shared"]
             ) from None
         self.placement = Placement(fleet.lease)
-        self.engines = {name: Known(name) for name in fleet.names}
-        self.configs: dict[str, StreamConfig] = {}
-        self.watches: dict[str, WatchConfig] = {}
         self.edition = 0
         self.known: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.client = httpx.AsyncClient(
-            timeout=None, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64), trust_env=False
-        )
-        self.orders = Orders(self)
+        self.orders: Orders = Orders(self)
 
     async def start(self) -> None:
         """Goes on with what the table knows, then with what is configured."""
@@ -121,6 +96,23 @@ class Head:
 
     # What may be asked
 
+    async def do(self, what: str, told: Mapping[str, Any]) -> None:
+        """See `Directory.do`."""
+        match what:
+            case "attach":
+                self.attach(parse_config({"streams": [told["stream"]]}, "stream").streams[0])
+            case "detach":
+                self.detach(told["stream"])
+            case "move":
+                self.move(told["stream"], told["engine"])
+            case "drain":
+                self.drain(told["engine"], draining=told["draining"])
+            case "watch":
+                config = told["config"]
+                self.watch(None if config is None else WatchConfig.model_validate(config), told["name"])
+            case _:
+                raise AssistantError("bad_option", f"Nobody knows how to {what!r}.")
+
     def attach(self, config: StreamConfig) -> None:
         """Has a stream watched. Raises AssistantError: stream_exists, and too_many_streams where there is no room."""
         if config.name in self.configs:
@@ -138,7 +130,7 @@ class Head:
 
     def detach(self, name: str) -> None:
         """Raises AssistantError: unknown_stream."""
-        self._check(name)
+        self.check(name)
         self._keep(self.table.drop_stream, name)
         del self.configs[name]
         self.known.pop(name, None)
@@ -148,7 +140,7 @@ class Head:
 
     def move(self, name: str, engine: str | None) -> None:
         """Raises AssistantError: unknown_stream, cannot_move."""
-        self._check(name)
+        self.check(name)
         if why := self.placement.move(name, engine, time.monotonic()):
             raise AssistantError("bad_option", f"Stream {name!r} can't be moved: {why}.")
         self.orders.wake()
@@ -175,57 +167,15 @@ class Head:
                     "watch_exists", f"There is a watch {name!r} already: remove it first, or choose another name."
                 )
             for stream in config.streams:
-                self._check(stream)
+                self.check(stream)
             self._keep(self.table.keep_watch, name, config.model_dump(mode="json", exclude_unset=True))
             self.watches[name] = config
         self.edition += 1
         for each in self.configs.values():
             self.placement.want(self._wish(each), time.monotonic())
 
-    def owner(self, stream: str) -> Known | None:
-        """Who has a stream for sure, and does not let it go just now."""
-        placed = self.placement.streams.get(stream)
-        if placed is None or placed.state != "owned" or self.orders.confirmed.get(stream) != placed.epoch:
-            return None
-        return self.engines.get(placed.engine or "")
-
-    async def found(self, stream: str, seconds: float) -> Known:
-        """Its owner, waited for. Raises AssistantError: unknown_stream, not_ready."""
-        end = time.monotonic() + seconds
-        while True:
-            self._check(stream)
-            if (owner := self.owner(stream)) is not None and owner.at is not None:
-                return owner
-            left = end - time.monotonic()
-            if left <= 0:
-                placed = self.placement.streams[stream]
-                raise AssistantError(
-                    "not_ready", f"Stream {stream!r} is watched by no engine now: {placed.why or placed.state}."
-                )
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.orders.changed.wait(), left)
-
-    def ready(self) -> list[Known]:
-        """Engines that may be asked."""
-        return [
-            known
-            for known in self.engines.values()
-            if known.at is not None and known.name in self.placement.room.engines
-        ]
-
-    def bearer(self, known: Known, visitor: Any = None) -> dict[str, str]:
-        """The header that lets the head in at an engine, or a visitor of the gateway."""
-        assert known.at is not None
-        if visitor is None:
-            token = head_pass(self.secret, known.name, known.at.incarnation)
-        else:
-            token = visitor_pass(
-                self.secret, known.name, known.at.incarnation, visitor.name, visitor.scopes, visitor.expires
-            )
-        return {"Authorization": f"Bearer {token}"}
-
     def view(self) -> dict[str, Any]:
-        """The fleet as plain data."""
+        """See `Directory.view`."""
         now, engines = time.monotonic(), []
         for known in self.engines.values():
             there = self.placement.room.engines.get(known.name)
@@ -262,6 +212,10 @@ class Head:
             "moves": self.placement.moves,
             "moved": list(self.orders.moved)[-32:],
         }
+
+    @property
+    def over(self) -> str:
+        return self.table.taken
 
     # Orders, and what comes of them
 
@@ -303,11 +257,6 @@ class Head:
     def labels(self, name: str) -> frozenset[tuple[str, str]]:
         return frozenset(self.fleet.names[name].labels.items())
 
-    def _check(self, name: str) -> None:
-        if name not in self.configs:
-            there = ", ".join(list(self.configs)[:10]) or "none"
-            raise AssistantError("unknown_stream", f"There is no stream {name!r}; there are: {there}.")
-
     def spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)
         self._tasks.add(task)
@@ -323,4 +272,6 @@ def _table(fleet: FleetConfig) -> Table:
     """Raises TableError."""
     if fleet.table is not None and fleet.table.startswith(REDIS):
         return RedisTable(fleet.table)
-    return FileTable(Path(fleet.table).expanduser() if fleet.table else fleet.path / "fleet.sqlite")
+    return FileTable(
+        Path(fleet.table).expanduser() if fleet.table else Path(fleet.folder).expanduser() / "fleet.sqlite"
+    )

@@ -8,14 +8,13 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from streamer.assistant import Assistant
+from streamer.cluster.depot import Depot
 from streamer.config import ConfigError, StreamConfig, parse_config
 from streamer.errors import AssistantError
 from streamer.fields import NAME
-from streamer.memory.snapshots import KIND
 from streamer.watch_config import WatchConfig
 
 log = logging.getLogger("streamer.fleet")
@@ -30,11 +29,11 @@ class Holder:
 
     Args:
         lease: seconds that a lease may last at most from when it is heard of.
-        shared: the folder in which every engine has one of its own name, for its snapshots.
+        place: where engines leave snapshots for one another.
     """
 
-    def __init__(self, assistant: Assistant, name: str, lease: float, shared: Path) -> None:
-        self._assistant, self.name, self._lease, self._shared = assistant, name, lease, shared
+    def __init__(self, assistant: Assistant, name: str, lease: float, place: Depot) -> None:
+        self._assistant, self.name, self._lease, self._depot = assistant, name, lease, place
         self._until = float("-inf")
         self.epochs: dict[str, int] = {}
         """The streams that are held."""
@@ -44,6 +43,7 @@ class Holder:
         self._busy: dict[str, asyncio.Lock] = {}
         self._fencing: asyncio.Task[None] | None = None
         self.fenced = 0
+        self._attended = False
         self._acted = False
         """Whether the lease lasted when that was looked at last."""
         self._expiring: dict[str, asyncio.TimerHandle] = {}
@@ -69,6 +69,9 @@ class Holder:
         The time is reckoned from one that the engine told before, so that a message that was long on its way, or comes a second
         time, renews nothing. `watches` are all of the fleet's; None leaves them as they are.
         """
+        if not self._attended and self._assistant.keeper is not None:
+            self._attended = True
+            self._depot.attend(self._assistant.keeper.snapshots, self.name)
         now = time.monotonic()
         if until is not None and until <= now + self._lease:
             self._until = max(self._until, until)
@@ -170,11 +173,10 @@ class Holder:
             return
         if not re.fullmatch(NAME, str(before)):
             raise AssistantError("bad_option", f"{str(before)[:40]!r} is no engine's name.")
-        place = self._shared / str(before) / KIND / name
 
         def adopt() -> None:
             old = keeper.snapshots.of(name)
-            if keeper.snapshots.adopt(name, place) is not None:
+            if self._depot.adopt(keeper.snapshots, name, str(before)) is not None:
                 keeper.snapshots.forget_some(name, old)
 
         try:

@@ -112,8 +112,12 @@ class Actors:
             "name": name,
             "incarnation": incarnation,
         }
+        lack = ""
         try:
             await asyncio.to_thread(self._end, name)
+            lack = missing(kind, await asyncio.to_thread(self._ray.cluster_resources))
+            if lack:  # a cluster that grows by itself may begin such a node for it
+                log.warning("engine %s waits for a node: %s", name, lack)
             actor = (
                 self._ray.remote(Actor)
                 .options(name=f"streamer-{name}", lifetime="detached", max_restarts=0, **_wants(kind))
@@ -121,7 +125,7 @@ class Actors:
             )
             url, pid, node = await asyncio.wait_for(actor.start.remote(json.dumps(told)), STARTING_SECONDS)
         except (self._ray.exceptions.RayError, ValueError, TimeoutError) as error:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else "nothing was heard of it"
+            why = lack or (str(error).strip().splitlines()[0] if str(error).strip() else "nothing was heard of it")
             raise AssistantError("engine_failed", f"Engine {name!r} did not start as an actor of Ray: {why}") from None
         return Launched(url, incarnation, pid, node)
 
@@ -134,6 +138,17 @@ class Actors:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def missing(kind: EnginesConfig, there: Mapping[str, float]) -> str:
+    """What no node of a cluster has of that which an engine asks for, and the mend; nothing where all is there in sum."""
+    for what, wanted in _wants(kind)["resources"].items():
+        if there.get(what, 0.0) < wanted:
+            return f"no node of the Ray cluster has the label {what}: there, ray start --resources='{{\"{what}\": 1}}'"
+    for name, wanted in (("GPU", kind.gpus), ("CPU", kind.cpus)):
+        if there.get(name, 0.0) < wanted:
+            return f"{wanted:g} {name}s are asked for, the Ray cluster has {there.get(name, 0.0):g}: start a node, or ask for less"
+    return ""
 
 
 def _wants(kind: EnginesConfig) -> Mapping[str, Any]:

@@ -17,7 +17,8 @@ from streamer.cluster.table import TableError
 from streamer.errors import AssistantError
 
 if TYPE_CHECKING:
-    from streamer.cluster.head import Head, Known
+    from streamer.cluster.directory import Known
+    from streamer.cluster.head import Head
 
 log = logging.getLogger("streamer.fleet")
 TURN_SECONDS = 0.05
@@ -96,7 +97,7 @@ class Orders:
             if isinstance(order, Release):
                 await self._prepare(order)
             async with known.slots:
-                while self._stands(order) and known.at is at:
+                while self._head.placement.stands(order) and known.at is at:
                     try:
                         if isinstance(order, Own):
                             await self._own(known, order)
@@ -148,11 +149,6 @@ class Orders:
         told = {"stream": head.configs[order.stream].model_dump(mode="json", exclude_unset=True)}
         with suppress(httpx.HTTPError, AssistantError):
             await head.ask(head.engines[placed.target], "prepare", told, PREPARE_SECONDS)
-
-    def _stands(self, order: Order) -> bool:
-        placed = self._head.placement.streams.get(order.stream)
-        wanted = "owned" if isinstance(order, Own) else "leaving"
-        return placed is not None and (placed.epoch, placed.engine, placed.state) == (order.epoch, order.engine, wanted)
 
     def confirm(self, stream: str, epoch: int, reply: Mapping[str, Any] | None) -> None:
         """An engine says that it has a stream; `reply` is what it told when it was given it."""

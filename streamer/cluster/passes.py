@@ -13,6 +13,8 @@ import jwt
 HEAD = "fleet"
 """Who the head is to engines; visitors of the gateway have names that begin otherwise."""
 VISITOR = "visitor:"
+LEADS = "streamer-fleet:head"
+"""For whom a gateway's pass is."""
 LASTS = 30.0
 """Seconds that a pass of the head's is good for."""
 VISIT_SECONDS = 30 * 86_400.0
@@ -46,3 +48,19 @@ def visitor_pass(
         "scope": " ".join(sorted(scopes)),
     }
     return jwt.encode(claims, secret, "HS256")
+
+
+def gateway_pass(secret: bytes) -> str:
+    """Lets a gateway of the fleet follow its head for half a minute."""
+    claims = {"sub": "gateway", "aud": LEADS, "exp": time.time() + LASTS}
+    return jwt.encode(claims, secret, "HS256")
+
+
+def is_gateway(secret: bytes, authorization: str) -> bool:
+    """Whether whoever shows this is a gateway of the fleet."""
+    kind, _, token = authorization.partition(" ")
+    try:
+        jwt.decode(token, secret, ["HS256"], audience=LEADS, options={"require": ["exp", "aud"]})
+    except jwt.PyJWTError:
+        return False
+    return kind.lower() == "bearer"

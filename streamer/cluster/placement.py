@@ -104,6 +104,8 @@ class Placement:
         self._draining: set[str] = set()
         self._ranks: dict[int, dict[str, None]] = {}
         """Owned streams by priority."""
+        self._making: dict[str, Placed] = {}
+        """Who waits for others to leave, by the engine that they leave."""
         self._leaving: dict[str, set[str]] = {}
         """Streams that leave an engine, by engine."""
 
@@ -274,7 +276,12 @@ class Placement:
                 self._relieve(engine, now)
             self._freed = self._freed or any(self.streams[name].shunned for name in self._waiting)
         orders, self._orders = self._orders, []
-        return orders
+        return [order for order in orders if self.stands(order)]
+
+    def stands(self, order: Order) -> bool:
+        """Whether an order is still to be carried out: its engine may have gone and come again meanwhile."""
+        placed, wanted = self.streams.get(order.stream), "owned" if isinstance(order, Own) else "leaving"
+        return placed is not None and (placed.epoch, placed.engine, placed.state) == (order.epoch, order.engine, wanted)
 
     def shortage(self, wish: Wish, engine: str | None = None) -> str:
         """Why there is no room for a stream: which resource, how much of it, and what would make room."""
@@ -282,9 +289,8 @@ class Placement:
             there = ", ".join(self.room.engines) or "none"
             return f"it is pinned to engine {wish.engine!r}, which is not there; there are: {there}"
         asked = engine or wish.engine
-        some = [each for each in self.room.engines.values() if asked in (None, each.name)]
-        fit = [each for each in some if wish.labels <= each.labels]
-        if not some:
+        fit = [each for each in self.room.engines.values() if asked in (None, each.name) and wish.labels <= each.labels]
+        if not self.room.engines:
             return "no engine is there: start one"
         if not fit:
             wanted = ", ".join(f"{key}: {value}" for key, value in sorted(wish.labels))
@@ -322,12 +328,19 @@ class Placement:
 
     def _try(self, placed: Placed, now: float) -> bool:
         placed.shunned = {name: until for name, until in placed.shunned.items() if until > now}
-        but = frozenset(placed.shunned)
+        self._making = {
+            engine: who for engine, who in self._making.items() if who.state == "waiting" and not who.unwanted
+        }
+        # What leaves an engine for one of higher priority leaves it for that one alone.
+        kept = (
+            name for name, who in self._making.items() if who is not placed and who.wish.priority > placed.wish.priority
+        )
+        but = frozenset([*placed.shunned, *kept])
         target = self.room.best(placed.wish, headroom=placed.displaced, but=but)
         if target is not None:
             self._give(placed, target, now)
             return True
-        if not self._displace(placed):
+        if not self._displace(placed, but):
             placed.why = self.shortage(placed.wish)
         return False
 
@@ -374,7 +387,7 @@ class Placement:
         if rank.pop(placed.name, 0) is None and not rank:
             del self._ranks[placed.wish.priority]
 
-    def _displace(self, placed: Placed) -> bool:
+    def _displace(self, placed: Placed, but: frozenset[str]) -> bool:
         """Has streams of lower priority make room on one engine; whether they do. They leave once, however often it is tried."""
         wish = placed.wish
         lower = sorted(rank for rank in self._ranks if rank < wish.priority)
@@ -382,11 +395,17 @@ class Placement:
             return False
         if any(each.state == "leaving" for each in placed.makes_room):
             return True
+        self._making = {engine: who for engine, who in self._making.items() if who is not placed}
         going: dict[str, list[Placed]] = {}
         for name in islice((name for rank in lower for name in self._ranks[rank]), LOOKED_THROUGH):
             other = self.streams[name]
             engine = self.room.engines[str(other.engine)]
-            if engine.draining or not wish.labels <= engine.labels or wish.engine not in (None, engine.name):
+            if (
+                engine.name in but
+                or engine.draining
+                or not wish.labels <= engine.labels
+                or wish.engine not in (None, engine.name)
+            ):
                 continue
             chosen = going.setdefault(engine.name, [])
             chosen.append(other)
@@ -394,7 +413,7 @@ class Placement:
             if wish.need(engine.costs) <= engine.free - HEADROOM * SECOND + freed:
                 for each in chosen:
                     self._leave(each, None)
-                placed.makes_room = tuple(chosen)
+                placed.makes_room, self._making[engine.name] = tuple(chosen), placed
                 placed.why = f"others of lower priority make room on engine {engine.name}"
                 return True
         return False

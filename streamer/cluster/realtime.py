@@ -20,8 +20,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from protocols.fields import ProtocolError
+from streamer.cluster.directory import Known
 from streamer.cluster.forward import silent
-from streamer.cluster.head import Known
 from streamer.errors import AssistantError
 from streamer.server.auth import Visitor
 from streamer.server.errors import RequestError
@@ -193,7 +193,7 @@ class Relay:
             await self._tell("stream.attached", stream=view["name"], **view)
         else:
             self.visitor.need("admin")
-            self._head.detach(str(event.get("stream")))
+            await self._head.do("detach", {"stream": str(event.get("stream"))})
             await self._tell("stream.detached", stream=event.get("stream"))
 
     async def _say(self, message: str | bytes, stream: str | None, *, asks: bool = False) -> None:

@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from protocols.chat import RECORDING
 from protocols.fields import ProtocolError, read_object
+from streamer.cluster.directory import Directory, Known
 from streamer.cluster.forward import Forwarder, silent
-from streamer.cluster.head import Head, Known
 from streamer.errors import AssistantError
 from streamer.server.admission import LET_GO
 from streamer.server.auth import Visitor
@@ -44,7 +44,7 @@ class Recordings:
 
     def __init__(
         self,
-        head: Head,
+        head: Directory,
         forward: Forwarder,
         admit: Callable[..., Visitor],
         empty: Callable[[], RequestError],

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from protocols.fields import read_object
+from streamer.cluster.directory import Directory, Known
 from streamer.cluster.forward import Forwarder
-from streamer.cluster.head import Head, Known
 from streamer.errors import AssistantError
 from streamer.server.bodies import read_body
 from streamer.server.errors import error_response
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Watching:
     """The routes below /v1/watches, and /v1/events: to see them needs the scope view, all else ask."""
 
-    def __init__(self, head: Head, limits: Limits, forward: Forwarder, admit: Admit) -> None:
+    def __init__(self, head: Directory, limits: Limits, forward: Forwarder, admit: Admit) -> None:
         self.head, self.limits, self._forward, self._admit = head, limits, forward, admit
 
     async def watches(self, request: Request) -> Response:
@@ -68,7 +68,7 @@ class Watching:
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise AssistantError("bad_option", f"The watch is refused: {where}: {error.errors()[0]['msg']}.") from None
-        self.head.watch(config, config.name)
+        await self.head.do("watch", {"name": config.name, "config": config.model_dump(mode="json", exclude_unset=True)})
         return JSONResponse({**config.model_dump(mode="json"), "configured": False}, 201)
 
     async def watch(self, request: Request) -> Response:
@@ -79,7 +79,7 @@ class Watching:
                 "unknown_watch", f"There is no watch {name!r}; there are: {', '.join(self.head.watches) or 'none'}."
             )
         if request.method == "DELETE":
-            self.head.watch(None, name)
+            await self.head.do("watch", {"name": name, "config": None})
             return Response(status_code=204)
         if request.method == "PATCH":
             body = await read_body(request)

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from streamer.fields import NAME
 
+SNAPSHOTS = "snapshots"
+"""Where they are in the folder, by stream."""
+SNAPSHOT = re.compile(r"^(\d{10})-(-?\d+)\.snapshot$")
+"""What a snapshot's file is called: its number, and the newest frame's capture in milliseconds since 1970."""
 PRIVATE = 0o700
 DATABASE, LOCK = "streamer.sqlite", "lock"
 

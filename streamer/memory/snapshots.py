@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.state import Snapshot
-from streamer.memory.folder import Folder, sync_folder
+from streamer.memory.folder import SNAPSHOT, SNAPSHOTS, Folder, sync_folder
 from streamer.memory.retention import shares, too_large, too_many
 from streamer.memory.snapshot import DamagedError, Taken, chunks, load
 
 log = logging.getLogger("streamer")
-KIND = "snapshots"
-FILE = re.compile(r"^(\d{10})-(-?\d+)\.snapshot$")
 PARTIAL = ".partial"
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
@@ -41,6 +38,10 @@ class Snapshots:
         """Looks through the folder; what was being written when a process died is removed. Raises OSError."""
         self.folder, self.budget = folder, budget
         self.written = self.bytes_written = self.damaged = 0
+        self.written_also: Callable[[str, Kept], None] = lambda stream, kept: None
+        """Is told of each that is written, and may raise OSError: then it is not kept."""
+        self.forgotten_also: Callable[[str], None] = lambda stream: None
+        """Is told of a stream of which nothing is to be kept."""
         self._lock = threading.Lock()
         self._kept = self._all()
 
@@ -63,7 +64,7 @@ class Snapshots:
 
     def write(self, taken: Taken, state: Snapshot, now: float) -> Kept:
         """Writes a snapshot so that it is there whole or not at all, whatever happens; then thins. Raises OSError."""
-        place = self.folder.place(KIND, taken.stream)
+        place = self.folder.place(SNAPSHOTS, taken.stream)
         number = max((each.number for each in self.of(taken.stream)), default=0) + 1
         path = place / f"{number:010d}-{round(taken.wall * 1000)}.snapshot"
         partial, size = path.with_suffix(PARTIAL), 0
@@ -75,12 +76,12 @@ class Snapshots:
                 os.fsync(file.fileno())
             partial.rename(path)
             sync_folder(place)
+            self.written_also(taken.stream, kept := Kept(number, round(taken.wall * 1000) / 1000, size, path))
         except OSError:
             for each in (partial, path):
                 with suppress(OSError):
                     each.unlink(missing_ok=True)
             raise
-        kept = Kept(number, round(taken.wall * 1000) / 1000, size, path)
         with self._lock:
             self._kept.setdefault(taken.stream, []).append(kept)
         self.written += 1
@@ -96,7 +97,7 @@ class Snapshots:
         newest = max(_whole(place), key=lambda each: each.number, default=None) if place.is_dir() else None
         if newest is None:
             return None
-        own = self.folder.place(KIND, stream)
+        own = self.folder.place(SNAPSHOTS, stream)
         number = max((each.number for each in self.of(stream)), default=0) + 1
         path = own / f"{number:010d}-{round(newest.wall * 1000)}.snapshot"
         try:
@@ -137,6 +138,8 @@ class Snapshots:
         """Removes a stream's snapshots from a moment (Unix seconds) on; returns how many."""
         gone = [each for each in self.of(stream) if each.wall >= since]
         self._drop(stream, gone)
+        if gone:
+            self.forgotten_also(stream)
         return len(gone)
 
     def forget_some(self, stream: str, gone: Iterable[Kept]) -> None:
@@ -150,7 +153,7 @@ class Snapshots:
             self._kept = found
 
     def _all(self) -> dict[str, list[Kept]]:
-        places = {stream: self.folder.place(KIND, stream) for stream in self.folder.streams(KIND)}
+        places = {stream: self.folder.place(SNAPSHOTS, stream) for stream in self.folder.streams(SNAPSHOTS)}
         return {stream: sorted(_found(place), key=lambda each: each.number) for stream, place in places.items()}
 
     def _drop(self, stream: str, gone: Iterable[Kept]) -> None:
@@ -169,5 +172,5 @@ def _found(place: Path) -> Iterable[Kept]:
 
 def _whole(place: Path) -> Iterable[Kept]:
     for path in place.iterdir():
-        if name := FILE.match(path.name):
+        if name := SNAPSHOT.match(path.name):
             yield Kept(int(name[1]), int(name[2]) / 1000, path.stat().st_size, path)

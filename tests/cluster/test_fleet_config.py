@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 
+from streamer.cluster.alike import streamer_version, unlike
 from streamer.cluster.config import load_fleet, parse_fleet
+from streamer.cluster.launch import missing
 from streamer.cluster.passes import audience, head_pass, visitor_pass
+from streamer.cluster.room import Costs
 from streamer.cluster.table import FileTable, TableError
 from streamer.config import ConfigError
 
@@ -35,6 +39,10 @@ GATE = {"name": "gate", "source": "demo:"}
         ({"streams": [GATE, GATE]}, "streams has gate more than once"),
         ({"engines": []}, "engines"),
         ({"engine": {"storage": {}}}, "engine.storage: unknown key"),
+        (
+            {"folder": "s3://box/fleet"},
+            "table: name a file of the head's or redis://…, as none can lie in s3://box/fleet",
+        ),
         ({"lease": 0.1}, "lease: 0.1 is out of range; it must be at least 1"),
     ],
 )
@@ -81,3 +89,45 @@ def test_a_pass_is_good_for_one_process_of_one_engine() -> None:
             jwt.decode(head_pass(secret, "gpu-0", "aa"), secret, ["HS256"], audience=other)
     claims = jwt.decode(visitor_pass(secret, "gpu-0", "aa", "fleet", ["view"]), secret, ["HS256"], audience=mine)
     assert claims["sub"] == "visitor:fleet" and claims["scope"] == "view", "no visitor can be called as the head is"
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"version": "0.0.9"}, "it is streamer 0.0.9, this is .*: install the same on both"),
+        ({"probe": ""}, "/srv/streamer is not the same folder there as here: mount it on every machine"),
+        ({"wall": 1_012.4}, "its clock differs by 12 s from this machine's: set both by NTP"),
+        ({"wall": 988.0}, "its clock differs by 12 s"),
+        ({"fingerprint": "ffff00001111"}, r"its model is nano \(ffff0000\), the others' nano \(aaaa1111\)"),
+        ({"wall": 1_004.0}, "^$"),
+    ],
+)
+def test_an_engine_that_is_not_like_the_others_is_told_why(other: dict[str, Any], why: str) -> None:
+    model = "nano", "aaaa1111bbbb"
+    hello = {"version": streamer_version(), "probe": "p", "wall": 1_000.0, "model": model[0], "fingerprint": model[1]}
+    assert unlike(hello, "p", "/srv/streamer", None, 1_000.0) == ""
+    said = unlike({**hello, **other}, "p", "/srv/streamer", model, 1_000.0)
+    assert re.search(why, said) and "\n" not in said
+
+
+def test_what_no_node_of_a_cluster_has_is_named() -> None:
+    fleet = parse_fleet({**FLEET, "engines": [{"name": "gpu", "gpus": 2, "labels": {"site": "north"}}]}, "fleet.yaml")
+    kind = fleet.names["gpu-0"]
+    assert "no node of the Ray cluster has the label site:north" in missing(kind, {"CPU": 8.0, "GPU": 8.0})
+    there = {"CPU": 8.0, "site:north": 1.0}
+    assert "2 GPUs are asked for, the Ray cluster has 1" in missing(kind, {**there, "GPU": 1.0})
+    assert missing(kind, {**there, "GPU": 2.0}) == ""
+
+
+def test_answers_and_watches_are_counted_in_and_rules_bind() -> None:
+    watch = {"name": "fire", "question": "Is there a fire?", "streams": ["gate"], "every": 0.5}
+    rules = [{"streams": ["gate"], "labels": {"site": "north"}}, {"streams": ["gate"], "engine": "gpu-1"}]
+    gate = {**GATE, "fps": 2, "priority": 3}
+    engine = {"answers": {"floor_tokens_per_second": 6.0}}
+    fleet = parse_fleet(
+        {**FLEET, "streams": [gate], "watches": [watch], "rules": rules, "engine": engine}, "fleet.yaml"
+    )
+    wish = fleet.wish(fleet.streams[0], fleet.watches)
+    assert (wish.fps, wish.looks, wish.tokens, wish.priority) == (2.0, 2.0, 3.0, 3)
+    assert (wish.engine, wish.labels) == ("gpu-1", frozenset([("site", "north")]))
+    assert wish.need(Costs(10.0, 4.0, 2.0)) == 2 * 10 + 2 * 4 + 3 * 2

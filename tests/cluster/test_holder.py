@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from streamer import Assistant, AssistantError
+from streamer.cluster.depot import Elsewhere, Mounted
 from streamer.cluster.holder import Holder
 from streamer.config import parse_config
 from streamer.engine.pace import Pace
@@ -55,7 +56,7 @@ def test_a_stream_goes_from_one_engine_to_the_other_with_all_it_knows(tmp_path: 
 
     async def test() -> None:
         async with Assistant(config(tmp_path / "one")) as one, Assistant(config(tmp_path / "two")) as two:
-            first, second = Holder(one, "one", 60.0, tmp_path), Holder(two, "two", 60.0, tmp_path)
+            first, second = Holder(one, "one", 60.0, Mounted(tmp_path)), Holder(two, "two", 60.0, Mounted(tmp_path))
             with pytest.raises(AssistantError) as refused:
                 await first.own(EYES, 1, None, {})
             assert refused.value.code == "no_lease"
@@ -95,7 +96,7 @@ def test_an_engine_whose_lease_has_run_out_sees_nothing_more(tmp_path: Path) -> 
 
     async def test() -> None:
         async with Assistant(config(tmp_path / "one")) as assistant:
-            holder = Holder(assistant, "one", 60.0, tmp_path)
+            holder = Holder(assistant, "one", 60.0, Mounted(tmp_path))
             holder.begin()
             old = await granted(holder)
             await holder.own(EYES, 1, None, {})
@@ -122,7 +123,7 @@ def test_an_answer_that_is_open_ends_where_it_began(tmp_path: Path) -> None:
 
     async def test() -> None:
         async with Assistant(config(tmp_path / "one")) as one, Assistant(config(tmp_path / "two")) as two:
-            first, second = Holder(one, "one", 60.0, tmp_path), Holder(two, "two", 60.0, tmp_path)
+            first, second = Holder(one, "one", 60.0, Mounted(tmp_path)), Holder(two, "two", 60.0, Mounted(tmp_path))
             for holder in (first, second):
                 await granted(holder)
             await first.own(EYES, 1, None, {})
@@ -146,7 +147,7 @@ def test_an_answer_whose_stream_has_gone_ends_with_the_lease(tmp_path: Path) -> 
 
     async def test() -> None:
         async with Assistant(config(tmp_path / "one")) as assistant:
-            holder = Holder(assistant, "one", 60.0, tmp_path)
+            holder = Holder(assistant, "one", 60.0, Mounted(tmp_path))
             holder.begin()
             await granted(holder)
             await holder.own(EYES, 1, None, {})
@@ -170,7 +171,7 @@ def test_what_was_opened_beforehand_is_seen_from_where_the_other_left_off(tmp_pa
 
     async def test() -> None:
         async with Assistant(config(tmp_path / "one")) as one, Assistant(config(tmp_path / "two")) as two:
-            first, second = Holder(one, "one", 60.0, tmp_path), Holder(two, "two", 60.0, tmp_path)
+            first, second = Holder(one, "one", 60.0, Mounted(tmp_path)), Holder(two, "two", 60.0, Mounted(tmp_path))
             for holder in (first, second):
                 await granted(holder)
             await first.own(camera, 1, None, {})
@@ -194,3 +195,41 @@ def test_what_was_opened_beforehand_is_seen_from_where_the_other_left_off(tmp_pa
             assert not (await second.prepare({"name": "p", "source": "push://p"}))["ready"]
 
     asyncio.run(asyncio.wait_for(test(), 100))
+
+
+def test_a_stream_goes_along_over_a_place_that_fsspec_reaches(tmp_path: Path) -> None:
+    """Nothing of one engine's disk is seen by the other."""
+    fsspec = pytest.importorskip("fsspec")
+    place = f"memory://fleet-{tmp_path.name}"
+
+    async def test() -> None:
+        async with Assistant(config(tmp_path / "one")) as one, Assistant(config(tmp_path / "two")) as two:
+            first, second = Holder(one, "one", 60.0, Elsewhere(place)), Holder(two, "two", 60.0, Elsewhere(place))
+            for holder in (first, second):
+                await granted(holder)
+            await first.own(EYES, 1, None, {})
+            for round_ in range(4):
+                one.push("eyes", picture(40 * round_))
+                await eventually(lambda: one.streams()[0].frames_seen > round_)  # noqa: B023
+                await one.keeper.take([one.stream("eyes")])  # type: ignore[union-attr]
+            memory = await asyncio.wrap_future(one.engine.call(one.engine.runner.copy(one.stream("eyes").slot)))
+            await first.release("eyes", 1, forget=False)
+            system, _ = fsspec.core.url_to_fs(place)
+            assert len(system.ls(f"{place}/one/snapshots/eyes")) == 2, "the newest, and one before it"
+            assert (await second.own(EYES, 2, "one", {}))["resumes"] == 1
+            there = await asyncio.wrap_future(two.engine.call(two.engine.runner.copy(two.stream("eyes").slot)))
+            assert all(torch.equal(part, there[name]) for name, part in memory.items())
+            await first.release("eyes", 3, forget=True)
+            assert system.ls(f"{place}/one/snapshots/eyes") == []
+
+    asyncio.run(asyncio.wait_for(test(), 100))
+
+
+def test_a_place_that_can_not_be_reached_is_told_in_one_line(tmp_path: Path) -> None:
+    place = Elsewhere("nowhere://box/fleet")
+    with pytest.raises(OSError, match="nowhere"):
+        place.begin("x")
+    mounted = Mounted(tmp_path / "shared")
+    assert mounted.probe() == ""
+    mounted.begin("x")
+    assert mounted.probe() == "x"

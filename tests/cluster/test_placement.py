@@ -308,3 +308,94 @@ def test_what_costs_more_than_it_did_is_moved_once_it_pays() -> None:
                 moved.append(order)
                 placement.released(order.stream, order.epoch, float(now))
     assert len(moved) == 1 and placement.room.engines["a"].free > 0
+
+
+def fleet_of(*names: str, cost: float = 10.0, slots: int = 8, **labels_of: str) -> Placement:
+    placement = Placement()
+    for name in names:
+        placement.joined(name, Costs(cost), slots, 0.0, labels(labels_of.get(name)))
+    return placement
+
+
+def test_a_stream_goes_where_it_is_pinned_and_where_its_labels_are() -> None:
+    placement = fleet_of("a", "b", "c", a="south", b="north", c="north")
+    placement.want(Wish("pinned", 1.0, engine="c"), 0.0)
+    placement.want(Wish("north", 1.0, labels=labels("north")), 0.0)
+    placement.turn(0.0)
+    assert placement.streams["pinned"].engine == "c" and placement.streams["north"].engine in ("b", "c")
+    placement.want(Wish("north", 1.0, labels=labels("south")), 1.0)  # its rule has changed
+    orders = placement.turn(1.0)
+    assert [type(each) for each in orders] == [Release]
+    placement.released("north", orders[0].epoch, 1.0)
+    assert [(each.stream, each.engine) for each in placement.turn(1.0)] == [("north", "a")]
+    placement.gone("c", 2.0)
+    assert placement.turn(2.0) == [] and "pinned to engine 'c', which is not there" in placement.streams["pinned"].why
+    placement.want(Wish("west", 1.0, labels=labels("west")), 2.0)
+    assert "no engine has the labels {site: west}" in placement.streams["west"].why
+
+
+def test_a_higher_priority_displaces_the_lowest_and_it_comes_back() -> None:
+    placement = fleet_of("a", slots=2)
+    placement.want(Wish("low", 1.0, priority=1), 0.0)
+    placement.want(Wish("middle", 1.0, priority=2), 0.0)
+    placement.turn(0.0)
+    placement.want(Wish("high", 1.0, priority=3), 1.0)
+    [order] = placement.turn(1.0)
+    assert isinstance(order, Release) and order.stream == "low" and not order.forget
+    placement.released("low", order.epoch, 1.0)
+    assert [(each.stream, each.engine) for each in placement.turn(1.0)] == [("high", "a")]
+    assert placement.streams["low"].state == "waiting" and "slots for streams' memory" in placement.streams["low"].why
+    placement.joined("b", Costs(10.0), 2, 2.0)
+    assert [(each.stream, each.engine, each.before) for each in placement.turn(2.0) if isinstance(each, Own)] == [
+        ("low", "b", "a")
+    ]
+
+
+def test_engines_that_come_are_used_and_those_that_go_are_emptied() -> None:
+    """Scaling: up, whoever waits is given a place; down, a drained engine has nothing left and is given nothing."""
+    placement = fleet_of("a", slots=4)
+    for n in range(8):
+        placement.want(Wish(f"camera-{n}", 1.0), 0.0)
+    assert len(placement.turn(0.0)) == 4
+    placement.joined("b", Costs(10.0), 8, 1.0)
+    assert {each.engine for each in placement.turn(1.0)} == {"b"} and not placement._waiting
+    placement.drain("b")
+    left = 0
+    for _ in range(20):
+        for order in placement.turn(1.5):
+            left += isinstance(order, Release)
+            if isinstance(order, Release):
+                placement.released(order.stream, order.epoch, 1.5)
+    assert left == 0 and len(placement.room.engines["b"].wishes) == 4, "there is no room elsewhere: they stay"
+    placement.joined("c", Costs(10.0), 8, 2.0)
+    for _ in range(20):
+        for order in placement.turn(2.0):
+            if isinstance(order, Release):
+                placement.released(order.stream, order.epoch, 2.0)
+    assert placement.room.engines["b"].wishes == {} and len(placement.room.engines["c"].wishes) == 4
+
+
+def test_an_engine_that_went_and_came_again_is_not_told_what_was_meant_for_the_one_before() -> None:
+    placement = fleet_of("a", slots=1)
+    placement.want(Wish("gate", 1.0), 0.0)
+    placement.gone("a", 0.0)
+    placement.joined("b", Costs(10.0), 1, 0.0)
+    placement.joined("a", Costs(10.0), 1, 0.0)
+    assert len(placement.turn(0.0)) == 1
+
+
+def test_room_that_others_make_is_for_whom_they_make_it() -> None:
+    """They leave one after the other; who waits for less does not take what is free so far."""
+    placement = fleet_of("a", cost=100.0)
+    for name, fps in (("one", 3.0), ("two", 3.0)):
+        placement.want(Wish(name, fps, priority=1), 0.0)
+    placement.turn(0.0)
+    placement.want(Wish("small", 3.0, priority=2), 1.0)
+    placement.want(Wish("high", 8.0, priority=3), 1.0)
+    for now in range(1, 20):
+        placement.renewed("a", float(now))
+        for order in placement.turn(float(now)):
+            if isinstance(order, Release):
+                placement.released(order.stream, order.epoch, float(now))
+    assert placement.streams["high"].engine == "a" and placement.streams["high"].state == "owned"
+    assert placement.epoch == 3, "nobody goes to and fro"
