@@ -1,5 +1,6 @@
 """Traces are the model: at every age of a stream, for every shape."""
 
+import ctypes
 import gc
 import weakref
 from dataclasses import replace
@@ -192,3 +193,34 @@ def test_a_runner_without_traces_says_the_same(monkeypatch: pytest.MonkeyPatch) 
         token = runner.prefill(1, runner.tokenizer.encode_question("where?"))
         said.append([token, *runner.decode([1], [token], [Sampling()])])
     assert said[0] == said[1]
+
+
+class Allocated(ctypes.Structure):
+    """glibc's `mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t) for name in ("arena", "o", "s", "h", "mapped", "u", "f", "used", "free", "keep")
+    )
+
+
+def allocated() -> int:
+    """Bytes of the C heap in use."""
+    gc.collect()
+    told = ctypes.CDLL(None).mallinfo2
+    told.restype = Allocated
+    now = told()
+    return int(now.used + now.mapped)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+@torch.inference_mode()
+def test_what_a_trace_takes() -> None:
+    """As it comes from PyTorch it keeps a text of the whole stack for each operation: these then take 33 to 43 MB each, not 10."""
+    traced, state = TracedInfiniteVL(build(CONFIG)), StreamState.allocate(CONFIG, 4)
+    for slot in range(4):
+        traced.model.open(state, index(slot))
+    traced.read(TOKENS[:, :1], state, index(0))
+    before = allocated()
+    for batch in (2, 3, 4):
+        traced.read(TOKENS[:, :batch].T, state, index(*range(batch)))
+    assert len(traced.traces) == 4 and allocated() - before < 3 * 18e6
