@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -73,6 +74,10 @@ class Processes:
                 line = json.loads(await child.stdout.readline() or b"null")
         except (TimeoutError, ValueError):
             line = None
+        except asyncio.CancelledError:  # nobody would know of it
+            with suppress(ProcessLookupError):
+                child.kill()
+            raise
         if line is None:
             raise AssistantError("engine_failed", f"Engine {name!r} did not start: its output says why.")
         return Launched(line["url"], incarnation, line["pid"], os.uname().nodename)

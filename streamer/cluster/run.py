@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -94,6 +95,7 @@ async def _run(config: FleetConfig, announce: Callable[[str], None], follows: st
     )
     print(f"streamer's fleet is at {url}: {what}", flush=True)
     announce(url)
+    gc.freeze()  # what was imported stays: to look through it for cycles would hold up what passes through
     notify("READY=1")
     while not asked.is_set() and not door.knows.over:
         with suppress(TimeoutError):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -120,7 +121,7 @@ def config(folder: Path, model: Path, clip: Path, streams: int, **more: Any) -> 
             "engines": [{"name": "cpu", "count": ENGINES}],
             "engine": {
                 "model": {"name": str(model), "threads": 1},
-                "limits": {"streams": 60, "answers": 2},
+                "limits": {"streams": 100, "answers": 2},
                 "answers": {"floor_tokens_per_second": 0.1},
             },
             "streams": [{"name": f"camera-{n}", "source": str(clip), "loop": True, "fps": 1} for n in range(streams)],
@@ -223,7 +224,10 @@ def test_streams_move_with_their_memory_and_an_engine_is_emptied(tmp_path: Path,
     async def test() -> None:
         async with running(tmp_path, config(tmp_path, model, clip, STREAMS)) as here:
             head, chance = here.fleet.head, random.Random(1)
-            await until(lambda: len(here.frames()) > STREAMS, 60)
+            spread(here)
+            await until(lambda: here.owned == STREAMS, 60)
+            await until(lambda: len({stream for _, _, stream in here.frames()}) == STREAMS, 60)
+            head.orders.moved.clear()
             began = time.monotonic()
             for _ in range(MOVES):
                 name = chance.choice(list(head.configs))
@@ -233,6 +237,7 @@ def test_streams_move_with_their_memory_and_an_engine_is_emptied(tmp_path: Path,
                 await until(lambda: head.owner(name) is not None, 20)  # noqa: B023
                 await asyncio.sleep(0.2)
             told = list(head.orders.moved)
+            gaps = sorted(here.gaps(began))
             assert len(told) >= MOVES and all(each["memory"] == "goes on" for each in told)
             unseen = sorted(each["unseen_s"] for each in told)
             p95 = unseen[int(0.95 * len(unseen))]
@@ -244,7 +249,8 @@ def test_streams_move_with_their_memory_and_an_engine_is_emptied(tmp_path: Path,
             handovers = here.never_two_owners()
             spent = time.monotonic() - began
             print(
-                f"{MOVES} moves: unseen p50 {statistics.median(unseen):.2f}, p95 {p95:.2f}, most {unseen[-1]:.2f} s, memory whole"
+                f"{MOVES} moves: unseen p50 {statistics.median(unseen):.2f}, p95 {p95:.2f}, most {unseen[-1]:.2f} s, memory whole; "
+                f"from frame to frame at one a second p50 {statistics.median(gaps):.2f}, p95 {gaps[int(0.95 * len(gaps))]:.2f} s"
             )
             print(
                 f"emptied an engine of {count} streams in {took:.2f} s; {handovers} changes of owner in {spent:.0f} s"
@@ -297,7 +303,10 @@ def test_a_head_that_is_killed_comes_back_to_what_it_had(tmp_path: Path, model: 
             try:
                 began = time.monotonic()
                 after = await whole()
-                print(f"the head was killed and is whole again after {time.monotonic() - began:.1f} s, imports and all")
+                epochs = {each["name"]: each["epoch"] for each in before["streams"]}
+                kept = sum(epochs[each["name"]] == each["epoch"] for each in after["streams"])
+                print(f"the head was killed and is whole again after {time.monotonic() - began:.1f} s, imports and all; {kept} of 6 "
+                      "streams were lost by nobody meanwhile")  # fmt: skip
                 assert [each["pid"] for each in after["engines"]] == [each["pid"] for each in before["engines"]]
                 assert {each["name"] for each in after["streams"]} == {each["name"] for each in before["streams"]}
             finally:
@@ -321,6 +330,7 @@ def test_what_the_gateway_adds_to_a_token(tmp_path: Path, model: Path, clip: Pat
         settings = config(tmp_path, model, clip, 1, engines=[{"name": "cpu", "count": 1}])
         async with running(tmp_path, settings, 1) as here:
             head = here.fleet.head
+            gc.freeze()  # as a head does that is a process of its own
             known = head.engines["cpu-0"]
             assert known.at is not None
             direct = known.at.url.replace("http", "ws") + "/v1/realtime?stream=camera-0"
