@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -57,8 +58,9 @@ class Ears:
             first = known.clock is None  # only the next word can renew a lease, which may be about to run out
             try:
                 await self._hear(known)
-            except httpx.ConnectError:
-                if await _nobody_listens(known.at.url):
+            except httpx.TransportError as error:
+                known.trouble = f"it does not answer ({error or type(error).__name__})"
+                if await self._dead(known):
                     self._gone(known, "its process is gone")
                     wait = AGAIN_SECONDS[0] if time.monotonic() - known.began > SOUND_SECONDS else min(2 * wait, most)
                     await asyncio.sleep(wait)
@@ -69,6 +71,16 @@ class Ears:
                 known.trouble = f"it does not answer ({error or type(error).__name__})"
             if not first or known.clock is None:
                 await asyncio.sleep(HEAR_SECONDS)
+
+    async def _dead(self, known: Known) -> bool:
+        """Whether an engine is to be begun anew: its process is seen to be gone, or is another machine's where nobody listens any more.
+
+        Of the latter that is not certain, as a router may refuse a connection for it: first its lease must have run out.
+        """
+        at = known.at
+        if at is None or at.here:
+            return at is not None and at.gone
+        return known.name not in self._head.placement.room.engines and await _nobody_listens(at.url)
 
     async def _hear(self, known: Known) -> None:
         """Renews an engine's lease, by its own clock, and takes what it tells."""
@@ -125,7 +137,7 @@ class Ears:
             self._head.table.keep_engine(
                 known.name,
                 {
-                    "url": known.at.url, "incarnation": known.at.incarnation, "pid": known.at.pid, "node": known.at.node,
+                    "at": asdict(known.at),
                     "costs": [costs.frame_ms, costs.look_ms, costs.token_ms], "slots": facts["slots"],
                 },
             )  # fmt: skip
@@ -147,7 +159,7 @@ class Ears:
 
 
 async def _nobody_listens(url: str) -> bool:
-    """Whether an engine's machine says that its port is closed: the process is gone then, and with it all that it did."""
+    """Whether it is said, by an engine's machine or on the way there, that its port is closed."""
     host, port = httpx.URL(url).host, httpx.URL(url).port
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_SECONDS)

@@ -66,7 +66,7 @@ class Head(Directory):
         self.known = self.table.known()
         for name, facts in self.table.engines().items():
             if name in self.engines:
-                at = self.engines[name].at = Launched(facts["url"], facts["incarnation"], facts["pid"], facts["node"])
+                at = self.engines[name].at = Launched(**facts["at"])
                 self.placement.joined(name, Costs(*facts["costs"]), facts["slots"], now, self.labels(name))
                 log.info("engine %s was at %s", name, at.url)
         self.placement.epoch = self.table.epoch

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from streamer.cluster.config import EnginesConfig, FleetConfig
+from streamer.cluster.processes import began, is_gone, machine
 from streamer.config import ConfigError
 from streamer.errors import AssistantError
 from streamer.logs import about, log_to_stderr
@@ -33,6 +34,19 @@ class Launched:
     incarnation: str
     pid: int
     node: str
+    machine: str = ""
+    """Where its process is counted, and since when: see `processes`."""
+    began: str = ""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is certain that its process is no more: that nobody answers proves nothing of another machine's."""
+        return is_gone(self.machine, self.pid, self.began)
+
+    @property
+    def here(self) -> bool:
+        """Whether that can be seen from here."""
+        return bool(self.machine) and self.machine == machine()
 
 
 class Launcher(Protocol):
@@ -80,7 +94,7 @@ class Processes:
             raise
         if line is None:
             raise AssistantError("engine_failed", f"Engine {name!r} did not start: its output says why.")
-        return Launched(line["url"], incarnation, line["pid"], os.uname().nodename)
+        return Launched(line["url"], incarnation, line["pid"], os.uname().nodename, machine(), began(line["pid"]))
 
     def close(self) -> None:
         """Forgets them; they go on."""
@@ -128,11 +142,13 @@ class Actors:
                 .options(name=f"streamer-{name}", lifetime="detached", max_restarts=0, **_wants(kind))
                 .remote()
             )
-            url, pid, node = await asyncio.wait_for(actor.start.remote(json.dumps(told)), STARTING_SECONDS)
+            url, pid, node, place, since = await asyncio.wait_for(
+                actor.start.remote(json.dumps(told)), STARTING_SECONDS
+            )
         except (self._ray.exceptions.RayError, ValueError, TimeoutError) as error:
             why = lack or (str(error).strip().splitlines()[0] if str(error).strip() else "nothing was heard of it")
             raise AssistantError("engine_failed", f"Engine {name!r} did not start as an actor of Ray: {why}") from None
-        return Launched(url, incarnation, pid, node)
+        return Launched(url, incarnation, pid, node, place, since)
 
     def _end(self, name: str) -> None:
         """An actor of that name whose process is of no use any more."""
@@ -164,8 +180,8 @@ def _wants(kind: EnginesConfig) -> Mapping[str, Any]:
 class Actor:
     """An engine inside of a Ray worker; all but its start is said over its port, so that Ray carries nothing that a client sent."""
 
-    async def start(self, told: str) -> tuple[str, int, str]:
-        """Takes the port and begins to load the model; returns URL, process id and node."""
+    async def start(self, told: str) -> tuple[str, int, str, str, str]:
+        """Takes the port and begins to load the model; returns URL, process id, node, and where and since when that is counted."""
         ray = import_module("ray")
         from streamer.cluster.engine import EngineDaemon
 
@@ -180,7 +196,8 @@ class Actor:
             if self._running.done():
                 await self._running
             await asyncio.sleep(0.01)
-        return self._daemon.listening, os.getpid(), ray.util.get_node_ip_address()
+        node, pid = ray.util.get_node_ip_address(), os.getpid()
+        return self._daemon.listening, pid, node, machine(), began(pid)
 
     async def _run(self) -> None:
         await self._daemon.start()

@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from streamer.cluster.processes import began, is_gone, machine
 from streamer.cluster.table import Owner, TableError
 
 log = logging.getLogger("streamer.fleet")
@@ -253,28 +253,11 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def machine() -> str:
-    """This boot of this machine, and its processes as they are counted here: a container's are its own."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{os.uname().nodename} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def began(pid: int) -> str:
-    """When a process began, by its machine's own count; nothing where there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
 def gone(held: str) -> bool:
     """Whether the head that holds the table was a process of this machine's, and is no more."""
     try:
         told = json.loads(held)
-        return bool(machine()) and told["machine"] == machine() and began(int(told["pid"])) != told["began"]
+        return is_gone(told["machine"], int(told["pid"]), told["began"])
     except (ValueError, KeyError, TypeError):
         return False
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +17,11 @@ import pytest
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from streamer.cluster.config import parse_fleet
+from streamer.cluster.ears import Ears
 from streamer.cluster.launch import Launched
 from streamer.cluster.passes import link_key
+from streamer.cluster.processes import began, machine
+from streamer.cluster.room import Costs
 from streamer.cluster.run import Fleet
 from streamer.config import ConfigError
 from streamer.errors import AssistantError
@@ -121,3 +126,41 @@ def test_one_head_has_the_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another head may run"):
         fleet(tmp_path)
     first.head.table.close()
+
+
+@pytest.mark.parametrize("where", ["", "another machine"])
+def test_that_nobody_answers_does_not_prove_that_nobody_sees(tmp_path: Path, where: str) -> None:
+    """On the way to an engine a router may refuse a connection: what the engine has stays its own for as long as its lease lasts."""
+
+    async def test() -> None:
+        made = fleet(tmp_path, lease=1, engines=[{"name": "gpu"}])
+        head = made.head
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        head.engines["gpu-0"].at = Launched(url, "a", os.getpid(), "box", where or machine(), began(os.getpid()))
+        now = time.monotonic()
+        head.placement.joined("gpu-0", Costs(10.0), 4, now)
+        ears = asyncio.create_task(Ears(head).look_after(head.engines["gpu-0"]))
+        while not head.engines["gpu-0"].trouble.startswith("it does not answer"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert "gpu-0" in head.placement.room.engines or time.monotonic() > now + 1
+        head.placement.gone("gpu-0", time.monotonic())
+        if where:  # its lease is over by then: another may be begun
+            while head.engines["gpu-0"].at is not None:
+                await asyncio.sleep(0.01)
+        ears.cancel()
+        head.table.close()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_process_of_this_machine_is_seen_to_be_gone() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    at = Launched("http://127.0.0.1:1", "a", child.pid, "box", machine(), began(child.pid))
+    assert at.here and not at.gone
+    child.kill()
+    while not at.gone:  # as a zombie too
+        time.sleep(0.01)
+    child.wait()
+    assert at.gone and not Launched("http://127.0.0.1:1", "a", child.pid, "box", "elsewhere", at.began).gone
