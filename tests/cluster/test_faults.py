@@ -41,8 +41,7 @@ def whole(here: Running) -> bool:
 def test_two_engines_that_die_at_once_leave_nothing_behind(tmp_path: Path, model: Path, clip: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, config(tmp_path, model, clip, STREAMS)) as here:
-            spread(here)
-            await until(lambda: whole(here), 60)
+            await spread(here)
             await until(lambda: sees_all(here, time.monotonic() - 6), 60)
             for name in ("cpu-1", "cpu-2"):
                 os.kill(here.pid(name), signal.SIGKILL)
@@ -183,8 +182,7 @@ def test_redis_dies_and_comes_back_and_nobody_loses_a_stream(tmp_path: Path, mod
         settings = config(tmp_path, model, clip, STREAMS, table=server.url)
         async with running(tmp_path, settings) as here:
             head = here.fleet.head
-            spread(here)
-            await until(lambda: whole(here), 60)
+            await spread(here)
             server.kill()
             killed = time.monotonic()
             await until(lambda: sees_all(here, killed + 2), 60)

@@ -160,13 +160,19 @@ async def until(condition: Callable[[], Any], seconds: float) -> float:
     return time.monotonic() - began
 
 
-def spread(here: Running) -> None:
+async def spread(here: Running) -> None:
     """As many streams on each engine: best fit fills one after the other."""
-    names, engines = list(here.fleet.head.configs), list(here.fleet.head.engines)
-    for number, name in enumerate(names):
-        placed = here.fleet.head.placement.streams[name]
-        if placed.engine != engines[number % len(engines)]:
-            here.fleet.head.move(name, engines[number % len(engines)])
+    head, engines = here.fleet.head, here.fleet.head.placement.room.engines
+    async with asyncio.timeout(100):
+        while True:
+            owned = {name: [each for each in engines[name].wishes if head.owner(each) is not None] for name in engines}
+            full = max(owned, key=lambda name: len(owned[name]))
+            least = min(engines.values(), key=lambda each: len(each.wishes))
+            if len(owned[full]) - len(least.wishes) <= 1:
+                break
+            head.move(owned[full][-1], least.name)
+            await asyncio.sleep(0)
+        await until(lambda: here.owned == len(head.configs), 100)
 
 
 def run(test: Any) -> None:
@@ -179,8 +185,7 @@ def test_what_an_engine_that_is_killed_had_is_back_and_never_two_have_it(
     async def test() -> None:
         async with running(tmp_path, config(tmp_path, model, clip, STREAMS)) as here:
             head = here.fleet.head
-            spread(here)
-            await until(lambda: here.owned == STREAMS, 60)
+            await spread(here)
             await asyncio.sleep(8)  # a snapshot of each
             had = [each.name for each in head.placement.streams.values() if each.engine == "cpu-1"]
             async with connect(f"{here.url.replace('http', 'ws')}/v1/realtime?stream={had[0]}", proxy=None) as client:
@@ -224,8 +229,7 @@ def test_streams_move_with_their_memory_and_an_engine_is_emptied(tmp_path: Path,
     async def test() -> None:
         async with running(tmp_path, config(tmp_path, model, clip, STREAMS)) as here:
             head, chance = here.fleet.head, random.Random(1)
-            spread(here)
-            await until(lambda: here.owned == STREAMS, 60)
+            await spread(here)
             await until(lambda: len({stream for _, _, stream in here.frames()}) == STREAMS, 60)
             head.orders.moved.clear()
             began = time.monotonic()
