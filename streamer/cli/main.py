@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     ask_parser.add_argument("--stream", help="which stream; needed when there are several")
     ask_parser.add_argument("--instructions", help="how to answer")
     ask_parser.add_argument(
-        "--at", metavar="MOMENT", help="a moment of the past: '10 minutes ago', 14:03 or an ISO time"
+        "--at", metavar="MOMENT", help="a moment of the past: '10 minutes ago', 14:03, an ISO time or Unix seconds"
     )
     ask_parser.add_argument(
         "--from", dest="since", metavar="MOMENT", help="show the model a recorded span again, and ask about that alone"

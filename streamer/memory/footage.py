@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import IO, Any
 
 import av
@@ -27,7 +28,7 @@ NEAR = 1.0
 """Seconds that may lie between segments that one picture follows another in."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Piece:
     """A segment with its notes."""
 
@@ -41,15 +42,16 @@ class Piece:
 
     def wall(self, pts: int) -> float:
         """When what is shown at `pts` was captured, in Unix seconds, as far as the frames nearby tell."""
-        known = self.known()
+        known = self.known
         if not known:
             return self.notes.facts.begins + float(pts * self.unit)
         place = max(bisect_right(known, (pts, float("inf"))) - 1, 0)
         near, wall = known[place]
         return wall + float((pts - near) * self.unit)
 
+    @cached_property
     def known(self) -> list[tuple[int, float]]:
-        """Times in the file with their captures, in order."""
+        """Times in the file with their captures, in order: every packet asks, so that they are sorted once."""
         return sorted((each.pts, each.wall) for each in self.notes.frames if each.segment == self.segment.number)
 
 

@@ -1,11 +1,14 @@
-"""Moments as people write them: "10 minutes ago", "14:03", "2026-11-29T14:03:00Z". Pure."""
+"""Moments as people write them: "10 minutes ago", "14:03", "2026-11-29T14:03:00Z", "1795960980". Pure."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 
-KNOWN = "write it as '10 minutes ago' (seconds, minutes, hours, days), '14:03', 'yesterday 14:03', 'now' or 2026-11-29T14:03:00Z"
+KNOWN = (
+    "write it as '10 minutes ago' (seconds, minutes, hours, days), '14:03', 'yesterday 14:03', 'now', 2026-11-29T14:03:00Z "
+    "or in Unix seconds (1795960980)"
+)
 UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
@@ -13,6 +16,7 @@ UNITS = {
     **dict.fromkeys(("d", "day", "days"), 86_400),
 }
 AGO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?|an?)\s*([a-z]+)\s+ago")
+SECONDS = re.compile(r"\d{9,10}(?:\.\d{1,9})?")
 CLOCK = re.compile(r"(yesterday\s+|today\s+)?(\d{1,2}):(\d\d)(?::(\d\d(?:\.\d+)?))?")
 
 
@@ -31,6 +35,8 @@ def read_moment(text: str, now: float, zone: tzinfo | None = None) -> float:
         moment = now - amount * UNITS[found[2]]
     elif words == "now":
         moment = now
+    elif SECONDS.fullmatch(words):
+        moment = float(words)
     elif found := CLOCK.fullmatch(words):
         try:
             then = here.replace(hour=int(found[2]), minute=int(found[3]), second=0, microsecond=0, fold=0)

@@ -35,6 +35,9 @@ def at(*then: int) -> float:
         ("2026-11-29T13:00:00+02:00", at(2026, 11, 29, 12)),
         ("2026-11-29 13:00", at(2026, 11, 29, 13)),
         ("2026-07-01T12:00:00", at(2026, 7, 1, 12)),
+        ("20260701", at(2026, 7, 1)),
+        (f"{NOW - 20:.2f}", NOW - 20),
+        ("1751364000", 1_751_364_000),
     ],
 )
 def test_what_people_write(text: str, moment: float) -> None:
@@ -56,6 +59,7 @@ def test_the_day_on_which_clocks_change() -> None:
         ("2026-13-01", "no moment"),
         ("today 16:00", "3600 s in the future"),
         ("2027-01-01", "in the future"),
+        (f"{NOW + 60:.0f}", "60 s in the future"),
         ("9" * 400 + " days ago", "no moment"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,25 @@ def piece(number: int, run: str, frames: dict[int, float], steps: list[tuple[int
 def sequences(made: Plan | None) -> list[tuple[int, ...]]:
     assert made is not None
     return [tuple(shown.sequence for shown, _ in step) for step in made.steps]
+
+
+class Counted(list[Shown]):
+    """Counts how often somebody goes through it."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Shown]:
+        self.looks += 1
+        return super().__iter__()
+
+
+def test_a_segments_captures_are_put_in_order_once() -> None:
+    """Whatever the number of its packets, each of which asks when it was captured."""
+    some = piece(1, "a", {n: 100 + n / 25 for n in reversed(range(50))}, [])
+    frames = Counted(some.notes.frames)
+    some = Piece(some.segment, Notes(some.notes.facts, frames, []))
+    assert [some.wall(40 * n + 10) for n in range(50)] == pytest.approx([100.01 + n / 25 for n in range(50)])
+    assert frames.looks == 1
 
 
 def test_the_plan_is_what_was_seen_from_the_snapshot_on() -> None:
