@@ -218,9 +218,13 @@ def index_video(
     What was read before a fault is kept, and the fault is the index's note. Raises RecordingError where nothing was, OSError.
     """
     index, runner = Index(folder / "indexes" / video.name), place.runner
-    facts = index.facts()
     index.open()
     try:
+        facts = index.facts()
+        if facts is not None and facts.source != video.source:  # since the name was looked for
+            raise RecordingError(
+                f"{video.name} has just become the index of {facts.source}: index {video.source} again"
+            )
         same = Facts(
             video.name, video.source, video.size, video.modified, runner.name, runner.fingerprint, fps, video.begins
         )

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +82,7 @@ def _configured(options: argparse.Namespace, model: str | None = None) -> tuple[
 
 
 def _index(options: argparse.Namespace) -> int:
-    from streamer.indexing import Place, file_video, index_video, load, stream_video
+    from streamer.indexing import file_video, load, stream_video
     from streamer.memory.indexes import RecordingError
     from streamer.memory.moments import read_moment
 
@@ -100,25 +102,38 @@ def _index(options: argparse.Namespace) -> int:
             raise RecordingError(str(error)) from None
         if since >= until:
             raise RecordingError(f"--from {options.since} is not before --to {options.until or 'now'}: exchange them")
-        videos = [stream_video(folder, options.stream, since, until)]
+        finds: list[Callable[[], Video]] = [partial(stream_video, folder, options.stream, since, until)]
     else:
-        videos = [file_video(folder, path, threads=os.cpu_count() or 1) for path in options.videos]
-    runner = load(config)
-    for video in videos:
-        _announce(options, runner, folder, config, video)
-        began = time.monotonic()
-        place = Place(runner, alone=True)
-        facts = index_video(place, folder, video, options.fps, config.storage.indexes, _bar(video))
-        took = time.monotonic() - began
-        if options.json:
-            print(json.dumps(_facts(facts) | {"took_s": round(took, 2)}, ensure_ascii=False))
-        else:
-            print(
-                f"{facts.name}: {facts.seconds:.0f} s in {facts.frames} frames, {facts.tokens} tokens, in {took:.0f} s"
-            )
-        if facts.note:
-            print(f"streamer: {facts.name}: {facts.note}; what was read before it is kept", file=sys.stderr)
-    return 0
+        finds = [partial(file_video, folder, path, threads=os.cpu_count() or 1) for path in options.videos]
+    for find in finds:
+        find()  # what can't be read is said before anything is
+    runner, failed = load(config), 0
+    for find in finds:
+        try:
+            _read(options, runner, folder, config, find())  # whose name the one before may have taken
+        except RecordingError as error:
+            if len(finds) == 1:
+                raise
+            print(f"streamer: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+def _read(options: argparse.Namespace, runner: Runner, folder: Path, config: Config, video: Video) -> None:
+    """Reads one into its index, and tells of it. Raises RecordingError, OSError."""
+    from streamer.indexing import Place, index_video
+
+    _announce(options, runner, folder, config, video)
+    began = time.monotonic()
+    place = Place(runner, alone=True)
+    facts = index_video(place, folder, video, options.fps, config.storage.indexes, _bar(video))
+    took = time.monotonic() - began
+    if options.json:
+        print(json.dumps(_facts(facts) | {"took_s": round(took, 2)}, ensure_ascii=False))
+    else:
+        print(f"{facts.name}: {facts.seconds:.0f} s in {facts.frames} frames, {facts.tokens} tokens, in {took:.0f} s")
+    if facts.note:
+        print(f"streamer: {facts.name}: {facts.note}; what was read before it is kept", file=sys.stderr)
 
 
 def _announce(options: argparse.Namespace, runner: Runner, folder: Path, config: Config, video: Video) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -81,7 +82,10 @@ class Index:
     def open(self) -> None:
         """Makes the folder and keeps other writers away. Raises OSError, RecordingError."""
         for each in (self.folder.parent.parent, self.folder.parent, self.folder):
-            each.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            try:
+                each.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            except FileExistsError:  # as a file
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(each)) from None
         self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -81,6 +81,41 @@ def test_a_video_is_read_once_and_asked_often(
     assert "demo is not indexed" in capsys.readouterr()[1]
 
 
+def test_several_are_read_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of one name have an index each; what can't be read between them is said, and the next is read."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for place in ("one", "two", "three"):
+        (tmp_path / place).mkdir()
+    paths = [film(tmp_path / place / "a.mkv", seconds=2) for place in ("one", "two", "three")]
+    asked, frames = film(tmp_path / "empty.mkv", seconds=1), file_video
+
+    def video(folder: Path, path: str, name: str | None = None, threads: int = 1) -> indexing.Video:
+        found = frames(folder, path, name, threads)
+        return replace(found, frames=lambda fps, note: iter(())) if path == str(asked) else found
+
+    monkeypatch.setattr(indexing, "file_video", video)
+    assert main(["index", str(paths[0]), str(asked), *map(str, paths[1:]), "--json"]) == 1
+    out, err = capsys.readouterr()
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [(each["name"], each["source"]) for each in told] == [
+        ("a", str(paths[0])), ("a-2", str(paths[1])), ("a-3", str(paths[2])),
+    ]  # fmt: skip
+    assert f"{asked}: it holds no picture" in err
+
+
+def test_a_name_that_was_taken_meanwhile_is_left_alone(runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    path, other = film(tmp_path / "a.mkv", 2), film(tmp_path / "other" / "a.mkv", 2)
+    videos = [file_video(tmp_path / "state", str(each)) for each in (path, other)]
+    index_video(Place(runner), tmp_path / "state", videos[0], 2.0, PLENTY, quiet)
+    with pytest.raises(RecordingError, match=r"a has just become the index of .*a\.mkv: index .*other/a\.mkv again"):
+        index_video(Place(runner), tmp_path / "state", videos[1], 2.0, PLENTY, quiet)
+    found = named(tmp_path / "state", "a")
+    assert found is not None and found[1].source == str(path)
+
+
 def test_an_index_that_was_broken_off_is_gone_on_with(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,18 +230,19 @@ def test_a_disk_that_fills_keeps_what_was_kept(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(indexing, "KEEP_SECONDS", 0.0)
-    write = Index.write
+    write, kept = Index.write, list[int]()
 
     def full(self: Index, facts: Facts, parts: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
-        if len(facts.steps) == 3:
+        if kept:
             with (self.folder / "tokens.bin").open("ab") as file:
                 file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, facts, parts, rows)
+        kept.append(len(facts.steps))
 
     monkeypatch.setattr(Index, "write", full)
-    path = film(tmp_path / "d.mkv")
-    assert main(["index", str(path)]) == 1
+    path = film(tmp_path / "d.mkv", seconds=12)
+    assert main(["index", str(path)]) == 1 and 0 < kept[0] < 12
     assert "No space left on device: what was kept before it is still there" in capsys.readouterr()[1]
     monkeypatch.setattr(Index, "write", write)
     assert main(["index", str(path)]) == 0
