@@ -10,6 +10,7 @@ from torch import Tensor
 from model.config import AttentionPolicy, DecoderConfig
 from model.ops.attention import LOWEST, attention_in_place, causal_attention, masked_attention, visible
 from model.ops.retrieval import attended, retrieve, retrieve_together
+from model.ops.retrieval_tiles import retrieve_in_tiles
 from model.ops.rope import rotate, rotation
 from model.pages import Extension, Paged
 from model.policy import RetrievalPolicy
@@ -17,6 +18,8 @@ from model.state import DECLARED, StreamState
 
 IN_PLACE = 2048
 """Rows of a slot from which it pays to read keys and values where they lie, on a CPU."""
+IN_TILES = 32
+"""Queries from which it pays to put together those that chose the same blocks, on a CPU."""
 
 
 class Cache(Protocol):
@@ -174,8 +177,11 @@ class PagedCache(SlotCache):
             n, first = call.n, call.first
             if n:
                 call.write(layer, k_rotated[row, :n], v[row, :n])
+                if not outputs:
+                    continue
                 history = Paged(call, layer)
-                mixed[row, :n] = retrieve(q[row, :n], first, history, pages.policy)
+                attend = retrieve_in_tiles if n >= IN_TILES and not q.is_cuda else retrieve
+                mixed[row, :n] = attend(q[row, :n], first, history, pages.policy)
                 if call.slot in pages.attention:
                     pages.note(call.slot, attended(q[row, n - 1 : n], first + n - 1, history, pages.policy))
         return mixed

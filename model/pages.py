@@ -407,11 +407,14 @@ class Paged:
     def pooled(self, spans: int) -> Tensor:
         """See `Scored.pooled`."""
         if self.gathered is None:
-            self.gathered = self.pages.pooled[self.layer][:, self.call.strides]
+            self.gathered = self.pages.pooled[self.layer].index_select(1, self.call.strides)
         return self.gathered[:, :spans]
 
     def fetch(self, group: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """See `History.fetch`."""
-        where = self.call.table[blocks].long()
-        keys, values = (self.pages.taken(self.layer, kind, where, group).flatten(0, 1) for kind in (0, 1))
-        return keys, values
+        where, pages = self.call.table[blocks], self.pages
+        if self.call.away:
+            keys, values = (pages.taken(self.layer, kind, where.long(), group) for kind in (0, 1))
+        else:
+            keys, values = (x[self.layer][group].index_select(0, where) for x in (pages.keys, pages.values))
+        return keys.flatten(0, 1), values.flatten(0, 1)

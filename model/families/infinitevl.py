@@ -123,6 +123,16 @@ class InfiniteVL(nn.Module):
         positions = state.step_positions(slots, lead, counts, rows, height, width)
         self.advance(whole, positions, state, slots, counts + tokens, outputs=False)
 
+    def ingest_steps(self, x: Tensor, grid: tuple[int, int], seconds: Tensor, state: StreamState, slot: Tensor) -> None:
+        """As `ingest` without text, of several steps of one slot (int64 [1]), one after the other, where attention retrieves.
+
+        `x` [steps, tokens, hidden], `seconds` float64 [steps].
+        """
+        merge = self.config.vision.spatial_merge_size
+        size = grid[0] // merge, grid[1] // merge
+        positions = torch.cat([state.frame_positions(slot, moment, *size) for moment in seconds.split(1)], -1)
+        self.advance(x.flatten(0, 1)[None], positions, state, slot, outputs=False)
+
     def read(self, tokens: Tensor, state: StreamState, slots: Tensor, counts: Tensor | None = None) -> Tensor:
         """Text tokens int64 [batch, n] (with `counts`, padded on the right); returns float32 [batch, vocabulary] after the last."""
         step = self.config.step_tokens

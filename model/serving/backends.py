@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ Encoding = Any
 """Pictures of one grid as a backend's `encode` leaves them to its `ingest`."""
 Finite = Callable[[], list[bool]]
 """Waits for a step's end; then of each of its slots whether its state is finite."""
+TOGETHER = 512
+"""Tokens of one slot's steps that are taken at once on a CPU."""
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -117,6 +120,27 @@ class Eager:
         ragged = torch.tensor(counts, device=index.device) if len({*counts}) > 1 else None
         logits = self.steps.read(padded, self.state, index, ragged)
         return logits.argmax(-1), logits
+
+
+class Together(Eager):
+    """The model where attention retrieves, on a CPU: several steps of one slot, where they are named in a row, are one."""
+
+    def __init__(self, model: InfiniteVL, prompt: Framing, state: StreamState) -> None:
+        super().__init__(model, prompt, state)
+        if not self.config.step_text:
+            self.most_steps = max(1, TOGETHER // self.config.tokens_per_frame)
+
+    def ingest(self, slots: Sequence[int], encoding: Encoding, seconds: Sequence[float], grid: Grid) -> Finite:
+        """See `Backend.ingest`."""
+        assert isinstance(encoding, Tensor)
+        if len({*slots}) == len(slots):
+            return super().ingest(slots, encoding, seconds, grid)
+        for slot, same in groupby(range(len(slots)), lambda row: slots[row]):
+            rows = list(same)
+            times = torch.tensor([seconds[row] for row in rows], dtype=torch.float64)
+            self.model.ingest_steps(encoding[rows[0] : rows[-1] + 1], grid, times, self.state, self.index([slot]))
+        finite: list[bool] = self.state.finite(self.index(slots)).tolist()
+        return lambda: finite
 
 
 class Traced(Eager):

@@ -21,7 +21,7 @@ from model.families.infinitevl import InfiniteVL
 from model.policy import RetrievalPolicy
 from model.preprocess import choose_grid
 from model.serving import int8
-from model.serving.backends import POWERS, Backend, Eager, Encoding, Finite, Grid, Pictures, Traced
+from model.serving.backends import POWERS, Backend, Eager, Encoding, Finite, Grid, Pictures, Together, Traced
 from model.serving.calibration import Calibration, read_calibration
 from model.serving.capacity import capacity
 from model.serving.grammar import Constraint, Grammars, allowed
@@ -369,7 +369,7 @@ def prepare(
     if model.model.embed_tokens.weight.device.type != "cuda":
         if precision == "int8":
             int8.to_int8(model)
-        return partial(Traced if TRACEABLE and not paged else Eager, model, prompt), 0
+        return partial(Together if paged else Traced if TRACEABLE else Eager, model, prompt), 0
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
     from model.serving.growing import Growing, suits

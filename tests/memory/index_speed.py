@@ -50,13 +50,13 @@ def measure(folder: Path, video: str, fps: float, model: str) -> dict[str, objec
     marks: list[tuple[int, float]] = []
 
     def told(facts: Facts) -> None:
-        marks.append((facts.tokens, time.perf_counter() - began))
+        marks.append((len(facts.steps), time.perf_counter() - began))
 
     facts = index_video(
         Place(runner, alone=True), folder, file_video(folder, video, threads=threads), fps, 10**12, told
     )
     took, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tenth = max(1, len(marks) // 10)
+    tenth = max(1, len(marks) // 10)  # of the pieces, which are one or several steps
     began = time.perf_counter()
     recording = Recording(runner, Index(folder / "indexes" / facts.name), facts)
     loaded = time.perf_counter() - began
@@ -65,8 +65,10 @@ def measure(folder: Path, video: str, fps: float, model: str) -> dict[str, objec
     return {
         "seconds": facts.seconds, "fps": fps, "tokens": facts.tokens, "took_s": round(took, 1),
         "times_real_time": round(facts.seconds / took, 1),
-        "step_ms_first_tenth": round(1000 * marks[tenth - 1][1] / tenth, 1),
-        "step_ms_last_tenth": round(1000 * (marks[-1][1] - marks[-tenth][1]) / max(1, tenth - 1), 1),
+        "step_ms_first_tenth": round(1000 * marks[tenth - 1][1] / marks[tenth - 1][0], 1),
+        "step_ms_last_tenth": round(
+            1000 * (marks[-1][1] - marks[-tenth][1]) / max(1, marks[-1][0] - marks[-tenth][0]), 1
+        ),
         "memory_mb": round((peak - before) / 1024), "index_mb": round(Index(folder / "indexes" / facts.name).bytes / 1e6),
         "load_s": round(loaded, 2), "answer_s": round(time.perf_counter() - began, 2), "answer": answer,
         "load_average": os.getloadavg()[0], "threads": torch.get_num_threads(),

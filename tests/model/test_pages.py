@@ -134,6 +134,28 @@ def test_what_is_attended_is_noted() -> None:
     assert 1 + 3 <= int((noted > 0).sum()) <= 1 + 2 * 2 * 3 + 3
 
 
+def test_steps_together_are_as_one_by_one() -> None:
+    """On a CPU too several steps of one stream are taken at once, beside another stream's."""
+    policy, generator = RetrievalPolicy(window_size=96, topk=2, dense_len=100), torch.Generator().manual_seed(2)
+    pictures = torch.randint(0, 256, (7, 2, 112, 112, 3), generator=generator, dtype=torch.uint8).numpy()
+    steps = [(slot, list(pictures[i]), i * 0.75) for i, slot in enumerate((0, 0, 0, 1, 0, 0, 1))]
+    kept = []
+    for sizes in ([1] * 7, [5, 2], [7]):
+        runner = load_runner("nano", slots=2, policy=policy)
+        assert runner.backend.most_steps == 8
+        for slot in (0, 1):
+            runner.open(slot, 112, 112)
+        for some in (steps[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))):
+            slots, shown, moments = zip(*some, strict=True)
+            assert runner.see(slots, shown, moments) == [True] * len(some)
+        kept.append([runner.snapshot(slot) for slot in (0, 1)])
+    for other in kept[1:]:
+        for one, same in zip(kept[0], other, strict=True):
+            assert one.keys() == same.keys() and len(one["tokens"]) in (1 + 5 * 64, 1 + 2 * 64)
+            for name, part in one.items():
+                assert torch.allclose(part.float(), same[name].float(), atol=1e-4), name
+
+
 def test_the_nano_reads_and_answers_under_it() -> None:
     """Short of the threshold everything is seen, so that its answer is Base's."""
     answers = []

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from model.cache import SequenceCache
 from model.config import FULL, AttentionPolicy, ConfigError, parse_config
+from model.ops import retrieval_tiles
 from model.ops.retrieval import Whole, retrieve
+from model.ops.retrieval_tiles import retrieve_in_tiles
 from model.policy import RetrievalPolicy
 
 from .small import build, error, small
 
 SHORT = RetrievalPolicy(window_size=64, topk=3, dense_len=192)
 """Blocks and spans of the usual sizes, of few of them."""
+WAYS = (retrieve, retrieve_in_tiles)
+"""The plain one, and the one for many queries at once."""
 Drawn = tuple[Tensor, Tensor, Tensor]
 
 
@@ -72,8 +76,9 @@ def test_each_query_sees_what_the_oracle_shows() -> None:
     """At every length: before the threshold, at it, after it."""
     drawn = draw(420)
     q, k, v = drawn
-    found = retrieve(q, 0, Whole(k, v, SHORT), SHORT)
-    assert error(found, oracle(drawn, SHORT, list(range(420)))) <= 1e-5
+    found, right = retrieve(q, 0, Whole(k, v, SHORT), SHORT), oracle(drawn, SHORT, list(range(420)))
+    assert error(found, right) <= 1e-5
+    assert error(retrieve_in_tiles(q, 0, Whole(k, v, SHORT), SHORT), right) <= 1e-5
     base = oracle(drawn, replace(SHORT, dense_len=10**9), [419])
     assert error(found[-1:], base) > 1e-2  # something was left out
 
@@ -82,8 +87,9 @@ def test_the_usual_numbers_around_their_threshold() -> None:
     policy, drawn = RetrievalPolicy(), draw(4170)
     q, k, v = drawn
     asked = [0, 31, 4095, 4126, 4127, 4128, 4129, 4130, 4159, 4160, 4169]
-    found = retrieve(q, 0, Whole(k, v, policy), policy)
-    assert error(found[asked], oracle(drawn, policy, asked)) <= 1e-5
+    found, right = retrieve(q, 0, Whole(k, v, policy), policy), oracle(drawn, policy, asked)
+    assert error(found[asked], right) <= 1e-5
+    assert error(retrieve_in_tiles(q, 0, Whole(k, v, policy), policy)[asked], right) <= 1e-5
     early = replace(policy, dense_len=0)
     assert (
         error(found[4127:4128], retrieve(q[4127:4128], 4127, Whole(k[:4128], v[:4128], early), early).double()) <= 1e-5
@@ -104,9 +110,10 @@ def test_any_numbers(stride: int, block: int, kernel: int, init: int, window: in
     sizes = (block * stride, kernel * stride, stride)
     policy = RetrievalPolicy(0, None, 1024, *sizes, init, window, topk, dense)
     drawn = draw(90, seed=window)
-    found = retrieve(drawn[0], 0, Whole(*drawn[1:], policy), policy)
     asked = [*range(0, 90, 4), 89]
-    assert error(found[asked], oracle(drawn, policy, asked)) <= 1e-5
+    right = oracle(drawn, policy, asked)
+    for way in WAYS:
+        assert error(way(drawn[0], 0, Whole(*drawn[1:], policy), policy)[asked], right) <= 1e-5
 
 
 @pytest.mark.parametrize("period", [1, 32, 48])
@@ -115,9 +122,10 @@ def test_ties_go_to_the_earlier_block(period: int) -> None:
     q, k, v = draw(400, seed=period)
     k = k[:period].round().repeat(400 // period + 1, 1, 1)[:400]
     drawn = q.round(), k, v
-    found = retrieve(drawn[0], 0, Whole(k, v, SHORT), SHORT)
     asked = list(range(192, 400, 9))
-    assert error(found[asked], oracle(drawn, SHORT, asked)) <= 1e-5
+    right = oracle(drawn, SHORT, asked)
+    for way in WAYS:
+        assert error(way(drawn[0], 0, Whole(k, v, SHORT), SHORT)[asked], right) <= 1e-5
 
 
 @given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5))
@@ -129,16 +137,35 @@ def test_piecewise_is_as_whole(sizes: list[int]) -> None:
     parts, start = [], 0
     while start < 420:
         stop = min(start + sizes[len(parts) % len(sizes)], 420)
-        parts.append(retrieve(q[start:stop], start, Whole(k[:stop], v[:stop], SHORT), SHORT))
+        way = WAYS[len(parts) % 2]
+        parts.append(way(q[start:stop], start, Whole(k[:stop], v[:stop], SHORT), SHORT))
         start = stop
     assert error(torch.cat(parts), whole.double()) <= 1e-5
+
+
+@pytest.mark.parametrize("together", [1, 70, 300])
+def test_tiles_of_any_sizes_are_as_one(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few queries of a block or many, few tiles at once or all, tiles that are filled in part, bfloat16 as float32."""
+    q, k, v = draw(420, seed=5)
+    whole = retrieve(q, 0, Whole(k, v, SHORT), SHORT)
+    monkeypatch.setattr(retrieval_tiles, "TOGETHER", together)
+    monkeypatch.setattr(retrieval_tiles, "TILES", 3)
+    for sizes in ((1,), (4, 64)):
+        monkeypatch.setattr(retrieval_tiles, "SIZES", sizes)
+        found = retrieve_in_tiles(q[150:], 150, Whole(k, v, SHORT), SHORT)
+        assert error(found, whole[150:].double()) <= 1e-5
+    half = [x.bfloat16() for x in (q, k, v)]
+    found = retrieve_in_tiles(half[0], 0, Whole(half[1], half[2], SHORT), SHORT)
+    exact = retrieve_in_tiles(half[0].float(), 0, Whole(half[1].float(), half[2].float(), SHORT), SHORT)
+    assert found.dtype == torch.bfloat16 and error(found.float(), exact.double()) <= 5e-3
 
 
 def test_enough_blocks_are_all_of_them() -> None:
     q, k, v = draw(420)
     policy = replace(SHORT, topk=420 // 32 + 1)
-    found = retrieve(q, 0, Whole(k, v, policy), policy)
-    assert error(found, oracle((q, k, v), replace(SHORT, dense_len=10**9), list(range(420)))) <= 1e-5
+    right = oracle((q, k, v), replace(SHORT, dense_len=10**9), list(range(420)))
+    for way in WAYS:
+        assert error(way(q, 0, Whole(k, v, policy), policy), right) <= 1e-5
 
 
 def test_gradients_go_through_what_is_seen() -> None:
