@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from model.config import ConfigError, DecoderConfig, InfiniteVLConfig
-from model.families.family import FAMILIES, parse
+from model.families.family import FAMILIES, UNQUANTISED, parse
 from model.families.infinitevl import InfiniteVL
 from model.tokenizer import Tokenizer
 
@@ -30,6 +30,10 @@ KEPT_FLOAT32 = ("A_log", "dt_bias")
 """Parameters whose precision the decay needs, whatever the model's dtype."""
 NORMS = "norm.weight"
 """How the decoder's norms end, which some families keep in float32 too."""
+UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
+"""Weights in forms that are not read: loading a pickle runs whatever code it names, and GGUF has other numbers."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What weights are stored in that are not quantised."""
 NAMED = 3
 """How many offending tensors an error names; the rest it counts."""
 
@@ -147,7 +151,12 @@ def shards(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     found = sorted(folder.glob("*.safetensors"))
     if not found:
-        raise CheckpointError(f"{folder} has no *.safetensors: only that format is read")
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in UNREAD)
+        what = f": {listed(others)} {'is' if len(others) == 1 else 'are'} not read" if others else ""
+        raise CheckpointError(
+            f"{folder} has no *.safetensors, the only weights that are read{what}; take the repository that has them, or save them so"
+            " with transformers' save_pretrained"
+        )
     return found
 
 
@@ -159,7 +168,18 @@ def tensors(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                     yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
+            if pointer(path):
+                raise CheckpointError(
+                    f"{path} is Git LFS's pointer to the weights, not the weights: run git lfs pull in its folder"
+                ) from None
             raise CheckpointError(f"{path} is damaged or cut short ({error}): download it again") from None
+
+
+def pointer(path: Path) -> bool:
+    """Whether a file is what a clone without Git LFS has in a large one's place."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
+    return False
 
 
 def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -169,11 +189,15 @@ def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dty
     found: set[str] = set()
     unexpected: list[str] = []
     misshapen: list[str] = []
+    quantised: list[str] = []
     bar = tqdm(total=len(expected), desc="loading weights", unit="tensor", leave=False, disable=None)
     config = model.config.decoder
     convert = FAMILIES[model.config.family].convert
     for theirs, stored in tensors(shards(folder)):
         bar.update()
+        if stored.dtype not in FLOATS:
+            quantised.append(f"{theirs} in {str(stored.dtype).removeprefix('torch.')}")
+            continue
         try:
             ours = list(convert(theirs, stored, config))
         except ValueError as error:
@@ -190,11 +214,17 @@ def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dty
                 continue
             place(model, name, tensor.to(device, kept_dtype(config, name, dtype), copy=True))
     bar.close()
+    if quantised:
+        raise CheckpointError(
+            f"{folder} holds quantised weights, which are not read ({listed(quantised)}): {UNQUANTISED}"
+        )
     missing = sorted(set(expected) - found)
     faults = [("missing", missing), ("unexpected", unexpected), ("wrong-shaped", misshapen)]
     said = [f"{len(names)} {what} ({listed(names)})" for what, names in faults if names]
     if said:
-        raise CheckpointError(f"{folder}'s tensors are not this architecture's: {'; '.join(said)}")
+        raise CheckpointError(
+            f"{folder}'s tensors are not those that its config.json describes, take both from one repository: {'; '.join(said)}"
+        )
 
 
 def kept_dtype(config: DecoderConfig, name: str, dtype: torch.dtype) -> torch.dtype:

@@ -33,6 +33,13 @@ class VisionConfig:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Of a colour in 0…1, by which pixels are normalised; these are CLIP's."""
 
+    def __post_init__(self) -> None:
+        if self.hidden_size % (4 * self.num_heads):
+            raise ConfigError(
+                f"vision hidden_size {self.hidden_size} must be a multiple of 4 times its num_heads {self.num_heads}: rows and columns"
+                " turn pairs of a head's values"
+            )
+
     @property
     def patch_dim(self) -> int:
         return 3 * self.temporal_patch_size * self.patch_size**2
@@ -315,10 +322,6 @@ def parse_config(found: dict[str, Any]) -> InfiniteVLConfig:
     fields; its presence makes the attention one that retrieves). A v1 checkpoint (no sinks named) runs as it was trained:
     plain sliding window. Raises ConfigError.
     """
-    named = [str(name) for name in found.get("architectures") or []]
-    if not any("InfiniteVL" in name for name in named) and found.get("model_type") != "infinitevl":
-        said = ", ".join(named) or found.get("model_type")
-        raise ConfigError(f"unknown architecture {said!r}: this loads {ARCHITECTURE}")
     text = {**found, **(found.get("text_config") or {})}
     vision = found.get("vision_config")
     if not isinstance(vision, dict):

@@ -38,6 +38,11 @@ class Tokenizer:
         for name, expected in named.items():
             if expected is not None:
                 self.special(name, expected)
+        largest, rows = max(inner.get_vocab().values()), config.decoder.vocab_size
+        if largest >= rows:
+            raise ConfigError(
+                f"tokenizer.json has ids up to {largest}, the weights' vocabulary ends before {rows}: they belong to different models"
+            )
         self.turn_end = config.eos_token_id
         self.think = config.think_start_token_id, config.think_end_token_id
         self.stops = frozenset({config.eos_token_id, config.pad_token_id})

@@ -33,7 +33,7 @@ def qwen35(config: InfiniteVLConfig, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import Qwen3_5ForConditionalGeneration
 
     return Qwen3_5ForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+        folder, dtype=dtype, attn_implementation="eager", local_files_only=True, use_safetensors=True
     )
 
 

@@ -83,22 +83,39 @@ FAMILIES: dict[str, Family] = {}
 """By the first of its `model_types`, which is what a configuration calls its family."""
 
 
+QUANTISED = ("quantization_config", "compression_config", "quantization")
+"""Keys of a config.json whose weights are quantised: transformers', one that it had before, and MLX's."""
+UNQUANTISED = (
+    "take the repository without that suffix, whose weights are bfloat16, and set model.dtype to make them smaller"
+)
+"""What to do about quantised weights."""
+
+
 def parse(found: dict[str, Any]) -> InfiniteVLConfig:
     """The configuration that a config.json's contents describe, whatever the family. Raises ConfigError."""
-    kind, text = found.get("model_type"), found.get("text_config")
-    for place in (found, text):
-        method = place.get("quantization_config") if isinstance(place, dict) else None
-        if method is not None:
-            name = method.get("quant_method", "an unnamed way") if isinstance(method, dict) else method
+    text = found.get("text_config")
+    places = [place for place in (found, text) if isinstance(place, dict)]
+    for place in places:
+        for key in QUANTISED:
+            method = place.get(key)
+            if method is not None:
+                known = isinstance(method, dict)
+                name = method.get("quant_method") or f"{method.get('bits', 'few')} bits" if known else method
+                raise ConfigError(f"the weights are quantised ({name}), which is not read: {UNQUANTISED}")
+    for place in places:
+        kind = place.get("model_type")
+        if isinstance(kind, str) and ("_moe" in kind or place.get("num_experts")):
             raise ConfigError(
-                f"the weights are quantised ({name}), which is not read: take the repository without that suffix, whose weights are"
-                " bfloat16, and set model.dtype to make them smaller"
+                f"model_type {kind!r} is a mixture of experts, which is not supported: choose a dense size of its family"
             )
-    if isinstance(kind, str) and kind.endswith("_moe"):
-        raise ConfigError(
-            f"model_type {kind!r} is a mixture of experts, which is not supported: choose a dense size of its family"
-        )
+    kind = found.get("model_type")
     for family in FAMILIES.values():
         if kind in family.model_types:
             return family.parse(found)
-    return FAMILIES["infinitevl"].parse(found)
+    named = [str(name) for name in found.get("architectures") or ()]
+    if any("InfiniteVL" in name for name in named):
+        return FAMILIES["infinitevl"].parse(found)
+    raise ConfigError(
+        f"architecture {', '.join(named) or None!r} of model_type {kind!r} is not one that is read: InfiniteVL and Qwen3.5 (with their"
+        " vision towers) are; streamer models lists what is known"
+    )

@@ -199,6 +199,12 @@ def parse(found: dict[str, Any]) -> InfiniteVLConfig:
         raise ConfigError(
             "tie_word_embeddings is missing: its value can't be guessed, take the config.json that came with the weights"
         )
+    turned = round(head * real(found, *rope, "partial_rotary_factor"))
+    if sections != [(turned // 2 + 2 - axis) // 3 for axis in range(3)]:
+        raise ConfigError(
+            f"text_config.head_dim {head} and partial_rotary_factor turn {turned} of a head's values, which mrope_section {sections} does"
+            " not part into three axes: take the config.json that came with the weights"
+        )
     eps = real(found, *text, "rms_norm_eps")
     decoder = DecoderConfig(
         vocab_size=whole(found, *text, "vocab_size"),
@@ -218,7 +224,7 @@ def parse(found: dict[str, Any]) -> InfiniteVLConfig:
         norm_eps=eps,
         tie_word_embeddings=tied,
         layer_types=tuple(layer_kind(str(kind)) for kind in kinds),
-        partial_rotary_dim=round(head * real(found, *rope, "partial_rotary_factor")),
+        partial_rotary_dim=turned,
         mrope_interleaved=True,
         qkv_bias=False,
         head_norms=True,

@@ -88,7 +88,7 @@ def read_teacher(name: str) -> tuple[InfiniteVL, Path]:
         ) from None
     try:
         folder = locate(name)
-        found = AutoConfig.from_pretrained(folder)
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except CheckpointError as error:
         raise StageError(f"--from {name} is neither a stage's folder nor a teacher: {error}") from None
     except Exception as error:  # transformers and its validators raise a dozen kinds
@@ -100,7 +100,12 @@ def read_teacher(name: str) -> tuple[InfiniteVL, Path]:
         )
     vocabulary = folder / "tokenizer.json"
     config = sizes(found, vocabulary)
-    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    try:  # neither code nor pickles of the folder's are run
+        theirs = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise StageError(f"--from {name} can't be loaded: {str(error).strip().splitlines()[0]}") from None
     weights = dict(pair for key, value in theirs.state_dict().items() for pair in convert(key, value, config.decoder))
     with torch.device("cpu"):
         model = InfiniteVL(config)

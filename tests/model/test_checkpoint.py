@@ -248,7 +248,17 @@ def test_unreadable_config(folder: Path, content: bytes, said: str) -> None:
 
 def test_unknown_architecture(folder: Path) -> None:
     edit_config(folder, architectures=["LlamaForCausalLM"], model_type="llama")
-    assert "unknown architecture 'LlamaForCausalLM'" in refusal(folder)
+    assert (
+        "architecture 'LlamaForCausalLM' of model_type 'llama' is not one that is read: InfiniteVL and Qwen3.5"
+        in refusal(folder)
+    )
+
+
+def test_heads_of_the_tower_part_its_width(folder: Path) -> None:
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    edit_config(folder, vision_config=vision | {"num_heads": 5})
+    width = vision["hidden_size"]
+    assert f"vision hidden_size {width} must be a multiple of 4 times its num_heads 5" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +266,37 @@ def test_unknown_architecture(folder: Path) -> None:
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "4 bits"),
     ],
 )
 def test_quantised_weights_are_refused_by_name(folder: Path, change: dict[str, Any], method: str) -> None:
     edit_config(folder, **change)
     assert f"are quantised ({method}), which is not read: take the repository without that suffix" in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_are_known_by_their_numbers(folder: Path, kind: torch.dtype) -> None:
+    """Where config.json says nothing of them; ones of the right shape would be loaded as if they were weights."""
+    edit_weights(folder, lambda w: w.update({"model.norm.weight": w["model.norm.weight"].to(kind)}))
+    said = refusal(folder)
+    assert f"holds quantised weights, which are not read (model.norm.weight in {str(kind)[6:]}): take the " in said
+
+
+def test_a_clone_without_the_large_files_is_named(folder: Path) -> None:
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1746882752\n")
+    assert f"{folder / WEIGHTS} is Git LFS's pointer to the weights, not the weights: run git lfs pull" in refusal(
+        folder
+    )
+
+
+def test_a_tokenizer_of_more_tokens_than_rows(folder: Path) -> None:
+    """Its last ids would be looked up beyond the end of the embeddings, at the first word that has one."""
+    found = json.loads((folder / "tokenizer.json").read_text())
+    last = DECODER.vocab_size
+    found["added_tokens"].append({**found["added_tokens"][-1], "id": last, "content": "<|one more|>"})
+    found["model"]["vocab"]["<|one more|>"] = last
+    (folder / "tokenizer.json").write_text(json.dumps(found))
+    assert f"ids up to {last}, the weights' vocabulary ends before {last}: they belong to different" in refusal(folder)
 
 
 def test_no_tokenizer(folder: Path) -> None:
@@ -270,7 +306,8 @@ def test_no_tokenizer(folder: Path) -> None:
 
 def test_no_weights(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    assert "has no *.safetensors" in refusal(folder)
+    said = refusal(folder)
+    assert "has no *.safetensors, the only weights that are read: pytorch_model.bin is not read; take the" in said
 
 
 def test_missing_tensors_are_named_and_counted(folder: Path) -> None:

@@ -338,6 +338,7 @@ def test_what_transformers_saves_is_loaded(tied: bool, kind: torch.dtype, tmp_pa
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "qwen3_5_moe"}, "mixture of experts, which is not supported: choose a dense size"),
+    ({"text_config.model_type": "qwen3_5_moe_text"}, "mixture of experts, which is not supported: choose a dense size"),
     (
         {"quantization_config": {"quant_method": "gptq"}},
         r"quantised \(gptq\).* take the repository without that suffix",
@@ -350,6 +351,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"text_config.rope_parameters.partial_rotary_factor": None}, "partial_rotary_factor is missing"),
     ({"text_config.rope_parameters.rope_type": "yarn"}, "rope_type 'yarn' is not supported: only 'default' is"),
     ({"text_config.head_dim": "256"}, "head_dim '256' must be a whole number of at least 1"),
+    (
+        {"text_config.head_dim": 128},
+        r"head_dim 128 and .* turn 32 of a head's values, which mrope_section \[11, 11, 10\]",
+    ),
+    ({"text_config.rope_parameters.mrope_section": ["a", 1, 2]}, r"mrope_section \['a', 1, 2\] does not part"),
     ({"text_config.linear_num_value_heads": 5}, "num_linear_heads 5 must be a multiple of num_linear_key_heads 2"),
     ({"tie_word_embeddings": None, "text_config.tie_word_embeddings": None}, "tie_word_embeddings is missing"),
     ({"vision_config.deepstack_visual_indexes": [5]}, r"deepstack_visual_indexes \[5\] is not supported"),
