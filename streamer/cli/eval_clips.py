@@ -97,6 +97,8 @@ class Results:
     def __post_init__(self) -> None:
         first = json.dumps(self.about).encode() + b"\n"
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise ClipError(f"{self.path} is no file: choose another with --results")  # a device may never end
             begun = self.path.read_bytes() if self.path.exists() else b""
             if begun != first and first.startswith(begun):
                 self.path.write_bytes(first)  # not there yet, or ended within its first line

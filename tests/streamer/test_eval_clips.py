@@ -131,6 +131,9 @@ def test_results_are_of_these_weights_and_a_place_to_write_is_needed(folder: Pat
     with pytest.raises(ClipError, match=r"/dev/full: No space left on device; choose another file with --results"):
         full.add(question, eval_clips.Reply("yes", 1.0, 0.1, 0.2))
     assert not full.replies
+    for place in (Path("/dev/null"), folder):
+        with pytest.raises(ClipError, match=rf"{place} is no file: choose another with --results"):
+            eval_clips.Results(place, about)
     with pytest.raises(ClipError, match=r"No such file or directory; choose another file"):
         eval_clips.Results(folder / "none" / "results.jsonl", about)
 
