@@ -25,6 +25,7 @@ from streamer.cluster.room import Costs
 from streamer.cluster.table import FileTable, Table, TableError
 from streamer.config import ConfigError, StreamConfig, parse_config
 from streamer.errors import AssistantError
+from streamer.memory.folder import PRIVATE
 from streamer.watch_config import WatchConfig
 
 log = logging.getLogger("streamer.fleet")
@@ -41,13 +42,13 @@ class Head(Directory):
         self.launcher = launcher
         try:
             self.depot = depot(fleet.folder)
+            if fleet.table is None:
+                Path(fleet.folder).expanduser().mkdir(parents=True, exist_ok=True, mode=PRIVATE)
             self.table = _table(fleet)
             self.probe = secrets.token_hex(16)
             self.depot.begin(self.probe)
         except TableError as error:
-            raise ConfigError(
-                [f"table: can't be used ({error}): another head may run; stop it, or name another"]
-            ) from None
+            raise ConfigError([f"table: {error}"]) from None
         except OSError as error:
             raise ConfigError(
                 [f"folder: {fleet.folder} can't be used ({error.strerror or error}): name one that is shared"]

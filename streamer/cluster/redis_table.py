@@ -181,7 +181,7 @@ class RedisTable:
                 self._until = asked + HOLD - MARGIN
                 return
             if asked > end:
-                raise TableError(f"{self._where}: {_who(held)} has it")
+                raise TableError(f"{self._where}: {_who(held)} has it: stop that one, or name another")
             time.sleep(0.2)
 
     def _read(self) -> None:

@@ -108,7 +108,9 @@ class FileTable:
             self._database.execute("BEGIN IMMEDIATE")
             self._database.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
-            raise TableError(f"{path}: {error}") from None
+            raise TableError(
+                f"{path} can't be used ({error}): another head may run; stop it, or name another file"
+            ) from None
 
     def close(self) -> None:
         self._database.close()

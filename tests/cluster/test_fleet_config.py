@@ -11,11 +11,13 @@ import pytest
 
 from streamer.cluster.alike import streamer_version, unlike
 from streamer.cluster.config import load_fleet, parse_fleet
+from streamer.cluster.head import Head
 from streamer.cluster.launch import missing
 from streamer.cluster.passes import audience, head_pass, visitor_pass
 from streamer.cluster.room import Costs
 from streamer.cluster.table import FileTable, TableError
 from streamer.config import ConfigError
+from tests.cluster.test_gateway import NoEngines
 
 FLEET: dict[str, Any] = {
     "secret_file": "secret",
@@ -131,3 +133,25 @@ def test_answers_and_watches_are_counted_in_and_rules_bind() -> None:
     assert (wish.fps, wish.looks, wish.tokens, wish.priority) == (2.0, 2.0, 3.0, 3)
     assert (wish.engine, wish.labels) == ("gpu-1", frozenset([("site", "north")]))
     assert wish.need(Costs(10.0, 4.0, 2.0)) == 2 * 10 + 2 * 4 + 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"folder": "/proc/fleet"}, "^folder: /proc/fleet can't be used"),
+        ({"table": "/proc/fleet/t.sqlite"}, "^table: /proc/fleet/t.sqlite can't be used"),
+        (
+            {"folder": "nowhere://box/x", "table": "t.sqlite"},
+            "^folder: nowhere://box/x can't be used .*: name one that is shared",
+        ),
+    ],
+)
+def test_a_head_that_can_not_begin_says_why_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text("s" * 40)
+    with pytest.raises(ConfigError) as refused:
+        Head(parse_fleet({**FLEET, **more}, "fleet.yaml"), NoEngines())
+    [problem] = refused.value.problems
+    assert re.search(why, problem) and "\n" not in problem
