@@ -33,7 +33,7 @@ from streamer.events import News, StreamEvent, Subscription
 from streamer.forms import Forms
 from streamer.handover import Handover
 from streamer.library import Library
-from streamer.loading import load, pace, start, threads
+from streamer.loading import engine_threads, load, pace, start
 from streamer.memory.keeper import Keeper
 from streamer.prompt import prompt_tokens, settled
 from streamer.reload import plan
@@ -64,7 +64,7 @@ class Assistant:
             stream_slots=limits.streams,
             answer_slots=limits.answers,
             pace=pace(config),
-            threads=config.model.threads or threads(config.model.device),
+            threads=partial(engine_threads, config),
             reset=self.news.reset,
             progress=progress,
         )

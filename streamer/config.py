@@ -174,8 +174,8 @@ class ModelConfig(Section):
     position_horizon: Annotated[Number, Field(gt=0)] | None = None
     """Seconds of age that a stream shows on the rotary axes; unset keeps the model's own."""
     threads: Annotated[Whole, Field(ge=1, le=256)] | None = None
-    """CPU threads of the model; unset chooses half the machine's cores, or 1 beside a GPU. Its vision tower has as many more
-    on a CPU of several cores."""
+    """CPU threads of the model; unset chooses half the machine's processors, every core for one of a step a second (Qwen3.5), and 1
+    beside a GPU. Where they leave a processor, its vision tower has as many more."""
 
     @model_validator(mode="after")
     def _reachable(self) -> ModelConfig:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from model import AttentionPolicy, CapacityError, Runner, load_runner
-from model.checkpoint import read_config
-from model.config import PRESETS
+from model.checkpoint import locate, read_config
+from model.config import PRESETS, InfiniteVLConfig
 from model.policy import RetrievalPolicy
 from model.serving.catalogue import dtypes, fit, known, outline
 from streamer.config import Config
@@ -53,10 +54,9 @@ def check_weights(config: Config) -> None:
     """
     model, slots = config.model, config.limits.streams + config.limits.answers
     device = torch.device(model.device)
-    sizes = {one.name: one.config for one in known()} | PRESETS
-    if model.name not in sizes and not Path(model.name).is_dir():
+    settings = sizes(model.name)
+    if settings is None:
         return
-    settings = sizes.get(model.name) or read_config(Path(model.name))
     found = fit(outline(settings), model.dtype, device, slots)
     if found.free is None or found.weights <= found.free:
         return
@@ -72,6 +72,14 @@ def check_weights(config: Config) -> None:
         f"Model {model.name}: its weights take {found.weights / 1e9:.1f} GB in {model.dtype}, {found.free / 1e9:.1f} GB of memory "
         f"are free and {(found.weights - found.free) / 1e9:.1f} GB are missing; {mend}.",
     )
+
+
+def sizes(name: str) -> InfiniteVLConfig | None:
+    """What is known of a model before anything is downloaded: None of a repository that is not listed. Raises CheckpointError."""
+    listed = {one.name: one.config for one in known()} | PRESETS
+    if name in listed:
+        return listed[name]
+    return read_config(Path(name)) if Path(name).is_dir() else None
 
 
 async def start(engine: Engine, config: Config) -> None:
@@ -95,9 +103,46 @@ async def start(engine: Engine, config: Config) -> None:
         ) from None
 
 
-def threads(device: str) -> int:
-    """CPU threads of the model: half the cores, as the others decode and talk; one beside a GPU, where more spin in vain."""
-    return max(1, len(os.sched_getaffinity(0)) // 2) if device == "cpu" else 1
+def engine_threads(config: Config) -> int:
+    """CPU threads of the configured model, as chosen or by what it is. Raises CheckpointError."""
+    model = config.model
+    if model.threads is not None:
+        return model.threads
+    if model.device != "cpu":
+        return threads(model.device, None)
+    check_weights(config)
+    return threads(model.device, sizes(model.name) or read_config(locate(model.name)))
+
+
+def threads(device: str, settings: InfiniteVLConfig | None) -> int:
+    """CPU threads for a model of these sizes on this machine."""
+    usable = os.sched_getaffinity(0)
+    return share(device, settings is not None and settings.frames_per_second is not None, len(usable), cores(usable))
+
+
+def share(device: str, slow: bool, usable: int, whole: int) -> int:
+    """CPU threads of a model, where `usable` processors are, on `whole` cores; `slow` says that a step a second is its rate.
+
+    A model of 25 frames a second leaves half to what decodes and talks, and to its own vision tower, which is a step ahead on a
+    thread of its own. One of a step a second takes every core: decoding two frames a second wants next to nothing, a step and a
+    token are twice as soon on two cores, and the tower has no room beside them nor needs it. Two
+    processors of one core share what multiplies: they count once.
+    Beside a GPU it is one, where more spin in vain.
+    """
+    if device != "cpu":
+        return 1
+    return whole if slow else max(1, usable // 2)
+
+
+def cores(usable: Collection[int], topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores that these processors are of; each is one where the system does not tell."""
+    found = set()
+    for cpu in usable:
+        try:
+            found.add((topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
+        except OSError:
+            found.add(str(cpu))
+    return len(found)
 
 
 def pace(config: Config) -> Pace:

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
+from model.checkpoint import kept_dtype
+from model.config import InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
-from model.serving.int8 import fastest, pack, product
+from model.serving.catalogue import outline
+from model.serving.int8 import to_int8
 from model.serving.quantize import Precision
+from model.state import StreamState
 
 SIDES = (14, 10, 7, 5)
 """Tokens along a square picture, the largest first: 448, 320, 224 and 160 pixels for patches of 16."""
 SHARE = 0.7
 """Of a step's period, what may go to the step; the rest is for answers."""
-ROWS = 64
+LAYERS, BLOCKS, VOCABULARY = 4, 1, 512
+"""Of the model that is timed: one period of its layers, and no more tokens than a step needs."""
+SIDE = SIDES[-1]
+TRIES = 2
 
 
 def affordable_tokens(model: InfiniteVL, precision: Precision = "model") -> int:
-    """The most tokens of a picture whose steps this CPU takes as fast as they come, by its measured speed at products.
+    """The most tokens of a picture whose steps this CPU takes as fast as they come, by its measured speed at them.
 
-    Those are what `precision` will make of the weights, which are still as they were loaded. Where even the smallest picture is
+    That is of what `precision` will make of the weights, which are still as they were loaded. Where even the smallest picture is
     too much, that one's; a model trained with any rate keeps its own number.
     """
     config = model.config
     if config.frames_per_second is None:
         return config.tokens_per_frame
     period = config.frames_per_step / config.frames_per_second
-    speed = products_per_second(model, precision)
+    speed = products_per_second(config, precision, model.model.embed_tokens.weight.dtype)
     for side in SIDES:
         if side * side <= config.tokens_per_frame and step_products(model, side * side) / speed <= SHARE * period:
             return side * side
@@ -52,13 +60,48 @@ def step_products(model: InfiniteVL, tokens: int) -> float:
     return float(seeing + rows * sum(x.numel() for x in model.model.layers.parameters()))
 
 
+def short(config: InfiniteVLConfig) -> InfiniteVLConfig:
+    """The same sizes with few layers."""
+    kinds = config.decoder.layer_types[:LAYERS]
+    decoder = replace(config.decoder, num_hidden_layers=len(kinds), layer_types=kinds, vocab_size=VOCABULARY)
+    vision = replace(config.vision, depth=BLOCKS)
+    return replace(config, decoder=decoder, vision=vision, tokens_per_frame=SIDE**2, position_cap=None)
+
+
 @torch.inference_mode()
-def products_per_second(model: InfiniteVL, precision: Precision = "model") -> float:
-    """Multiplications a second of a step's largest product, the best of a few."""
-    mlp = model.model.layers[0].mlp
-    weight = next(x for x in mlp.parameters() if x.dim() == 2)  # type: ignore[union-attr]
-    x = weight.new_ones(ROWS, weight.shape[1])
-    ways: list[Callable[[], object]] = [partial(F.linear, x, weight)]
-    if precision == "int8":  # which is taken where it is faster
-        ways.append(partial(product, x, pack(weight), None))
-    return ROWS * weight.numel() / min(fastest(*ways))
+def products_per_second(
+    config: InfiniteVLConfig, precision: Precision = "model", dtype: torch.dtype = torch.float32
+) -> float:
+    """Multiplications a second that whole steps of these sizes reach on this CPU, with all that is between the products.
+
+    That is about half of what the products alone reach. A short model takes the steps.
+    """
+    config = short(config)
+    model = outline(config)
+    for name, parameter in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        weight = torch.full(parameter.shape, 0.01, dtype=kept_dtype(config.decoder, name, dtype))
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+    model.eval().fuse()
+    if precision == "int8":
+        to_int8(model)
+    state, slots = StreamState.allocate(config, 1, "cpu", dtype), torch.zeros(1, dtype=torch.int64)
+    vision = config.vision
+    grid = (SIDE * vision.spatial_merge_size, SIDE * vision.spatial_merge_size)
+    patches = torch.full((1, grid[0] * grid[1], vision.patch_dim), 0.5, dtype=dtype)
+    text = torch.zeros(1, 2 + config.step_text, dtype=torch.int64)
+
+    def step() -> None:
+        model.ingest(model.encode(patches, grid), grid, torch.zeros(1, dtype=torch.float64), state, slots, text)
+
+    return step_products(model, SIDE**2) / fastest(step)
+
+
+def fastest(do: Callable[[], None]) -> float:
+    """Seconds of the fastest of a few runs, behind one that warms up."""
+    times = []
+    for _ in range(1 + TRIES):
+        began = time.perf_counter()
+        do()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

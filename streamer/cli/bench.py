@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", help="float32, bfloat16, fp8 or int8 (default float32 on cpu, bfloat16 on cuda)")
     parser.add_argument("--no-floor", action="store_true", help="on cuda, leave out the kernels' table and floor")
-    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: half the cores, 1 on cuda)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: as the daemon has it)")
     parser.add_argument("--readers", type=int, help="processes that decode (default: by streams and cores; 0: none)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 

@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from model.config import InfiniteVLConfig
+    from model.serving.catalogue import Dtype
 
 CODECS = ("h264", "hevc", "vp8", "mjpeg")
 MOST_FILES = 4_096
@@ -161,10 +165,18 @@ def checkpoints() -> Iterator[Finding]:
             "checkpoints", "hint", "none but the nano fits into free memory", "streamer models says what is missing"
         )
         return
-    torch.set_num_threads(threads(kind.type))
-    speed = {way: products_per_second(kind, way) for way in ways}
+    speeds: dict[tuple[int, str], float] = {}
+
+    def speed(config: InfiniteVLConfig, way: Dtype) -> float:
+        """As the daemon would compute with it."""
+        count = threads(kind.type, config)
+        if (count, way) not in speeds:
+            torch.set_num_threads(count)
+            speeds[count, way] = products_per_second(kind, way)
+        return speeds[count, way]
+
     for one, here in fitting:
-        expected = [(expect(one.config, speed[way]), way) for way in here]
+        expected = [(expect(one.config, speed(one.config, way)), way) for way in here]
         found, dtype = max(expected, key=lambda each: (each[0].side, each[0].rate))
         fact = f"about {found.rate:.2g} steps a second at {found.side}×{found.side} in {dtype}"
         if one.config.frames_per_second is not None:

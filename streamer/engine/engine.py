@@ -70,7 +70,7 @@ class _Running:
 class Engine:
     """Runs one step at a time, as the scheduler decides.
 
-    On a machine of several cores a frame step's pictures are looked at on a thread of its own, which touches no state: on a CPU
+    Where the model leaves a core, a frame step's pictures are looked at on a thread of its own, which touches no state: on a CPU
     by the vision tower, beside a GPU they are fitted and copied to it. Meanwhile answers go on, or the step before is taken
     into the state. Steps are taken in the order of their decisions, and before anything else that is asked of the engine; but
     questions are heard at once, as they wait for no step. A step that runs beside the host leaves it free to look at the next.
@@ -86,7 +86,7 @@ class Engine:
         stream_slots: int,
         answer_slots: int,
         pace: Pace | None = None,
-        threads: int = 1,
+        threads: Callable[[], int] = lambda: 1,
         reset: Callable[[str, str], None] = lambda stream, reason: None,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
@@ -95,8 +95,9 @@ class Engine:
         self.step_seconds: dict[str, deque[float]] = {kind: deque(maxlen=4096) for kind in KINDS.values()}
         self.steps: Counter[str] = Counter()
         self._answering = 0.0
-        self.threads = threads
-        self._load, self._progress = load, progress
+        self.threads = 1
+        """CPU threads of a step."""
+        self._threads, self._load, self._progress = threads, load, progress
         self._inbox: deque[Callable[[], None]] = deque()
         self._questions: deque[Callable[[], None]] = deque()
         self._chores = Chores()
@@ -226,6 +227,7 @@ class Engine:
 
     def prepare(self) -> Runner:
         """Loads the model and learns what its steps cost."""
+        self.threads = self._threads()
         torch.set_num_threads(self.threads)
         self.runner = self._load()
         streams, answers = self.executor.stream_slots, self.executor.answer_slots
@@ -235,7 +237,8 @@ class Engine:
             answer_slots=answers,
             pace=self.pace,
         )
-        if self._looker is None and len(os.sched_getaffinity(0)) > 1:
+        # Where the model has every core, a tower beside it would only take them away from the decoder.
+        if self._looker is None and len(os.sched_getaffinity(0)) > self.threads:
             self._looker = ThreadPoolExecutor(1, "look", lambda: torch.set_num_threads(self.threads))
         self.executor.begin(self.runner, self.scheduler)
         ahead = self._looker is not None

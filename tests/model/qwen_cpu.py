@@ -1,7 +1,7 @@
 """Qwen3.5-0.8B's speed on a CPU in int8, beside what its products alone take: `python -m tests.model.qwen_cpu`.
 
-Random weights, steps of two frames, the window of 8,192 keys wrapped, and as many threads as the daemon gives the model; the vision
-tower is one more's beside them. Run as root it goes before everybody else on the machine, for a few seconds at a time.
+Random weights, steps of two frames, the window of 8,192 keys wrapped, and as many threads as the daemon gives the model. Run as
+root it goes before everybody else on the machine, for a few seconds at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.config import PRESETS
 from model.ops.linear import JointLinear, laid_out
 from model.serving import int8
 from model.serving.int8 import Int8Linear, product
@@ -153,7 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a checkpoint folder of that size (default: random weights)")
     parser.add_argument("--dtype", default="int8", help="int8 or float32")
-    parser.add_argument("--threads", type=int, default=threads("cpu"), help="of the model (default: half of the cores)")
+    parser.add_argument(
+        "--threads", type=int, default=threads("cpu", PRESETS[NAME]), help="of the model (default: as the daemon)"
+    )
     parser.add_argument("--profile", action="store_true", help="where a step and a token go")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

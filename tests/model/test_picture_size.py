@@ -1,5 +1,6 @@
 """A CPU's pictures are as large as it has time for at the rate that the model was trained with."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,8 @@ import torch
 
 from model.config import PRESETS
 from model.families.infinitevl import InfiniteVL
-from model.serving import int8, picture_size
-
-from .small import build, small
+from model.serving import picture_size
+from tests.tiny_qwen import TINY_QWEN
 
 
 def of(name: str) -> InfiniteVL:
@@ -28,18 +28,28 @@ def test_a_steps_cost_is_what_the_sizes_give(tokens: int, billions: float) -> No
 
 @pytest.mark.parametrize(("gigaflops", "tokens"), [(1000, 196), (400, 100), (200, 49), (110, 25), (5, 25)])
 def test_the_largest_that_is_affordable(gigaflops: float, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_size, "products_per_second", lambda model, precision: gigaflops * 1e9 / 2)
+    monkeypatch.setattr(picture_size, "products_per_second", lambda config, precision, dtype: gigaflops * 1e9 / 2)
     assert picture_size.affordable_tokens(of("qwen3.5-0.8b")) == tokens
     assert picture_size.affordable_tokens(of("nano")) == PRESETS["nano"].tokens_per_frame
 
 
-@pytest.mark.skipif(
-    int8.ENGINE not in torch.backends.quantized.supported_engines, reason="torch has no int8 products for this machine"
-)
-def test_the_speed_is_that_of_the_numbers_that_are_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that says: int8 takes half as long as float32, where it is asked for."""
-    took = iter([[2.0], [2.0, 1.0], [2.0, 3.0]])
-    monkeypatch.setattr(picture_size, "fastest", lambda *ways: next(took))
-    model = build(small())
-    plain, quick, slow = (picture_size.products_per_second(model, how) for how in ("model", "int8", "int8"))
-    assert quick == 2 * plain and slow == plain
+def test_the_speed_is_that_of_whole_steps_in_the_numbers_that_are_computed_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that says how long the steps of a short model take; which is put into int8 where that is asked for."""
+    put, config = [], PRESETS[TINY_QWEN["name"]]
+    seconds = iter((2.0, 1.0))
+
+    def timed(step: Callable[[], None]) -> float:
+        step()
+        return next(seconds)
+
+    monkeypatch.setattr(picture_size, "fastest", timed)
+    monkeypatch.setattr(picture_size, "to_int8", lambda model: put.append(model.config))
+    plain, quick = (picture_size.products_per_second(config, how) for how in ("model", "int8"))
+    assert quick == 2 * plain
+    assert put == [picture_size.short(config)]
+    whole = PRESETS["qwen3.5-0.8b"]
+    few = picture_size.short(whole)
+    assert few.decoder.layer_types == whole.decoder.layer_types[:4] and few.vision.depth == 1
+    assert few.decoder.hidden_size == whole.decoder.hidden_size and few.policy == whole.policy

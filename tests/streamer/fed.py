@@ -88,7 +88,7 @@ def defer(backend: Backend) -> None:
 class Bench:
     """The real engine and a tiny model, turned by hand."""
 
-    def __init__(self, streams: int = 2, answers: int = 3, *, deferred: bool = False) -> None:
+    def __init__(self, streams: int = 2, answers: int = 3, *, deferred: bool = False, threads: int = 1) -> None:
         """`deferred` as a GPU: a step of frames is begun, and done at its end only."""
         self.resets: list[tuple[str, str]] = []
         self.engine = Engine(
@@ -96,7 +96,7 @@ class Bench:
             stream_slots=streams,
             answer_slots=answers,
             pace=Pace(floor=500, ceiling=1000),
-            threads=1,
+            threads=lambda: threads,
             reset=lambda stream, reason: self.resets.append((stream, reason)),
         )
         self.engine.prepare()

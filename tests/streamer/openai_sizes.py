@@ -1,4 +1,4 @@
-"""A tool call, a JSON schema and a thinking question through the official `openai` client; prints as JSON what it saw.
+"""Tool calls, a JSON schema, a thinking question and a plain one through the official `openai` client; prints as JSON what it saw.
 
 Run by `test_sizes.py` in an environment of its own: `python openai_sizes.py URL MODEL SCHEMA`.
 """
@@ -16,8 +16,10 @@ def main(base_url: str, model: str, schema: dict) -> dict:
     form = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": schema}}
     asked = {
         "tool": {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "look"}}, "max_tokens": 200},
+        "required": {"tools": [tool], "tool_choice": "required", "max_tokens": 200},
         "schema": {"response_format": form, "max_tokens": 200},
         "thinking": {"reasoning_effort": "low", "max_completion_tokens": 262},
+        "plain": {"max_tokens": 12},
     }
     seen = {}
     for name, given in asked.items():

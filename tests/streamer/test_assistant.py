@@ -473,12 +473,3 @@ def test_a_subscription_hears_its_own_stream_alone() -> None:
         assert [event.stream async for event in listener] == ["a"]
 
     run(test())
-
-
-def test_a_gpu_is_fed_by_one_thread_and_a_cpu_computes_with_half_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
-    found = {
-        device: Assistant(parse_config({"model": {"device": device}}, "test")).engine.threads
-        for device in ("cpu", "cuda")
-    }
-    assert found == {"cpu": 32, "cuda": 1}

@@ -153,6 +153,18 @@ def test_looking_ahead_changes_no_bit(ahead: None, monkeypatch: pytest.MonkeyPat
         assert same(state(beside, name), state(alone, name))
 
 
+def test_a_model_that_has_every_core_looks_at_its_pictures_itself(ahead: None) -> None:
+    before = torch.get_num_threads()
+    try:
+        bench = Bench(threads=2)
+        assert bench.engine._looker is None and torch.get_num_threads() == bench.engine.threads == 2
+        bench.add("left")
+        bench.show(0, "left")
+        assert bench.streams["left"].frames_seen == bench.engine.runner.frames_per_step
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_answers_go_on_while_pictures_are_looked_at(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     bench.add("left", policy="newest")

@@ -1,8 +1,11 @@
 """A daemon whose model is still being loaded: its port is open, its streams can be named, and who asks may wait."""
 
 import asyncio
+import json
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +15,8 @@ from model.serving.capacity import Capacity
 from streamer.assistant import Assistant
 from streamer.config import Config, parse_config
 from streamer.errors import AssistantError
-from streamer.loading import check_weights, load
+from streamer.loading import check_weights, cores, engine_threads, load, share
+from tests.model.qwen35 import twin
 from tests.streamer.serving import CONFIG, _served, ask, send, until
 
 QUESTION = {"messages": [{"role": "user", "content": "What is there?"}], "max_tokens": 2}
@@ -115,3 +119,49 @@ def test_weights_larger_than_memory_are_refused_before_they_are_read(monkeypatch
         "Qwen/Qwen3.5-0.8B fits in float32."
     )
     check_weights(parse_config({"model": {"name": "Qwen/Qwen3.5-0.8B"}}))
+
+
+@pytest.mark.parametrize(
+    ("device", "slow", "usable", "whole", "threads"),
+    [
+        ("cpu", False, 64, 32, 32), ("cpu", False, 2, 2, 1), ("cpu", False, 1, 1, 1), ("cpu", False, 3, 3, 1),
+        ("cpu", True, 2, 2, 2), ("cpu", True, 1, 1, 1), ("cpu", True, 8, 4, 4), ("cpu", True, 8, 8, 8),
+        ("cuda", False, 64, 32, 1), ("cuda", True, 64, 32, 1),
+    ],
+)  # fmt: skip
+def test_a_cpu_gives_half_to_a_fast_model_and_every_core_to_a_slow_one(
+    device: str, slow: bool, usable: int, whole: int, threads: int
+) -> None:
+    """And a GPU is fed by one."""
+    assert share(device, slow, usable, whole) == threads
+
+
+def test_two_processors_of_one_core_count_once(tmp_path: Path) -> None:
+    for cpu, siblings in enumerate(("0,4", "1,5", "0,4", "1,5")):
+        place = tmp_path / f"cpu{cpu}" / "topology"
+        place.mkdir(parents=True)
+        (place / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert cores({0, 1, 2, 3}, tmp_path) == 2 and cores({0, 2}, tmp_path) == 1
+    assert cores({0, 1, 7, 8}, tmp_path) == 4, "of two nothing is told"
+
+
+@pytest.mark.parametrize(
+    ("model", "threads"),
+    [
+        ({"name": "nano"}, 1),
+        ({"name": "Qwen/Qwen3.5-0.8B"}, 2),
+        ({"name": "qwen3.5-0.8b", "random_weights": True}, 2),
+        ({"name": "Qwen/Qwen3.5-0.8B", "threads": 1}, 1),
+        ({"name": "Qwen/Qwen3.5-0.8B", "device": "cuda"}, 1),
+        ({"name": "someone/Qwen3.5-tuned"}, 2),
+    ],
+)
+def test_threads_follow_the_models_rate(
+    model: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is listed nowhere says it itself, once it is here."""
+    monkeypatch.setattr("model.serving.catalogue.capacity", lambda device, each: None)
+    (tmp_path / "config.json").write_text(json.dumps(twin().config.to_dict()))
+    monkeypatch.setattr("streamer.loading.locate", {"someone/Qwen3.5-tuned": tmp_path}.__getitem__)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1000, 1001})
+    assert engine_threads(parse_config({"model": model})) == threads

@@ -81,13 +81,15 @@ def test_it_watches_and_answers(checkpoint: Path, openai_python: Path, tmp_path:
     seen: dict[str, Any] = json.loads(done.stdout)
     print(json.dumps(seen, indent=1), *re.findall(r"streamer_\w+_seconds_(?:sum|count).*", metrics), sep="\n")
     assert after > before, "it stopped watching"
-    tool, schema, thinking = seen["tool"], seen["schema"], seen["thinking"]
-    assert tool["calls"][0][0] == "look" and tool["reason"] == "tool_calls"
-    jsonschema.validate(json.loads("".join(arguments or "" for _, arguments in tool["calls"])), SCHEMA)
+    schema, thinking, plain = seen["schema"], seen["thinking"], seen["plain"]
+    for tool in (seen["tool"], seen["required"]):
+        assert tool["calls"][0][0] == "look" and tool["reason"] == "tool_calls" and not tool["text"]
+        jsonschema.validate(json.loads("".join(arguments or "" for _, arguments in tool["calls"])), SCHEMA)
     jsonschema.validate(json.loads(schema["text"]), SCHEMA)
     assert schema["reason"] == "stop" and not schema["thoughts"]
     assert thinking["thoughts"] and "<think>" not in thinking["text"] + thinking["thoughts"]
     assert thinking["text"] and thinking["tokens"] <= 262
+    assert plain["text"] and not plain["thoughts"] and not plain["calls"] and plain["tokens"] <= 12
 
 
 def frames(http: httpx.Client) -> int:
