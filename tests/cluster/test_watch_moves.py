@@ -16,7 +16,7 @@ from tests.cluster.test_holder import granted
 from tests.streamer.serving import eventually
 from tests.watches.test_watches import BANANA, demo
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(300)]
 YARD = {"name": "yard", "source": "push://yard", "policy": "every", "deadline": 5}
 WATCH = {"name": "fruit", "question": BANANA, "streams": ["yard"], "every": 0.05, "when": "both"}
 
