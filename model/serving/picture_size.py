@@ -83,6 +83,7 @@ def products_per_second(
         weight = torch.full(parameter.shape, 0.01, dtype=kept_dtype(config.decoder, name, dtype))
         setattr(model.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
     model.eval().fuse()
+    work = step_products(model, SIDE**2)  # before int8, whose packed weights are no parameters
     if precision == "int8":
         to_int8(model)
     state, slots = StreamState.allocate(config, 1, "cpu", dtype), torch.zeros(1, dtype=torch.int64)
@@ -94,7 +95,7 @@ def products_per_second(
     def step() -> None:
         model.ingest(model.encode(patches, grid), grid, torch.zeros(1, dtype=torch.float64), state, slots, text)
 
-    return step_products(model, SIDE**2) / fastest(step)
+    return work / fastest(step)
 
 
 def fastest(do: Callable[[], None]) -> float:
