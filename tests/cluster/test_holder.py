@@ -188,7 +188,8 @@ def test_what_was_opened_beforehand_is_seen_from_where_the_other_left_off(tmp_pa
             await second.own(camera, 2, "one", {})
             assert two.stream("eyes") is waiting and waiting.resumes == 1
             await eventually(lambda: len(seen) > 3)
-            assert min(seen) > last and waiting.drops["seen elsewhere"] > 0
+            # A snapshot's name holds whole milliseconds, rounded: its frame may be somewhat before it.
+            assert min(seen) > last - 0.001 and waiting.drops["seen elsewhere"] > 0
             assert (await second.prepare({**camera, "name": "gate"}))["ready"]
             await second._unprepare("gate")
             assert two._streams._prepared == {} and two.names == ["eyes"]
