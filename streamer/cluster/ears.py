@@ -134,14 +134,14 @@ class Ears:
         known.trouble = unlike(hello, self._head.probe, self._head.depot.shown(), self._model, time.time())
         if not known.trouble:
             self._model = hello["model"], hello["fingerprint"]
-            self._head.table.keep_engine(
-                known.name,
-                {
-                    "at": asdict(known.at),
-                    "costs": [costs.frame_ms, costs.look_ms, costs.token_ms], "slots": facts["slots"],
-                },
-            )  # fmt: skip
+            at, before = asdict(known.at), self._head.table.engines().get(known.name, {})
+            # The same process, whose lease had run out: it is still being emptied. A new one is one that was updated.
+            draining = before.get("at") == at and before.get("draining", False)
+            measured = [costs.frame_ms, costs.look_ms, costs.token_ms]
+            row = {"at": at, "costs": measured, "slots": facts["slots"], "draining": draining}
+            self._head.table.keep_engine(known.name, row)
             self._head.placement.joined(known.name, costs, facts["slots"], known.heard, self._head.labels(known.name))
+            self._head.placement.drain(known.name, draining)
             self._head.orders.wake()
             log.info("engine %s is there: %.1f ms a frame, %d slots", known.name, costs.frame_ms, facts["slots"])
             return

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Head(Directory):
             if name in self.engines:
                 at = self.engines[name].at = Launched(**facts["at"])
                 self.placement.joined(name, Costs(*facts["costs"]), facts["slots"], now, self.labels(name))
+                self.placement.drain(name, facts.get("draining", False))
                 log.info("engine %s was at %s", name, at.url)
         self.placement.epoch = self.table.epoch
         for options, engine, epoch in self.table.streams():
@@ -77,8 +79,12 @@ class Head(Directory):
                 self.configs[config.name] = config
                 self.placement.restored(self._wish(config), engine, epoch, now)
                 self.orders.ordered[config.name] = epoch
+        listed, named = self.table.listed(), {config.name for config in self.fleet.streams}
+        for name in sorted(listed & self.configs.keys() - named):
+            log.info("stream %s is no longer in the fleet's file: it is watched no more", name)
+            self.detach(name)
         for config in self.fleet.streams:
-            self._want(config)
+            self._want(config, listed=True, kept=config.name in listed)
         self.spawn(self.orders.run())
         ears = Ears(self)
         for known in self.engines.values():
@@ -147,10 +153,11 @@ class Head(Directory):
         self.orders.wake()
 
     def drain(self, engine: str, *, draining: bool) -> None:
-        """Raises AssistantError: bad_option."""
+        """Empties an engine for as long as its process runs, or ends that. Raises AssistantError: bad_option, storage."""
         if engine not in self.placement.room.engines:
             there = ", ".join(self.placement.room.engines) or "none"
             raise AssistantError("bad_option", f"There is no engine {engine!r}; there are: {there}.")
+        self._keep(lambda: self.table.keep_engine(engine, {**self.table.engines()[engine], "draining": draining}))
         self.placement.drain(engine, draining)
         self.orders.wake()
 
@@ -245,9 +252,11 @@ class Head(Directory):
         except TableError as error:
             raise AssistantError("storage", f"The fleet's table can't be written now: {error}.") from None
 
-    def _want(self, config: StreamConfig) -> None:
-        if self.configs.get(config.name) != config:
-            self._keep(self.table.keep_stream, config.model_dump(mode="json", exclude_unset=True))
+    def _want(self, config: StreamConfig, *, listed: bool = False, kept: bool = True) -> None:
+        """A stream is to be watched; the table is told where its row is not `kept` as it is."""
+        if not kept or self.configs.get(config.name) != config:
+            row = config.model_dump(mode="json", exclude_unset=True)
+            self._keep(partial(self.table.keep_stream, listed=listed), row)
         self.configs[config.name] = config
         self.placement.want(self._wish(config), time.monotonic())
         self.orders.wake()

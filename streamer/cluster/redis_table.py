@@ -44,7 +44,7 @@ if (redis.call('get', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
 return 1
 """
-HASHES = ("engines", "streams", "watches", "known")
+HASHES = ("engines", "streams", "listed", "watches", "known")
 Command = list[str]
 
 
@@ -110,6 +110,9 @@ class RedisTable:
         rows = sorted(self._rows["streams"].values(), key=lambda each: (each["added"], each["config"]["name"]))
         return [(each["config"], each["engine"], each["epoch"]) for each in rows]
 
+    def listed(self) -> set[str]:
+        return set(self._rows["listed"])
+
     def watches(self) -> dict[str, dict[str, Any]]:
         return dict(self._rows["watches"])
 
@@ -123,14 +126,15 @@ class RedisTable:
     def keep_engine(self, name: str, facts: Mapping[str, Any] | None) -> None:
         self._keep("engines", name, facts)
 
-    def keep_stream(self, config: Mapping[str, Any]) -> None:
+    def keep_stream(self, config: Mapping[str, Any], *, listed: bool = False) -> None:
         rows = self._rows["streams"]
         old = rows.get(config["name"], {"engine": None, "epoch": 0, "added": time.time()})
         self._keep("streams", config["name"], {**old, "config": dict(config)})
+        self._keep("listed", config["name"], {} if listed else None)
 
     def drop_stream(self, name: str) -> None:
-        self._keep("streams", name, None)
-        self._keep("known", name, None)
+        for kind in ("streams", "listed", "known"):
+            self._keep(kind, name, None)
 
     def own(self, owners: Iterable[Owner]) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ CREATE TABLE IF NOT EXISTS engines (name TEXT PRIMARY KEY, facts TEXT NOT NULL) 
 CREATE TABLE IF NOT EXISTS streams (
     name TEXT PRIMARY KEY, config TEXT NOT NULL, engine TEXT, epoch INTEGER NOT NULL, added INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS listed (name TEXT PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS watches (name TEXT PRIMARY KEY, config TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS known (stream TEXT PRIMARY KEY, states TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS highest (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL) STRICT;
@@ -54,6 +55,10 @@ class Table(Protocol):
         """Of each stream its configuration, its engine and its epoch, in the order of their coming."""
         ...
 
+    def listed(self) -> set[str]:
+        """Streams that the fleet's file named, in contrast to those that somebody attached."""
+        ...
+
     def watches(self) -> dict[str, dict[str, Any]]:
         """By name, their configurations."""
         ...
@@ -71,8 +76,8 @@ class Table(Protocol):
         """An engine is there, or no more."""
         ...
 
-    def keep_stream(self, config: Mapping[str, Any]) -> None:
-        """A stream is to be watched; its owner stays who it is."""
+    def keep_stream(self, config: Mapping[str, Any], *, listed: bool = False) -> None:
+        """A stream is to be watched, `listed` where the fleet's file names it; its owner stays who it is."""
         ...
 
     def drop_stream(self, name: str) -> None:
@@ -129,6 +134,9 @@ class FileTable:
         rows = self._all("SELECT config, engine, epoch FROM streams ORDER BY added, name")
         return [(json.loads(config), engine, epoch) for config, engine, epoch in rows]
 
+    def listed(self) -> set[str]:
+        return {name for (name,) in self._all("SELECT name FROM listed")}
+
     def watches(self) -> dict[str, dict[str, Any]]:
         return {name: json.loads(config) for name, config in self._all("SELECT name, config FROM watches")}
 
@@ -145,13 +153,16 @@ class FileTable:
         else:
             self._do([("INSERT OR REPLACE INTO engines VALUES (?, ?)", (name, json.dumps(facts)))])
 
-    def keep_stream(self, config: Mapping[str, Any]) -> None:
+    def keep_stream(self, config: Mapping[str, Any], *, listed: bool = False) -> None:
+        name = config["name"]
         new = "(?, ?, NULL, 0, (SELECT count(*) FROM streams))"
         sql = f"INSERT INTO streams VALUES {new} ON CONFLICT DO UPDATE SET config = excluded.config"
-        self._do([(sql, (config["name"], json.dumps(config)))])
+        mark = "INSERT OR IGNORE INTO listed VALUES (?)" if listed else "DELETE FROM listed WHERE name = ?"
+        self._do([(sql, (name, json.dumps(config))), (mark, (name,))])
 
     def drop_stream(self, name: str) -> None:
-        self._do([("DELETE FROM streams WHERE name = ?", (name,)), ("DELETE FROM known WHERE stream = ?", (name,))])
+        tables = {"streams": "name", "listed": "name", "known": "stream"}
+        self._do([(f"DELETE FROM {table} WHERE {key} = ?", (name,)) for table, key in tables.items()])
 
     def own(self, owners: Iterable[Owner]) -> None:
         rows = list(owners)

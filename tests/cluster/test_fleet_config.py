@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,9 @@ import pytest
 from streamer.cluster.alike import streamer_version, unlike
 from streamer.cluster.config import load_fleet, parse_fleet
 from streamer.cluster.head import Head
-from streamer.cluster.launch import missing
+from streamer.cluster.launch import Launched, missing
 from streamer.cluster.passes import audience, head_pass, visitor_pass
+from streamer.cluster.processes import began, machine
 from streamer.cluster.room import Costs
 from streamer.cluster.table import FileTable, TableError
 from streamer.config import ConfigError
@@ -155,3 +161,38 @@ def test_a_head_that_can_not_begin_says_why_in_one_line(
         Head(parse_fleet({**FLEET, **more}, "fleet.yaml"), NoEngines())
     [problem] = refused.value.problems
     assert re.search(why, problem) and "\n" not in problem
+
+
+def test_a_head_that_comes_back_knows_what_is_being_emptied_and_what_the_file_named(tmp_path: Path) -> None:
+    """A drained engine stays empty for as long as its process runs; a stream that the file names no more is let go."""
+    (tmp_path / "secret").write_text("s" * 40)
+    at = Launched("http://127.0.0.1:9", "aa", os.getpid(), "here", machine(), began(os.getpid()))
+    gate, yard, door = ({"name": name, "source": "demo:"} for name in ("gate", "yard", "door"))
+
+    @asynccontextmanager
+    async def head(*streams: dict[str, Any]) -> AsyncIterator[Head]:
+        more = {"secret_file": str(tmp_path / "secret"), "folder": str(tmp_path), "streams": list(streams)}
+        there = Head(parse_fleet({**FLEET, **more}, "fleet.yaml"), NoEngines())
+        await there.start()
+        yield there
+        await there.stop(end=False)
+
+    def states(there: Head) -> list[str]:
+        return [each["state"] for each in there.view()["engines"]]
+
+    async def test() -> None:
+        table = FileTable(tmp_path / "fleet.sqlite")
+        table.keep_engine("gpu-0", {"at": asdict(at), "costs": [10.0, 4.0, 2.0], "slots": 8})
+        table.keep_stream(door)
+        table.close()
+        async with head(gate, yard) as first:
+            assert states(first) == ["up", "down"] and set(first.configs) == {"door", "gate", "yard"}
+            first.drain("gpu-0", draining=True)
+        async with head(gate) as second:
+            assert states(second) == ["draining", "down"]
+            assert set(second.configs) == {"door", "gate"}, "somebody attached the door"
+            second.drain("gpu-0", draining=False)
+        async with head(yard) as third:
+            assert states(third) == ["up", "down"] and set(third.configs) == {"door", "yard"}
+
+    asyncio.run(asyncio.wait_for(test(), 60))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def test_a_move_under_an_open_answer_and_what_the_gateway_shows_of_it(
             drained = json.loads(await cli("drain", other, "--url", here.url, "--json"))
             assert {each["name"]: each["state"] for each in drained["engines"]}[other] == "draining"
             await until(lambda: not head.placement.room.engines[other].wishes and here.owned == 2, 60)
+            head.placement.gone(other, time.monotonic())  # as where it was not heard of for a while
+            await until(lambda: other in head.placement.room.engines, 60)
             assert f"{other:<16} draining" in await cli("status", "--url", here.url)
             await cli("drain", other, "--end", "--url", here.url)
 

@@ -39,7 +39,7 @@ def until(condition: Callable[[], Any]) -> None:
 def filled(url: str) -> RedisTable:
     table = RedisTable(url)
     table.keep_stream(GATE)
-    table.keep_stream(YARD)
+    table.keep_stream(YARD, listed=True)
     table.keep_engine("gpu-1", {"url": "http://127.0.0.1:1"})
     table.know({"gate": {"fire": {"paused": True}}})
     table.keep_watch("fire", {"name": "fire"})
@@ -52,6 +52,7 @@ def filled(url: str) -> RedisTable:
 def is_whole(table: RedisTable) -> bool:
     return (
         table.streams() == [(GATE, "gpu-1", 7), (YARD, None, 0)]
+        and table.listed() == {"yard"}
         and table.engines() == {"gpu-1": {"url": "http://127.0.0.1:1"}}
         and (table.watches(), table.known()) == ({"fire": {"name": "fire"}}, {"gate": {"fire": {"paused": True}}})
         and table.epoch == 7
@@ -70,7 +71,8 @@ def test_what_it_keeps_outlasts_it_and_one_head_has_it(server: RedisServer) -> N
     again.drop_stream("yard")
     again.close()
     last = RedisTable(server.url)
-    assert last.streams() == [] and last.epoch == 7, "a stream of that name begins above what was"
+    assert last.streams() == [] and last.listed() == set()
+    assert last.epoch == 7, "a stream of that name begins above what was"
     last.close()
 
 
