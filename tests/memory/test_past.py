@@ -124,7 +124,7 @@ def test_answers_about_the_past_end_when_cancelled_and_are_few_at_once(tmp_path:
     async def test() -> None:
         async with Assistant(config(tmp_path, DOOR)) as assistant:
             await remembered(assistant, 1)
-            answers = [assistant.ask("What is there?", max_tokens=200, at="now") for _ in range(6)]
+            answers = [assistant.ask("What is there?", max_tokens=20_000, at="now") for _ in range(6)]
             assert len(assistant._answers) == 6
             for answer in answers[:5]:
                 answer.cancel()

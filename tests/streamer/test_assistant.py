@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
             await assistant.attach("third", "demo:")
             await assistant.detach("third")
 
-            answers = [assistant.ask("What?", max_tokens=200) for _ in range(4)]
+            answers = [assistant.ask("What?", max_tokens=20_000) for _ in range(4)]
             with pytest.raises(AssistantError) as error:
                 assistant.ask("What?")
             refused(error, "too_many_answers", "2 answers are open", "limits.waiting_questions")
@@ -242,8 +242,8 @@ def test_stopping_mid_answer_cancels_it_at_once() -> None:
         assistant = Assistant(config())
         await assistant.start()
         await first_frame(assistant)
-        speaking = assistant.ask("What?", max_tokens=1000)
-        waiting = [assistant.ask("What?", max_tokens=1000) for _ in range(3)]
+        speaking = assistant.ask("What?", max_tokens=20_000)
+        waiting = [assistant.ask("What?", max_tokens=20_000) for _ in range(3)]
         await anext(speaking)
         listener = assistant.subscribe()
         began = time.monotonic()
@@ -368,7 +368,7 @@ def test_an_engine_that_fails_begins_again_and_says_so_and_then_gives_up() -> No
         async with Assistant(config()) as assistant:
             await first_frame(assistant)
             news = assistant.subscribe()
-            answer = assistant.ask("What?", max_tokens=1000)
+            answer = assistant.ask("What?", max_tokens=20_000)
             await anext(answer)
             assistant.engine.scheduler.decide = None  # type: ignore[assignment, method-assign]
             await answer.text()

@@ -49,7 +49,7 @@ def test_plain_code_watches_and_asks() -> None:
             time.sleep(0.01)
         assert polled == "".join(words) and answer.poll() == "" and answer.text() == ""
         assert answer.finish_reason in ("length", "stop") and answer.error is None and answer.usage.completion_tokens
-        cancelled = assistant.ask("What?", max_tokens=1000)
+        cancelled = assistant.ask("What?", max_tokens=20_000)
         cancelled.cancel()
         cancelled.text()
         assert cancelled.finish_reason == "cancelled"
@@ -67,7 +67,7 @@ def test_plain_code_watches_and_asks() -> None:
         assistant.attach("demo", "demo:")
         assert [status.name for status in assistant.streams()] == ["eyes", "demo"]
         assistant.detach("demo")
-        unread = assistant.ask("What?", max_tokens=1000)
+        unread = assistant.ask("What?", max_tokens=20_000)
     assert unread.text() is not None and unread.finish_reason == "cancelled"
     assert threading.active_count() <= before + 1
 
