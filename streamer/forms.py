@@ -14,7 +14,8 @@ from protocols.question import Question
 from streamer.errors import AssistantError
 from streamer.prompt import tool_of_model
 
-COMPILE_SECONDS = 1.0
+COMPILE_SECONDS = 10.0
+"""Seconds by the clock that a form may wait and be compiled; what one may cost is bounded where it is compiled, in a core's time."""
 T = TypeVar("T")
 
 
@@ -27,7 +28,7 @@ class Forms:
     async def compile(self, model: Runner, question: Question) -> Grammar | None:
         """None where the answer is free, though it may call tools.
 
-        Raises AssistantError: no_tools, and bad_format with what is wrong and where, or that it took longer than a second.
+        Raises AssistantError: no_tools, and bad_format with what is wrong and where, or that it took too long.
         """
         grammars, form = model.grammars, question.format
         if form is not None and not question.tools:
