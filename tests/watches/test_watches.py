@@ -25,6 +25,7 @@ from streamer.config import ConfigError, parse_config
 from streamer.daemon import join
 from streamer.outputs.outputs import Outputs
 from streamer.watches import feed as feeding
+from streamer.watches import kept
 from streamer.watches.event import WatchEvent
 from streamer.watches.feed import Feed
 from tests.outputs.broker import BROKER, running, subscriber
@@ -350,7 +351,10 @@ def test_a_configuration_with_a_wrong_watch_is_refused(watches: Any, said: str) 
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_an_event_tells_nothing_twice(tmp_path: Path, without: Any, banana: Any) -> None:
+def test_a_kill_in_the_middle_of_an_event_tells_nothing_twice(
+    tmp_path: Path, without: Any, banana: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "PATIENCE", 60.0)
     watch = {"name": "fruit", "streams": ["yard"], "question": BANANA, "every": 0.05, "when": "both"}
     told: list[WatchEvent] = []
 
@@ -374,9 +378,11 @@ def test_a_kill_in_the_middle_of_an_event_tells_nothing_twice(tmp_path: Path, wi
                 while assistant.streams()[0].frames_seen == seen:
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.06)
+            await eventually(lambda: heard)
             await asyncio.sleep(0.3)
             if copy is not None:
-                shutil.copytree(folder, copy)  # what a kill would leave: no last words are in it
+                # What a kill would leave: no last words are in it. Whoever writes the folder copies it, as files come and go in it.
+                await asyncio.wrap_future(assistant.keeper.store.do(lambda: shutil.copytree(folder, copy)))
                 listed = await assistant.watches.kept.after("")
                 await assistant.forget("yard", keep_memory=True)
                 assert listed and not await assistant.watches.kept.after("")
