@@ -5,7 +5,10 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
 from streamer.memory.store import Store
+from streamer.watches import kept
 from streamer.watches.event import EventIds, WatchEvent
 from streamer.watches.kept import Kept
 from streamer.watches.watch import State
@@ -14,6 +17,12 @@ EVENT = WatchEvent(
     "event_0", "watch.started", "gate", "yard", "warning", "Is someone at the gate?", 1.5, 1.0, 0.93, False, True, 0.0,
     "/v1/watches/events/event_0/still.jpg",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told is on the disk, however slow that is."""
+    monkeypatch.setattr(kept, "PATIENCE", 60.0)
 
 
 def test_an_event_comes_back_from_its_json() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from streamer.cli.watch import tuning_lines
 from streamer.memory.store import Store
+from streamer.watches import kept as watch_kept
 from streamer.watches.event import WatchEvent
 from streamer.watches.kept import Kept
 from streamer.watches.tuning import Judged, tune
@@ -63,7 +64,9 @@ def test_the_table_names_what_is_set_and_what_is_proposed() -> None:
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_what_was_said_is_read_by_watch_and_kind(tmp_path: Path, keeps: bool) -> None:
+def test_what_was_said_is_read_by_watch_and_kind(tmp_path: Path, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_kept, "PATIENCE", 60.0)
+
     async def test() -> list[Judged]:
         store = Store(tmp_path) if keeps else None
         kept = Kept(store)
