@@ -32,6 +32,8 @@ SETTLE_SECONDS = 3.0
 QUESTIONS = ("What is happening?", "What is there now?", "How many are there?", "What came before?")
 LONG_ANSWER = 1_000
 """Tokens of an answer that is kept open."""
+OPENING_SECONDS = 60.0
+"""The longest that is waited for the first words of all that is kept open."""
 UNLIMITED = {"visitor_answers": 1_024, "visitor_questions_per_minute": 1_000_000}
 """The askers are one visitor."""
 QUIET_SECONDS = 10.0
@@ -323,21 +325,19 @@ async def ask_all_the_time(
 
 
 async def askers_process(url: str, askers: int, kept_open: int, streams: int, seconds: float) -> dict[str, list[Any]]:
-    """Asks over the websocket until the time is over, each asker as soon as it is answered."""
+    """Asks over the websocket until the time is over, each asker as soon as it is answered, and once at least.
+
+    The time begins once all that is to be kept open speaks.
+    """
     from streamer.client import AsyncClient
 
     firsts: list[float] = []
     whole: list[bool] = []
     speaking: set[int] = set()
-    end = time.monotonic() + seconds
 
     async def ask(number: int) -> None:
         async with AsyncClient(url) as client:
-            while time.monotonic() < end:
-                while len(speaking) < kept_open and not whole:
-                    await asyncio.sleep(0.02)
-                    if time.monotonic() > end:
-                        return
+            while True:
                 whole.append(len(speaking) == kept_open)
                 began = time.monotonic()
                 first: float | None = None
@@ -347,15 +347,21 @@ async def askers_process(url: str, askers: int, kept_open: int, streams: int, se
                 number += 1
                 if first is not None:
                     firsts.append(first)
+                if time.monotonic() > end:
+                    return
 
     async def speak(number: int) -> None:
         async with AsyncClient(url) as client:
-            while time.monotonic() < end:
+            while True:
                 async for _ in client.ask(QUESTIONS[0], stream=f"bench-{number % streams}", max_tokens=LONG_ANSWER):
                     speaking.add(number)
                 speaking.discard(number)
 
     open_answers = [asyncio.create_task(speak(number)) for number in range(kept_open)]
+    late = time.monotonic() + OPENING_SECONDS
+    while len(speaking) < kept_open and time.monotonic() < late and not any(task.done() for task in open_answers):
+        await asyncio.sleep(0.02)
+    end = time.monotonic() + seconds
     await asyncio.gather(*(ask(number) for number in range(askers)))
     for task in open_answers:
         task.cancel()
