@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -107,6 +108,17 @@ class Daemon:
             yield server
         finally:
             self.run(lambda: serving.__aexit__(None, None, None))
+
+    @contextmanager
+    def still(self, name: str) -> Iterator[None]:
+        """A stream that is shown one picture and no more: whatever is asked of it, and when, is asked of the same state."""
+        self.run(lambda: self.assistant.attach(name, f"push://{name}", policy="every"))
+        self.do(lambda: self.assistant.push(name, np.full((48, 64, 3), 90, np.uint8), 0.0))
+        wait_for(lambda: self.do(lambda: self.assistant.newest_frame(name)) is not None)
+        try:
+            yield
+        finally:
+            self.run(lambda: self.assistant.detach(name))
 
     @property
     def open_answers(self) -> int:

@@ -15,7 +15,7 @@ from protocols.question import JsonSchema, Question
 from streamer import forms
 from streamer.errors import AssistantError
 from streamer.forms import Forms
-from tests.streamer.serving import Served, ask, until
+from tests.streamer.serving import Daemon, Served, ask, until
 
 SCHEMA = {
     "type": "object",
@@ -40,13 +40,14 @@ def form(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
 
 
-def test_an_answer_keeps_to_its_schema_whole_and_in_events(http: httpx.Client) -> None:
-    body = {**ASKED, "response_format": form(SCHEMA), "temperature": 1, "seed": 3}
-    whole = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+def test_an_answer_keeps_to_its_schema_whole_and_in_events(http: httpx.Client, daemon: Daemon) -> None:
+    body = {**ASKED, "model": "nano/still", "response_format": form(SCHEMA), "temperature": 1, "seed": 3}
+    with daemon.still("still"):
+        whole = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+        with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
+            events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
     jsonschema.validate(json.loads(whole["message"]["content"]), SCHEMA)
     assert whole["finish_reason"] == "stop"
-    with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
-        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
     pieces = [event["choices"][0]["delta"].get("content", "") for event in events]
     assert "".join(pieces) == whole["message"]["content"] and len(pieces) > 3
 

@@ -10,7 +10,6 @@ import httpx
 import jsonschema
 import pytest
 
-from tests.streamer import serving
 from tests.streamer.serving import Daemon, Served
 from tests.tiny_qwen import TINY_QWEN
 
@@ -28,12 +27,10 @@ ASKED: dict[str, Any] = {"model": "tiny-qwen", "messages": [USER], "max_tokens":
 
 @pytest.fixture(scope="module")
 def caller() -> Iterator[Served]:
-    """A daemon of the family that calls tools."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(serving.CONFIG, "model", TINY_QWEN)
-        daemon = Daemon()
+    """A daemon of the family that calls tools; its only stream stays as it is."""
+    daemon = Daemon(model=TINY_QWEN, streams=[])
     try:
-        with daemon.served(model=TINY_QWEN) as server:
+        with daemon.still("still"), daemon.served(model=TINY_QWEN, streams=[]) as server:
             yield server
     finally:
         daemon.stop()
