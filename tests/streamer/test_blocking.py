@@ -13,6 +13,7 @@ import pytest
 from streamer import AssistantError, BlockingAssistant, parse_config
 from streamer.watches.event import WatchEvent
 from tests.forked import Forked, script
+from tests.streamer.serving import wait_for
 from tests.tiny import TINY
 
 from .fed import picture
@@ -27,6 +28,12 @@ CONFIG = parse_config(
 )
 
 
+def went(assistant: BlockingAssistant) -> int:
+    """Frames of the first stream that were seen or dropped."""
+    status = assistant.streams()[0]
+    return status.frames_seen + sum(status.drops.values())
+
+
 def test_plain_code_watches_and_asks() -> None:
     before = threading.active_count()
     with BlockingAssistant(CONFIG) as assistant:
@@ -38,8 +45,7 @@ def test_plain_code_watches_and_asks() -> None:
         for i in range(4):
             assistant.push("eyes", picture(i), i / 10)
             time.sleep(0.1)
-        while assistant.newest_frame("eyes") is None:
-            time.sleep(0.02)
+        wait_for(lambda: went(assistant) == 4)  # so that both answers are of the same state
         words = list(assistant.ask("What?", max_tokens=4))
         assert words
         answer = assistant.ask("What?", max_tokens=4)
@@ -69,7 +75,7 @@ def test_plain_code_watches_and_asks() -> None:
         assistant.detach("demo")
         unread = assistant.ask("What?", max_tokens=20_000)
     assert unread.text() is not None and unread.finish_reason == "cancelled"
-    assert threading.active_count() <= before + 1
+    wait_for(lambda: threading.active_count() <= before)
 
 
 @pytest.mark.parametrize(
