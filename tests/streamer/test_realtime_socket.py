@@ -210,12 +210,15 @@ def test_listener_is_told_of_its_stream_alone(server: Served, daemon: Daemon) ->
             await receive(client)
             first = await receive(client)
             assert (first["type"], first["stream"], first["state"]) == ("stream.status", "demo", "live")
-            facts = {"dropped": {"overload": 2}, "dropped_in_all": 2}
+            facts = {"dropped": {"made up": 2}, "dropped_in_all": 2}
             for stream in ("other", "demo"):
                 news = StreamEvent("stream.dropped", stream, facts)
                 daemon.do(lambda news=news: daemon.assistant.news.publish(news))
-            told = (await until(client, "stream.dropped"))[-1]
-            assert (told["stream"], told["dropped"]) == ("demo", {"overload": 2})
+            told: dict[str, Any] = {"dropped": {}}
+            while "made up" not in told["dropped"]:  # before it, or with it, comes what a busy machine drops
+                told = (await until(client, "stream.dropped"))[-1]
+                assert told["stream"] == "demo"
+            assert told["dropped"]["made up"] == 2
             await receive(silent)
             await send(silent, "stream.list")
             assert (await receive(silent))["type"] == "stream.listed"
