@@ -90,7 +90,12 @@ async def realtime(base_url: str) -> dict:
         await connection.response.cancel()
         refused = await connection.recv()
         await connection.response.create(
-            response={"conversation": "none", "instructions": "Go on", "metadata": {"a": "b"}}
+            response={
+                "conversation": "none",
+                "instructions": "Go on",
+                "metadata": {"a": "b"},
+                "max_output_tokens": 20_000,  # so that it is cancelled long before its end
+            }
         )
         async for event in connection:
             if event.type == "response.output_text.delta":
