@@ -141,8 +141,9 @@ class Bench:
         self.engine.ask(Request(id, question, tokens, ear))
         return ear
 
-    def until(self, done: Callable[[], bool], turns: int = 2000) -> None:
-        for _ in range(turns):
+    def until(self, done: Callable[[], bool], seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             if done():
                 return self.check()
             wait = self.engine.turn()

@@ -51,7 +51,9 @@ def watch(seed: int | None, *, deferred: bool = False) -> Bench:
         going = [id for id, ear in ears.items() if ear.reason is None]
         if going and chance.random() < 0.6:
             bench.engine.cancel(chance.choice(going))
-    if seed is not None:  # of the others a busy machine may have ended each before its turn came to be cancelled
+    if seed is not None:  # of the others each may have been cancelled, or have ended before its turn came
+        ears["whole"] = bench.ask("whole", "left", length=25)
+        bench.until(lambda: ears["whole"].reason is not None)
         ears["last"] = bench.ask("last", "left", length=50)
         bench.until(lambda: ears["last"].tokens > 0)
         bench.engine.cancel("last")
