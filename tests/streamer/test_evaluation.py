@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from streamer.cli import main as cli
 from streamer.cli.eval_video import Film, VideoError, decoded, encode, measure, serve
 from streamer.client import AsyncClient
 from streamer.config import parse_config
+from streamer.engine import scheduler
 from tests.forked import Forked, script
 from tests.tiny import TINY
 
@@ -52,6 +54,9 @@ def test_what_is_missing_is_one_line(
 @pytest.mark.slow
 def test_a_file_through_daemon_and_websocket_is_answered_like_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_video, "SHORT", 360)
+    # Two frames a step, as from memory, however slowly a busy machine decodes.
+    monkeypatch.setattr(scheduler, "LONE_PERIODS", 1e6)
+    monkeypatch.setattr(AsyncClient, "attach", partialmethod(AsyncClient.attach, deadline=10))
     marks, found = measure("nano", "cpu", {"now": 1})
     assert found["frames"] == 32
     ways = found["through video"]
