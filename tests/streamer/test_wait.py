@@ -58,18 +58,16 @@ def test_it_waits_for_one_no_longer_than_it_is_told(
 
 
 def test_one_that_comes_while_it_waits_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        there = free.getsockname()[1]
-    served: list[HTTPServer] = []
+    served = HTTPServer(("127.0.0.1", 0), Early, bind_and_activate=False)
+    served.server_bind()  # at once, so that nobody else is given the port meanwhile; it takes connections later
 
     def come() -> None:
         time.sleep(0.2)
-        served.append(HTTPServer(("127.0.0.1", there), Early))
-        served[0].serve_forever()
+        served.server_activate()
+        served.serve_forever()
 
     threading.Thread(target=come, daemon=True).start()
-    assert main(["watch", "list", "--url", f"http://127.0.0.1:{there}", "--wait", "1m"]) == 0
+    assert main(["watch", "list", "--url", f"http://127.0.0.1:{served.server_port}", "--wait", "1m"]) == 0
     assert capsys.readouterr().out == "no watches\n"
-    served[0].shutdown()
-    served[0].server_close()
+    served.shutdown()
+    served.server_close()
