@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 
+import httpx._config as timing
 import httpx._transports.default as transports
 import pytest
 import torch
@@ -26,6 +27,8 @@ os.environ["XDG_STATE_HOME"] = KEPT.name  # of daemons that a fixture of many te
 torch.set_num_threads(1)
 # Each `httpx.get` would read all certificate authorities anew, which takes more of a core than the rest of most tests.
 transports.create_ssl_context = cache(transports.create_ssl_context)
+# What a busy machine answers after httpx's five seconds is answered.
+vars(timing.DEFAULT_TIMEOUT_CONFIG).update(timing.Timeout(60).as_dict())
 Assets.load = cache(Assets.load)  # type: ignore[method-assign]  # nobody changes them
 # By the clock, a busy machine fails an example that takes more than 200 ms, or that is slow to draw.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -288,7 +288,7 @@ def test_run_asks_the_first_question_and_ends_in_good_order_mid_answer() -> None
         read_until(process, r"ready at http://127\.0\.0\.1:\d+\n")
         read_until(process, r"demo: What is happening\?\n> ")
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=10)  # at most 0.6 s were seen on a busy machine
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 0, out + err
         assert "Traceback" not in err
     finally:

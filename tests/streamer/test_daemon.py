@@ -70,7 +70,7 @@ def daemon(environment: dict[str, str] | None = None, **keys: Any) -> Iterator[t
         yield process, url, banner
 
 
-AT_ONCE = 10.0
+AT_ONCE = 25.0
 """Seconds of an end that waits for nothing, on a busy machine: at most 1.9 were seen with three other programs on each core."""
 
 

@@ -14,8 +14,9 @@ from tests.streamer.serving import Daemon, Served, wait_for
 
 @pytest.fixture(autouse=True)
 def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aioice leaves loopback out, which may be all there is."""
+    """aioice leaves loopback out, which may be all there is; and a busy machine answers later than encoders wait."""
     monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+    monkeypatch.setattr(publishing, "ANSWER_SECONDS", 60.0)
 
 
 class Encoder:
