@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from itertools import pairwise
+from sys import maxsize
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 
 import model.serving.runner
 from model.serving.capacity import Capacity
-from streamer import Assistant, AssistantError, StreamEvent
+from streamer import Assistant, AssistantError, StreamEvent, StreamStatus
 from streamer.admission import reading_processes
 from streamer.config import parse_config
 from streamer.engine.stream import Stream
@@ -220,17 +222,21 @@ def test_a_stream_is_written_by_the_engine_alone(monkeypatch: pytest.MonkeyPatch
 def test_an_attaching_that_is_given_up_leaves_nothing() -> None:
     async def test() -> None:
         async with Assistant(config()) as assistant:
+            slots = assistant.engine.executor
             for turns in range(30):
                 attaching = asyncio.create_task(assistant.attach("door", "demo:"))
-                for _ in range(turns):
+                if turns == 29:  # as soon as it has a slot
+                    while slots.free_streams and not attaching.done():
+                        await asyncio.sleep(0)
+                for _ in range(turns % 29):
                     await asyncio.sleep(0.001)
                 attaching.cancel()
                 with suppress(asyncio.CancelledError):
                     await attaching
                 if any(status.name == "door" for status in assistant.streams()):
                     await assistant.detach("door")
-            await asyncio.sleep(0.2)
-            assert len(assistant.engine.executor.free_streams) == 1
+            free = assistant.engine.call(lambda: len(slots.free_streams))
+            assert await asyncio.wrap_future(free) == 1
             await assistant.attach("door", "demo:")
             await first_frame(assistant, "door")
 
@@ -248,7 +254,7 @@ def test_stopping_mid_answer_cancels_it_at_once() -> None:
         listener = assistant.subscribe()
         began = time.monotonic()
         await assistant.stop()
-        assert time.monotonic() - began < 5, "on a busy machine; a thousand tokens take longer"
+        assert time.monotonic() - began < 20, "at once, on a busy machine"
         for answer in [speaking, *waiting]:
             await answer.text()
             assert answer.finish_reason == "cancelled"
@@ -284,10 +290,13 @@ def test_drops_are_told_and_counted() -> None:
             await first_frame(assistant, "left")
             news = assistant.subscribe("left")
             see = assistant.engine.runner.launch
+            steps = [time.monotonic()]
 
             def slower(*step: Any) -> list[bool]:
                 time.sleep(0.15)
-                return see(*step)
+                done = see(*step)
+                steps.append(time.monotonic())
+                return done
 
             assistant.engine.runner.launch = slower  # type: ignore[method-assign]
             told: dict[str, int] = {}
@@ -302,9 +311,18 @@ def test_drops_are_told_and_counted() -> None:
             assert set(told) <= {"overload", "stale", "rate"}
             status = assistant.streams()[0]
             assert sum(status.drops.values()) >= sum(told.values()) > 20
-            assert status.lag_s is not None and status.lag_s < 1.5
+            longest = max(end - begin for begin, end in pairwise(steps))
+            assert status.lag_s is not None and status.lag_s < max(1.5, 5 * longest), "however slow a busy machine is"
 
     run(test())
+
+
+def untold(streams: list[StreamStatus]) -> list[int]:
+    """Frames of each stream that came in, and of which nothing else is told."""
+    return [
+        each.frames_in - each.frames_seen - each.frames_thinned - each.frames_unchanged - sum(each.drops.values())
+        for each in streams
+    ]
 
 
 def test_pushed_frames_are_watched() -> None:
@@ -317,8 +335,9 @@ def test_pushed_frames_are_watched() -> None:
                 assistant.push("door", picture(i), i / 10)
                 await asyncio.sleep(0.1)
             await first_frame(assistant, "door")
+            began = time.monotonic()
             answer = assistant.ask("What?", max_tokens=2)
-            assert 0 < assistant.oldest_question_s < 1
+            assert 0 < assistant.oldest_question_s <= time.monotonic() - began
             await answer.text()
             assert assistant.oldest_question_s == 0
             with pytest.raises(AssistantError) as error:
@@ -335,9 +354,12 @@ def test_pushed_frames_are_watched() -> None:
                 while (status := assistant.streams()[1]).frames_seen < 4:
                     await asyncio.sleep(0.02)
             assert status.frames_thinned > status.frames_seen and not sum(status.drops.values())
-            for status in assistant.streams():
-                told = status.frames_seen + status.frames_thinned + status.frames_unchanged + sum(status.drops.values())
-                assert 0 <= status.frames_in - told <= 2 * assistant.model.frames_per_step, status
+            waiting = [maxsize]
+            async with asyncio.timeout(60):
+                while max(waiting) > 2 * assistant.model.frames_per_step:
+                    # On the engine's thread, as nothing that came in before is seen or dropped meanwhile.
+                    waiting = await asyncio.wrap_future(assistant.engine.call(lambda: untold(assistant.streams())))
+                    assert min(waiting) >= 0
 
     run(test())
 
