@@ -155,28 +155,43 @@ def watching(url: str, **options: object) -> Iterator[Watcher]:
         assert not any(thread.is_alive() for thread in getattr(watcher.source, "threads", []))
 
 
+def kept_port() -> socket.socket:
+    """A port of loopback for a server that comes and goes, by a socket that is bound to it and does not listen.
+
+    Linux gives it to nobody who asks for any port, and lets whoever asks for this one (SO_REUSEADDR) listen there.
+    """
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    return kept
+
+
 class RtspServer:
     """GStreamer's RTSP server in a process of its own."""
 
     def __init__(self, user: str = "", certificate: str = "", **settings: object) -> None:
         self.arguments = (user, certificate, json.dumps(settings))
-        self.port = 0
+        self.kept = kept_port()
+        self.port: int = self.kept.getsockname()[1]
         self.start()
 
     def start(self) -> None:
-        """Starts it, at its former port if it had one."""
-        command = [SYSTEM_PYTHON, str(HERE / "rtsp_server.py"), str(self.port or ""), *self.arguments]
+        """Starts it, at its port."""
+        command = [SYSTEM_PYTHON, str(HERE / "rtsp_server.py"), str(self.port), *self.arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.strip().isdigit(), "the RTSP server did not start"
-        self.port = int(line)
+        assert self.process.stdout.readline().strip() == str(self.port), "the RTSP server did not start"
 
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+    def close(self) -> None:
+        """Stops it for good."""
+        self.stop()
+        self.kept.close()
 
     def url(self, path: str, scheme: str = "rtsp", user: str = "") -> str:
         return f"{scheme}://{user + '@' if user else ''}127.0.0.1:{self.port}{path}"
@@ -203,7 +218,7 @@ def rtsp_server(user: str = "", certificate: str = "", **settings: object) -> It
     try:
         yield server
     finally:
-        server.stop()
+        server.close()
 
 
 def stop_all(watchers: Collection[Watcher]) -> None:
@@ -462,8 +477,8 @@ def rtmp_server(clip: Path) -> Iterator[str]:
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         pytest.skip("needs ffmpeg: sh tests/system-packages.sh")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        url = f"rtmp://127.0.0.1:{probe.getsockname()[1]}/live/camera"
+    kept = kept_port()
+    url = f"rtmp://127.0.0.1:{kept.getsockname()[1]}/live/camera"
     command = f"{ffmpeg} -v quiet -nostdin -re -stream_loop -1 -i {clip} -c copy -f flv -listen 1 {url}"
     stopping = threading.Event()
     running: list[subprocess.Popen[bytes]] = []
@@ -484,3 +499,4 @@ def rtmp_server(clip: Path) -> Iterator[str]:
             for process in running:
                 process.kill()
             thread.join(0.1)
+        kept.close()

@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.capture.lab import kept_port
+
 REDIS = shutil.which("redis-server")
 
 
@@ -16,8 +18,8 @@ class RedisServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self.kept = kept_port()
+        self.port: int = self.kept.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,6 +47,11 @@ class RedisServer:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+    def close(self) -> None:
+        """Kills it for good."""
+        self.kill()
+        self.kept.close()
 
     def empty(self) -> None:
         """Its disk is lost while it is down."""

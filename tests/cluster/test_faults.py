@@ -211,4 +211,4 @@ def test_redis_dies_and_comes_back_and_nobody_loses_a_stream(tmp_path: Path, mod
     try:
         run(test())
     finally:
-        server.kill()
+        server.close()

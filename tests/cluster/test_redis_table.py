@@ -26,7 +26,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path)
     server.start()
     yield server
-    server.kill()
+    server.close()
 
 
 def until(condition: Callable[[], Any]) -> None:
