@@ -120,13 +120,18 @@ class Watcher:
         return self.seen
 
     def until(self, state: State, seconds: float = 60.0) -> float:
-        """Waits until the source is in a state, or has been in it meanwhile."""
-        had = len(self.told)
+        """Waits until it is told that the source is in a state, or has been in it meanwhile."""
+        told = max(len(self.told) - 1, 0)
         return wait_for(
-            lambda: self.state is state or state in self.states[had:],
+            lambda: state in self.states[told:],
             seconds,
             lambda: f"{state}, not {self.source.status}",
         )
+
+    def been(self, state: State) -> str:
+        """Waits until the source has been in a state, be it for a moment before this call; why it last was."""
+        wait_for(lambda: state in self.states, what=lambda: f"{state}, only {self.states}")
+        return self.reason(state)
 
     def reason(self, state: State) -> str:
         """Why it was last in a state."""

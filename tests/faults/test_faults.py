@@ -211,7 +211,7 @@ def test_change_of(change: dict[str, object], rtsp: RtspServer, recovery: Record
             between.upstream = after.port
             healthy = time.monotonic()
             between.cut()
-            watcher.until(State.WAITING)
+            watcher.been(State.WAITING)
             back(watcher, recovery, healthy)
             watcher.more(10)
         sound_axis(watcher, gaps=1)
@@ -296,8 +296,7 @@ def test_change_in_mid_connection_of(after: Part, reconnects: int, recovery: Rec
         wait_for(lambda: parts[0] is after)
         began = time.monotonic()
         if reconnects:
-            watcher.until(State.WAITING)
-            assert "codec" in watcher.source.status.reason
+            assert "codec" in watcher.been(State.WAITING)
             back(watcher, recovery, began)
         else:
             wait_for(lambda: watcher.source.status.height == after.size[1])
