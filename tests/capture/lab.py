@@ -29,6 +29,10 @@ HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"
 HASTY = Patience(open=4.0, stall=1.0, give_up=1.0, frozen=2.0, backoff=0.2, backoff_most=1.0, healthy=2.0)
 """Patience for tests."""
+STEADY = replace(HASTY, open=30.0, give_up=8.0)
+"""Where a connection must be kept: a sender beside other tests may be held up for as long as HASTY gives it."""
+CALM = replace(HASTY, open=30.0, stall=10.0)
+"""Where nothing may be told of a connection that is merely held up, not even a stall."""
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import pytest
 from capture import SourceError, SourceOptions, State, open_source
 from capture.network import policy as guard
 from tests.capture.lab import (
+    CALM,
     Folder,
     RtspServer,
     Server,
@@ -84,10 +85,11 @@ def named(url: str, host: str = "camera.example") -> str:
 def test_a_still(tmp_path: Path) -> None:
     """Each of its requests goes through the relay anew, which refuses a private host as ever."""
     (tmp_path / "snap.jpg").write_bytes(jpeg(drawn(0)))
-    with serving_folder(tmp_path) as url, watching(named(url) + "/snap.jpg", public_only=True, fps=20.0) as watcher:
+    options = {"public_only": True, "patience": CALM}
+    with serving_folder(tmp_path) as url, watching(named(url) + "/snap.jpg", fps=20.0, **options) as watcher:
         watcher.more(5)
         assert watcher.source.status.reconnects == 0
-    with watching(named(url).replace("camera", "cellar") + "/snap.jpg", public_only=True) as watcher:
+    with watching(named(url).replace("camera", "cellar") + "/snap.jpg", **options) as watcher:
         watcher.until(State.WAITING)
         assert "is at the private address" in watcher.source.status.reason
 

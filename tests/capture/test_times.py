@@ -17,7 +17,7 @@ from capture.convert import Pictures
 from capture.lifecycle import PLAYED
 from capture.sources.picture import PictureSource
 from capture.timeline import Pace
-from tests.capture.lab import drawn, render, serving_folder, watching
+from tests.capture.lab import CALM, drawn, render, serving_folder, watching
 from tests.capture.test_convert import silence
 from tests.capture.test_image import coded, corners, file, moving, near
 
@@ -176,7 +176,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_offset_and_loop_over_http(name: str, tmp_path: Path) -> None:
     """Of the second the container does not tell how long it is, but the server that it is a file."""
     render(tmp_path / name)
-    with serving_folder(tmp_path) as server, watching(f"{server}/{name}", start=1.6, loop=True) as watcher:
+    with (
+        serving_folder(tmp_path) as server,
+        watching(f"{server}/{name}", start=1.6, loop=True, patience=CALM) as watcher,
+    ):
         watcher.until(State.LIVE)
         watcher.more(70)
     frames = watcher.frames()

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from capture import IceServer, Patience, SourceError, State
 from capture.sources.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
-from tests.capture.lab import HASTY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, wait_for, watching
+from tests.capture.lab import HASTY, STEADY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, wait_for, watching
 from tests.capture.publisher import Publisher
 
 pytestmark = [pytest.mark.beside, pytest.mark.usefixtures("loopback")]
@@ -51,7 +51,7 @@ def publishing(watcher: Watcher, **options: object) -> Iterator[Publisher]:
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
 def test_a_publisher_is_watched(codec: str) -> None:
-    with watching("whip://door") as watcher:
+    with watching("whip://door", patience=STEADY) as watcher:
         assert watcher.told[-1].reason == "waits for a publisher"
         with publishing(watcher, codec=codec):
             watcher.until(State.LIVE)
@@ -66,7 +66,7 @@ def test_a_publisher_is_watched(codec: str) -> None:
 
 def test_goodbye_and_hello_again() -> None:
     over = threading.Event()
-    with watching("whip://door") as watcher:
+    with watching("whip://door", patience=STEADY) as watcher:
         publisher = Publisher()
         publisher.publish(lambda offer: whip(watcher).publish(offer, over.set).result(60))
         watcher.more(10)
@@ -121,7 +121,7 @@ def ffmpeg_publisher(url: str, folder: Path) -> Iterator[None]:
 
 def test_ffmpegs_own_whip_publisher(tmp_path: Path) -> None:
     with (
-        watching("whip://door") as watcher,
+        watching("whip://door", patience=STEADY) as watcher,
         http_server(Whip, source=watcher.source) as url,
         ffmpeg_publisher(url, tmp_path),
     ):
@@ -163,7 +163,7 @@ def test_offers_that_strangers_send() -> None:
     publisher = Publisher()
     lines = asyncio.run_coroutine_threadsafe(publisher.offer(), publisher.loop).result(60).splitlines(keepends=True)
     publisher.close()
-    with watching("whip://door") as watcher:
+    with watching("whip://door", patience=STEADY) as watcher:
 
         @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
         @given(
@@ -183,7 +183,7 @@ def test_offers_that_strangers_send() -> None:
 
 
 def test_candidates_that_strangers_send() -> None:
-    with watching("whip://door") as watcher, publishing(watcher):
+    with watching("whip://door", patience=STEADY) as watcher, publishing(watcher):
         watcher.until(State.LIVE)
         with pytest.raises(SourceError, match="can't be taken"):
             whip(watcher).trickle(["candidate:nonsense"]).result(60)

@@ -20,7 +20,9 @@ from capture import Patience, State
 from capture.sources import camera as local
 from capture.sources.webrtc import WhipSource
 from tests.capture.lab import (
+    CALM,
     HASTY,
+    STEADY,
     Mjpeg,
     RtspServer,
     Watcher,
@@ -41,8 +43,6 @@ PROMISED = 5.0 + HASTY.backoff_most * (1 + HASTY.jitter)
 """Seconds within which a source must be live again after it is healthy, on a machine that has time for it."""
 BUSY = 3.0
 """Times as long as that may take beside other tests, which share two cores; `tests.faults.measure` shows what it takes alone."""
-STEADY = replace(HASTY, give_up=8.0)
-"""Where a connection must be kept: a sender beside other tests may be held up for as long as HASTY gives it."""
 Record = Callable[[float], None]
 
 
@@ -94,7 +94,7 @@ def test_401(rtsp: RtspServer, recovery: Record) -> None:
     with (
         rtsp_server("ada:lovelace") as closed,
         proxy(closed.port) as between,
-        watching(f"rtsp://ada:wrong@127.0.0.1:{between.port}/live") as watcher,
+        watching(f"rtsp://ada:wrong@127.0.0.1:{between.port}/live", patience=STEADY) as watcher,
     ):
         watcher.until(State.WAITING)
         assert "user and password (401)" in watcher.source.status.reason
@@ -105,7 +105,7 @@ def test_401(rtsp: RtspServer, recovery: Record) -> None:
 
 @needs_rtsp
 def test_404(rtsp: RtspServer) -> None:
-    with watching(rtsp.url("/nothing")) as watcher:
+    with watching(rtsp.url("/nothing"), patience=STEADY) as watcher:
         watcher.until(State.WAITING)
         assert "(404)" in watcher.source.status.reason
 
@@ -130,7 +130,7 @@ def test_http_status(status: int, said: str, recovery: Record) -> None:
             self.server.status = mood["status"]  # type: ignore[attr-defined]
             super().do_GET()
 
-    with http_server(Server, picture=lambda n: picture) as url, watching(url) as watcher:
+    with http_server(Server, picture=lambda n: picture) as url, watching(url, patience=STEADY) as watcher:
         watcher.until(State.WAITING)
         assert said in watcher.source.status.reason
         mood["status"] = 200
@@ -139,7 +139,7 @@ def test_http_status(status: int, said: str, recovery: Record) -> None:
 
 @needs_rtsp
 def test_reboots_in_mid_stream(recovery: Record) -> None:
-    with rtsp_server() as server, watching(server.url("/live")) as watcher:
+    with rtsp_server() as server, watching(server.url("/live"), patience=STEADY) as watcher:
         watcher.more(20)
         server.stop()
         watcher.until(State.WAITING)
@@ -185,7 +185,7 @@ def test_frozen_picture(recovery: Record) -> None:
     still = threading.Event()
     with (
         http_server(Mjpeg, picture=lambda n: pictures[0 if still.is_set() else n % 50]) as url,
-        watching(url, patience=replace(HASTY, frozen=1.0)) as watcher,
+        watching(url, patience=replace(CALM, frozen=1.0)) as watcher,
     ):
         watcher.more(20)
         still.set()
@@ -206,7 +206,7 @@ def test_frozen_picture(recovery: Record) -> None:
 @pytest.mark.parametrize("change", [{"width": 640, "height": 480}, {"codec": "hevc"}], ids=["resolution", "codec"])
 def test_change_of(change: dict[str, object], rtsp: RtspServer, recovery: Record) -> None:
     with rtsp_server(**change) as after, proxy(rtsp.port) as between:
-        with watching(f"rtsp://127.0.0.1:{between.port}/live") as watcher:
+        with watching(f"rtsp://127.0.0.1:{between.port}/live", patience=STEADY) as watcher:
             watcher.more(10)
             between.upstream = after.port
             healthy = time.monotonic()
@@ -275,7 +275,7 @@ class Transport(BaseHTTPRequestHandler):
 )
 def test_timestamps_jump(parts: list[Part], marked: bool) -> None:
     """A wrap of the 33-bit clock is undone by the demuxer, which leaves nothing to mark."""
-    with http_server(Transport, parts=[*parts]) as url, watching(url + "/live.ts", patience=STEADY) as watcher:
+    with http_server(Transport, parts=[*parts]) as url, watching(url + "/live.ts", patience=CALM) as watcher:
         watcher.more(60)
         assert watcher.state is State.LIVE and watcher.source.status.reconnects == 0
     sound_axis(watcher)
@@ -290,8 +290,8 @@ def test_timestamps_jump(parts: list[Part], marked: bool) -> None:
 def test_change_in_mid_connection_of(after: Part, reconnects: int, recovery: Record) -> None:
     """FFmpeg's decoders follow a change of resolution; after one of codec the connection must be a new one."""
     parts = [Part(25, 10.0), after]
-    patience = replace(HASTY, open=30.0, stall=10.0)  # of a camera whose encoder shares this machine's cores
-    with http_server(Transport, parts=parts) as url, watching(url + "/live.ts", patience=patience) as watcher:
+    # CALM, as the camera's encoder shares this machine's cores.
+    with http_server(Transport, parts=parts) as url, watching(url + "/live.ts", patience=CALM) as watcher:
         watcher.more(5)
         wait_for(lambda: parts[0] is after)
         began = time.monotonic()
@@ -475,7 +475,7 @@ def test_device_unplugged(recovery: Record) -> None:
     camera = FakeCamera()
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setattr(local, "opencv", lambda: camera)
-        watcher = stack.enter_context(watching("camera://0"))
+        watcher = stack.enter_context(watching("camera://0", patience=CALM))
         watcher.more(10)
         camera.plugged = False
         watcher.until(State.WAITING)
@@ -564,7 +564,7 @@ def publish(watcher: Watcher, publisher: Publisher, ended: threading.Event | Non
 @pytest.mark.usefixtures("loopback")
 def test_publisher_vanishes_without_delete(recovery: Record) -> None:
     gone = threading.Event()
-    with watching("whip://door") as watcher:
+    with watching("whip://door", patience=replace(STEADY, give_up=4.0)) as watcher:
         first = publish(watcher, Publisher(), gone)
         watcher.more(20)
         first.vanish()
@@ -585,7 +585,7 @@ def test_publisher_vanishes_without_delete(recovery: Record) -> None:
 def test_publisher_replaced_by_another(recovery: Record) -> None:
     """The later one wins, and what the earlier one still sends or says touches nothing."""
     gone = threading.Event()
-    with watching("whip://door") as watcher:
+    with watching("whip://door", patience=CALM) as watcher:
         first = publish(watcher, Publisher("VP8"), gone)
         watcher.more(20)
         began = time.monotonic()
