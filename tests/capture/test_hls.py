@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from capture import State
 from capture.sources.hls import Broadcast, Playlist, Variant, nearest, read_playlist
-from tests.capture.lab import Folder, http_server, render, serving_folder, watching
+from tests.capture.lab import CALM, Folder, http_server, render, serving_folder, wait_for, watching
 
 pytestmark = pytest.mark.beside
 
@@ -105,8 +105,9 @@ class Broadcaster(Folder):
     """Serves a folder, and what was asked for is noted in `server.asked`; while `server.down` is set it has a fault."""
 
     def do_GET(self) -> None:  # noqa: N802
+        down = self.server.down.is_set()  # type: ignore[attr-defined]
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        if self.server.down.is_set():  # type: ignore[attr-defined]
+        if down:
             self.send_error(503)
         else:
             super().do_GET()
@@ -153,15 +154,15 @@ def announce_parts(folder: Path, count: int, *, ended: bool = False) -> None:
 def growing(folder: Path, down: threading.Event, faulty: range, announce: Callable[..., None]) -> Iterator[None]:
     """Each step is half a second of a broadcast, which has a fault while it is at one of `faulty`."""
     for count in range(5, 13):
-        announce(folder, count)
         (down.set if count in faulty else down.clear)()
+        announce(folder, count)
         yield
     announce(folder, 12, ended=True)
 
 
 def seen_once(folder: Path, faulty: range, announce: Callable[..., None]) -> None:
     """A broadcast of the folder's segments is joined near its end, seen once, and over when it is."""
-    down, asked = threading.Event(), []
+    down, asked = threading.Event(), list[str]()
     steps = growing(folder, down, faulty, announce)
     next(steps)
     over = threading.Event()
@@ -169,9 +170,13 @@ def seen_once(folder: Path, faulty: range, announce: Callable[..., None]) -> Non
     def grow() -> None:
         while next(steps, over) is not over:
             over.wait(0.5)
+            if down.is_set():
+                watcher.been(State.WAITING)  # a fault that nobody met would prove nothing
 
     with http_server(Broadcaster, folder=folder, down=down, asked=asked) as url:
-        with watching(url + "/live.m3u8") as watcher:
+        with watching(url + "/live.m3u8", patience=CALM) as watcher:
+            # It is joined at five segments, and of these it has all: else FFmpeg would pass over one that a fault withholds.
+            wait_for(lambda: any(path.startswith("/04.") for path in asked))
             growth = threading.Thread(target=grow, daemon=True)
             growth.start()
             watcher.until(State.ENDED)
@@ -179,11 +184,10 @@ def seen_once(folder: Path, faulty: range, announce: Callable[..., None]) -> Non
             assert (watcher.source.status.reconnects > 0) == bool(faulty)
         growth.join(5)
     squares = [int(frame.pixels[60].mean(axis=1).argmax()) // 4 for frame in watcher.frames()]
-    assert 15 <= squares[0] <= 30, "near the end of what there was"
-    assert squares == list(range(squares[0], 60)), "each picture once"
+    assert squares == list(range(15, 60)), "from near the end of what there was, and each picture once"
 
 
-@pytest.mark.parametrize("faulty", [range(0), range(7, 10)], ids=["sound", "interrupted"])
+@pytest.mark.parametrize("faulty", [range(0), range(6, 9)], ids=["sound", "interrupted"])
 def test_a_broadcast_is_seen_once_and_ends(segments: Path, faulty: range, tmp_path: Path) -> None:
     seen_once(shutil.copytree(segments, tmp_path / "broadcast"), faulty, announce)
 
