@@ -229,7 +229,10 @@ class Part(NamedTuple):
 
 
 class Transport(BaseHTTPRequestHandler):
-    """A live MPEG transport stream of the server's `parts`; who connects again gets the part that is on."""
+    """A live MPEG transport stream of the server's `parts`; who connects again gets the part that is on.
+
+    A source looks at what there is before FFmpeg opens it, and that look, however long it lasts, takes no part from what is on.
+    """
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -255,6 +258,8 @@ class Transport(BaseHTTPRequestHandler):
                         container.mux(stream.encode(frame))
                         self.wfile.flush()
                         sent += 1
+                if not self.headers["User-Agent"].startswith("Lavf"):
+                    break
                 self.server.parts.pop(0)  # type: ignore[attr-defined]
         except (OSError, av.error.FFmpegError):
             pass
