@@ -412,11 +412,11 @@ def test_damage(
         url = f"rtsp://127.0.0.1:{between.port}/live"
         with watching(url, transport=transport, patience=STEADY) as watcher:
             watcher.more(5)
-            between.damage = damage
-            until = between.packets + 120
+            begun = between.packets
+            between.damage = lambda n, packet: damage(n - begun, packet)
             watcher.more(40)
-            wait_for(lambda: between.packets > until)
-            assert watcher.state is State.LIVE
+            wait_for(lambda: between.packets > begun + 120)
+            watcher.until(State.LIVE)
             between.damage = None
             back(watcher, recovery)
             whole_again(watcher)
