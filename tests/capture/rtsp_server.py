@@ -2,8 +2,8 @@
 """A real RTSP server on loopback: rtsp_server.py [PORT [USER:PASSWORD [CERTIFICATE.pem [SETTINGS]]]] prints its port once it listens.
 
 SETTINGS is JSON over USUAL, and "codec": "hevc".
-/live moves, /still never changes, /sound has no picture, /heard has both, /large is 1280×720, /sparse has a key frame only every 5 s, /slow
-has two frames a second. CERTIFICATE.pem, certificate and key in one, makes it rtsps.
+/live moves, /still never changes, /sound has no picture, /heard has both, /large is 1280×720, /sparse has a key frame only every 10 s,
+/slow has two frames a second. CERTIFICATE.pem, certificate and key in one, makes it rtsps.
 """
 
 import json
@@ -23,7 +23,7 @@ MOUNTS = {
     "/live": (SOURCE + H264, {}),
     "/still": (SOURCE + H264, {"pattern": "smpte75"}),
     "/large": (SOURCE + H264, {"width": 1280, "height": 720}),
-    "/sparse": (SOURCE + H264, {"key": 125}),
+    "/sparse": (SOURCE + H264, {"key": 250}),
     "/slow": (SOURCE + H264, {"rate": 2, "key": 20}),
     "/heard": (SOURCE + H264[:-1] + "audiotestsrc is-live=true ! voaacenc ! rtpmp4gpay name=pay1 pt=97 )", {}),
     "/sound": ("( audiotestsrc is-live=true ! mulawenc ! rtppcmupay name=pay0 pt=0 )", {}),
