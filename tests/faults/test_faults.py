@@ -535,8 +535,8 @@ def test_forty_streams_of_which_ten_flap(recovery: Record) -> None:
         return picture
 
     with http_server(Mjpeg, picture=calm) as url, http_server(Flapping, still=picture, steady=steady) as other:
-        calmly = replace(HASTY, stall=10.0)  # forty on a busy machine are late by more than a second now and then
-        healthy = [Watcher(f"{url}/{n}", capacity=1, patience=calmly) for n in range(30)]
+        # CALM, as forty on a busy machine are late by more than a second now and then.
+        healthy = [Watcher(f"{url}/{n}", capacity=1, patience=CALM) for n in range(30)]
         flapping = [Watcher(f"{other}/{n}", capacity=1) for n in range(10)]
         try:
             for watcher in healthy:
@@ -544,7 +544,7 @@ def test_forty_streams_of_which_ten_flap(recovery: Record) -> None:
             wait_for(lambda: all(watcher.source.status.reconnects >= 2 for watcher in flapping))
             names = {watcher.source.name for watcher in healthy + flapping}
             threads = [each for each in threading.enumerate() if each.name.removeprefix("source ") in names]
-            assert 40 <= len(threads) <= 40 + 10 + 1
+            assert 30 <= len(threads) <= 40 + 10 + 1, "of the ten, those that wait have none"
             assert all({*watcher.states} == {State.CONNECTING, State.LIVE} for watcher in healthy)
             assert all(State.WAITING in watcher.states for watcher in flapping)
             steady.set()
