@@ -628,11 +628,18 @@ def test_webrtc(percent: int, codec: str, recovery: Record) -> None:
         watching("whip://door", patience=STEADY) as watcher,
         contextlib.closing(Publisher(codec, lose)) as publisher,
     ):
+
+        def between_pictures() -> int:
+            """How many pictures were sent meanwhile: a publisher that is held up itself sends none."""
+            sent = publisher.track.n
+            watcher.more(1)
+            return publisher.track.n - sent
+
         publish(watcher, publisher)
         watcher.more(10)
         losing.set()
-        longest = max(watcher.more(1) for _ in range(20 if percent == 20 else 40))
-        assert longest < 6.0, "a second or two, and a busy machine"
+        longest = max(between_pictures() for _ in range(20 if percent == 20 else 40))
+        assert longest < 150, "a second or two of the publisher's pictures, and a busy machine"
         assert publisher.asked > 0 or percent == 1, "a key frame was asked for"
         losing.clear()
         back(watcher, recovery)
