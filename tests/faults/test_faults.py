@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,10 +71,9 @@ def sound_axis(watcher: Watcher, *, gaps: int | None = None) -> None:
 def test_silent_after_accept(rtsp: RtspServer, recovery: Record) -> None:
     with proxy(rtsp.port) as between:
         between.mute = True
-        with watching(f"rtsp://127.0.0.1:{between.port}/live", patience=replace(HASTY, open=1.0)) as watcher:
+        with watching(f"rtsp://127.0.0.1:{between.port}/live", patience=replace(HASTY, open=2.0)) as watcher:
             watcher.until(State.WAITING)
-            reason = watcher.reason(State.WAITING)
-            assert "no picture within 1 s" in reason or "silent" in reason
+            assert re.search(r"no picture within \d+ s|silent", watcher.reason(State.WAITING))
             between.mute = False
             back(watcher, recovery)
 
