@@ -69,9 +69,15 @@ def neighbour(quiet_clip: Path, request: pytest.FixtureRequest) -> Iterator[Watc
     yield healthy
     status = healthy.source.status
     expected = 25 * (time.monotonic() - began)
-    assert status.state == "live" and status.frames - had > 0.8 * expected - 5, status
-    assert [told.state for told in healthy.told] == ["connecting", "live"]
+    # A share, as its pace begins anew wherever a busy machine holds it up; and it is live to the end.
+    assert status.state == "live" and status.reconnects == 0 and status.frames - had > 0.3 * expected - 5, status
+    healthy.more(5)
+    assert {*healthy.states} == {"connecting", "live"}
     healthy.source.stop()
     wait_for(lambda: len(threads()) <= len(threads_before), what=lambda: f"{threads()}, before {threads_before}")
-    gc.collect()
-    wait_for(lambda: len(descriptors()) <= len(open_before), what=lambda: f"open {descriptors()}, before {open_before}")
+
+    def left_over() -> bool:
+        gc.collect()  # each time, as what is let go late may be in a cycle
+        return len(descriptors()) > len(open_before)
+
+    wait_for(lambda: not left_over(), what=lambda: f"open {descriptors()}, before {open_before}")
