@@ -168,12 +168,12 @@ def test_memory_survives_reboot_stall_and_a_change_of_resolution(rtsp: RtspServe
             listening = asyncio.create_task(listen())
             first = assistant.newest_frame("door")
             between.hushed = True
-            await until(lambda: status(assistant, "door").state == "stalled")
+            await until(lambda: "stalled" in told)
             between.hushed = False
             await until(lambda: status(assistant, "door").state == "live")
             between.upstream = after.port
             between.cut()
-            await until(lambda: status(assistant, "door").state == "waiting")
+            await until(lambda: "waiting" in told)  # which it is for a moment alone
             await until(lambda: status(assistant, "door").width == 480)
             seen = status(assistant, "door").frames_seen
             await until(lambda: status(assistant, "door").frames_seen > seen + 10)
@@ -190,7 +190,7 @@ def test_memory_survives_reboot_stall_and_a_change_of_resolution(rtsp: RtspServe
             listening.cancel()
 
         url = f"rtsp://127.0.0.1:{between.port}/live"
-        daemon(work, {"name": "door", "source": url, "fps": 10, "stall_after": 1.5})
+        daemon(work, {"name": "door", "source": url, "fps": 10, "stall_after": 5})
     assert told[0] == "live" and [state for state in told if state != "connecting"][1:] == [
         "stalled",
         "live",
