@@ -2,7 +2,7 @@
 
 import struct
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import av
@@ -12,7 +12,7 @@ import pytest
 from capture import Mailbox, SourceError, SourceOptions, State, open_source
 from capture.lifecycle import PLAYED
 from capture.sources.container import cuda_lack
-from tests.capture.lab import drawn, render, wait_for, watching
+from tests.capture.lab import CALM, drawn, render, wait_for, watching
 
 pytestmark = pytest.mark.beside
 
@@ -23,14 +23,17 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_file_plays_at_its_own_pace(clip: Path) -> None:
-    with watching(str(clip)) as watcher:
+    """A pace that begins anew, where a busy machine held it up, makes one step longer and no other."""
+    with watching(str(clip), patience=CALM) as watcher:
         watcher.until(State.ENDED)
         frames = watcher.frames()
     assert frames[-1].captured - frames[0].captured > 1.7
+    assert watcher.told[-1].since - frames[0].captured > 1.7
     assert [frame.sequence for frame in frames] == list(range(50))
     assert [frame.time for frame in frames] == pytest.approx([n / 25 for n in range(50)], abs=1e-3)
-    assert (frames[-1].captured - frames[0].captured) / 49 == pytest.approx(0.04, abs=0.01)
-    assert watcher.states == [State.CONNECTING, State.LIVE, State.ENDED]
+    assert np.median(np.diff([frame.captured for frame in frames])) == pytest.approx(0.04, abs=0.01)
+    # Told anew in the same state is that it can't keep its pace.
+    assert [state for state, _ in groupby(watcher.states)] == [State.CONNECTING, State.LIVE, State.ENDED]
     assert (frames[0].pixels.dtype, frames[0].pixels.shape, frames[0].pixels.flags["C_CONTIGUOUS"]) == (
         np.uint8,
         (180, 320, 3),
@@ -41,10 +44,10 @@ def test_a_file_plays_at_its_own_pace(clip: Path) -> None:
 
 def test_the_rate_counts_from_the_start_on(clip: Path) -> None:
     source = open_source(str(clip), SourceOptions(loop=True))
-    source.counted_at -= 60  # a model was loaded meanwhile
+    source.counted_at -= 6_000  # a model was loaded meanwhile
     source.start(Mailbox(4), lambda status: None)
     wait_for(lambda: source.status.frames_per_second > 0)
-    assert source.status.frames_per_second > 5
+    assert source.status.frames_per_second > 0.1, "of its first seconds, however few frames a busy machine had in them"
     source.stop()
 
 
@@ -53,7 +56,7 @@ def test_a_recording_without_timestamps_plays_at_its_rate(tmp_path: Path) -> Non
         watcher.until(State.ENDED)
     frames = watcher.frames()
     assert [frame.time for frame in frames] == pytest.approx([n / 25 for n in range(25)], abs=1e-3)
-    assert (frames[-1].captured - frames[0].captured) / 24 == pytest.approx(0.04, abs=0.015)
+    assert np.median(np.diff([frame.captured for frame in frames])) == pytest.approx(0.04, abs=0.015)
 
 
 def test_a_recording_that_tells_no_times_at_all_is_whole(tmp_path: Path) -> None:
@@ -73,11 +76,11 @@ def test_a_recording_that_tells_no_times_at_all_is_whole(tmp_path: Path) -> None
 
 
 def test_as_fast_as_it_is_taken_and_every_frame(tmp_path: Path) -> None:
-    slow = render(tmp_path / "slow.mp4", fps=1)
+    """It would play for eight minutes, which nobody waits for here."""
+    slow = render(tmp_path / "slow.mp4", fps=1, times=lambda n: 10 * n)
     with watching(str(slow), realtime=False, policy="every", capacity=2) as watcher:
-        took = wait_for(lambda: len(watcher.frames()) == 50)
+        wait_for(lambda: len(watcher.frames()) == 50)
         watcher.until(State.ENDED)
-    assert took < 40, "of the 50 s that it plays; a busy machine took 26 once"
     assert watcher.mailbox.dropped == 0
 
 
@@ -395,10 +398,10 @@ def test_a_growing_file_is_followed(tmp_path: Path) -> None:
     growing = tmp_path / "growing.ts"
     growing.write_bytes(data[: len(data) // 2 // 188 * 188])
     with watching(str(growing)) as watcher:
-        watcher.more(20)
+        watcher.more(5)
         with growing.open("ab") as file:
             file.write(data[growing.stat().st_size :])
-        watcher.until(State.ENDED, 30)
+        watcher.until(State.ENDED)
         assert watcher.source.status.reason == PLAYED
     frames = watcher.frames()
     assert [int(frame.pixels[60].mean(axis=1).argmax()) // 4 for frame in frames] == [
