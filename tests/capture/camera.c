@@ -13,8 +13,15 @@
 #include <unistd.h>
 
 #define MOST 8
-static int camera = -1, width = 640, height = 480, rate = 25, queued[MOST], waiting, shown;
+static int camera = -1, width = 640, height = 480, rate = 25, queued[MOST], waiting, shown, taken;
+static long long began; /* of the camera's own clock, in ns: its pictures are as far apart as it takes them, however late they are read */
 static void *memory[MOST];
+
+static long long now(void) {
+    struct timespec is;
+    clock_gettime(CLOCK_MONOTONIC, &is);
+    return is.tv_sec * 1000000000LL + is.tv_nsec;
+}
 
 static int plugged(void) { return access(getenv("CAMERA"), F_OK) == 0; }
 
@@ -125,19 +132,22 @@ static int answer(unsigned long request, void *data) {
     case VIDIOC_QBUF:
         queued[waiting++] = buffer->index;
         return 0;
-    case VIDIOC_DQBUF:
-        nanosleep(&(struct timespec){0, 1000000000L / rate}, NULL);
+    case VIDIOC_DQBUF: {
+        long long at = began + ++taken * 1000000000LL / rate;
+        struct timespec due = {at / 1000000000, at % 1000000000};
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL);
         if (!plugged()) return ENODEV;
         buffer->index = queued[0];
         memmove(queued, queued + 1, --waiting * sizeof *queued);
         draw(memory[buffer->index]);
         shown++;
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        buffer->timestamp.tv_sec = now.tv_sec, buffer->timestamp.tv_usec = now.tv_nsec / 1000;
+        buffer->timestamp.tv_sec = due.tv_sec, buffer->timestamp.tv_usec = due.tv_nsec / 1000;
         buffer->bytesused = width * height * 2, buffer->flags = V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC;
         return 0;
+    }
     case VIDIOC_STREAMON:
+        began = now(), taken = 0;
+        return 0;
     case VIDIOC_STREAMOFF:
         return 0;
     }
