@@ -104,11 +104,11 @@ def test_a_still_that_does_not_change_is_frozen(tagged: bool) -> None:
 
 
 def test_a_slow_still_does_not_stall() -> None:
-    """One picture in two seconds, where half a second of silence is a stall."""
+    """One picture in two seconds, where a second and a half of silence is a stall."""
     settings = SNAPSHOT | {"asked": [], "picture": jpeg(drawn(0))}
     with (
         http_server(Snapshot, **settings) as url,
-        watching(url, fps=0.5, patience=replace(HASTY, stall=0.4, give_up=0.4)) as watcher,
+        watching(url, fps=0.5, patience=replace(HASTY, open=30.0, stall=1.5, give_up=10.0)) as watcher,
     ):
         watcher.more(3)
     assert State.STALLED not in watcher.states and watcher.source.status.reconnects == 0
