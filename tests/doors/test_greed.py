@@ -36,12 +36,15 @@ def answered(server: Served) -> None:
 
 
 def test_half_heads_are_sent_away(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.5)  # what is sent to a connection that is cut already resets it
     head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
-    for sent in (b"", head[:30], head + b"X: y\r\n" * 50):
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.settimeout(60)
-            client.sendall(sent)
+    with ExitStack() as stack:
+        clients = []
+        for sent in (b"", head[:30], head + b"X: y\r\n" * 50):
+            clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port))))
+            clients[-1].settimeout(60)
+            clients[-1].sendall(sent)
+        for client in clients:
             told = b""
             with suppress(ConnectionResetError):
                 while part := client.recv(65_536):
@@ -79,7 +82,7 @@ def test_tls_handshakes_are_connections_like_others(
     daemon: Daemon, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listener that shakes hands by itself shows a connection only afterwards: 500 that never do would be seen by nobody."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 3.0)  # within which a busy machine sees all that follows
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 60.0)
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
     secured = {"certificate": certificate[0], "key": certificate[1]}
     with daemon.served(server=secured) as server, ExitStack() as stack:
@@ -96,7 +99,20 @@ def test_tls_handshakes_are_connections_like_others(
         with socket.create_connection(("127.0.0.1", server.port)) as seventh, suppress(ConnectionResetError):
             seventh.settimeout(60)
             assert not seventh.recv(1000)
+        for client in held:
+            client.close()
         wait_for(lambda: not len(crowd))
+        monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+        late = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(3)]
+        for client, sent in zip(late, (b"", hello, hello[:3]), strict=True):
+            client.settimeout(30)  # within which asyncio's own patience with handshakes is not over
+            with suppress(ConnectionError):
+                client.sendall(sent)
+        for client in late:
+            with suppress(ConnectionError):
+                assert not client.recv(1000), "it is sent away once its time is over"
+        wait_for(lambda: not len(crowd))
+        monkeypatch.setattr(connections, "HEAD_SECONDS", 60.0)
         with httpx.Client(verify=ssl.create_default_context(cafile=certificate[0]), timeout=60) as client:
             for _ in range(3):
                 assert client.get(f"https://127.0.0.1:{server.port}/healthz").status_code == 200

@@ -118,17 +118,17 @@ def read_all(client: socket.socket) -> None:
 def test_whoever_takes_nothing_of_an_answer_is_cut_and_all_of_them_hold_little(
     daemon: Daemon, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "SEND_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "SEND_SECONDS", 2.0)  # within which a busy machine sees that something is held
     with daemon.served(server={"tokens": TOKENS}) as server:
         held, crowd = server.app.state.held, server.app.state.crowd
         client = unread(server, CLIP)
         wait_for(lambda: held.bytes)
-        wait_for(lambda: not len(crowd), 10)
+        wait_for(lambda: not len(crowd))
         assert held.bytes == 0
-        monkeypatch.setattr(connections, "SEND_SECONDS", 60.0)
+        monkeypatch.setattr(connections, "SEND_SECONDS", 600.0)
         held.most = 400_000  # of which one address has half: two such clients fit
         clients = [unread(server, CLIP) for _ in range(4)]
-        wait_for(lambda: len(crowd) == len(crowd) <= 2 and held.bytes, 10)
+        wait_for(lambda: len(crowd) == len(crowd) <= 2 and held.bytes)
         assert held.bytes <= 200_000
         for each in (client, *clients):
             each.close()
