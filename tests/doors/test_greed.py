@@ -283,7 +283,8 @@ def test_bodies_beyond_what_is_held_wait_outside(daemon: Daemon, monkeypatch: py
             with suppress(OSError):
                 client.sendall(head + b" " * 3_000_000)
             assert client.recv(1000).startswith(b"HTTP/1.1 503")
-        assert httpx.post(f"{server.url}/v1/chat/completions", content=b"{}").status_code == 400, "all was given back"
+        reply = httpx.post(f"{server.url}/v1/chat/completions", content=b"{}", timeout=60)
+        assert reply.status_code == 400, "all was given back"
 
 
 def test_candidates_have_a_number() -> None:
@@ -356,7 +357,7 @@ def test_wrong_tokens_are_told_once_a_minute(
     token = {"name": "ada", "scopes": ["view"], "digest": f"sha256:{token_digest(new_token())}"}
     with (
         daemon.served(server={"tokens": [token]}) as server,
-        httpx.Client(base_url=server.url) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
         caplog.at_level(logging.INFO, "streamer"),
     ):
         codes = [

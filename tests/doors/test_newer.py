@@ -379,6 +379,7 @@ def test_watches_that_want_words_leave_answers_to_people(daemon: Daemon, server:
     there = daemon.assistant.watches
     for number in range(12):
         daemon.run(lambda number=number: there.add(f"words-{number}", "What?", ["demo"], when="changes", every=0.05))
+    wait_for(lambda: daemon.open_answers)
     most = 0
     for _ in range(30):
         most = max(most, daemon.open_answers)
@@ -391,8 +392,8 @@ def test_a_watch_that_can_not_begin_leaves_nothing_behind(daemon: Daemon, server
     config = there._configs[watched].model_copy(update={"name": "long", "question": "Is it? " * 2_000})
     with pytest.raises(Exception, match="tokens"):
         daemon.do(lambda: there._start(config))
-    assert httpx.get(f"{server.url}/v1/watches").status_code == 200
-    assert [each["name"] for each in httpx.get(f"{server.url}/v1/watches").json()["watches"]] == [watched]
+    reply = httpx.get(f"{server.url}/v1/watches", timeout=60)
+    assert reply.status_code == 200 and [each["name"] for each in reply.json()["watches"]] == [watched]
 
 
 @pytest.mark.parametrize(
@@ -427,7 +428,7 @@ def test_each_door_has_its_scope(scoped: Served, method: str, path: str, scope: 
 
     codes = {name: code(name) for name in ("view", "ask", "publish", "admin")}
     assert all((codes[name] == 403) == (name not in (scope, "admin")) for name in codes), codes
-    assert httpx.request(method, scoped.url + path, content=b"{}").status_code == 401
+    assert httpx.request(method, scoped.url + path, content=b"{}", timeout=60).status_code == 401
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_a_name_that_was_pointed_here_opens_no_door(server: Served) -> None:
         if isinstance(route, Route)
     } | dict.fromkeys(("/", "/app.js", "/v1/nothing"), "GET")
     assert len(doors) > 25
-    with httpx.Client(base_url=server.url, headers={"Host": "evil.example"}) as client:
+    with httpx.Client(base_url=server.url, headers={"Host": "evil.example"}, timeout=60) as client:
         for path, method in doors.items():
             query = "?signature=x&until=9999999999" if method == "GET" else ""
             assert client.request(method, path + query).status_code == 403, (method, path)
@@ -84,7 +84,7 @@ def test_any_host_and_any_origin_is_answered_or_refused(text: str) -> None:
     "host", ["", "a b", "[::1", "::1", "[::1]x", "a:b:c", "a@b", "a/b", "x" * 300, "a:999999", "[", "é"]
 )
 def test_a_host_that_is_none_is_a_mistake_of_the_client(server: Served, host: str) -> None:
-    reply = httpx.get(f"{server.url}/healthz", headers={"Host": host.encode("latin-1")})
+    reply = httpx.get(f"{server.url}/healthz", headers={"Host": host.encode("latin-1")}, timeout=60)
     assert reply.status_code == 400
 
 
@@ -92,7 +92,8 @@ def test_a_host_that_is_none_is_a_mistake_of_the_client(server: Served, host: st
     "origin", ["null", "http://[", "http://", "javascript:alert(1)", "http://a b", "http://127.0.0.1@x", "é"]
 )
 def test_an_origin_that_is_none_is_refused(server: Served, origin: str) -> None:
-    assert httpx.get(f"{server.url}/v1/streams", headers={"Origin": origin.encode("latin-1")}).status_code == 403
+    headers = {"Origin": origin.encode("latin-1")}
+    assert httpx.get(f"{server.url}/v1/streams", headers=headers, timeout=60).status_code == 403
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
@@ -100,13 +101,13 @@ def test_a_picture_that_another_page_shows_is_refused(server: Served, site: str)
     for name in ("frame.jpg", "video.mjpeg"):
         address = f"{server.url}/v1/streams/demo/{name}"
         image = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
-        assert httpx.get(address, headers=image).status_code == 403
+        assert httpx.get(address, headers=image, timeout=60).status_code == 403
         framed = image | {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
-        assert httpx.get(address, headers=framed).status_code == 403
+        assert httpx.get(address, headers=framed, timeout=60).status_code == 403
         own = image | {"Sec-Fetch-Site": "same-origin"}
         followed = image | {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
         for headers in (own, followed, {}):
-            with httpx.stream("GET", address, headers=headers) as reply:
+            with httpx.stream("GET", address, headers=headers, timeout=60) as reply:
                 assert reply.status_code == 200
                 assert reply.headers["cross-origin-resource-policy"] == "same-origin"
 
@@ -114,7 +115,8 @@ def test_a_picture_that_another_page_shows_is_refused(server: Served, site: str)
 def test_an_allowed_page_may_show_pictures_that_it_asks_for_by_its_origin(daemon: Daemon) -> None:
     with daemon.served(server={"origins": ["https://cam.example"]}) as server:
         headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Origin": "https://cam.example"}
-        assert httpx.get(f"{server.url}/v1/streams/demo/frame.jpg", headers=headers).status_code == 200
+        reply = httpx.get(f"{server.url}/v1/streams/demo/frame.jpg", headers=headers, timeout=60)
+        assert reply.status_code == 200
 
 
 @pytest.mark.parametrize("name", ["Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"])
@@ -133,7 +135,7 @@ def test_x_forwarded_for_is_believed_of_named_proxies_alone(
 ) -> None:
     with daemon.served(server={"proxies": proxies}) as server, caplog.at_level("INFO", "streamer"):
         headers = {"X-Forwarded-For": "203.0.113.9, 192.0.2.7", "Origin": "http://evil.example"}
-        assert httpx.get(f"{server.url}/healthz", headers=headers).status_code == 403
+        assert httpx.get(f"{server.url}/healthz", headers=headers, timeout=60).status_code == 403
     assert f"to {seen}:" in caplog.text
     assert "203.0.113.9" not in caplog.text, "what a client claims of itself is never believed"
 

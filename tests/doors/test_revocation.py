@@ -122,7 +122,7 @@ def test_what_a_signed_token_opened_ends_with_it(tmp_path: Path) -> None:
         daemon = Daemon(parse_config({**base, "server": server}))
         url = await daemon.start()
         try:
-            short, long = token(3), token(600)
+            short, long = token(6), token(600)
             async with session(url, short) as first, session(url, long) as second:
                 assert await closed(first) == 1008 and first.close_reason == "this token is no longer good"
                 headers = {"Authorization": f"Bearer {short}"}

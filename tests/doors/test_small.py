@@ -39,7 +39,7 @@ def test_a_body_that_is_given_up_is_no_fault_of_ours(
         )
         wait_for(lambda: len(server.app.state.crowd) == 1)
     wait_for(lambda: not len(server.app.state.crowd))
-    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -73,7 +73,7 @@ def test_a_path_that_no_file_can_have_is_not_found(server: Served, path: str) ->
     for method in ("GET", "HEAD"):
         reply = httpx.request(method, url, timeout=60)
         assert reply.status_code == 404 and len(reply.content) < 1_000
-    assert "nothing is here" in httpx.get(url).json()["error"]["message"]
+    assert "nothing is here" in httpx.get(url, timeout=60).json()["error"]["message"]
 
 
 @pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e999", "[1]", '"soon"', "true"])
