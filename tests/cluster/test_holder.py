@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamer import Assistant, AssistantError
+from streamer import Assistant, AssistantError, handover
 from streamer.cluster.depot import Elsewhere, Mounted
 from streamer.cluster.holder import Holder
 from streamer.config import parse_config
@@ -118,8 +118,9 @@ def test_an_engine_whose_lease_has_run_out_sees_nothing_more(tmp_path: Path) -> 
     asyncio.run(asyncio.wait_for(test(), 100))
 
 
-def test_an_answer_that_is_open_ends_where_it_began(tmp_path: Path) -> None:
+def test_an_answer_that_is_open_ends_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stream has gone to another engine meanwhile; one that was asked just before that is not lost either."""
+    monkeypatch.setattr(handover, "BEGUN_SECONDS", 30.0)  # in which a busy machine reads a question
 
     async def test() -> None:
         async with Assistant(config(tmp_path / "one")) as one, Assistant(config(tmp_path / "two")) as two:
@@ -129,12 +130,14 @@ def test_an_answer_that_is_open_ends_where_it_began(tmp_path: Path) -> None:
             await first.own(EYES, 1, None, {})
             one.push("eyes", picture(40))
             await eventually(lambda: one.streams()[0].frames_seen == 1)
+            await asyncio.wrap_future(one.engine.set_pace(Pace(1.0, 1.0)))  # so slow that it is not over meanwhile
             began = one.ask("What is it?", stream="eyes", max_tokens=80)
             words = [await anext(began)]
             asked = one.ask("What is it?", stream="eyes", max_tokens=80)
             await first.release("eyes", 1, forget=False)
             assert one.names == [] and began.finish_reason is None
             await second.own(EYES, 2, "one", {})
+            await asyncio.wrap_future(one.engine.set_pace(Pace(ceiling=1_000.0)))
             words += [each async for each in began]
             assert began.finish_reason in ("stop", "length") and began.error is None
             assert [each async for each in asked] and asked.finish_reason in ("stop", "length")
