@@ -43,7 +43,7 @@ def test_a_move_under_an_open_answer_and_what_the_gateway_shows_of_it(
         return capsys.readouterr().out
 
     async def test() -> None:
-        settings = config(tmp_path, model, clip, 2, engines=[{"name": "cpu", "count": 2}])
+        settings = config(tmp_path, model, clip, 2, engines=[{"name": "cpu", "count": 2}], lease=30)
         async with running(tmp_path, settings, 2) as here, httpx.AsyncClient(base_url=here.url, timeout=60) as http:
             head = here.fleet.head
             await until(lambda: len({stream for _, _, stream in here.frames()}) == 2, 60)
@@ -82,8 +82,12 @@ def test_a_move_under_an_open_answer_and_what_the_gateway_shows_of_it(
             assert f"{other:<16} draining" in await cli("status", "--url", here.url)
             await cli("drain", other, "--end", "--url", here.url)
 
-            listed = (await http.get("/v1/streams")).json()["streams"]
-            assert {each["engine"] for each in listed} == {first} and all(each["frames_seen"] for each in listed)
+            listed: list[dict[str, Any]] = [{"frames_seen": 0}]
+            async with asyncio.timeout(60):  # whatever came by a move is a stream anew there, of a frame a second
+                while not all(each["frames_seen"] for each in listed):
+                    await asyncio.sleep(0.05)
+                    listed = (await http.get("/v1/streams")).json()["streams"]
+            assert {each["engine"] for each in listed} == {first}
             asked = {"model": f"{model}/camera-1", "messages": [{"role": "user", "content": "What?"}], "max_tokens": 3}
             reply = (await http.post("/v1/chat/completions", json=asked)).json()
             assert reply["choices"][0]["finish_reason"] in ("stop", "length")

@@ -38,7 +38,7 @@ def test_recordings_are_brought_listed_asked_and_removed_at_the_gateway(
     film(tmp_path / "yard.mp4", 6)
 
     async def test() -> None:
-        settings = config(tmp_path, model, clip, 1, engines=[{"name": "cpu", "count": 2}])
+        settings = config(tmp_path, model, clip, 1, engines=[{"name": "cpu", "count": 2}], lease=30)
         async with (
             running(tmp_path, settings, 2) as here,
             httpx.AsyncClient(base_url=here.url, timeout=60) as http,
