@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
@@ -19,7 +18,7 @@ import av
 
 from capture import Coded, Coding, Frame, SourceOptions
 from streamer.memory.folder import Folder
-from streamer.memory.segment import NOTES, Facts, SegmentWriter, has_packets, last_wall
+from streamer.memory.segment import NOTES, Facts, SegmentWriter, add_note, has_packets, last_wall, remove
 
 log = logging.getLogger("streamer")
 KIND = "recordings"
@@ -66,8 +65,7 @@ class StreamRecorder:
         self._segment: Segment | None = None
         self._coding: Coding | None = None
         self._connection = 0
-        self._began = self._flushed = float("-inf")
-        self._retry_at = float("-inf")
+        self._began = self._flushed = self._retry_at = float("-inf")
         self._rests_at = float("inf")
         self._places: dict[int, tuple[int, int]] = {}
 
@@ -99,10 +97,10 @@ class StreamRecorder:
 
     def ingested(self, generation: int, frames: Iterable[tuple[int, float]]) -> None:
         """The model has seen these frames together, each a sequence and the stream time it was told."""
-        self._put(self._note, (["step", generation, [list(each) for each in frames]],), 64)
+        self._put(self._see, (["step", generation, [list(each) for each in frames]],), 64)
 
     def rest(self) -> None:
-        """The source has ended: what it has sent is to be whole on the disk, once the model has seen it."""
+        """The source has ended: what it has sent is to be whole on the disk, and what the model sees later is noted there."""
         self._rests_at = time.monotonic() + FLUSH_SECONDS
 
     def close(self) -> None:
@@ -164,7 +162,7 @@ class StreamRecorder:
     def _fail(self, error: Exception) -> None:
         self.lost += 1
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        writer, self._writer = self._writer, None
+        writer, self._writer, self._segment = self._writer, None, None
         if writer is not None:
             writer.abandon()
         name = getattr(error, "filename", None) or self.recordings.folder.path
@@ -218,6 +216,12 @@ class StreamRecorder:
         if self._writer is not None:
             self._writer.note(line)
 
+    def _see(self, line: list[object]) -> None:
+        """Noted beside the segment that has ended where none has begun since: the model may see the last of it at any time."""
+        if self._writer is None and self._segment is not None:
+            add_note(self._segment.path, line)
+        self._note(line)
+
     def _begin(self, now: float, wall: float, coding: Coding | None, size: tuple[int, int] = (0, 0)) -> bool:
         """Begins a segment; False where it is too soon after a fault."""
         if time.monotonic() < self._retry_at:
@@ -238,9 +242,7 @@ class StreamRecorder:
         try:
             self._writer = SegmentWriter(path, coding, facts, size)
         except OSError:
-            for each in (path, path.with_suffix(NOTES)):
-                with suppress(OSError):
-                    each.unlink(missing_ok=True)
+            remove(path)
             raise
         self._began = now
         self._segment = Segment(number, wall, wall, 0, path)
@@ -404,9 +406,7 @@ class Recordings:
 
     def _drop(self, stream: str, gone: Iterable[Segment]) -> None:
         for each in gone:
-            for path in (each.path, each.path.with_suffix(NOTES)):
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+            remove(each.path)
             with self._lock:
                 self._kept[stream] = [other for other in self._kept.get(stream, ()) if other is not each]
 

@@ -155,7 +155,7 @@ class SegmentWriter:
 
     def note(self, line: Any) -> None:
         """Adds a line of notes."""
-        self.notes.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self.notes.write(_spelled(line))
 
     def flush(self) -> None:
         """Hands the notes to the operating system, as the packets are fragment by fragment."""
@@ -263,5 +263,28 @@ def video(container: InputContainer) -> VideoStream:
     return container.streams.video[0]
 
 
+def add_note(path: Path, line: Any) -> None:
+    """Adds a line to the notes of a segment that has ended, unless it is gone, and waits until the disk has it."""
+    with suppress(OSError), open(path.with_suffix(NOTES), "a", encoding="utf-8", opener=_there) as notes:
+        notes.write(_spelled(line))
+        notes.flush()
+        os.fsync(notes.fileno())
+
+
+def remove(path: Path) -> None:
+    """Removes a segment's files, as far as the system lets them be removed."""
+    for each in (path, path.with_suffix(NOTES)):
+        with suppress(OSError):
+            each.unlink(missing_ok=True)
+
+
+def _spelled(line: Any) -> str:
+    return json.dumps(line, separators=(",", ":")) + "\n"
+
+
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _there(path: str, flags: int) -> int:
+    return os.open(path, (flags & ~os.O_CREAT) | os.O_CLOEXEC)

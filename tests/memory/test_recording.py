@@ -279,6 +279,34 @@ def test_a_folder_that_is_removed_is_told_and_recording_resumes(
     assert recordings.faults == 1 and recordings.lost > 20
     assert sum("nothing can be recorded" in each.message for each in caplog.records) == 1
 
+def test_what_the_model_sees_after_its_source_has_ended_is_noted(recordings: Recordings, tmp_path: Path) -> None:
+    """However long it takes to: frames wait for it, while what the source has sent is already whole on the disk."""
+    clip = str(render(tmp_path / "clip.mp4", 20))
+    source, recorder = open_source(clip, SourceOptions(realtime=False)), recordings.recorder("door")
+    mailbox = Mailbox(64, policy="every")
+    source.record(recorder)
+    source.start(mailbox, lambda status: None)
+    wait_for(lambda: source.status.state == "ended")
+    recorder.rest()
+    wait_for(lambda: recorder.seconds > 0)  # the segment has ended
+
+    def seen() -> list[int]:
+        (piece,) = pieces(recordings.of("door"))
+        return [sequence for step in piece.notes.steps for sequence, _ in step.frames]
+
+    assert len(mailbox) == 20 and not seen()
+    for n in range(5):
+        recorder.ingested(1, [(frame.sequence, frame.time) for frame in mailbox.take(STEPS)])
+        wait_for(lambda n=n: len(seen()) == (n + 1) * STEPS)  # type: ignore[misc]
+    assert seen() == list(range(5 * STEPS))
+    recordings.forget("door")
+    recorder.ingested(1, [(frame.sequence, frame.time) for frame in mailbox.take(STEPS)])
+    source.stop()
+    recorder.close()
+    wait_for(lambda: recorder not in recordings._recorders)
+    assert not list((recordings.folder.path / "recordings").rglob("*.*")) and recordings.fault is None
+
+
 
 @pytest.fixture
 def footage(recordings: Recordings, tmp_path: Path) -> tuple[Clips, float, float]:
