@@ -88,7 +88,7 @@ def test_a_span_is_asked_about_as_it_was_seen_live(tmp_path: Path) -> None:
             with pytest.raises(AssistantError, match="set record to true"):
                 assistant.ask("What is there?", stream="blind", since=begins)
             await on_the_wires(assistant, begins, ends)
-            await in_the_archive(assistant, begins, tmp_path)
+            await in_the_archive(assistant, begins, ends, tmp_path)
 
     run(test())
 
@@ -134,14 +134,14 @@ async def on_the_wires(assistant: Assistant, begins: float, ends: float) -> None
         assert out and said.decode().startswith(f"[{since[:10]}") and b"replayed: 40 frames]" in said
 
 
-async def in_the_archive(assistant: Assistant, begins: float, folder: Path) -> None:
+async def in_the_archive(assistant: Assistant, begins: float, ends: float, folder: Path) -> None:
     """Python and the client read what happened, and have stills and clips, until it is forgotten."""
     archive, keeper = assistant.archive, assistant.keeper
     assert keeper is not None
     assert {each.text.partition(":")[0] for each in await archive.timeline("door")} >= {"live", "ended"}
     assert len(await archive.timeline("door", search="ended", since=begins)) == 1
     picture = await archive.still("door", begins + 1)
-    saved = await archive.clip("door", begins, begins + 3, folder / "clip.mp4")
+    saved = await archive.clip("door", begins, ends, folder / "clip.mp4")
     with av.open(str(saved)) as clip:
         assert sum(1 for _ in clip.decode(video=0)) == 40
     for code, wrong in {
@@ -155,7 +155,7 @@ async def in_the_archive(assistant: Assistant, begins: float, folder: Path) -> N
         found = await client.timeline(search="ended", since=written(begins))
         assert [each["kind"] for each in found] == ["state"]
         assert await client.still("door", written(begins + 1)) == picture
-        assert await client.clip("door", written(begins), written(begins + 3)) == saved.read_bytes()
+        assert await client.clip("door", written(begins), written(ends)) == saved.read_bytes()
         with pytest.raises(ClientError, match="is recorded there"):
             await client.clip("door", "2 hours ago", "1 hour ago")
         await client.follow()
