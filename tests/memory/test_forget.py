@@ -21,7 +21,7 @@ from .test_restart import DOOR, config, run, show, status
 
 def test_a_span_is_forgotten_with_every_later_snapshot(tmp_path: Path) -> None:
     async def test() -> None:
-        async with Assistant(config(tmp_path, DOOR)) as assistant:
+        async with Assistant(config(tmp_path, DOOR, every=60)) as assistant:  # snapshots are counted
             walls = [(await remembered(assistant, seed))[0] for seed in (1, 2, 3)]
             keeper = assistant.keeper
             assert keeper is not None
