@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import signal
 import sqlite3
 import stat
@@ -45,7 +44,7 @@ def refused(path: Path) -> str:
 
 
 def test_all_is_private_and_stays_in_the_folder(store: Store) -> None:
-    store.write(ROW, ("door",), now=True).result(10)
+    store.write(ROW, ("door",), now=True).result(60)
     place = store.folder.place("snapshots", "door")
     assert place == store.folder.path / "snapshots" / "door" and store.folder.streams("snapshots") == ["door"]
     for each in (store.folder.path, *store.folder.path.rglob("*")):
@@ -71,14 +70,14 @@ def test_rows_come_back_and_one_daemon_at_a_time_has_them(tmp_path: Path) -> Non
     second = Store(tmp_path)
     assert names(second) == ["door"]
     with pytest.raises(StoreError):
-        first.write(ROW, ("late",)).result(10)
+        first.write(ROW, ("late",)).result(60)
     second.close()
 
 
 def test_a_lock_dies_with_its_process_and_what_was_committed_does_not(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom streamer.memory.store import Store\n"
-        f"store = Store(Path({str(tmp_path)!r}))\nstore.write({ROW!r}, ('door',), now=True).result(10)\n"
+        f"store = Store(Path({str(tmp_path)!r}))\nstore.write({ROW!r}, ('door',), now=True).result(60)\n"
         "print('kept', flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
@@ -115,7 +114,7 @@ def test_a_full_disk_is_told_once_and_rows_are_written_once_there_is_room(
 ) -> None:
     caplog.set_level(logging.WARNING, "streamer")
     logging.getLogger("streamer").propagate = True
-    store.write(ROW, ("before",), now=True).result(10)
+    store.write(ROW, ("before",), now=True).result(60)
     pages = store.read("PRAGMA page_count")[0][0]
     store._database.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to be full
     long = store.write("INSERT INTO streams VALUES ('long', ?, 0)", ("x" * 100_000,), now=True)
@@ -123,7 +122,7 @@ def test_a_full_disk_is_told_once_and_rows_are_written_once_there_is_room(
     behind = store.write(ROW, ("behind",), now=True)
     assert "full" in (store.fault or "") and not long.done() and store.faults == 1
     store._database.execute("PRAGMA max_page_count = 100000")
-    assert long.result(10) and behind.result(10)
+    assert long.result(60) and behind.result(60)
     wait_for(lambda: store.fault is None)
     assert names(store) == ["before", "long", "behind"]
     told = [record.message for record in caplog.records]
@@ -135,8 +134,8 @@ def test_a_row_that_can_not_be_stored_holds_up_no_other(store: Store, value: obj
     row = store.write("INSERT INTO streams VALUES (?, ?, 0)", ("odd", value), now=True)
     behind = store.write(ROW, ("behind",), now=True)
     with pytest.raises((UnicodeError, OverflowError)):
-        row.result(10)
-    assert behind.result(10) and names(store) == ["behind"] and store.fault is None
+        row.result(60)
+    assert behind.result(60) and names(store) == ["behind"] and store.fault is None
 
 
 def test_a_file_that_fails_is_told_and_the_next_one_is_tried(store: Store) -> None:
@@ -145,13 +144,13 @@ def test_a_file_that_fails_is_told_and_the_next_one_is_tried(store: Store) -> No
 
     failed = store.do(fail)
     with pytest.raises(OSError):
-        failed.result(10)
+        failed.result(60)
     assert store.fault == "x.snapshot: No space left on device"
-    assert store.write(ROW, ("door",), now=True).result(10) and store.fault, "rows that go well don't hide it"
-    assert store.do(lambda: 7).result(10) == 7
+    assert store.write(ROW, ("door",), now=True).result(60) and store.fault, "rows that go well don't hide it"
+    assert store.do(lambda: 7).result(60) == 7
     wait_for(lambda: store.fault is None)
     with pytest.raises(ZeroDivisionError):
-        store.do(lambda: 1 / 0).result(10)
+        store.do(lambda: 1 / 0).result(60)
     assert store.fault is None and store.faults == 1
 
 
@@ -168,7 +167,7 @@ def test_what_waits_for_a_hanging_disk_is_bounded(store: Store, monkeypatch: pyt
     assert store.rows_lost == 5 and all(isinstance(row.exception(0), StoreError) for row in rows[:5])
     assert [job.done() for job in jobs] == [False, False, False, True, True]
     hang.set()
-    rows[-1].result(10)
+    rows[-1].result(60)
     assert names(store) == [f"s{number}" for number in range(5, 15)]
 
 
@@ -176,9 +175,9 @@ def test_a_folder_that_is_removed_is_told_and_begun_anew(tmp_path: Path, monkeyp
     monkeypatch.setattr(storing, "RETRY_SECONDS", 0.01)
     renewed: list[bool] = []
     store = Store(tmp_path / "state", lambda: renewed.append(True))
-    store.write(ROW, ("before",), now=True).result(10)
-    shutil.rmtree(tmp_path / "state")
-    store.write(ROW, ("after",), now=True).result(10)
+    store.write(ROW, ("before",), now=True).result(60)
+    (tmp_path / "state").rename(tmp_path / "gone")
+    store.write(ROW, ("after",), now=True).result(60)
     assert names(store) == ["after"] and renewed == [True] and store.faults == 1 and store.fault is None
     with pytest.raises(FolderError):
         Folder(tmp_path / "state")
@@ -190,7 +189,7 @@ def test_a_folder_that_is_removed_is_told_and_begun_anew(tmp_path: Path, monkeyp
         return real(path)
 
     monkeypatch.setattr(storing, "connect", connect)
-    shutil.rmtree(tmp_path / "state")
-    store.write(ROW, ("again",), now=True).result(10)  # though the folder was there before its database could be
+    (tmp_path / "state").rename(tmp_path / "gone too")
+    store.write(ROW, ("again",), now=True).result(60)  # though the folder was there before its database could be
     assert names(store) == ["again"] and store.faults == 2 and store.fault is None
     store.close()

@@ -45,7 +45,7 @@ def add(
 
 def settle(store: Store) -> None:
     """Waits until all rows are in the database."""
-    store.write("DELETE FROM entries WHERE FALSE", now=True).result(10)
+    store.write("DELETE FROM entries WHERE FALSE", now=True).result(60)
 
 
 def texts(timeline: Timeline, stream: str = "door", limit: int = 100, **wanted: Any) -> list[str]:
@@ -203,7 +203,7 @@ def test_age_and_bytes_are_bounded_and_the_disk_gets_its_room_back(
         left = await asyncio.to_thread(timeline.entries, Wanted("door"), 5_000)
         assert left[0].text.startswith("number 1999 ") and 100 < len(left) < 500
         assert left[-1].wall > NOON + 4_000 - HOUR / 2 and timeline._bytes <= 400_000
-        store.do(lambda: store._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()).result(10)
+        store.do(lambda: store._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()).result(60)
         size = store.folder.database.stat().st_size
         assert size < full and size < 400_000 + (timelines.PAGES + 20) * 4_096
         assert await timeline.trim(NOON + 10**6) == len(left) and not texts(timeline)

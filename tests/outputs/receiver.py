@@ -28,7 +28,7 @@ async def started(made: Outputs, folder: Path | None = None) -> AsyncIterator[Ou
     finally:
         await made.stop()
         if store is not None:
-            await asyncio.to_thread(store.close)
+            await asyncio.to_thread(store.close, 60)  # all that waits is written, however slow the disk
 
 
 class Receiver:
