@@ -8,6 +8,7 @@ import pytest
 
 from tests.browser.chromium import chromium, needs_chromium, playwright
 from tests.capture.lab import render
+from tests.ports import free_port
 from tests.streamer.serving import Daemon, wait_for
 
 FLAGS = [
@@ -98,11 +99,12 @@ def test_add_and_remove_a_stream(visit: Visit, daemon: Daemon) -> None:
 
 
 def test_lose_and_regain_the_connection(visit: Visit, daemon: Daemon) -> None:
-    with daemon.served() as server:
+    port = free_port()
+    with daemon.served(listen=port) as server:
         page = visit.go(server.url)
     page.wait_for_selector("#connection[data-state=closed]")
     assert page.is_disabled("#send")
-    with daemon.served(listen=server.port):
+    with daemon.served(listen=port):
         page.wait_for_selector("#connection[data-state=open]")
         page.wait_for_selector("#picture:not([hidden])")
 

@@ -16,7 +16,7 @@ import yaml
 
 from tests.browser.chromium import needs_chromium
 from tests.browser.test_page import Visit, browser, visit  # noqa: F401 - fixtures
-from tests.memory.plug import free_port
+from tests.ports import free_port
 from tests.streamer.serving import wait_for
 
 pytestmark = needs_chromium

@@ -30,6 +30,7 @@ from capture import IceServer, Patience, SourceError, State
 from capture.sources.webrtc import MOST_CODED, CodedQueue, RepairingBuffer, WhipSource
 from tests.capture.lab import HASTY, STEADY, SYSTEM_PYTHON, Watcher, ec_certificate, http_server, wait_for, watching
 from tests.capture.publisher import Publisher
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.beside, pytest.mark.usefixtures("loopback")]
 
@@ -337,8 +338,7 @@ def turn_server(address: str) -> Iterator[IceServer]:
     turnserver = shutil.which("turnserver")
     if turnserver is None:
         pytest.skip("needs coturn: sh tests/system-packages.sh")
-    with socket.create_server((address, 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port(address)
     command = (
         f"{turnserver} -n --listening-ip {address} --relay-ip {address} --listening-port {port} --lt-cred-mech "
         "--user ada:lovelace --realm streamer --no-tls --no-dtls --no-cli --log-file stdout --pidfile /dev/null"

@@ -34,6 +34,7 @@ from streamer.cluster.config import parse_fleet
 from streamer.cluster.launch import Processes
 from streamer.cluster.run import Fleet
 from tests import tiny
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 ENGINES = 4
@@ -275,7 +276,7 @@ def test_a_head_that_is_killed_comes_back_to_what_it_had(tmp_path: Path, model: 
 
         settings = config(tmp_path, model, clip, 6)
         file = tmp_path / "fleet.yaml"
-        port = _free_port()
+        port = free_port()
         data = settings.model_dump(mode="json", exclude_unset=True)
         data["server"] = {"port": port}
         data["engines"] = [{"name": "cpu", "count": 2}]
@@ -353,10 +354,3 @@ def test_what_the_gateway_adds_to_a_token(tmp_path: Path, model: Path, clip: Pat
             assert facts["added_p50_ms"] <= 1.5 and facts["added_p99_ms"] <= 6
 
     run(test())
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

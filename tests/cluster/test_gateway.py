@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from streamer.config import ConfigError
 from streamer.errors import AssistantError
 from streamer.server.auth import token_digest
 from streamer.watches.links import Links
+from tests.ports import free_port
 
 TOKEN = "str_0123456789abcdefghij"
 
@@ -135,8 +135,7 @@ def test_that_nobody_answers_does_not_prove_that_nobody_sees(tmp_path: Path, whe
     async def test() -> None:
         made = fleet(tmp_path, lease=1, engines=[{"name": "gpu"}])
         head = made.head
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        url = f"http://127.0.0.1:{free_port()}"
         head.engines["gpu-0"].at = Launched(url, "a", os.getpid(), "box", where or machine(), began(os.getpid()))
         now = time.monotonic()
         head.placement.joined("gpu-0", Costs(10.0), 4, now)

@@ -20,7 +20,7 @@ import httpx
 import yaml
 
 from streamer.client import AsyncClient
-from tests.memory.plug import free_port
+from tests.ports import free_port
 
 MOMENTS = 20
 SLOWEST = 120.0

@@ -8,7 +8,6 @@ import os
 import random
 import select
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from streamer.memory.recording import NOTES
 from streamer.memory.segment import read_notes
 from streamer.memory.snapshot import load
 from tests.memory.disk import Disk
+from tests.ports import free_port
 
 STREAMS = 4
 DAEMONS = """
@@ -50,12 +50,6 @@ SEEN = 4
 """Frames that a picture is seen in."""
 SLOWEST = 120.0
 """Seconds that a start may take on a machine that does much else."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def jpeg(picture: np.ndarray) -> bytes:
@@ -139,15 +133,15 @@ class Plug:
         self.config.write_text(yaml.safe_dump({**config, "storage": {"folder": str(self.state)}}))
         self.lost: list[float] = []
         self.ready: list[float] = []
-        self.saved_at: dict[str, float] = {}
-        """By stream, up to when a client was told, just before the kill, that all is saved; and the longest interval it was told of."""
-        self.interval = 0.0
         self.rounds = self.rows = self.asked_about = self.known = self.writes_lost = self.unreadable = 0
         self.told: dict[str, dict[int, str]] = {}
         """By stream, the entries that a client was told of."""
         self.watches: set[str] = set()
         self.shown: Shown | None = None
         self.newest: dict[str, float] = {}
+        self.saved_at: dict[str, float] = {}
+        """By stream, up to when a client was told, just before the kill, that all is saved; and the longest interval it was told of."""
+        self.interval = 0.0
         self.recorded: list[Path] = []
         self.killed = self.watched = 0.0
         self.daemons = Daemons(self.config, self.log, disk.environment if disk else {})
@@ -203,16 +197,16 @@ class Plug:
             names = ["door"] if self.shown else [f"s{n}" for n in range(STREAMS - 1)] if seconds is None else []
             await asyncio.wait_for(self.saved(client, names, self.shown.gone if self.shown else 0.0), SLOWEST)
             await asyncio.sleep(seconds or 0.0)
-            asked, now = time.time(), {each["name"]: each for each in await client.streams()}
-            ages = {name: each["saved_age_s"] for name, each in now.items()}
-            self.saved_at = {name: asked - age for name, age in ages.items() if age is not None}
-            self.interval = max(each["save_interval_s"] or 0.0 for each in now.values())
             if self.shown and (said := await self.answer(client)) != self.shown.number:
                 print(
                     f"shown {self.shown.number}, answered {said!r} before the kill: the model forgot it",
                     file=sys.stderr,
                 )
                 self.shown = None
+            asked, now = time.time(), {each["name"]: each for each in await client.streams()}
+            ages = {name: each["saved_age_s"] for name, each in now.items()}
+            self.saved_at = {name: asked - age for name, age in ages.items() if age is not None}
+            self.interval = max(each["save_interval_s"] or 0.0 for each in now.values())
             self.killed = time.time()
         finally:
             self.daemons.kill()
@@ -323,14 +317,14 @@ class Plug:
             self.known += said == shown.number
             print(f"shown {shown.number}, answered {said}", file=sys.stderr)
 
-        for name, wall in self.saved_at.items():
-            assert self.newest[name] > wall - 0.01, f"{name} lost more than a client was told"
     def check(self) -> None:
         """Nothing in the folder can't be read; recordings are looked at after the next start, which removes empty ones."""
         self.newest.clear()
         for path in (self.state / "snapshots").glob("*/*.snapshot"):
             taken, _ = load(path)
             self.newest[taken.stream] = max(taken.wall, self.newest.get(taken.stream, 0.0))
+        for name, wall in self.saved_at.items():
+            assert self.newest[name] > wall - 0.01, f"{name} lost more than a client was told"
         self.recorded = sorted((self.state / "recordings").glob("*/*.mp4"))
         database = sqlite3.connect(self.state / "streamer.sqlite")
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)

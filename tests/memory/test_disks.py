@@ -18,7 +18,7 @@ import yaml
 
 from streamer.client import AsyncClient
 from tests.memory.disk import Disk
-from tests.memory.plug import free_port
+from tests.ports import free_port
 
 DAEMON = "import tests.tiny; from streamer.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
 RATE = 25

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ from model.training import start
 from model.training.objectives import objective
 from model.training.stages import TINY, Recipe, StageError, attentive
 from model.training.teacher import read_teacher
+from tests.ports import free_port
 
 from .qwen import qwen
 from .test_stages import lesson
@@ -117,9 +117,7 @@ def shared(rank: int, devices: int, port: int, out: str) -> None:
 @pytest.mark.nightly
 def test_two_processes_that_share_a_model_learn_what_one_does(tmp_path):
     """Both are given the same lessons, so that the mean of their gradients is one's; FSDP2 over gloo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     code = "import sys; from tests.model.test_sharding import shared; shared(int(sys.argv[1]), 2, int(sys.argv[2]), sys.argv[3])"
     command = [sys.executable, "-c", code]
     processes = [subprocess.Popen([*command, str(rank), str(port), str(tmp_path)]) for rank in range(2)]

@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -12,6 +11,8 @@ from typing import Any
 
 from aiomqtt import Client, MqttError
 
+from tests.ports import free_port
+
 BROKER = shutil.which("mosquitto") or ("/usr/sbin/mosquitto" if Path("/usr/sbin/mosquitto").exists() else None)
 
 
@@ -19,9 +20,7 @@ class Broker:
     """mosquitto, which keeps nothing beyond its process unless its `folder` is told to."""
 
     def __init__(self, folder: Path, lines: str = "allow_anonymous true") -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._file = folder / "mosquitto.conf"
         self.write(lines)
         self.process: subprocess.Popen[bytes] | None = None

@@ -1,12 +1,11 @@
-"""A real Home Assistant in a Python of its own, which writes down what it knows: `PYTHON home_assistant.py FOLDER PORT FILE`.
+"""A real Home Assistant in a Python of its own, which writes down what it knows: `PYTHON home_assistant.py FOLDER PORT FILE WEB`.
 
 It has nothing but its MQTT integration, with the broker at PORT of this machine. FILE holds, as JSON and anew each quarter of a
-second, the state of each entity, and the platform and unique id of each that is registered.
+second, the state of each entity, and the platform and unique id of each that is registered. WEB is the port of its own pages.
 """
 
 import asyncio
 import json
-import socket
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ ENTRY = {
 }
 
 
-async def main(folder: Path, port: int, file: Path) -> None:
+async def main(folder: Path, port: int, file: Path, web_port: int) -> None:
     from homeassistant import bootstrap, runner
     from homeassistant.helpers import entity_registry
 
@@ -35,9 +34,7 @@ async def main(folder: Path, port: int, file: Path) -> None:
     }
     kept = {"version": 1, "minor_version": 1, "key": "core.config_entries", "data": {"entries": [entry]}}
     (folder / ".storage/core.config_entries").write_text(json.dumps(kept))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        web = {"http": {"server_host": "127.0.0.1", "server_port": free.getsockname()[1]}}
+    web = {"http": {"server_host": "127.0.0.1", "server_port": web_port}}
     (folder / "configuration.yaml").write_text(json.dumps(web))
     hass = await bootstrap.async_setup_hass(runner.RuntimeConfig(config_dir=str(folder), skip_pip=True))
     assert hass is not None
@@ -55,4 +52,4 @@ async def main(folder: Path, port: int, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))

@@ -18,6 +18,7 @@ import pytest
 
 from tests.outputs.broker import BROKER, running
 from tests.outputs.receiver import configured, happened, started
+from tests.ports import free_port
 from tests.streamer.serving import eventually
 
 PYTHON = os.environ.get("HOME_ASSISTANT")
@@ -73,7 +74,7 @@ def test_home_assistant_has_each_entity_once_with_its_state_and_none_that_is_gon
     with running(tmp_path) as broker:
         program = Path(__file__).with_name("home_assistant.py")
         (tmp_path / "ha").mkdir()
-        command = [str(PYTHON), str(program), str(tmp_path / "ha"), str(broker.port), str(file)]
+        command = [str(PYTHON), str(program), str(tmp_path / "ha"), str(broker.port), str(file), str(free_port())]
         log = (tmp_path / "log").open("w")
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
         try:

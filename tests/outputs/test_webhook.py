@@ -19,6 +19,7 @@ from streamer.output_config import WebhookConfig
 from streamer.outputs import outbox
 from streamer.outputs.outputs import Outputs
 from tests.outputs.receiver import Receiver, configured, happened, received, started
+from tests.ports import free_port
 from tests.streamer.serving import eventually
 
 SECRET = "a secret of the hook"
@@ -95,8 +96,9 @@ def test_what_hangs_breaks_or_moves_is_tried_again_until_it_is_taken() -> None:
 
 def test_a_server_that_went_away_gets_everything_once_it_is_back() -> None:
     async def test() -> None:
-        async with received(Receiver()) as receiver:
-            port = receiver.port
+        port = free_port()
+        async with received(Receiver(), port) as receiver:
+            pass
         async with outputs(receiver.url) as made:
             for number in range(3):
                 made.publish(happened(number))
@@ -112,16 +114,17 @@ def test_what_waits_outlasts_the_process(tmp_path: Path) -> None:
     """The process ends between an event and its delivery; what was delivered is not delivered again."""
 
     async def test() -> None:
-        async with received(Receiver(204, 500)) as receiver, outputs(receiver.url, tmp_path) as made:
+        port = free_port()
+        async with received(Receiver(204, 500), port) as receiver, outputs(receiver.url, tmp_path) as made:
             for number in range(4):
                 made.publish(happened(number))
             await eventually(lambda: made.status()[0].delivered == 1 and made.status()[0].failed_tries > 0)
-        async with received(Receiver(), receiver.port) as later, outputs(receiver.url, tmp_path) as made:
+        async with received(Receiver(), port) as later, outputs(receiver.url, tmp_path) as made:
             made.publish(happened(4))
             await eventually(lambda: len(later.accepted) == 4)
             assert [each["id"] for each in later.accepted] == [happened(number)["id"] for number in range(1, 5)]
             await eventually(lambda: made.status()[0].waiting == 0)
-        async with received(Receiver(), receiver.port) as last, outputs(receiver.url, tmp_path) as made:
+        async with received(Receiver(), port) as last, outputs(receiver.url, tmp_path) as made:
             assert made.status()[0].waiting == 0 and not last.requests
 
     run(test)

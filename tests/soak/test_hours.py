@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from streamer.client import AsyncClient, ClientError
-from tests.memory.plug import free_port
+from tests.ports import free_port
 
 EVERY = 15.0
 """Seconds between two samples."""

@@ -27,6 +27,7 @@ from streamer.config import ServerConfig, parse_config
 from streamer.daemon import Daemon, OutOfFiles
 from streamer.engine.scheduler import Scheduler
 from tests.forked import Forked, script
+from tests.ports import free_port
 from tests.streamer.serve import serve
 from tests.tiny import TINY
 
@@ -220,8 +221,7 @@ def test_a_signal_mid_answer_cancels_it_and_closes_with_1001(number: signal.Sign
 
 
 def test_a_signal_while_the_model_loads_is_obeyed() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with Forked(serve, [configured(server={"port": port})]) as process:
         while True:
             assert process.poll() is None

@@ -13,6 +13,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from protocols.whip import SDP
+from tests.ports import free_port
 from tests.streamer.serving import Daemon, ask, receive, until, wait_for
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -26,8 +27,7 @@ def proxied(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The proxy's address, with the prefix."""
     assert NGINX is not None
     folder = tmp_path_factory.mktemp("nginx")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = {"root_path": "/cam", "origins": ["http://cam.example"], "proxies": ["127.0.0.1"]}
     with daemon.served(server=server) as served:
         text = Path(__file__).with_name("nginx.conf").read_text()

@@ -16,8 +16,8 @@ from capture.image import decode_image
 from streamer.cli.main import main
 from streamer.server.auth import new_token, token_digest
 from tests.forked import Forked
-from tests.memory.plug import free_port
 from tests.outputs.broker import BROKER, running, subscriber
+from tests.ports import free_port
 from tests.streamer.serving import eventually
 
 
