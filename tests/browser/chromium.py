@@ -13,6 +13,8 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
+WAIT = 120_000
+"""Milliseconds, for all that is waited for: the machine may be busy."""
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
 
@@ -26,6 +28,6 @@ def chromium(*flags: str) -> Iterator[playwright.Browser]:
         program.write_text(f'#!/bin/sh\nexec {calm}{CHROMIUM} "$@"\n')
         program.chmod(0o700)
         flags = ("--no-sandbox", "--disable-gpu", *flags)
-        browser = play.chromium.launch(executable_path=program, headless=True, args=[*flags])
+        browser = play.chromium.launch(executable_path=program, headless=True, args=[*flags], timeout=WAIT)
         yield browser
         browser.close()

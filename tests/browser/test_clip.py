@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from capture.image import decode_image
-from tests.browser.chromium import chromium, needs_chromium
+from tests.browser.chromium import WAIT, chromium, needs_chromium
 from tests.capture.lab import render
 from tests.streamer.serving import Daemon, wait_for
 from tests.tiny import TINY
@@ -97,6 +97,7 @@ def test_a_clip_plays_and_seeks(recorded: Daemon) -> None:
         times = [5.3, 2.3, 4.3]
         with chromium("--autoplay-policy=no-user-gesture-required") as browser:
             page = browser.new_page()
+            page.set_default_timeout(WAIT)
             page.goto(f"{server.url}/healthz")
             seen = page.evaluate(SEEN, [url, times])
         assert (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.chromium import CHROMIUM, chromium
+from tests.browser.chromium import CHROMIUM, WAIT, chromium
 from tests.streamer.serving import Daemon
 
 NPM = shutil.which("npm")
@@ -94,6 +94,7 @@ def test_the_sdk_speaks_from_an_allowed_origin_and_no_other(daemon: Daemon, else
     with daemon.served(server={"origins": [elsewhere]}) as server, chromium() as browser:
         for origin, allowed in ((elsewhere, True), (other, False)):
             page = browser.new_page()
+            page.set_default_timeout(WAIT)
             page.goto(f"{origin}/package/")
             told = page.evaluate(ASK, [server.url])
             if allowed:

@@ -6,7 +6,7 @@ import aioice.ice
 import numpy as np
 import pytest
 
-from tests.browser.chromium import chromium, needs_chromium, playwright
+from tests.browser.chromium import WAIT, chromium, needs_chromium, playwright
 from tests.capture.lab import render
 from tests.ports import free_port
 from tests.streamer.serving import Daemon, wait_for
@@ -16,8 +16,8 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
     "--allow-loopback-in-peer-connection",
 ]  # fmt: skip
-WAIT = 20_000
-"""Milliseconds: the machine that tests may be busy."""
+LONG = 30_000
+"""Tokens of an answer that still goes on when somebody comes to stop it, who may take seconds."""
 
 pytestmark = needs_chromium
 
@@ -56,7 +56,10 @@ def visit(browser: "playwright.Browser") -> Iterator[Visit]:
     visit.page.close()
 
 
-def test_see_and_ask(visit: Visit, daemon: Daemon) -> None:
+def test_see_and_ask(visit: Visit, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = daemon.assistant.config
+    answers = config.answers.model_copy(update={"max_tokens": LONG})
+    monkeypatch.setattr(daemon.assistant, "config", config.model_copy(update={"answers": answers}))
     with daemon.served() as server:
         page = visit.go(server.url)
         page.wait_for_selector("#picture:not([hidden])")

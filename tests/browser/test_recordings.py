@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from capture.sources.demo import CLIP
-from tests.browser.chromium import chromium, needs_chromium
+from tests.browser.chromium import WAIT, chromium, needs_chromium
 from tests.streamer.serving import Daemon, wait_for
 
 pytestmark = [needs_chromium, pytest.mark.nightly]
@@ -16,7 +16,7 @@ def test_a_video_is_brought_read_asked_and_its_moment_played(tmp_path: Path) -> 
     try:
         with daemon.served() as server, chromium() as browser:
             page = browser.new_page()
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(WAIT)
             page.goto(server.url)
             page.wait_for_selector("#connection[data-state=open]")
             assert "drop one here" in page.inner_text("#no-recordings")

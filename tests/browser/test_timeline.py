@@ -11,8 +11,8 @@ import pytest
 
 from capture.image import decode_image
 from tests.browser.chromium import needs_chromium
-from tests.browser.test_page import Visit, browser, visit  # noqa: F401 - fixtures
-from tests.streamer.serving import Daemon, wait_for
+from tests.browser.test_page import LONG, Visit, browser, visit  # noqa: F401 - fixtures
+from tests.streamer.serving import CONFIG, Daemon, wait_for
 from tests.tiny import TINY
 
 pytestmark = needs_chromium
@@ -28,7 +28,8 @@ FILLED = """() => {
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     camera = {"name": "demo", "source": "demo:", "fps": 2, "record": True, "keep_questions": True}
     folder = str(tmp_path_factory.mktemp("recorded") / "state")
-    daemon = Daemon(model=TINY, streams=[camera], storage={"folder": folder, "every": 1})
+    answers = {**CONFIG["answers"], "max_tokens": LONG}
+    daemon = Daemon(model=TINY, streams=[camera], storage={"folder": folder, "every": 1}, answers=answers)
     yield daemon
     daemon.stop()
 
