@@ -55,8 +55,8 @@ def running(folder: Path, lines: str = "allow_anonymous true") -> Iterator[Broke
 
 
 @asynccontextmanager
-async def slowed(port: int, bytes_a_second: float) -> AsyncIterator[int]:
-    """A way to a broker on which what is sent there takes its time; yields its port."""
+async def slowed(port: int, bytes_a_second: float, opened: asyncio.Event | None = None) -> AsyncIterator[int]:
+    """A way to a broker on which what is sent there takes its time; yields its port. Whoever comes while it is not `opened` is refused."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int, rest: float) -> None:
         with suppress(ConnectionError):
@@ -67,7 +67,12 @@ async def slowed(port: int, bytes_a_second: float) -> AsyncIterator[int]:
         writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            if opened is not None and not opened.is_set():
+                raise ConnectionRefusedError
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionError:
+            return writer.close()
         await asyncio.gather(carry(reader, back, 64, 1 / bytes_a_second), carry(there, writer, 65_536, 0.0))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=256)
