@@ -139,7 +139,8 @@ async def asked(assistant: Assistant, moment: float, before: float) -> None:
 @pytest.mark.parametrize("kind", ["copied", "late"])
 def test_replayed_is_as_it_was_live(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "SEGMENT_SECONDS", 1.0)
-    clip = render(tmp_path / "clip.mp4", 250, options={"bf": "2"} if kind == "late" else None)
+    # Long enough for any pause: where it begins again, what was seen of it before can't be replayed.
+    clip = render(tmp_path / "clip.mp4", 1_000, size=(160, 90), options={"bf": "2"} if kind == "late" else None)
     door: dict[str, Any] = {"name": "door", "source": str(clip), "record": True, "loop": True, "fps": 12.5}
 
     async def test() -> None:
