@@ -245,4 +245,5 @@ def test_a_hostile_schema_is_compiled_or_refused_in_time(runner: Runner, name: s
             constraint.accept(int(allowed(likely, mask).argmax()))
     except GrammarError as error:
         assert "\n" not in str(error) and len(str(error)) < 300
-    assert sum(os.times()[:4]) - began < 1.5
+    # One of them is ended after its second; a bound that is lacking takes ten and more, that second the five of its patience.
+    assert sum(os.times()[:4]) - began < 4

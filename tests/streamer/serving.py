@@ -48,7 +48,7 @@ class Daemon:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.config = Config.model_validate({**CONFIG, **sections})
-        self.assistant = self.run(self._start)
+        self.assistant = self.run(self._start, 250)
 
     async def _start(self) -> Assistant:
         assistant = Assistant(self.config)
@@ -77,13 +77,13 @@ class Daemon:
 
         self.run(attach)
 
-    def run(self, call: Callable[[], Any]) -> Any:
+    def run(self, call: Callable[[], Any], seconds: float = 60.0) -> Any:
         """Awaits `call()` in the daemon's loop."""
 
         async def work() -> Any:
             return await call()
 
-        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(seconds)
 
     def do(self, call: Callable[[], T]) -> T:
         """Calls in the daemon's loop."""
