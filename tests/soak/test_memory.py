@@ -51,12 +51,17 @@ async def cycle(assistant: Assistant, number: int) -> None:
         assistant.ask("", stream=name)
     answers[1].cancel()
     await answers[0].text()
+    threads = list(assistant._streams[name].source.threads)
     await assistant.detach(name)
     answers[-1].cancel()
     for answer in answers:
         await answer.text()
         assert answer.finish_reason in ("stop", "length", "cancelled", "failed")
     listener.close()
+    # A stream is gone before the thread that decoded its last picture is, and what that holds.
+    async with asyncio.timeout(60):
+        while any(thread.is_alive() for thread in threads):
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow
