@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,9 @@ class Head(Directory):
             log.info("stream %s is no longer in the fleet's file: it is watched no more", name)
             self.detach(name)
         for config in self.fleet.streams:
-            self._want(config, listed=True, kept=config.name in listed)
+            if config.name not in listed or self.configs.get(config.name) != config:
+                self._keep_stream(config, listed=True)
+            self._want(config)
         self.spawn(self.orders.run())
         ears = Ears(self)
         for known in self.engines.values():
@@ -133,6 +134,7 @@ class Head(Directory):
             raise AssistantError(
                 "too_many_streams", f"There is no room for {config.name!r}: {self.placement.shortage(wish)}."
             )
+        self._keep_stream(config, listed=False)
         self._want(config)
 
     def detach(self, name: str) -> None:
@@ -252,11 +254,11 @@ class Head(Directory):
         except TableError as error:
             raise AssistantError("storage", f"The fleet's table can't be written now: {error}.") from None
 
-    def _want(self, config: StreamConfig, *, listed: bool = False, kept: bool = True) -> None:
-        """A stream is to be watched; the table is told where its row is not `kept` as it is."""
-        if not kept or self.configs.get(config.name) != config:
-            row = config.model_dump(mode="json", exclude_unset=True)
-            self._keep(partial(self.table.keep_stream, listed=listed), row)
+    def _keep_stream(self, config: StreamConfig, *, listed: bool) -> None:
+        """Raises AssistantError: storage."""
+        self._keep(self.table.keep_stream, config.model_dump(mode="json", exclude_unset=True), listed)
+
+    def _want(self, config: StreamConfig) -> None:
         self.configs[config.name] = config
         self.placement.want(self._wish(config), time.monotonic())
         self.orders.wake()

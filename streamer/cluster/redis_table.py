@@ -126,7 +126,7 @@ class RedisTable:
     def keep_engine(self, name: str, facts: Mapping[str, Any] | None) -> None:
         self._keep("engines", name, facts)
 
-    def keep_stream(self, config: Mapping[str, Any], *, listed: bool = False) -> None:
+    def keep_stream(self, config: Mapping[str, Any], listed: bool = False) -> None:
         rows = self._rows["streams"]
         old = rows.get(config["name"], {"engine": None, "epoch": 0, "added": time.time()})
         self._keep("streams", config["name"], {**old, "config": dict(config)})

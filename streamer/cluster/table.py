@@ -76,7 +76,7 @@ class Table(Protocol):
         """An engine is there, or no more."""
         ...
 
-    def keep_stream(self, config: Mapping[str, Any], *, listed: bool = False) -> None:
+    def keep_stream(self, config: Mapping[str, Any], listed: bool = False) -> None:
         """A stream is to be watched, `listed` where the fleet's file names it; its owner stays who it is."""
         ...
 
@@ -153,7 +153,7 @@ class FileTable:
         else:
             self._do([("INSERT OR REPLACE INTO engines VALUES (?, ?)", (name, json.dumps(facts)))])
 
-    def keep_stream(self, config: Mapping[str, Any], *, listed: bool = False) -> None:
+    def keep_stream(self, config: Mapping[str, Any], listed: bool = False) -> None:
         name = config["name"]
         new = "(?, ?, NULL, 0, (SELECT count(*) FROM streams))"
         sql = f"INSERT INTO streams VALUES {new} ON CONFLICT DO UPDATE SET config = excluded.config"

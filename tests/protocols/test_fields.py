@@ -77,10 +77,13 @@ def test_every_kind_that_is_decoded_passes(start: bytes) -> None:
 
 def test_a_megabyte_of_anything_is_read_or_refused_at_once() -> None:
     for text in ("data:image/jpeg;base64," + "A \n" * 350_000, "%" * 2**20, "data:" + "%3D" * 350_000, "=" * 2**20):
-        began = time.thread_time()
-        with pytest.raises(ValueError):
-            picture_bytes(text)
-        assert time.thread_time() - began < 2
+        took = []
+        for _ in range(3):
+            began = time.thread_time()
+            with pytest.raises(ValueError):
+                picture_bytes(text)
+            took.append(time.thread_time() - began)
+        assert min(took) < 0.3
 
 
 def test_numpys_numbers_are_numbers() -> None:
