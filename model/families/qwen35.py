@@ -15,7 +15,6 @@ from model.config import (
     InfiniteVLConfig,
     SamplingConfig,
     VisionConfig,
-    layer_kind,
 )
 from model.families.family import FAMILIES, Family
 from model.families.qwen35_tools import QwenTools
@@ -38,6 +37,8 @@ TOKENS_PER_FRAME = 196
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)
 THINKING_SAMPLING = SamplingConfig(temperature=1.0, top_p=0.95, top_k=20, presence_penalty=1.5)
 """As the cards recommend for pictures, without thinking and with."""
+KINDS = {"full_attention": "attention", "linear_attention": "delta_net"}
+"""Of layers: a checkpoint's words, and ours."""
 
 
 def config(
@@ -192,6 +193,17 @@ def parse(found: dict[str, Any]) -> InfiniteVLConfig:
         raise ConfigError(
             f"text_config.layer_types {kinds!r} must be a list of kinds, rope_parameters.mrope_section {sections!r} one of 3 numbers"
         )
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ConfigError(
+                f"text_config.layer_types names {kind!r}, which is not supported: only {' and '.join(KINDS)} are"
+            )
+    key_heads, value_heads = (whole(found, *text, f"linear_num_{which}_heads") for which in ("key", "value"))
+    if value_heads % key_heads:
+        raise ConfigError(
+            f"text_config.linear_num_value_heads {value_heads} must be a multiple of linear_num_key_heads {key_heads}: take the"
+            " config.json that came with the weights"
+        )
     head, key_head = whole(found, *text, "head_dim"), whole(found, *text, "linear_key_head_dim")
     value_head = whole(found, *text, "linear_value_head_dim")
     tied = found.get("tie_word_embeddings", (found.get("text_config") or {}).get("tie_word_embeddings"))
@@ -217,19 +229,19 @@ def parse(found: dict[str, Any]) -> InfiniteVLConfig:
         rms_norm_eps=eps,
         rope_theta=real(found, *rope, "rope_theta"),
         mrope_section=(sections[0], sections[1], sections[2]),
-        num_linear_heads=whole(found, *text, "linear_num_value_heads"),
+        num_linear_heads=value_heads,
         linear_head_dim=key_head,
         expand_v=value_head / key_head,
         conv_size=whole(found, *text, "linear_conv_kernel_dim"),
         norm_eps=eps,
         tie_word_embeddings=tied,
-        layer_types=tuple(layer_kind(str(kind)) for kind in kinds),
+        layer_types=tuple(KINDS[kind] for kind in kinds),
         partial_rotary_dim=turned,
         mrope_interleaved=True,
         qkv_bias=False,
         head_norms=True,
         attention_gate=True,
-        shared_linear_key_heads=whole(found, *text, "linear_num_key_heads"),
+        shared_linear_key_heads=key_heads,
         float32_norms=True,
     )
     table = whole(found, "vision_config", "num_position_embeddings")

@@ -356,7 +356,15 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         r"head_dim 128 and .* turn 32 of a head's values, which mrope_section \[11, 11, 10\]",
     ),
     ({"text_config.rope_parameters.mrope_section": ["a", 1, 2]}, r"mrope_section \['a', 1, 2\] does not part"),
-    ({"text_config.linear_num_value_heads": 5}, "num_linear_heads 5 must be a multiple of num_linear_key_heads 2"),
+    (
+        {"text_config.linear_num_value_heads": 5},
+        "linear_num_value_heads 5 must be a multiple of linear_num_key_heads 2: take the config.json that came",
+    ),
+    (
+        {"text_config.layer_types": ["sliding_attention", "linear_attention"] * 4},
+        "layer_types names 'sliding_attention', which is not supported: only full_attention and linear_attention are",
+    ),
+    ({"text_config.layer_types": [["full_attention"]] * 8}, r"layer_types names \['full_attention'\], which is not"),
     ({"tie_word_embeddings": None, "text_config.tie_word_embeddings": None}, "tie_word_embeddings is missing"),
     ({"vision_config.deepstack_visual_indexes": [5]}, r"deepstack_visual_indexes \[5\] is not supported"),
     ({"vision_config": None}, "vision_config is missing"),
