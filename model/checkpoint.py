@@ -128,9 +128,11 @@ def read_config(folder: Path) -> InfiniteVLConfig:
             raise CheckpointError(f"{path} is not a JSON object: is it a model's config.json?")
         return parse(found)
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from None
+        raise CheckpointError(f"{path} is not JSON (line {error.lineno}: {error.msg}): download it again") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}): download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -41,7 +41,8 @@ class Tokenizer:
         largest, rows = max(inner.get_vocab().values()), config.decoder.vocab_size
         if largest >= rows:
             raise ConfigError(
-                f"tokenizer.json has ids up to {largest}, the weights' vocabulary ends before {rows}: they belong to different models"
+                f"tokenizer.json has ids up to {largest}, the weights' vocabulary ends before {rows}: they belong to different models,"
+                " take both from one repository"
             )
         self.turn_end = config.eos_token_id
         self.think = config.think_start_token_id, config.think_end_token_id
@@ -55,11 +56,11 @@ class Tokenizer:
     def load(cls, path: Path, config: InfiniteVLConfig) -> Tokenizer:
         """Reads a `tokenizer.json`. Raises ConfigError where it is missing, unreadable or at odds with `config`."""
         if not path.is_file():
-            raise ConfigError(f"{path} is missing: a checkpoint needs its tokenizer.json")
+            raise ConfigError(f"{path} is missing: take it from the repository that the weights are from")
         try:
             inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ConfigError(f"{path} can't be read as a tokenizer: {error}") from None
+            raise ConfigError(f"{path} can't be read as a tokenizer ({error}): download it again") from None
         return cls(inner, config)
 
     def special(self, name: str, expected: int) -> None:
@@ -67,7 +68,8 @@ class Tokenizer:
         found: int | None = self.inner.token_to_id(name)
         if found != expected:
             raise ConfigError(
-                f"tokenizer.json gives {name} the id {found}, config.json says {expected}: they belong to different models"
+                f"tokenizer.json gives {name} the id {found}, config.json says {expected}: they belong to different models,"
+                " take both from one repository"
             )
 
     def fitted(self, config: InfiniteVLConfig) -> InfiniteVLConfig:
