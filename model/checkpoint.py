@@ -61,7 +61,12 @@ def locate(name: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
+        found = Path(snapshot_download(name, allow_patterns=["config.json"]))
+        if (found / "config.json").is_file():
+            read_config(found)  # before the weights, which may be a hundred gigabytes of what is not read
         found = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}'s {str(error).removeprefix(f'{found}/')}") from None
     except GatedRepoError:
         raise CheckpointError(
             f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`"

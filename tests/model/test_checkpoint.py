@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import termios
@@ -23,7 +22,6 @@ from model.config import PRESETS, AttentionPolicy, ConfigError, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
 from model.serving.runner import NANO
 
-from .hub import hub
 from .small import DECODER, build, small
 
 TOKENIZER = Path("model/nano/tokenizer.json")
@@ -363,28 +361,6 @@ def test_damaged_index(folder: Path, content: str) -> None:
     assert "is not a safetensors index with a weight_map" in refusal(folder)
 
 
-FETCH = """
-import sys
-from model.checkpoint import CheckpointError, load_checkpoint, locate
-for name in sys.argv[1:]:
-    try:
-        folder = locate(name)
-        load_checkpoint(folder)
-        print(*sorted(path.name for path in folder.iterdir()))
-    except CheckpointError as error:
-        print(error)
-"""
-
-
-def fetch(endpoint: str, cache: Path, *names: str) -> tuple[list[str], str]:
-    """Downloads and loads repositories in a process of its own; what it printed of each, and what it showed meanwhile."""
-    found = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", FETCH, *names], capture_output=True, text=True, check=True, timeout=200, env=found
-    )
-    return run.stdout.splitlines(), run.stderr
-
-
 def test_a_terminal_is_shown_how_far_loading_is(capfd: pytest.CaptureFixture[str]) -> None:
     code = "from model.checkpoint import load_checkpoint; from model.serving.runner import NANO; load_checkpoint(NANO)"
     watching, terminal = os.openpty()
@@ -402,21 +378,6 @@ def test_a_terminal_is_shown_how_far_loading_is(capfd: pytest.CaptureFixture[str
     assert "loading weights" in shown and "tensor/s" in shown
     load_checkpoint(NANO)
     assert capfd.readouterr() == ("", ""), "which is no terminal"
-
-
-def test_a_repository_is_downloaded_by_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """With a progress bar, and without the files that are not read."""
-    (folder / "pytorch_model.bin").write_bytes(b"pickled")
-    cache, other = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("other")
-    shutil.copytree(folder, other, dirs_exist_ok=True)
-    (other / WEIGHTS).rename(other / "small-Q4.gguf")
-    with hub({"someone/small": folder, "someone/small-GGUF": other}) as endpoint:
-        said, shown = fetch(endpoint, cache, "someone/small", "someone/other", "someone/small-GGUF")
-    assert said[0] == "config.json model.safetensors tokenizer.json" and "100%" in shown
-    assert said[1].startswith("someone/other is neither a folder here nor a repository that the hub shows you")
-    assert said[2].startswith("someone/small-GGUF has no *.safetensors, the only weights that are read (GGUF are not)")
-    (said, *_), _ = fetch(endpoint, cache, "someone/new")
-    assert re.fullmatch(r"someone/new is no folder here and can't be downloaded as a repository: .*", said)
 
 
 MEASURE = """
