@@ -40,11 +40,13 @@ TRACING = threading.Lock()
 class TracedInfiniteVL:
     """Frames of one stream, text of one, a token each of a few, through traces; made when a shape first comes, in a fifth of a second.
 
-    The model's weights may not learn any more.
+    A model whose steps take a second has none of frames: each grid of pictures would hold all streams up for four seconds, once,
+    and its steps be a tenth shorter. The model's weights may not learn any more.
     """
 
     def __init__(self, model: InfiniteVL) -> None:
         self.model, self.config = model, model.config
+        self.frames = self.config.frames_per_second is None
         model.requires_grad_(False)
         self.weights = dict((*model.named_parameters(), *model.named_buffers()))
         int8 = [module for module in model.modules() if isinstance(module, Int8Linear)]
@@ -56,7 +58,7 @@ class TracedInfiniteVL:
 
     def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """As `InfiniteVL.encode`."""
-        if len(patches) > 1:
+        if len(patches) > 1 or not self.frames:
             return self.model.encode(patches, grid)
 
         def encode(patches: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class TracedInfiniteVL:
         text: Tensor | None = None,
     ) -> None:
         """As `InfiniteVL.ingest`."""
-        if len(slots) > 1:
+        if len(slots) > 1 or not self.frames:
             self.model.ingest(x, grid, seconds, state, slots, text)
             return
         words = () if text is None else (text,)

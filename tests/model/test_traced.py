@@ -178,6 +178,25 @@ def test_grids_beyond_the_most_traces_are_served_without(monkeypatch: pytest.Mon
     assert len(traced.traces) == 3
 
 
+@torch.inference_mode()
+def test_frames_of_a_model_of_slow_steps_are_never_traced() -> None:
+    """Whatever grids come, nothing is made for them; text has its few traces all the same."""
+    config = replace(CONFIG, frames_per_second=2.0)
+    model, traced = build(config), TracedInfiniteVL(build(config))
+    state, oracle = StreamState.allocate(config, 2), StreamState.allocate(config, 2)
+    for slot, grid in enumerate(GRIDS):
+        patches = Stream(config, grid, [0.0], seed=slot).frames
+        for each in (state, oracle):
+            model.open(each, index(slot))
+        traced.ingest(traced.encode(patches, grid), grid, times(1.0), state, index(slot))
+        model.see(patches, grid, times(1.0), oracle, index(slot))
+    assert_the_same(state, oracle)
+    assert not traced.traces
+    for count in (1, 16):
+        traced.read(TOKENS[:, :count], state, index(0))
+    assert len(traced.traces) == 2
+
+
 def test_a_runner_without_traces_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a Python that PyTorch does not trace on."""
     tokenizer = Tokenizer.load(Path("model/nano/tokenizer.json"), CONFIG)
