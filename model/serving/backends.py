@@ -42,6 +42,11 @@ class Backend(Protocol):
     deferred: bool
     """Whether `ingest` only begins a step, which runs beside the host from then on."""
 
+    @property
+    def made(self) -> int:
+        """Steps that something has been made for, a trace or a graph, in the first of its shape: that one takes longer than the rest."""
+        ...
+
     def open(self, slot: int) -> None:
         """Begins a stream in an empty slot."""
         ...
@@ -89,6 +94,11 @@ class Eager:
     def __init__(self, model: InfiniteVL, prompt: Framing, state: StreamState) -> None:
         self.model, self.prompt, self.state, self.config = model, prompt, state, model.config
         self.steps: InfiniteVL | TracedInfiniteVL = model
+
+    @property
+    def made(self) -> int:
+        """See `Backend.made`."""
+        return 0
 
     def index(self, slots: Sequence[int]) -> Tensor:
         return torch.tensor(slots, device=self.state.length.device)
@@ -148,4 +158,9 @@ class Traced(Eager):
 
     def __init__(self, model: InfiniteVL, prompt: Framing, state: StreamState) -> None:
         super().__init__(model, prompt, state)
-        self.steps = TracedInfiniteVL(model)
+        self.steps: TracedInfiniteVL = TracedInfiniteVL(model)
+
+    @property
+    def made(self) -> int:
+        """See `Backend.made`."""
+        return len(self.steps.own)

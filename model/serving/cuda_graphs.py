@@ -69,6 +69,11 @@ class Graphs:
         self.told = torch.zeros(FRAME_BATCHES, dtype=torch.bool, pin_memory=True)
         self.ended = torch.cuda.Event()
 
+    @property
+    def made(self) -> int:
+        """See `Backend.made`."""
+        return len(self.steps)
+
     def frame_step(self, batch: int, grid: Grid) -> Step:
         """The step of `batch` streams whose frames lie in `self.pixels` at the same key, uint8 [batch, frames, 3, H, W].
 

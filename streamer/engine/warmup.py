@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,20 @@ from streamer.engine.scheduler import Scheduler
 
 LOOK_TOKENS = 24
 """Of a usual question of a watch."""
-Trial = tuple[Decision[Frame], Callable[[], tuple[float, float]]]
-"""A step, and what runs it and tells the seconds that it costs and takes."""
+LONGEST = 2.0
+"""Seconds on a CPU that a step may take to be tried, in proportion to the one before it: that is what larger ones cost there."""
+SHORT = 0.25
+"""Seconds on a CPU up to which a first try tells little, whatever it finds ready."""
+Told = Callable[[Decision[Frame], float, float], None]
+"""Takes a step, and the seconds that it costs and takes."""
+
+
+class Trial(NamedTuple):
+    """A step of a size, and what runs it and tells the seconds that it costs and takes."""
+
+    step: Decision[Frame]
+    size: int
+    run: Callable[[], tuple[float, float]]
 
 
 def warm_up(
@@ -30,7 +43,7 @@ def warm_up(
     ahead: bool,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Runs every size of step on empty slots, twice, and tells the scheduler what the second time took.
+    """Runs sizes of step on empty slots, and tells the scheduler what they took.
 
     `ahead` says that pictures will be looked at on a thread of their own. `progress` is told the steps tried, of all; what
     it raises ends the warm-up.
@@ -40,36 +53,69 @@ def warm_up(
     for slot in range(stream_slots, stream_slots + answer_slots):
         runner.fork(0, slot)
         runner.prefill(slot, [min(runner.tokenizer.stops)], Sampling())
-    steps = trials(runner, stream_slots, answer_slots, ahead)
-    for done, (step, run) in enumerate(steps):
-        progress(done, len(steps))
-        run()
-        scheduler.measured(step, *run())
-    progress(len(steps), len(steps))
+    kinds = trials(runner, stream_slots, answer_slots, ahead)
+    done, whole, told = 0, sum(map(len, kinds)), scheduler.measured
+    for kind in kinds:
+        progress(done, whole)
+        in_proportion = runner.device.type == "cpu" and not isinstance(kind[0].step, Decode)
+        tries = shortly(kind, told, lambda: runner.backend.made) if in_proportion else twice(kind, told)
+        for tried, _ in enumerate(tries, done + 1):
+            progress(tried, whole)
+        done += len(kind)
+    progress(whole, whole)
     for slot in range(stream_slots + answer_slots):
         runner.reset(slot)
 
 
-def trials(runner: Runner, stream_slots: int, answer_slots: int, ahead: bool) -> list[Trial]:
-    """Steps of every size that the runner names."""
+def twice(kind: Sequence[Trial], told: Told) -> Iterator[None]:
+    """Tries every size, the largest first: once for what is made then (graphs, traces, memory), once for the time. Yields after each."""
+    for trial in kind:
+        trial.run()
+        told(trial.step, *trial.run())
+        yield
+
+
+def shortly(kind: Sequence[Trial], told: Told, made: Callable[[], int]) -> Iterator[None]:
+    """The same for steps that take so long as they are large, from the smallest on: no more of them and no more often than tells something.
+
+    Those of more than `LONGEST` are left out, as their cost is known in proportion. Behind the first, one that is not `SHORT`
+    is tried a second time only if something was made in its first, which `made` counts.
+    """
+    each = 0.0
+    for trial in reversed(kind):
+        if each * trial.size > LONGEST:
+            return
+        before = made()
+        seconds, took = trial.run()
+        if not each or took <= SHORT or made() != before:
+            seconds, took = trial.run()
+        told(trial.step, seconds, took)
+        each = took / trial.size
+        yield
+
+
+def trials(runner: Runner, stream_slots: int, answer_slots: int, ahead: bool) -> list[list[Trial]]:
+    """Steps of every size that the runner names, by kind, the largest first."""
     sizes, black = runner.sizes(stream_slots, answer_slots), np.zeros((720, 1280, 3), np.uint8)
     forks, stop = range(stream_slots, stream_slots + answer_slots), min(runner.tokenizer.stops)
-    steps: list[Trial] = []
+    kinds: list[list[Trial]] = [[], [], [], []]
+    frames, questions, decodes, looks = kinds
     for size in sizes.frames:
         seen: FrameStep[Frame] = FrameStep((("", ()),) * size)
         shown = [[black] * runner.frames_per_step] * size
         see = partial(runner.see, range(size), shown, [0.0] * size)
-        steps.append((seen, partial(cost, see, partial(runner.encode, range(size), shown) if ahead else None)))
+        encode = partial(runner.encode, range(size), shown) if ahead else None
+        frames.append(Trial(seen, size, partial(cost, see, encode)))
     for tokens in sizes.question:
         prefill = partial(runner.prefill, forks[0], [stop] * tokens, Sampling())
-        steps.append((Prefill("", tokens), partial(cost, prefill)))
+        questions.append(Trial(Prefill("", tokens), tokens, partial(cost, prefill)))
     for size in sizes.decode:
         decode = partial(runner.decode, forks[:size], [stop] * size, [Sampling()] * size)
-        steps.append((Decode(("",) * size), partial(cost, decode)))
+        decodes.append(Trial(Decode(("",) * size), size, partial(cost, decode)))
     for size in sizes.looks:
         look = partial(look_at, runner, forks[:size], [[stop] * LOOK_TOKENS] * size)
-        steps.append((Look("", ("",) * size), partial(cost, look)))
-    return steps
+        looks.append(Trial(Look("", ("",) * size), size, partial(cost, look)))
+    return kinds
 
 
 def look_at(runner: Runner, slots: Sequence[int], questions: Sequence[Sequence[int]]) -> None:

@@ -16,7 +16,6 @@ from model import Sampling
 from model.serving.backends import Finite
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
 from streamer.engine.pace import Turn
-from streamer.engine.warmup import cost
 from tests.adding_up import FOUND
 
 from .fed import Bench, picture
@@ -239,14 +238,6 @@ def test_a_step_that_could_not_be_looked_at_is_tried_stream_by_stream(
     bench.show(1, "left", "right")
     assert bench.resets == [("left", "RuntimeError: out of memory")]
     assert bench.streams["right"].frames_seen == 4 and bench.streams["left"].drops["failed"] == 2
-
-
-def test_a_step_on_two_threads_costs_what_the_slower_takes_and_takes_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter((1.0, 4.0, 6.0, 1.0, 4.0, 9.0))
-    monkeypatch.setattr("streamer.engine.warmup.time.monotonic", lambda: next(times))
-    costs = [cost(lambda _: None, lambda: None) for _ in range(2)]  # type: ignore[arg-type, return-value]
-    monkeypatch.undo()
-    assert costs == [(3.0, 5.0), (5.0, 8.0)]
 
 
 def test_what_came_before_a_bad_frame_is_taken_before_the_reset(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
