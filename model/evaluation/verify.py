@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from model.checkpoint import locate, read_config
 from model.config import InfiniteVLConfig
@@ -268,12 +269,12 @@ def examined(runner: Runner, shown: str, last: int | None = None) -> Mark:
     """Scenes of plain colours; the answer is the likeliest of four words.
 
     Each colour is the right answer equally often, and none tells of another, so that whoever says but one word or knows only the
-    present gets what guesses get.
+    present gets what guesses get. A terminal is shown how far it is: minutes, on a CPU.
     """
     right = {NOW: 0, BEFORE: 0}
     words = [runner.tokenizer.encode(colour)[0] for colour in COLOURS]
     names = list(COLOURS)
-    for scene in scenes():
+    for scene in tqdm(scenes(), desc=shown, unit="scene", leave=False, disable=None):
         runner.open(0, 224, 224)
         for i, colour in list(enumerate(scene))[-(last or STEPS) :]:
             picture = np.full((224, 224, 3), COLOURS[colour], np.uint8)

@@ -1,4 +1,4 @@
-"""Tries every size of step before the first frame, so that none is late for it and costs are known."""
+"""Tries sizes of step before the first frame, so that none is late for it and costs are known."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """`streamer verify` on a tiny random checkpoint saved by transformers, whole and broken on purpose."""
 
+import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +182,15 @@ def test_the_examination_tells_memory_from_sight() -> None:
         assert mark.sees and not mark.remembers, mark
     for column in zip(*verify.scenes(), strict=True):
         assert all(column.count(colour) == 3 for colour in verify.COLOURS)
+
+
+def test_a_terminal_is_shown_how_far_an_examination_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes minutes on a CPU."""
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", shown)
+    verify.examined(Eyes(blind=False), "the whole stream")  # type: ignore[arg-type]
+    assert re.search(r"the whole stream: +0%\|.* 0/12", shown.getvalue())
 
 
 def test_one_whose_value_heads_are_misplaced_is_not_to_be_trusted(
