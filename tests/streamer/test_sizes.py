@@ -18,6 +18,7 @@ from transformers import Qwen3_5ForConditionalGeneration
 
 from tests.model.qwen35 import of_preset, scatter
 from tests.model.qwen_tokenizer import qwen_tokenizer
+from tests.streamer.serving import wait_for
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "tests" / "clips" / "small.mp4"
@@ -68,6 +69,7 @@ def test_it_watches_and_answers(checkpoint: Path, openai_python: Path, tmp_path:
                 url = re.search(r"ready at (http://127\.0\.0\.1:\d+)", said)
             with httpx.Client(base_url=url[1], trust_env=False, timeout=60) as http:
                 model = http.get("/v1/models").json()["data"][0]["id"]
+                wait_for(lambda: frames(http), 300)
                 before = frames(http)
                 program = ROOT / "tests" / "streamer" / "openai_sizes.py"
                 done = subprocess.run(
