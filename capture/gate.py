@@ -10,6 +10,8 @@ CELL = 10
 """Samples along the side of the square parts that are compared."""
 SLACK = 0.1
 """The share of a period by which a frame may come early and still be taken, as timestamps are rounded."""
+ROUNDING = 1e-6
+"""Seconds by which times that are the same may differ, as each is a sum of what passed before it."""
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -49,12 +51,16 @@ class Selection:
         """Whether a frame of this time is wanted; to be asked once a frame, in order, before its picture is made."""
         if self.fps is None:
             return True
-        period = 1 / self.fps
-        if time < self.due - SLACK * period:
+        if self.early(time):
             self.thinned += 1
             return False
+        period = 1 / self.fps
         self.due = (self.due if time < self.due + period else time) + period
         return True
+
+    def early(self, time: float) -> bool:
+        """Whether a frame of this time is left out, and would be whatever else came before it."""
+        return self.fps is not None and time < self.due - SLACK / self.fps - ROUNDING
 
     def telling(self, time: float, seen: np.ndarray) -> bool:
         """Whether a timely frame with the thumbnail `seen` shows anything new, or the floor asks for it all the same."""

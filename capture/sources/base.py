@@ -267,6 +267,13 @@ class SourceShell:
                 self.mailbox.lose()
         return True
 
+    def undue(self, timestamp: float | None) -> bool:
+        """Whether a picture that follows those handed over will be left out by `fps`, by its timestamp in seconds of the source's clock."""
+        before = None if self.timeline.last is None else self.timeline.last[1]
+        if timestamp is None or before is None or timestamp <= before:
+            return False
+        return self.selection.early(self.timeline.time + timestamp - before)
+
     @property
     def status(self) -> SourceStatus:
         """See `Source.status`."""

@@ -7,12 +7,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import av
@@ -20,18 +18,17 @@ from av.audio.stream import AudioStream
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.format import Flags
-from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from capture.convert import Pictures
 from capture.network.proxy import Relay, relay_lack
-from capture.redaction import redact
 from capture.source import NETWORK, SourceError, SourceOptions
 from capture.sources.base import SourceShell
 from capture.sources.packets import PacketTap
+from capture.sources.reach import Reach, seconds
 from capture.sources.rtsp import ASKED, challenges, refusal
-from capture.sources.tracks import best_video, decoder, discard_others, interlaced
+from capture.sources.tracks import best_video, cuda_lack, decoder, discard_others, interlaced, spares
 from capture.timeline import LONGEST_BREAK, LONGEST_STILL, Pace
 
 log = logging.getLogger(__name__)
@@ -66,6 +63,8 @@ SAID = (
 )
 UNTIMED = frozenset({"mpjpeg", "mjpeg", "h264", "hevc"})
 """Formats whose timestamps FFmpeg makes up."""
+IN_ORDER = frozenset({"avi"})
+"""Formats that say when pictures are decoded and not when they are shown: where those are reordered FFmpeg's guess may be wrong."""
 USUAL_RATE = 25
 """Frames a second of a recording that does not tell."""
 SEGMENTED = frozenset({"hls", "dash"})
@@ -228,6 +227,11 @@ class ContainerSource(SourceShell):
             timestamp = None if formats & UNTIMED or frame.pts is None else frame.time
             if file and formats & UNTIMED:
                 timestamp = beginning + count * period
+            if file and formats & IN_ORDER:
+                counted = beginning if reached is None else reached + period
+                timestamp = (
+                    counted if frame.dts is None or not stream.time_base else seconds(frame.dts, stream.time_base)
+                )
             if not self.news(timestamp):
                 reached = timestamp
                 continue
@@ -264,6 +268,10 @@ class ContainerSource(SourceShell):
             and -inf < reach.end - beginning < whole - max(BROKEN_OFF, reach.step * reach.untold)
         ):
             raise SourceError(f"it breaks off after {reached - beginning:.1f} of {whole:.1f} s: the file is truncated")
+        if file and not self.options.loop and reach.torn and Path(self.target).stat().st_size <= self.bytes:
+            raise SourceError(
+                f"it breaks off within a picture after {reached - beginning:.1f} s: the file is truncated"
+            )
         if paced and not self.lifecycle.endless:
             # The last picture lasts as any other.
             now = time.monotonic()
@@ -317,6 +325,8 @@ class ContainerSource(SourceShell):
         sound = self.heard_of(container)
         tap = None if self.recorder is None else PacketTap(self.recorder, stream, context, sound)
         others = [] if sound is None else [sound]
+        selective = self.selection.fps is not None and self.selection.change is None and tap is None
+        sparing = selective and self.scheme == "file" and not self.options.realtime and spares(container, stream)
         # How far a file goes, its other streams tell as well.
         for packet in container.demux() if self.scheme == "file" else container.demux(stream, *others):
             spoken = sound is not None and packet.stream.index == sound.index
@@ -333,52 +343,21 @@ class ContainerSource(SourceShell):
                 continue
             if tap is not None:
                 tap.take(packet)
+            spared = sparing and self.undue(None if packet.pts is None else seconds(packet.pts, packet.time_base))
+            if sparing:
+                context.skip_frame = "NONREF" if spared else "DEFAULT"
             frames: list[VideoFrame] = []
             try:
                 frames = context.decode(packet)
             except (av.error.InvalidDataError, av.error.PatchWelcomeError):
                 self.damaged += 1
                 failed += 1
-            dark += 1
+            dark += not spared
             if frames:
                 good, dark, failed = packet.pos or 0, 0, 0
             elif good is not None and (failed >= MOST_FAILED or dark >= MOST_DARK):
                 raise UndecodableError(good + 1)
             yield from frames
-
-
-@dataclass(slots=True)
-class Reach:
-    """How far the packets of a container have come, in seconds of its time."""
-
-    others: float = -inf
-    """The end of the other streams."""
-    last: float = -inf
-    """When the last picture begins."""
-    shown: float = -inf
-    """The end of the last picture, by what its packet says."""
-    untold: bool = False
-    """The last picture's packet does not say how long it is shown."""
-    step: float = 0.0
-    """The longest time from one picture to the next."""
-
-    def take(self, packet: Packet[Any], *, shown: bool) -> None:
-        """Goes as far as a packet, which is of the video that is `shown` or of another stream."""
-        begins = packet.pts if packet.pts is not None else packet.dts
-        if begins is None or packet.time_base is None:
-            return
-        base = packet.time_base  # a fraction, whose own arithmetic takes longer than all else here
-        end = (begins + (packet.duration or 0)) * base.numerator / base.denominator
-        if not shown:
-            self.others = max(self.others, end)
-        elif (begin := begins * base.numerator / base.denominator) >= self.last:
-            # Of pictures that are out of order MP4 says how long until the next is decoded, which may be after a long still.
-            self.last, self.shown, self.untold = begin, end, not packet.duration
-
-    @property
-    def end(self) -> float:
-        """Of whichever stream."""
-        return max(self.others, self.shown)
 
 
 class UndecodableError(SourceError):
@@ -438,13 +417,3 @@ def wall_clock(container: InputContainer, timestamp: float | None) -> float | No
         return datetime.fromisoformat(created).timestamp() + timestamp - (container.start_time or 0) / av.time_base
     except ValueError:
         return None
-
-
-@cache
-def cuda_lack() -> str:
-    """Why CUDA can't decode on this machine; empty where it can."""
-    try:
-        av.CodecContext.create("h264", "r", hwaccel=HWAccel("cuda"))
-    except (av.error.FFmpegError, NotImplementedError, ValueError) as error:
-        return f"no CUDA device answers ({redact(str(error)) or type(error).__name__})"
-    return ""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
+import av
 from av.codec.context import CodecContext
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.stream import Discard, Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from capture.redaction import redact
 from capture.source import SourceError
 
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -35,6 +39,8 @@ MARKED = frozenset(
     }
 )
 """Codecs whose pictures say themselves whether they are interlaced; of others the container does."""
+TIMED = frozenset({"mov", "matroska"})
+"""Formats whose packets always say when their picture is shown."""
 INTERLACED = frozenset({2, 3, 4, 5})
 """FFmpeg's field orders other than unknown and progressive."""
 
@@ -90,7 +96,26 @@ def decoder(stream: VideoStream, threads: int) -> VideoCodecContext:
     return other
 
 
+def spares(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether the decoder can leave out pictures that aren't wanted by the times of their packets: those of which no others are made.
+
+    H.265 does not tell these apart: pictures of a higher layer of time may be made of them.
+    """
+    context, timed = stream.codec_context, TIMED & set(container.format.name.split(","))
+    return bool(timed) and context.name == "h264" and int(context.field_order or 0) not in INTERLACED
+
+
 def interlaced(stream: VideoStream) -> bool:
     """Whether the container alone says that the stream's pictures are interlaced."""
     context = stream.codec_context
     return context.name not in MARKED and int(context.field_order or 0) in INTERLACED
+
+
+@cache
+def cuda_lack() -> str:
+    """Why CUDA can't decode on this machine; empty where it can."""
+    try:
+        av.CodecContext.create("h264", "r", hwaccel=HWAccel("cuda"))
+    except (av.error.FFmpegError, NotImplementedError, ValueError) as error:
+        return f"no CUDA device answers ({redact(str(error)) or type(error).__name__})"
+    return ""

@@ -11,7 +11,7 @@ import pytest
 
 from capture import Mailbox, SourceError, SourceOptions, State, open_source
 from capture.lifecycle import PLAYED
-from capture.sources.container import cuda_lack
+from capture.sources.tracks import cuda_lack
 from tests.capture.lab import CALM, drawn, render, wait_for, watching
 
 pytestmark = pytest.mark.beside
@@ -390,6 +390,16 @@ def test_hardware_that_is_not_there_is_told_once_and_the_cpu_decodes(
     lines = [record.getMessage() for record in caplog.records if "hwaccel" in record.getMessage()]
     assert len(lines) == (1 if cuda_lack() else 0)
     assert all("the CPU decodes instead" in line for line in lines)
+
+
+def test_a_file_that_ends_within_a_picture_is_told_where_it_tells_no_length(tmp_path: Path) -> None:
+    """What is left of the file is taken for all of it, as its index is gone."""
+    path = render(tmp_path / "torn.avi", 50, codec="mjpeg", pixel_format="yuvj420p")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with watching(str(path), realtime=False, policy="every") as watcher:
+        watcher.until(State.ENDED)
+        assert "it breaks off within a picture after" in watcher.source.status.reason
+        assert 20 <= len(watcher.frames()) <= 26
 
 
 def test_a_growing_file_is_followed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from capture import State
-from capture.sources.container import cuda_lack
+from capture.sources.tracks import cuda_lack
 from tests.capture.lab import Watcher, render
 
 pytestmark = pytest.mark.skipif(bool(cuda_lack()), reason="needs CUDA that decodes video")
