@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 
 from capture import Mailbox, SourceError, SourceOptions, State, open_source
-from capture.gate import Selection
+from capture.convert import Pictures
+from capture.gate import ROUNDING, Selection
 from capture.lifecycle import PLAYED
 from model import Runner, load_runner
 from model.checkpoint import locate, read_config
@@ -26,7 +28,8 @@ from model.serving.capacity import capacity
 from model.serving.sampling import Sampling
 from streamer.config import Config
 from streamer.errors import AssistantError
-from streamer.memory.footage import pictures, pieces
+from streamer.memory.ahead import ahead
+from streamer.memory.footage import decoded, picture, pieces
 from streamer.memory.indexes import PORTION, Facts, Index, RecordingError, free_name, used_bytes
 from streamer.memory.recording import KIND, Segment, find_segments
 
@@ -38,6 +41,8 @@ CITED = 3
 """Spans of time that an answer names at most."""
 JOINED = 2.0
 """Seconds between moments that are one span."""
+AHEAD = 16
+"""Pictures that are decoded before they are read."""
 WORKING = 1.5
 """Of its keys' and values' bytes, what a recording takes while it is read: pages grow by copying a layer's."""
 Picture = tuple[float, np.ndarray]
@@ -104,7 +109,12 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
     """A video file, whose index has this name or one made of the file's, decoded in so many threads. Raises RecordingError, OSError."""
     found = Path(path).expanduser().resolve()
     if not found.is_file():
-        raise RecordingError(f"{path}: there is no such file")
+        raise RecordingError(f"{path}: {_no_file(path, found)}")
+    try:
+        with found.open("rb"):
+            pass
+    except OSError as error:
+        raise RecordingError(f"{path}: it can't be read ({error.strerror}): look at its permissions") from None
     try:
         with av.open(f"file:{found}") as container:
             if not container.streams.video:
@@ -115,18 +125,23 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
     stat, source = found.stat(), str(found)
 
     def frames(fps: float, note: list[str]) -> Iterator[Picture]:
-        mailbox = Mailbox(16, policy="every")
+        ready = threading.Event()
+        mailbox = Mailbox(AHEAD, policy="every", on_put=ready.set)
         try:
             opened = open_source(source, SourceOptions(realtime=False, fps=fps, threads=threads))
         except SourceError as error:
             raise RecordingError(str(error)) from None
-        opened.start(mailbox, lambda status: None)
+        opened.start(mailbox, lambda status: ready.set())
         try:
-            while mailbox.newest is not None or opened.status.state != State.ENDED:
-                for frame in mailbox.take(1):
-                    yield frame.time, frame.pixels
-                if mailbox.newest is None:
-                    time.sleep(0.001)
+            while True:
+                ready.clear()
+                ended = opened.status.state == State.ENDED  # asked first: until it has, more may come at any moment
+                if taken := mailbox.take(1):
+                    yield taken[0].time, taken[0].pixels
+                elif ended:
+                    break
+                else:
+                    ready.wait(1.0)
             if opened.status.reason != PLAYED:
                 note.append(opened.status.reason)
         finally:
@@ -155,16 +170,18 @@ def stream_video(folder: Path, stream: str, since: float, until: float) -> Video
         chosen, whole = Selection(fps), [each for each in pieces(run) if _opens(each.segment.path)]
         if torn := len(run) - len(whole):
             note.append(f"{torn} segment{'s' if torn > 1 else ''} can't be read")
-        for each, pixels in pictures(whole):
+        makers: dict[int, Pictures] = {}
+        for each in decoded(whole):
             wall = each.piece.wall(each.pts)
             if begins <= wall <= until and chosen.timely(wall - begins):
-                yield wall - begins, pixels
+                yield wall - begins, picture(each, makers)
 
     ends = min(until, run[-1].ends)
     source = f"{stream} {since:.3f} {until:.3f}"
     return Video(
         free_name(folder, f"{stream}-{_clock(begins).replace(':', '')}", source),
-        source, sum(each.size for each in run), run[-1].ends, ends - begins, begins, frames,
+        source, sum(each.size for each in run), run[-1].ends, ends - begins, begins,
+        lambda fps, note: ahead(frames(fps, note), AHEAD),
     )  # fmt: skip
 
 
@@ -277,7 +294,7 @@ def _read(place: Place, index: Index, facts: Facts, video: Video, budget: int, t
 
     room = min(expected_tokens(runner, video.seconds, facts.fps), budget // pages.token_bytes) - facts.tokens
     run(lambda: pages.make_room(max(0, room)))
-    skip = facts.seconds if facts.steps else -1.0
+    skip = facts.seconds + ROUNDING if facts.steps else -1.0
     try:
         for moment, pixels in video.frames(facts.fps, notes):
             if moment <= skip:
@@ -385,6 +402,14 @@ def restore(place: Place, index: Index, facts: Facts) -> None:
     place.run(begin)
     for rows in index.rows(facts, (len(pages.layers), 2, pages.groups, pages.head), state.dtype):
         place.run(partial(pages.extend, slot, rows))
+
+
+def _no_file(path: str, found: Path) -> str:
+    if "://" in path:
+        return "it is an address, and files are read: fetch it, or record it as a stream (record: true) and name that"
+    if found.is_dir():
+        return "it is a folder: name a video file"
+    return "it is no file of data: name a video file" if found.exists() else "there is no such file"
 
 
 def _opens(path: Path) -> bool:

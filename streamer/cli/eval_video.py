@@ -97,7 +97,7 @@ def decoded(path: Path) -> list[np.ndarray]:
     mailbox, found = Mailbox(8, policy="every"), []
     source = open_source(str(path), SourceOptions(realtime=False))
     source.start(mailbox, lambda status: None)
-    while mailbox.newest is not None or source.status.state != State.ENDED:
+    while source.status.state != State.ENDED or mailbox.newest is not None:  # in this order: more may come in between
         found += [frame.pixels for frame in mailbox.take(1)]
         if mailbox.newest is None:
             time.sleep(0.001)

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from capture import Frame, Mailbox, SourceStatus, State
+from capture.convert import Pictures
+from capture.lifecycle import PLAYED
 from capture.sources.demo import CLIP
 from model import Runner
 from model.policy import RetrievalPolicy
@@ -188,8 +191,11 @@ def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monke
     state = tmp_path / "state"
     recordings, began = Recordings(Folder(state), 10**9, 24), time.time()
     record(recordings, str(film(tmp_path / "b.mkv", seconds=3)), 12, name="yard")
+    made, make = list[int](), Pictures.make
+    monkeypatch.setattr(Pictures, "make", lambda *given, **more: made.append(1) or make(*given, **more))  # type: ignore[func-returns-value]
     video = stream_video(state, "yard", began - 60, time.time())  # while the daemon has the folder
     facts = index_video(Place(runner), state, video, 2.0, PLENTY, quiet)
+    assert len(made) == facts.frames < 12, "no others have their colours converted"
     assert facts.name.startswith("yard-20") and facts.frames >= 4 and facts.begins == pytest.approx(began, abs=5)
     with pytest.raises(RecordingError, match=r"yard has no recording between .*: it is recorded from"):
         stream_video(state, "yard", began - 600, began - 500)
@@ -205,7 +211,11 @@ def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monke
     )
 
 
-def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path) -> None:
+def denied(*given: object, **more: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, good = tmp_path / "state", film(tmp_path / "c.mkv")
     text, sound = tmp_path / "text.mp4", tmp_path / "sound.wav"
     text.write_text("no video at all")
@@ -214,15 +224,48 @@ def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path) -> None:
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8_000
         file.mux(stream.encode(frame))
-    for path, why in ((tmp_path / "none", "no such file"), (text, "no video that"), (sound, "it has no video")):
+    faults = ((tmp_path / "none", "no such file"), (text, "no video that"), (sound, "it has no video"))
+    for path, why in (
+        *faults,
+        (tmp_path, "it is a folder"),
+        ("http://x/a.mp4", "it is an address"),
+        ("/dev/null", "no file of"),
+    ):
         with pytest.raises(RecordingError, match=why):
             file_video(folder, str(path))
+    with monkeypatch.context() as patch, pytest.raises(RecordingError, match=r"can't be read \(Permission denied\)"):
+        patch.setattr(Path, "open", denied)
+        file_video(folder, str(good))
     torn = tmp_path / "torn.mkv"
     torn.write_bytes(good.read_bytes()[: good.stat().st_size * 2 // 3])
     facts = indexed(runner, folder, torn)
     assert "breaks off" in facts.note and 0 < facts.frames < 16 and facts.complete
     full = indexed(runner, folder, good, budget=300_000)
     assert "storage.indexes is full" in full.note and 0 < len(full.steps) < 8
+
+
+def test_pictures_that_come_as_the_file_ends_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last ones are handed over between one look and the next, when it has ended."""
+
+    class Late:
+        def start(self, mailbox: Mailbox, notify: object) -> None:
+            self.mailbox, self.ended = mailbox, False
+
+        @property
+        def status(self) -> SourceStatus:
+            if not self.ended:
+                self.ended = True
+                for number in range(3):
+                    self.mailbox.put(Frame(np.zeros((2, 2, 3), np.uint8), 0.0, float(number), number, "late"))
+            return SourceStatus(State.ENDED, reason=PLAYED)
+
+        def stop(self) -> None:
+            pass
+
+    video = file_video(tmp_path / "state", str(film(tmp_path / "a.mkv", 1)))
+    monkeypatch.setattr(indexing, "open_source", lambda *given: Late())
+    note: list[str] = []
+    assert [time for time, _ in video.frames(2.0, note)] == [0.0, 1.0, 2.0] and not note
 
 
 def test_a_disk_that_fills_keeps_what_was_kept(
