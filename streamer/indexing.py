@@ -43,6 +43,8 @@ JOINED = 2.0
 """Seconds between moments that are one span."""
 AHEAD = 16
 """Pictures that are decoded before they are read."""
+PLAYLISTS = frozenset({"hls", "dash", "concat", "imf"})
+"""Formats that name other files, on this machine or elsewhere."""
 WORKING = 1.5
 """Of its keys' and values' bytes, what a recording takes while it is read: pages grow by copying a layer's."""
 Picture = tuple[float, np.ndarray]
@@ -117,6 +119,8 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
         raise RecordingError(f"{path}: it can't be read ({error.strerror}): look at its permissions") from None
     try:
         with av.open(f"file:{found}") as container:
+            if PLAYLISTS & set(container.format.name.split(",")):
+                raise RecordingError(f"{path}: it is a playlist: name the videos themselves")
             if not container.streams.video:
                 raise RecordingError(f"{path}: it has no video: name a file that has")
             seconds = (container.duration or 0) / av.time_base
@@ -143,7 +147,7 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
                 else:
                     ready.wait(1.0)
             if opened.status.reason != PLAYED:
-                note.append(opened.status.reason)
+                note.append(opened.status.reason.removeprefix(f"{opened.name}: "))
         finally:
             mailbox.close()
             opened.stop()

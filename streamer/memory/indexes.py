@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from model import Snapshot
 from streamer.fields import NAME
@@ -108,7 +109,10 @@ class Index:
             file.flush()
             os.fsync(file.fileno())
         state = self.folder / f"state.{facts.tokens}.safetensors"
-        save_file({name: part.contiguous() for name, part in parts.items()}, state)
+        with state.open("wb") as file:  # by `save_file` a full disk would be no OSError
+            file.write(save({name: part.contiguous() for name, part in parts.items()}))
+            file.flush()
+            os.fsync(file.fileno())
         partial = self.folder / f"{FACTS}.part"
         with partial.open("w", encoding="utf-8") as text:
             json.dump(asdict(facts), text)
@@ -120,8 +124,11 @@ class Index:
                 each.unlink()
 
     def parts(self, facts: Facts) -> Snapshot:
-        """The state as it was kept, the tokens left out. Raises OSError."""
-        return load_file(self.folder / f"state.{facts.tokens}.safetensors")
+        """The state as it was kept, the tokens left out. Raises OSError, RecordingError where it is damaged."""
+        try:
+            return load_file(self.folder / f"state.{facts.tokens}.safetensors")
+        except (SafetensorError, FileNotFoundError):
+            raise _damaged(facts) from None
 
     def rows(self, facts: Facts, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
         """The tokens [portion, *shape], in portions. Raises OSError, RecordingError where some are missing."""
@@ -131,14 +138,16 @@ class Index:
                 count = min(PORTION, facts.tokens - start)
                 data = np.fromfile(file, np.uint8, count * each)
                 if len(data) < count * each:
-                    raise RecordingError(
-                        f"the index {facts.name} is damaged: remove it, and index {facts.source} again"
-                    )
+                    raise _damaged(facts)
                 yield torch.from_numpy(data).view(dtype).view(count, *shape)
 
     def remove(self) -> None:
         """Removes all of it. Raises OSError."""
         shutil.rmtree(self.folder)
+
+
+def _damaged(facts: Facts) -> RecordingError:
+    return RecordingError(f"the index {facts.name} is damaged: remove it, and index {facts.source} again")
 
 
 def listed(folder: Path) -> list[tuple[Index, Facts]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import shutil
 import time
 from dataclasses import replace
@@ -224,6 +225,10 @@ def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path, monkeypatc
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8_000
         file.mux(stream.encode(frame))
+    listing = tmp_path / "list.mp4"
+    listing.write_text(f"ffconcat version 1.0\nfile {good.name}\n")
+    with pytest.raises(RecordingError, match="it is a playlist: name the videos themselves"):
+        file_video(folder, str(listing))
     faults = ((tmp_path / "none", "no such file"), (text, "no video that"), (sound, "it has no video"))
     for path, why in (
         *faults,
@@ -239,7 +244,7 @@ def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path, monkeypatc
     torn = tmp_path / "torn.mkv"
     torn.write_bytes(good.read_bytes()[: good.stat().st_size * 2 // 3])
     facts = indexed(runner, folder, torn)
-    assert "breaks off" in facts.note and 0 < facts.frames < 16 and facts.complete
+    assert facts.note.startswith("it breaks off") and 0 < facts.frames < 16 and facts.complete
     full = indexed(runner, folder, good, budget=300_000)
     assert "storage.indexes is full" in full.note and 0 < len(full.steps) < 8
 
@@ -290,6 +295,36 @@ def test_a_disk_that_fills_keeps_what_was_kept(
     monkeypatch.setattr(Index, "write", write)
     assert main(["index", str(path)]) == 0
     assert main(["ask", "--recording", str(path), QUESTION]) == 0
+
+
+def test_a_state_that_the_disk_has_no_room_for_is_no_fault_of_ours(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a bound on the size of files, past which the system refuses as a full disk does."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path, limits = film(tmp_path / "a.mkv", 2), resource.getrlimit(resource.RLIMIT_FSIZE)
+    facts = indexed(runner, tmp_path / "other", path)
+    found = Index(tmp_path / "other" / "indexes" / facts.name)
+    least = (found.folder / "tokens.bin").stat().st_size + 1_000
+    assert least < (found.folder / f"state.{facts.tokens}.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (least, limits[1]))
+    try:
+        assert main(["index", str(path)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large: what was kept before it is still there" in capsys.readouterr()[1]
+    assert main(["index", str(path)]) == 0
+
+
+def test_a_state_that_is_damaged_or_gone_is_said(runner: Runner, tmp_path: Path) -> None:
+    facts = indexed(runner, tmp_path, film(tmp_path / "a.mkv", 2))
+    index = Index(tmp_path / "indexes" / facts.name)
+    state = index.folder / f"state.{facts.tokens}.safetensors"
+    state.write_bytes(state.read_bytes()[:1_000])
+    for _ in range(2):
+        with pytest.raises(RecordingError, match="the index a is damaged: remove it"):
+            Recording(runner, index, facts)
+        state.unlink(missing_ok=True)
 
 
 def test_a_gpu_that_is_too_small_keeps_the_oldest_keys_in_the_hosts_memory(
