@@ -151,7 +151,9 @@ def test_streams_go_on_while_a_recording_is_read(server: Served, daemon: Daemon,
 def test_what_is_refused(server: Served, library: Library, clip: str, tmp_path: Path) -> None:
     playlist = b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1/secret\n"
     assert call(server, "/v1/recordings", playlist, "video/mp4")[0] == 415
-    assert call(server, "/v1/recordings", b"\0\0\0\x18ftypisom" + bytes(99), "video/mp4")[1]["code"] == "bad_recording"
+    _, error = call(server, "/v1/recordings?name=some.mp4", b"\0\0\0\x18ftypisom" + bytes(99), "video/mp4")
+    assert error["code"] == "bad_recording"
+    assert error["message"] == "some: it is no video that can be decoded."  # not where it was kept
     path = str(film(tmp_path / "here.mkv", seconds=1))
     away = call(server, "/v1/recordings", json.dumps({"path": path}).encode(), "application/json", Via="1.1 proxy")
     assert away[0] == 403 and "send the file itself" in away[1]["message"]
