@@ -7,6 +7,7 @@ from functools import cache
 
 import httpx._config as timing
 import httpx._transports.default as transports
+import hypothesis.internal.conjecture.optimiser  # noqa: F401  # amid a test, CPython 3.11's parser may fail (gh-106905)
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
