@@ -38,11 +38,14 @@ class Selection:
     """Counts what it leaves out: `thinned` by `fps`, `unchanged` by the change gate.
 
     `fps` is the most frames a second of the source's time. The gate leaves out a frame whose `difference` from the last
-    one handed over is below `change`, unless that one is older than `1 / floor` seconds.
+    one handed over is below `change`, unless that one is older than `1 / floor` seconds, or for the first time than the part of
+    them that is left by `phase`, 0 to 1: sources that begin together and stand still would all show themselves at once for ever.
     """
 
-    def __init__(self, fps: float | None = None, change: float | None = None, floor: float = 1.0) -> None:
-        self.fps, self.change, self.floor = fps, change, floor
+    def __init__(
+        self, fps: float | None = None, change: float | None = None, floor: float = 1.0, *, phase: float = 0.0
+    ) -> None:
+        self.fps, self.change, self.floor, self.phase = fps, change, floor, phase
         self.thinned = self.unchanged = 0
         self.due = float("-inf")
         self.shown: tuple[float, np.ndarray] | None = None
@@ -71,5 +74,6 @@ class Selection:
             if time - then < (1 - SLACK) / self.floor and difference(shown, seen) < self.change:
                 self.unchanged += 1
                 return False
-        self.shown = (time, seen)
+        earlier = self.phase / self.floor if self.shown is None else 0.0
+        self.shown = (time - earlier, seen)
         return True

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import random
 
 import numpy as np
 
@@ -86,7 +87,8 @@ class SourceShell:
         self.lock = threading.RLock()
         self.telling = threading.RLock()
         self.timeline = Timeline(live=live)
-        self.selection = Selection(options.fps, options.change, options.change_floor)
+        phase = random() if options.realtime else 0.0  # a recording that is read shows the same each time
+        self.selection = Selection(options.fps, options.change, options.change_floor, phase=phase)
         self.lifecycle = Lifecycle(options.patience, time.monotonic(), endless=endless)
         self.mailbox = Mailbox()
         self.notify: Callable[[SourceStatus], None] = lambda status: None

@@ -147,7 +147,9 @@ class HttpSource(ContainerSource):
             if self.kind in (Kind.STILL, Kind.MOTION):
                 self.refuse_recordings_options()
             if self.kind is Kind.STILL:
-                self.selection = Selection(None, self.options.change, self.options.change_floor)
+                self.selection = Selection(
+                    None, self.options.change, self.options.change_floor, phase=self.selection.phase
+                )
                 poll = StillPoll(self, generation)
                 more = poll.take(answer, chunks)
             elif self.kind is Kind.MOTION:

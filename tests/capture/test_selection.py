@@ -41,6 +41,15 @@ def test_the_gate_leaves_out_what_stands_still_but_keeps_a_floor() -> None:
     assert selection.telling(10.0, thumbnail(picture(square=40)))
 
 
+def test_what_stands_still_from_one_moment_on_is_not_shown_at_one_moment() -> None:
+    """Every 5 s each, for ever; the first time sooner, by its phase."""
+    shown = {}
+    for phase in (0.0, 0.3, 0.9):
+        selection = Selection(change=4.0, floor=0.2, phase=phase)
+        shown[phase] = [n / 10 for n in range(200) if selection.telling(n / 10, thumbnail(picture()))]
+    assert [times[:4] for times in shown.values()] == [[0, 4.5, 9, 13.5], [0, 3, 7.5, 12], [0, 0.1, 4.6, 9.1]]
+
+
 def test_slow_change_adds_up() -> None:
     selection = Selection(change=4.0, floor=0.001)
     taken = [selection.telling(n / 25, thumbnail(picture(level=90 + n // 5))) for n in range(100)]
