@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--streams", type=int, default=1, help="how many videos are watched at once (default 1)")
     parser.add_argument(
-        "--deadline", type=float, default=0.2, help="seconds from capture to state in time (default 0.2)"
+        "--deadline",
+        type=float,
+        help="seconds from capture to state in time (default: as the daemon has it, 0.2 or more)",
     )
     parser.add_argument("--model", "--preset", default="nano", help="nano, 4b, a folder or a repository (default nano)")
     parser.add_argument(
@@ -113,7 +115,7 @@ def bench_config(options: argparse.Namespace, files: Sequence[Path]) -> Config:
     }
     if options.threads:
         model["threads"] = options.threads
-    usual = {"loop": True, "deadline": options.deadline}
+    usual = {"loop": True, **({} if options.deadline is None else {"deadline": options.deadline})}
     streams = [{"name": f"bench-{i}", "source": str(files[i % len(files)]), **usual} for i in range(options.streams)]
     limits = {
         "streams": options.streams,
