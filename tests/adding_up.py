@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 
 from streamer.engine import engine
-from streamer.engine.executor import Batch, Executor
+from streamer.engine.executor import Executor
+from streamer.engine.underway import Batch
 
 FOUND: list[str] = []
 

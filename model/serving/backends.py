@@ -59,7 +59,7 @@ class Backend(Protocol):
         """Takes encoded pictures into `slots` at `seconds` of stream time.
 
         What is returned waits for the end of the step and tells of each slot whether its state is finite. It must be called
-        before anything else is asked of the backend but to encode.
+        before anything else is asked of the backend but to encode, and to take one more step, which waits for this one on the device.
         """
         ...
 

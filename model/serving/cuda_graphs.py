@@ -26,6 +26,7 @@ class Step:
 
     def __init__(self, call: Call, words: Tensor, pool: Any) -> None:
         self.host = words.clone().pin_memory()
+        self.copied = torch.cuda.Event()
         self.words = words.cuda()
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -38,9 +39,14 @@ class Step:
             self.outputs = call(self.words)
 
     def run(self, words: Tensor) -> tuple[Tensor, ...]:
-        """Replays with `words` int64, of the shape captured; read what it returns before the next run of any step."""
+        """Replays with `words` int64, of the shape captured; read what it returns before the next run of any step.
+
+        Where a run before has not begun on the device yet, the host waits until it has.
+        """
+        self.copied.synchronize()
         self.host.copy_(words)
         self.words.copy_(self.host, non_blocking=True)
+        self.copied.record()
         self.graph.replay()
         return self.outputs
 
@@ -66,8 +72,6 @@ class Graphs:
         self.steps: dict[tuple[int, ...], Step] = {}
         self.pixels: dict[tuple[int, ...], Tensor] = {}
         self.aside = torch.cuda.Stream()
-        self.told = torch.zeros(FRAME_BATCHES, dtype=torch.bool, pin_memory=True)
-        self.ended = torch.cuda.Event()
 
     @property
     def made(self) -> int:
@@ -133,9 +137,9 @@ class Graphs:
         assert isinstance(encoding, Fitted)
         torch.cuda.current_stream().wait_event(encoding.ready)
         finite: list[bool] = []
-        part = slice(0)
+        told: Finite = list
         for first in range(0, len(slots), FRAME_BATCHES):
-            finite += self._told(len(slots[part]))
+            finite += told()
             part = slice(first, first + FRAME_BATCHES)
             batch = len(slots[part])
             step = self.frame_step(batch, grid)
@@ -146,25 +150,13 @@ class Graphs:
                 step_text(self.framing, self.config, seconds[part]),
             )
             words = words if text is None else torch.cat((words, text.T))
-            self.told[:batch].copy_(step.run(words)[0], non_blocking=True)
-            self.ended.record()
+            told = to_be_told(step.run(words)[0])
 
         def end(pixels: Tensor = encoding.pixels) -> list[bool]:
             # Only when the step has ended may the pictures' memory go back to their own stream.
-            return finite + self._told(batch)
+            return finite + told()
 
         return end
-
-    def _told(self, batch: int) -> list[bool]:
-        """What the step that was begun last tells of its streams, at its end.
-
-        It is waited for by an event: while a thread waits in a copy to memory that is not pinned, no other thread's work gets to
-        the card.
-        """
-        if batch:
-            self.ended.synchronize()
-        told: list[bool] = self.told[:batch].tolist()
-        return told
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """See `Backend.read`; one slot may be given more tokens than a step holds."""
@@ -186,3 +178,22 @@ class Graphs:
             words[2 : 2 + len(part), column] = torch.tensor(part)
         greedy, logits = self.read_step(batch, length).run(words)
         return greedy[: len(slots)], logits[: len(slots)]
+
+
+def to_be_told(finite: Tensor) -> Finite:
+    """What a step that was just begun tells of its streams, bool [streams], at its end.
+
+    It is waited for by an event: while a thread waits in a copy to memory that is not pinned, no other thread's work gets to the
+    card. Memory and event are of this step alone, as the next may have begun behind it.
+    """
+    told = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True)
+    told.copy_(finite, non_blocking=True)
+    ended = torch.cuda.Event()
+    ended.record()
+
+    def wait() -> list[bool]:
+        ended.synchronize()
+        every: list[bool] = told.tolist()
+        return every
+
+    return wait

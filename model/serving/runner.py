@@ -184,7 +184,7 @@ class Runner:
     ) -> Finite:
         """As `see`, but where the backend is `deferred` the step has only begun.
 
-        What is returned waits for its end. Until it has been called nothing but `encode` may be.
+        What is returned waits for its end. Until it has been called nothing may be but `encode`, and `launch` once more.
         """
         finite = [True] * len(slots)
         if encoded is None:

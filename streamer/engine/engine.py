@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -22,12 +21,13 @@ from model import Runner
 from model.serving.runner import Encoded
 from streamer.engine.chores import Chores
 from streamer.engine.decisions import KINDS, Decision, FrameStep, Idle, Look
-from streamer.engine.executor import Batch, Executor, Request, line, pictures
+from streamer.engine.executor import Executor, Request, line
 from streamer.engine.integrity import faults
 from streamer.engine.pace import Pace
 from streamer.engine.scheduler import Scheduler
 from streamer.engine.standing import Standing
 from streamer.engine.stream import Stream
+from streamer.engine.underway import Looking, Running, pictures
 from streamer.engine.warmup import warm_up
 
 log = logging.getLogger("streamer")
@@ -35,36 +35,9 @@ T = TypeVar("T")
 RESTART_SECONDS = 60.0
 """An engine that fails twice within this time is beyond help."""
 LOOK_MARGIN = 1.5
-"""How much longer than usual the next step's pictures may take before a device has nothing to do."""
+"""How much longer than usual the next step's pictures and its beginning may take before a device has nothing to do."""
 CHECK_SECONDS = 1.0
 """Seconds between two looks of an idle engine at whether all adds up."""
-
-
-@dataclass
-class _Looking:
-    """A frame step whose pictures are being looked at, on another thread, which takes so many seconds.
-
-    `submitted` is the time on the clock, `began` the same less the seconds that answers had taken by then.
-    """
-
-    step: FrameStep[Frame]
-    batch: Batch
-    submitted: float
-    began: float
-    looked: Future[tuple[Encoded, float]]
-
-
-@dataclass
-class _Running:
-    """A frame step that runs on a device beside the host since `began`; `end` waits for it.
-
-    The next one is decided at `due`: as late as leaves time to look at it, so that what comes until then can share it.
-    """
-
-    looking: _Looking
-    end: Callable[[], None]
-    began: float
-    due: float
 
 
 class Engine:
@@ -73,7 +46,8 @@ class Engine:
     Where the model leaves a core, a frame step's pictures are looked at on a thread of its own, which touches no state: on a CPU
     by the vision tower, beside a GPU they are fitted and copied to it. Meanwhile answers go on, or the step before is taken
     into the state. Steps are taken in the order of their decisions, and before anything else that is asked of the engine; but
-    questions are heard at once, as they wait for no step. A step that runs beside the host leaves it free to look at the next.
+    questions are heard at once, as they wait for no step. A step that runs beside the host leaves it free to look at the next,
+    and to begin that behind it, so that the device goes from the one to the other.
 
     Every method but `turn` and what it calls may be used from any thread. `reset` (stream, reason) is told when a stream
     lost its memory, `progress` (steps tried, of all) while the model is warmed up; both from the engine's thread.
@@ -102,9 +76,9 @@ class Engine:
         self._questions: deque[Callable[[], None]] = deque()
         self._chores = Chores()
         self._looker: ThreadPoolExecutor | None = None
-        self._looking: _Looking | None = None
-        self._running: _Running | None = None
-        self._look_seconds = 0.0
+        self._looking: Looking | None = None
+        self._running: Running | None = None
+        self._look_seconds = self._launch_seconds = 0.0
         self._wake = threading.Event()
         self._stopping = False
         self._began: float | None = None
@@ -274,21 +248,23 @@ class Engine:
             self.executor.streams[name].drops[reason] += count
         if looking is not None and looked:  # on a deferred backend: what of answers has time before the step
             if not isinstance(decision, Idle):
+                if running is not None:
+                    self._end(running)
                 self._timed(decision)
             return self._take(looking)
         if isinstance(decision, Idle):
-            if running is not None:
+            if running is not None and looking is None:
                 return self._end(running)
             if looking is None:
                 self._check(now)
-            if (chore := self._chores.next(now, self.scheduler.spare(now))) is not None:
+            if running is None and (chore := self._chores.next(now, self.scheduler.spare(now))) is not None:
                 return self._do(chore)
             until = min(float("inf") if decision.until is None else decision.until, self._chores.due)
             return None if until == float("inf") else max(until - now, 0.0)
         ahead = isinstance(decision, FrameStep) and self._ahead(decision)
         if isinstance(decision, FrameStep):
             self._looking = self._look(decision) if ahead else None
-        if running is not None:
+        if running is not None and not ahead:
             self._end(running)
         if isinstance(decision, FrameStep):
             if looking is not None:
@@ -396,7 +372,7 @@ class Engine:
         """Whether a step can be looked at before those in front of it are taken: no stream begins with it or is reset by it."""
         return self._looker is not None and self.executor.goes_on(step)
 
-    def _look(self, step: FrameStep[Frame]) -> _Looking:
+    def _look(self, step: FrameStep[Frame]) -> Looking:
         assert self._looker is not None
         batch = self.executor.batch(step)
         slots, shown = [stream.slot for stream, _ in batch], pictures(batch)
@@ -406,18 +382,24 @@ class Engine:
             return self.runner.encode(slots, shown), time.monotonic() - began
 
         now = time.monotonic()
-        looking = _Looking(step, batch, now, now - self._answering, self._looker.submit(look))
+        looking = Looking(step, batch, now, now - self._answering, self._looker.submit(look))
         looking.looked.add_done_callback(lambda _: self._wake.set())
         return looking
 
-    def _take(self, looking: _Looking) -> float:
+    def _take(self, looking: Looking) -> float:
         """Takes a step that is being looked at into the state.
 
         It costs what the slower of its two threads takes: the other is free for the next step meanwhile. It takes as long as both
         at least, and longer where it had to wait for the step before; what was done for answers meanwhile doesn't count.
+
+        On a device it begins behind the step that still runs there, unless one of its streams has to begin anew.
         """
         if self._looking is looking:
             self._looking = None
+        running = self._running
+        if running is not None and not all(stream.opened for stream, _ in looking.batch):
+            self._end(running)
+            running = None
         self._began = time.monotonic()
         wait_for([looking.looked])
         look = 0.0 if looking.looked.exception() else looking.looked.result()[1]
@@ -426,8 +408,14 @@ class Engine:
         try:
             end = self.executor.launch(looking.batch, looking.looked)
             if self.runner.backend.deferred:
+                self._launch_seconds += 0.1 * (time.monotonic() - began - self._launch_seconds)
+                if running is not None:
+                    self._end(running)
+                    self._began = began = time.monotonic()
+                    self.scheduler.begun(looking.step)
                 cost = self.scheduler.frame_costs.estimate(len(looking.step.frames))
-                self._running = _Running(looking, end, began, began + cost - LOOK_MARGIN * self._look_seconds)
+                margin = LOOK_MARGIN * (self._look_seconds + self._launch_seconds)
+                self._running = Running(looking, end, began, began + cost - margin)
                 return 0.0
             end()
         except BaseException:
@@ -438,7 +426,7 @@ class Engine:
         took = max(look + ended - began, ended - self._answering - looking.began)
         return self._account(looking.step, max(look, ended - began), took)
 
-    def _end(self, running: _Running) -> float:
+    def _end(self, running: Running) -> float:
         """Waits for the step that runs beside the host. Looking at its pictures cost the device nothing."""
         self._running = None
         try:

@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from capture import Frame
 from capture.gate import thumbnail
 from model import Runner, Sampling
@@ -28,6 +26,7 @@ from streamer.engine.shown import Recorded, Shown, part
 from streamer.engine.standing import Scene, Seen, Standing
 from streamer.engine.stream import Resumed, Stream, captured_wall, check
 from streamer.engine.thoughts import Thoughts
+from streamer.engine.underway import Batch, pictures
 
 log = logging.getLogger("streamer")
 NOT_READY = 0.01
@@ -83,9 +82,6 @@ class _Answer:
     def bound(self) -> Constraint | None:
         """What the next token must keep to; thoughts are free."""
         return None if self.thoughts.going_on else self.constraint
-
-
-Batch = list[tuple[Stream, tuple[Frame, ...]]]
 
 
 class Executor:
@@ -200,28 +196,35 @@ class Executor:
         self.launch(batch, looked)()
 
     def launch(self, batch: Batch, looked: Future[tuple[Encoded, float]] | None = None) -> Callable[[], None]:
-        """As `enter`, but what is returned waits for the step's end, and is called before anything else is done to the model."""
+        """As `enter`, but what is returned waits for the step's end.
+
+        It is called before anything else is done to the model but to launch one more step, all of whose streams are open.
+        """
         if not all(stream.opened for stream, _ in batch):
             batch, looked = [(stream, frames) for stream, frames in batch if self.open(stream, frames)], None
         told: Finite = list
+        alone = False
         try:
             told = self.step(batch, None if looked is None else looked.result()[0]) if batch else list
         except Exception as error:
-            finite = self.each_alone(batch, error)
+            finite, alone = self.each_alone(batch, error), True
             told = lambda: finite  # noqa: E731
 
         def end() -> None:
+            nonlocal alone
             try:
                 finite = told()
             except Exception as error:
-                finite = self.each_alone(batch, error)
+                finite, alone = self.each_alone(batch, error), True
             now = time.monotonic()
             for (stream, frames), good in zip(batch, finite, strict=True):
-                if good:
+                if good and stream.opened:
                     stream.saw(frames, now)
                     self.scheduler.looks.seen(stream.name)
                 elif stream.opened:
                     self.lose(stream, frames, "its state was no longer finite (NaN)")
+                elif not alone:  # the step before lost the memory that this one went on with
+                    stream.drops["failed"] += len(frames)
 
         return end
 
@@ -434,11 +437,6 @@ class Executor:
         if answer.slot is not None:
             # last: on a dead device it raises, and whoever listens must be told
             self.runner_of(answer).reset(answer.place)
-
-
-def pictures(batch: Batch) -> list[list[np.ndarray]]:
-    """The pixels of a batch's frames, as the runner takes them."""
-    return [[frame.pixels for frame in frames] for _, frames in batch]
 
 
 def line(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from streamer.engine.executor import Batch, Executor
+from streamer.engine.executor import Executor
+from streamer.engine.underway import Batch
 
 KINDS = ("slots", "frames", "answers")
 

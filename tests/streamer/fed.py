@@ -66,8 +66,8 @@ def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def defer(backend: Backend) -> None:
-    """Does steps as late as they may be done, and minds that nothing else is asked of the backend until then."""
-    pending = []
+    """Does steps as late as they may be done, and minds that nothing else is asked of the backend until then but one more step."""
+    pending: list[tuple[Any, ...]] = []
 
     def ended(call: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*given: Any) -> Any:
@@ -76,11 +76,19 @@ def defer(backend: Backend) -> None:
 
         return guarded
 
-    ingest, backend.read, backend.open = ended(backend.ingest), ended(backend.read), ended(backend.open)  # type: ignore[method-assign]
+    ingest = backend.ingest
+    backend.read, backend.open = ended(backend.read), ended(backend.open)  # type: ignore[method-assign]
 
     def begin(*step: Any) -> Finite:
+        assert len(pending) < 2, "two steps have begun and not ended"
         pending.append(step)
-        return lambda: ingest(*pending.pop())()
+
+        def end() -> list[bool]:
+            assert pending[0] is step, "steps end in the order in which they began"
+            del pending[0]
+            return ingest(*step)()
+
+        return end
 
     backend.deferred, backend.ingest = True, begin  # type: ignore[method-assign]
 
@@ -127,9 +135,9 @@ class Bench:
 
     def check(self) -> None:
         """Slots, frames and answers add up."""
-        running = self.engine._running
-        underway = self.engine._looking if running is None else running.looking
-        assert not faults(self.engine.executor, [] if underway is None else underway.batch)
+        running, looking = self.engine._running, self.engine._looking
+        underway = [each for each in (looking, running and running.looking) if each is not None]
+        assert not faults(self.engine.executor, [entry for each in underway for entry in each.batch])
 
     def ask(
         self, id: str, stream: str, *, length: int = 8, words: str = "What is happening?", seed: int = 0, **how: float

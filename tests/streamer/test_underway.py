@@ -1,0 +1,87 @@
+"""On a device a step of frames begins behind the one that still runs there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.serving.backends import Finite
+
+from .fed import Bench
+from .test_engine import feed, same, state
+
+
+@pytest.fixture(autouse=True)
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores, whatever the machine has."""
+    monkeypatch.setattr("streamer.engine.engine.os.sched_getaffinity", lambda pid: {0, 1})
+
+
+def most_begun(bench: Bench) -> list[int]:
+    """How many steps had begun and not ended whenever one began, from now on."""
+    backend, found, going = bench.engine.runner.backend, [], []
+    ingest = backend.ingest
+
+    def begin(*step: Any) -> Finite:
+        end = ingest(*step)
+        going.append(end)
+        found.append(len(going))
+
+        def ended() -> list[bool]:
+            going.remove(end)
+            return end()
+
+        return ended
+
+    backend.ingest = begin  # type: ignore[method-assign]
+    return found
+
+
+def test_a_device_goes_from_a_step_to_the_next() -> None:
+    """The next step begins behind the one that runs, never a third, and memories are as if each had waited."""
+    plain, bench = Bench(), Bench(deferred=True)
+    for each in (plain, bench):
+        each.add("left"), each.add("right")
+        each.show(0, "left", "right")
+    found = most_begun(bench)
+    for each in (plain, bench):
+        for seed in range(1, 7):
+            feed(each, seed, "left", "right")
+            each.engine.turn()
+        each.until(lambda each=each: all(stream.frames_seen == 14 for stream in each.streams.values()))  # type: ignore[misc]
+    assert max(found) == 2
+    for name in ("left", "right"):
+        assert same(state(bench, name), state(plain, name))
+
+
+def test_a_step_behind_one_that_lost_a_memory_is_not_counted_as_seen() -> None:
+    bench = Bench(deferred=True)
+    bench.add("left")
+    bench.show(0, "left")
+    found, left = most_begun(bench), bench.streams["left"]
+    bench.engine.runner.state.delta[:, left.slot] = float("nan")
+    for seed in (1, 2):
+        feed(bench, seed, "left")
+    bench.until(lambda: left.drops["failed"] == 4)
+    assert found == [1, 2], "the second step did not begin behind the first"
+    assert [name for name, _ in bench.resets] == ["left"]
+    assert left.frames_seen == 2 and not left.opened
+    bench.show(3, "left")
+    assert left.frames_seen == 4 and left.generation == 2
+    assert all(torch.isfinite(value).all() for value in state(bench, "left").values() if value.is_floating_point())
+
+
+def test_what_is_asked_of_the_engine_waits_for_both_steps() -> None:
+    bench = Bench(deferred=True)
+    bench.add("left")
+    bench.show(0, "left")
+    found = most_begun(bench)
+    for seed in (1, 2, 3):
+        feed(bench, seed, "left")
+    bench.until(lambda: 2 in found)
+    told = bench.engine.call(lambda: (bench.engine._running, bench.engine._looking))
+    bench.until(told.done)
+    assert told.result() == (None, None)
+    bench.until(lambda: bench.streams["left"].frames_seen == 8)
