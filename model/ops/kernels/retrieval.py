@@ -31,7 +31,7 @@ class Cut(NamedTuple):
     stages: int
 
 
-NEAR, FAR = (Cut(64, 8, 2), Cut(32, 4, 2)), (Cut(64, 2, 3), Cut(32, 4, 2))
+NEAR, FAR = (Cut(64, 8, 2), Cut(32, 4, 2)), (Cut(32, 1, 3), Cut(32, 4, 2))
 """Of whole tiles of rows, and of one query as swept on an H200 at 262,144 tokens; in bfloat16 and in float32."""
 
 
