@@ -19,6 +19,7 @@ from capture import Mailbox, SourceError, SourceOptions, State, open_source
 from capture.convert import Pictures
 from capture.gate import ROUNDING, Selection
 from capture.lifecycle import PLAYED
+from capture.sources.spans import decode, plan
 from model import Runner, load_runner
 from model.checkpoint import locate, read_config
 from model.config import PRESETS
@@ -30,13 +31,15 @@ from streamer.config import Config
 from streamer.errors import AssistantError
 from streamer.memory.ahead import ahead
 from streamer.memory.footage import decoded, picture, pieces
-from streamer.memory.indexes import PORTION, Facts, Index, RecordingError, free_name, used_bytes
+from streamer.memory.indexes import PORTION, Facts, Index, RecordingError, Writing, free_name, used_bytes
 from streamer.memory.recording import KIND, Segment, find_segments
 
 T = TypeVar("T")
 KEEP_SECONDS, KEEP_TOKENS = 30.0, 32_768
 """How often an index that is being made is kept, so that it can be gone on with."""
 LONGEST_QUESTION = 1_024
+MANY = 4
+"""Threads from which on decoding at several places is faster."""
 CITED = 3
 """Spans of time that an answer names at most."""
 JOINED = 2.0
@@ -108,7 +111,11 @@ def policy_of(config: Config) -> RetrievalPolicy:
 
 
 def file_video(folder: Path, path: str, name: str | None = None, threads: int = 1) -> Video:
-    """A video file, whose index has this name or one made of the file's, decoded in so many threads. Raises RecordingError, OSError."""
+    """A video file, whose index has this name or one made of the file's, decoded in so many threads. Raises RecordingError, OSError.
+
+    With many a file that is fit for it is decoded at several places at once, in processes: the threads of one decoder wait for
+    each other.
+    """
     found = Path(path).expanduser().resolve()
     if not found.is_file():
         raise RecordingError(f"{path}: {_no_file(path, found)}")
@@ -129,6 +136,10 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
     stat, source = found.stat(), str(found)
 
     def frames(fps: float, note: list[str]) -> Iterator[Picture]:
+        side = SourceOptions().largest_side
+        if threads >= MANY and (spans := plan(found, fps, side)) is not None:
+            yield from decode(found, spans, side, threads - 1)  # whoever has the model takes a core, too
+            return
         ready = threading.Event()
         mailbox = Mailbox(AHEAD, policy="every", on_put=ready.set)
         try:
@@ -255,7 +266,8 @@ def index_video(
             restore(place, index, facts)
         else:
             facts = same
-        _read(place, index, facts, video, budget - used_bytes(folder, video.name), told)
+        with Writing(index) as writing:
+            _read(place, writing, facts, video, budget - used_bytes(folder, video.name), told)
         if not facts.tokens:
             index.remove()
             raise RecordingError(f"{video.source}: {facts.note or 'it holds no picture that can be decoded'}")
@@ -264,7 +276,9 @@ def index_video(
         index.close()
 
 
-def _read(place: Place, index: Index, facts: Facts, video: Video, budget: int, told: Callable[[Facts], None]) -> None:
+def _read(
+    place: Place, writing: Writing, facts: Facts, video: Video, budget: int, told: Callable[[Facts], None]
+) -> None:
     runner, slot, run, frames = place.runner, place.slot, place.run, place.runner.frames_per_step
     most = runner.backend.most_steps if place.alone else 1
     pages, kept, at, notes = runner.state.pages, facts.tokens, time.monotonic(), list[str]()
@@ -276,7 +290,7 @@ def _read(place: Place, index: Index, facts: Facts, video: Video, budget: int, t
         parts = run(lambda: {name: part.detach().cpu().clone() for name, part in runner.state.kept(slot).items()})
         bounds = [(a, min(a + PORTION, facts.tokens)) for a in range(kept, facts.tokens, PORTION)]
         rows = [run(partial(pages.rows, slot, *each)).cpu() for each in bounds]
-        index.write(facts, parts, torch.cat(rows) if rows else pages.rows(slot, 0, 0).cpu())
+        writing.write(facts, parts, torch.cat(rows) if rows else pages.rows(slot, 0, 0).cpu())
         kept, at = facts.tokens, time.monotonic()
 
     def see() -> None:

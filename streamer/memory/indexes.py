@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -148,6 +149,33 @@ class Index:
 
 def _damaged(facts: Facts) -> RecordingError:
     return RecordingError(f"the index {facts.name} is damaged: remove it, and index {facts.source} again")
+
+
+class Writing:
+    """Writes an index beside whoever reads its recording: one write after the other, of which one may be under way."""
+
+    def __init__(self, index: Index) -> None:
+        self._index, self._writer = index, ThreadPoolExecutor(1, "index")
+        self._last: Future[None] | None = None
+
+    def write(self, facts: Facts, parts: Snapshot, rows: torch.Tensor) -> None:
+        """As `Index.write`, of the facts as they are now, once the write before is done. Raises its OSError."""
+        self._wait()
+        self._last = self._writer.submit(self._index.write, replace(facts, steps=list(facts.steps)), parts, rows)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """All is written, or its OSError is raised where nothing else is."""
+        self._writer.shutdown()
+        if kind is None:
+            self._wait()
 
 
 def listed(folder: Path) -> list[tuple[Index, Facts]]:

@@ -72,15 +72,16 @@ def render(
     format: str | None = None,
     options: dict[str, str] | None = None,
     key: int = 10,
+    encoder: dict[str, str] | None = None,
 ) -> Path:
-    """Writes a clip; `times` gives each frame's presentation time in frames, `picture` its pixels."""
+    """Writes a clip; `times` gives each frame's presentation time in frames, `picture` its pixels, `encoder` the encoder's options."""
     with av.open(str(path), "w", format=format, options=options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = *size, pixel_format
         stream.codec_context.gop_size = key
         stream.codec_context.thread_count = 1
-        if codec == "libx264":
-            stream.options = {"preset": "ultrafast", "tune": "zerolatency"}
+        usual = {"preset": "ultrafast", "tune": "zerolatency"} if codec == "libx264" else {}
+        stream.options = encoder or usual
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
         for n in range(frames):

@@ -6,11 +6,12 @@ import errno
 import json
 import resource
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -32,7 +33,7 @@ from streamer.errors import AssistantError
 from streamer.indexing import Place, Recording, cited, file_video, index_video, load, settle, stream_video
 from streamer.memory import recording
 from streamer.memory.folder import Folder
-from streamer.memory.indexes import Facts, Index, RecordingError, forget, named
+from streamer.memory.indexes import Facts, Index, RecordingError, Writing, forget, named
 from streamer.memory.recording import Recordings
 from tests.memory.test_recording import record
 
@@ -325,6 +326,45 @@ def test_a_state_that_is_damaged_or_gone_is_said(runner: Runner, tmp_path: Path)
         with pytest.raises(RecordingError, match="the index a is damaged: remove it"):
             Recording(runner, index, facts)
         state.unlink(missing_ok=True)
+
+
+def test_what_is_written_beside_the_reading_is_as_it_was_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, go, under_way = Index(tmp_path / "a"), threading.Event(), list[int]()
+    index.open()
+    write = Index.write
+
+    def slow(self: Index, *given: Any) -> None:
+        under_way.append(1)
+        assert go.wait(60) and len(under_way) == 1, "two writes at once"
+        write(self, *given)
+        under_way.pop()
+
+    monkeypatch.setattr(Index, "write", slow)
+    facts = Facts("a", "a.mkv", 1, 1.0, "nano", "f", 2.0, tokens=2, steps=[(0, 0.5)])
+    rows = torch.arange(8.0).view(4, 2)
+    with Writing(index) as writing:
+        writing.write(facts, {"x": torch.zeros(1)}, rows[:2])
+        facts.tokens = 4
+        facts.steps.append((2, 1.5))
+        go.set()
+        writing.write(facts, {"x": torch.ones(1)}, rows[2:])
+    found = index.facts()
+    assert found == facts and index.parts(facts)["x"] == 1
+    assert torch.equal(torch.cat(list(index.rows(facts, (2,), torch.float32))), rows)
+    with pytest.raises(OSError, match="gone"), Writing(index) as writing:
+        monkeypatch.setattr(Index, "write", lambda *given: (_ for _ in ()).throw(OSError("gone")))
+        writing.write(facts, {}, rows[:0])
+    index.close()
+
+
+def test_a_video_is_the_same_in_however_many_threads_it_is_decoded(tmp_path: Path) -> None:
+    for name in ("a.mkv", "a.ts"):
+        path = film(tmp_path / name, 12)
+        one, many = (
+            list(file_video(tmp_path, str(path), threads=threads).frames(2.0, [])) for threads in (1, indexing.MANY)
+        )
+        assert [time for time, _ in one] == pytest.approx([time for time, _ in many]) and len(one) == 24
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(one, many, strict=True))
 
 
 def test_a_gpu_that_is_too_small_keeps_the_oldest_keys_in_the_hosts_memory(
