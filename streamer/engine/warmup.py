@@ -22,6 +22,8 @@ LONGEST = 2.0
 """Seconds on a CPU that a step may take to be tried, in proportion to the one before it: that is what larger ones cost there."""
 SHORT = 0.25
 """Seconds on a CPU up to which a first try tells little, whatever it finds ready."""
+DRAWN = Sampling(temperature=1.0, top_p=0.9, seed=0, top_k=20, presence_penalty=1.0)
+"""Tokens drawn by all that there is."""
 Told = Callable[[Decision[Frame], float, float], None]
 """Takes a step, and the seconds that it costs and takes."""
 
@@ -52,6 +54,11 @@ def warm_up(
         runner.open(slot, 720, 1280)
     for slot in range(stream_slots, stream_slots + answer_slots):
         runner.fork(0, slot)
+        if (
+            slot == stream_slots
+        ):  # what draws tokens is loaded onto a GPU when it is first used, which an answer would wait for
+            runner.prefill(slot, [min(runner.tokenizer.stops)], DRAWN)
+            runner.decode([slot], [min(runner.tokenizer.stops)], [DRAWN])
         runner.prefill(slot, [min(runner.tokenizer.stops)], Sampling())
     kinds = trials(runner, stream_slots, answer_slots, ahead)
     done, whole, told = 0, sum(map(len, kinds)), scheduler.measured

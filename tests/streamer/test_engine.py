@@ -14,6 +14,7 @@ import torch
 from capture import Frame
 from model import Sampling
 from model.serving.backends import Finite
+from model.serving.sampling import draw
 from model.serving.traced import TRACEABLE, TracedInfiniteVL
 from streamer.engine.pace import Turn
 from tests.adding_up import FOUND
@@ -128,6 +129,20 @@ def test_what_is_served_was_traced_in_the_warm_up(monkeypatch: pytest.MonkeyPatc
         bench.show(1, "left")
     assert made == set(steps.traces)
     assert {"encode", "ingest", "decode", "read"} <= {key[0] for key in made}
+
+
+def test_what_draws_tokens_is_used_before_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is loaded then; afterwards answers that are not drawn are the likeliest tokens again."""
+    drawn: list[Sampling] = []
+
+    def noting(logits: torch.Tensor, how: Sampling, *more: Any) -> int:
+        drawn.append(how)
+        return draw(logits, how, *more)
+
+    monkeypatch.setattr("model.serving.runner.draw", noting)
+    bench = Bench(answers=2)
+    assert any(how.temperature and how.top_k and how.top_p < 1 and how.presence_penalty for how in drawn)
+    assert set(bench.engine.runner.generators.values()) == {None}
 
 
 def held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
