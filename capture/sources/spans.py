@@ -44,19 +44,19 @@ Picture = tuple[float, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of a file that can be decoded alone: from the key frame at `seek`, in units of the stream's time.
+    """A part of a file that can be decoded alone: from the key frame that is shown at `key`, in units of the stream's time.
 
     `wanted` has the presentation times of the pictures that are, with their seconds since the file's first.
     """
 
-    seek: int
+    key: int
     wanted: dict[int, float]
 
 
 def plan(path: Path, fps: float, largest_side: int) -> list[Span] | None:
     """The parts that the pictures of a file lie in, chosen as a source with these options chooses them; None where a file isn't
     so well formed that its packets tell. It must then be read from its beginning. Raises OSError."""
-    packets: list[tuple[int, int, bool]] = []
+    packets: list[tuple[int, bool]] = []
     try:
         with av.open(f"file:{path}") as container:
             names, stream = set(container.format.name.split(",")), best_video(container, largest_side)
@@ -69,14 +69,11 @@ def plan(path: Path, fps: float, largest_side: int) -> list[Span] | None:
                     continue
                 if packet.pts is None or packet.is_discard or packet.is_corrupt:
                     return None
-                # MP4's index has the times of decoding, Matroska's those of showing.
-                seek = packet.dts if "mov" in names and packet.dts is not None else packet.pts
-                packets.append((packet.pts, seek, packet.is_keyframe))
+                packets.append((packet.pts, packet.is_keyframe))
     except (av.error.FFmpegError, SourceError):
         return None
-    shown = sorted(pts for pts, _, _ in packets)
-    keys = sorted((pts, seek) for pts, seek, key in packets if key)
-    if len(keys) < 2 or packets[0][:2] != keys[0][:2] or keys[0][0] != shown[0]:
+    shown, keys = sorted(pts for pts, _ in packets), sorted(pts for pts, key in packets if key)
+    if len(keys) < 2 or not packets[0][1] or not packets[0][0] == keys[0] == shown[0]:
         return None
     steps = [b - a for a, b in pairwise(shown)]
     if min(steps) <= 0 or max(steps) * base > LONGEST_STILL or (shown[-1] * base - begins) < whole - MISSING:
@@ -86,10 +83,10 @@ def plan(path: Path, fps: float, largest_side: int) -> list[Span] | None:
         time = float((pts - shown[0]) * base)
         if not selection.timely(time):
             continue
-        key, seek = keys[bisect_right(keys, (pts, float("inf"))) - 1]
+        key = keys[bisect_right(keys, pts) - 1]
         since = float((key - shown[0]) * base)
         if not spans or since >= until or (len(spans[-1].wanted) >= MOST and key != last):
-            spans.append(Span(seek, {}))
+            spans.append(Span(key, {}))
             until = since + LONGEST
         last = key
         spans[-1].wanted[pts] = time
@@ -143,7 +140,7 @@ def span_pictures(
     """The pictures of one part of a container, in order."""
     combed, aspect, last = interlaced(stream), stream.sample_aspect_ratio, max(span.wanted)
     sparing = spares(container, stream)
-    container.seek(span.seek, stream=stream)
+    container.seek(span.key, stream=stream)
     context.flush_buffers()
     for packet in container.demux(stream):
         if sparing:
