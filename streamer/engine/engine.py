@@ -406,11 +406,14 @@ class Engine:
         self._look_seconds += 0.1 * (look - self._look_seconds)
         self._began = began = time.monotonic()
         try:
-            end = self.executor.launch(looking.batch, looking.looked)
+            before = None if running is None else partial(self._end, running)
+            end = self.executor.launch(looking.batch, looking.looked, before)
             if self.runner.backend.deferred:
-                self._launch_seconds += 0.1 * (time.monotonic() - began - self._launch_seconds)
+                if self._running is running:  # else this one had to wait for its end
+                    self._launch_seconds += 0.1 * (time.monotonic() - began - self._launch_seconds)
+                if self._running is not None:
+                    self._end(self._running)
                 if running is not None:
-                    self._end(running)
                     self._began = began = time.monotonic()
                     self.scheduler.begun(looking.step)
                 cost = self.scheduler.frame_costs.estimate(len(looking.step.frames))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,7 +25,7 @@ from streamer.engine.shown import Recorded, Shown, part
 from streamer.engine.standing import Scene, Seen, Standing
 from streamer.engine.stream import Resumed, Stream, captured_wall, check
 from streamer.engine.thoughts import Thoughts
-from streamer.engine.underway import Batch, pictures
+from streamer.engine.underway import Batch, Looked, pictures
 
 log = logging.getLogger("streamer")
 NOT_READY = 0.01
@@ -191,14 +190,17 @@ class Executor:
                 self.lose(stream, frames, line(error))
         self.enter(batch)
 
-    def enter(self, batch: Batch, looked: Future[tuple[Encoded, float]] | None = None) -> None:
+    def enter(self, batch: Batch, looked: Looked | None = None) -> None:
         """Takes a step into the state; a stream that is not open, or was reset since its pictures were looked at, begins."""
         self.launch(batch, looked)()
 
-    def launch(self, batch: Batch, looked: Future[tuple[Encoded, float]] | None = None) -> Callable[[], None]:
+    def launch(
+        self, batch: Batch, looked: Looked | None = None, before: Callable[[], object] | None = None
+    ) -> Callable[[], None]:
         """As `enter`, but what is returned waits for the step's end.
 
         It is called before anything else is done to the model but to launch one more step, all of whose streams are open.
+        `before` ends the one that still runs, if there is: a step that can't begin behind it is tried again after that.
         """
         if not all(stream.opened for stream, _ in batch):
             batch, looked = [(stream, frames) for stream, frames in batch if self.open(stream, frames)], None
@@ -207,6 +209,9 @@ class Executor:
         try:
             told = self.step(batch, None if looked is None else looked.result()[0]) if batch else list
         except Exception as error:
+            if before is not None:
+                before()
+                return self.launch(batch, looked)
             finite, alone = self.each_alone(batch, error), True
             told = lambda: finite  # noqa: E731
 

@@ -14,6 +14,8 @@ from streamer.engine.decisions import FrameStep
 from streamer.engine.stream import Stream
 
 Batch = list[tuple[Stream, tuple[Frame, ...]]]
+Looked = Future[tuple[Encoded, float]]
+"""What was seen in the pictures of a step, and the seconds that this took."""
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Looking:
     batch: Batch
     submitted: float
     began: float
-    looked: Future[tuple[Encoded, float]]
+    looked: Looked
 
 
 @dataclass

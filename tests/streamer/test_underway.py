@@ -85,3 +85,33 @@ def test_what_is_asked_of_the_engine_waits_for_both_steps() -> None:
     bench.until(told.done)
     assert told.result() == (None, None)
     bench.until(lambda: bench.streams["left"].frames_seen == 8)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_step_that_can_not_begin_behind_another_begins_after_it(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures could not be looked at: they are again, once the step before has ended and whatever that has lost."""
+    plain, bench = Bench(), Bench(deferred=True)
+    for each in (plain, bench):
+        each.add("left")
+        each.show(0, "left")
+    runner, left, going = bench.engine.runner, bench.streams["left"], []
+    encode = runner.encode
+
+    def failing(*pictures: Any) -> object:
+        going.append(pictures)
+        if len(going) == 2:
+            raise RuntimeError("out of memory")
+        return encode(*pictures)
+
+    monkeypatch.setattr(runner, "encode", failing)
+    if lost:
+        runner.state.delta[:, left.slot] = float("nan")
+    for seed in (1, 2):
+        feed(bench, seed, "left")
+    bench.until(lambda: left.held == 0 and left.taken == 6)
+    for seed in (2,) if lost else (1, 2):
+        if lost:
+            plain.engine.executor.forget(plain.streams["left"])
+        plain.show(seed, "left")
+    assert (left.frames_seen, left.drops["failed"]) == ((4, 2) if lost else (6, 0))
+    assert len(bench.resets) == lost and same(state(bench, "left"), state(plain, "left"))
