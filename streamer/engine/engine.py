@@ -236,7 +236,8 @@ class Engine:
         looked = looking is not None and looking.looked.done()
         if looking is not None and (self._inbox or (looked and not deferred)):
             return self._take(looking)
-        self._take_calls(self._inbox)
+        if running is None and looking is None:  # what came just now waits for both, too
+            self._take_calls(self._inbox)
         if running is None and (chore := self._chores.next(now, 0.0)) is not None:
             return self._do(chore)
         for name, stream in self.executor.streams.items():
@@ -274,6 +275,8 @@ class Engine:
                 return 0.0
         if looking is not None and self.executor.shows(decision):
             self._take(looking)  # one picture is looked at at a time
+            if self._running is not None:
+                self._end(self._running)
         return self._timed(decision)
 
     def _check(self, now: float) -> None:
@@ -438,4 +441,7 @@ class Engine:
             self._began = None
         ended = time.monotonic()
         took = ended - self._answering - running.looking.began
-        return self._account(running.looking.step, ended - running.began, took)
+        self._account(running.looking.step, ended - running.began, took)
+        if self._looking is not None:
+            self.scheduler.begun(self._looking.step)
+        return 0.0

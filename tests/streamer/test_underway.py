@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 import torch
 
 from model.serving.backends import Finite
+from streamer.engine.standing import Standing
 
 from .fed import Bench
-from .test_engine import feed, same, state
+from .test_engine import feed, held, same, state
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +119,83 @@ def test_a_step_that_can_not_begin_behind_another_begins_after_it(lost: bool, mo
         plain.show(seed, "left")
     assert (left.frames_seen, left.drops["failed"]) == ((4, 2) if lost else (6, 0))
     assert len(bench.resets) == lost and same(state(bench, "left"), state(plain, "left"))
+
+
+class Late(deque[Any]):
+    """An inbox that something comes to just after somebody has looked whether it is empty."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self.call = call
+
+    def __bool__(self) -> bool:
+        if came := len(self) > 0:
+            return came
+        if self.call is not None:
+            self.append(self.call)
+            self.call = None
+        return False
+
+
+def test_what_is_asked_at_the_last_moment_waits_for_the_step_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.add("left")
+    bench.show(0, "left")
+    go, found = held(bench, monkeypatch), list[object]()
+    feed(bench, 1, "left")
+    bench.engine.turn()
+    assert bench.engine._looking is not None
+    bench.engine._inbox = Late(lambda: found.append(bench.engine._looking))
+    bench.engine.turn()
+    go.set()
+    bench.until(lambda: bool(found))
+    assert found == [None]
+
+
+class Onlooker:
+    def __init__(self) -> None:
+        self.told: Future[str] = Future()
+
+    def unchanged(self, seen: object) -> None:
+        self.told.set_result("unchanged")
+
+    def looked(self, seen: object, answer: object) -> None:
+        self.told.set_result("looked")
+
+    def failed(self, error: str) -> None:
+        self.told.set_result(error)
+
+
+def test_a_look_at_a_part_of_a_picture_waits_for_the_step_that_it_hurries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both look at pictures; what it asks of the model comes behind the step's end."""
+    bench = Bench(deferred=True)
+    bench.add("left")
+    bench.show(0, "left")
+    go, onlooker = held(bench, monkeypatch), Onlooker()
+    feed(bench, 1, "left")
+    bench.until(lambda: bench.engine._looking is not None)
+    tokens = bench.engine.runner.tokenizer.encode_question("Is it?")
+    bench.engine.executor.watch(Standing("w", "left", tokens, 60.0, None, onlooker, (0.0, 0.0, 0.5, 0.5)))
+    threading.Timer(0.1, go.set).start()
+    bench.until(onlooker.told.done)
+    assert onlooker.told.result() == "looked"
+
+
+def test_a_step_that_is_looked_at_is_not_forgotten_when_the_one_before_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers leave it the time that its deadline asks for."""
+    bench = Bench(deferred=True)
+    bench.add("left", policy="newest")
+    bench.show(0, "left")
+    go = held(bench, monkeypatch)
+    go.set()
+    feed(bench, 1, "left")
+    bench.until(lambda: bench.engine._running is not None)
+    go.clear()
+    feed(bench, 2, "left")
+    bench.until(lambda: bench.engine._looking is not None)
+    done = bench.engine.spare(lambda: (bench.engine._running, bench.engine.scheduler._begun), 0.0)
+    bench.until(done.done)
+    go.set()
+    running, begun = done.result()
+    assert running is None and begun < float("inf")
+    bench.until(lambda: bench.streams["left"].frames_seen == 6)
