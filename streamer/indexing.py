@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import av
-import numpy as np
 import torch
 
 from capture import Mailbox, SourceError, SourceOptions, State, open_source
 from capture.convert import Pictures
 from capture.gate import ROUNDING, Selection
 from capture.lifecycle import PLAYED
-from capture.sources.spans import decode, plan
+from capture.sources.spans import Picture, decode, plan
 from model import Runner, load_runner
 from model.checkpoint import locate, read_config
 from model.config import PRESETS
@@ -50,8 +49,6 @@ PLAYLISTS = frozenset({"hls", "dash", "concat", "imf"})
 """Formats that name other files, on this machine or elsewhere."""
 WORKING = 1.5
 """Of its keys' and values' bytes, what a recording takes while it is read: pages grow by copying a layer's."""
-Picture = tuple[float, np.ndarray]
-"""Seconds of the recording, and pixels uint8 [H, W, 3]."""
 
 
 class Runs(Protocol):
@@ -138,7 +135,10 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
     def frames(fps: float, note: list[str]) -> Iterator[Picture]:
         side = SourceOptions().largest_side
         if threads >= MANY and (spans := plan(found, fps, side)) is not None:
-            yield from decode(found, spans, side, threads - 1)  # whoever has the model takes a core, too
+            try:
+                yield from decode(found, spans, side, threads - 1)  # whoever has the model takes a core, too
+            except (SourceError, av.error.FFmpegError) as error:
+                raise RecordingError(f"{path}: {error}") from None
             return
         ready = threading.Event()
         mailbox = Mailbox(AHEAD, policy="every", on_put=ready.set)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice, pairwise
-from multiprocessing import get_context
+from itertools import pairwise
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import av
@@ -94,20 +96,84 @@ def plan(path: Path, fps: float, largest_side: int) -> list[Span] | None:
 
 
 def decode(path: Path, spans: Sequence[Span], largest_side: int, processes: int) -> Iterator[Picture]:
-    """The pictures of `plan`, in order, by so many processes; what is damaged is missing. Raises av.error.FFmpegError, OSError.
+    """The pictures of `plan`, in order, by so many processes; what is damaged is missing.
 
     Threads would each want the interpreter's lock for every picture, and whoever computes beside them would wait for it.
+    Raises SourceError, av.error.FFmpegError, OSError.
     """
-    tasks = iter(spans)
     # Nothing of this process may be forked: it may have a device, and threads that hold locks.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with, (os.getpid(),))
+    context, stat = get_context("spawn"), path.stat()
+    workers: list[tuple[BaseProcess, Connection]] = []
+    begun, found, busy = 0, dict[int, list[Picture]](), dict[Connection, int]()
     try:
-        waiting = deque(pool.submit(decoded, path, span, largest_side) for span in islice(tasks, processes + AHEAD))
-        while waiting:
-            yield from waiting.popleft().result()
-            waiting += [pool.submit(decoded, path, span, largest_side) for span in islice(tasks, 1)]
+        for _ in range(min(processes, len(spans))):
+            here, there = context.Pipe()
+            # Where only its process has it, what is received ends with that.
+            with there, uninterrupted():
+                worker = context.Process(
+                    target=work,
+                    args=(there, path, largest_side, (stat.st_dev, stat.st_ino), os.getpid()),
+                    daemon=True,
+                )
+                worker.start()
+                workers.append((worker, here))
+        for number in range(len(spans)):
+            while True:
+                for _, pipe in workers:
+                    if pipe not in busy and begun < min(len(spans), number + processes + AHEAD):
+                        pipe.send(spans[begun])
+                        busy[pipe], begun = begun, begun + 1
+                if number in found:
+                    break
+                for ready in wait(list(busy)):
+                    assert isinstance(ready, Connection)
+                    found[busy.pop(ready)] = received(ready)
+            yield from found.pop(number)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise SourceError("a process that decodes it was killed, for want of memory perhaps: try it again") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        for each, pipe in workers:
+            each.terminate()
+            pipe.close()
+        for each, _ in workers:
+            each.join()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Processes begun here never hear of a terminal's Ctrl-C, which is their parent's to heed."""
+    resource_tracker.ensure_running()  # which would let it through once it has begun its own
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def received(pipe: Connection) -> list[Picture]:
+    """What a process sends of a part of a file. Raises what was raised there; EOFError where it is gone."""
+    try:
+        told = pipe.recv()
+    except OSError:  # it was killed as it sent
+        raise EOFError from None
+    if isinstance(told, Exception):
+        raise told
+    pictures: list[Picture] = told
+    return pictures
+
+
+def work(pipe: Connection, path: Path, largest_side: int, file: tuple[int, int], parent: int) -> None:
+    """Decodes the parts of a file that come, until no more do."""
+    end_with(parent)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            span = pipe.recv()
+            told: list[Picture] | Exception
+            try:
+                told = decoded(path, largest_side, file, span)
+            except Exception as error:
+                told = error
+            pipe.send(told)
 
 
 def end_with(parent: int) -> None:
@@ -121,15 +187,19 @@ def end_with(parent: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-def decoded(path: Path, span: Span, largest_side: int) -> list[Picture]:
-    """The pictures of one part of a file; the file is left open for the next."""
-    return list(span_pictures(*opened(path, largest_side), span))
+def decoded(path: Path, largest_side: int, file: tuple[int, int], span: Span) -> list[Picture]:
+    """The pictures of one part of a file, by its device and number there; it is left open for the next. Raises SourceError."""
+    return list(span_pictures(*opened(path, largest_side, file), span))
 
 
 @lru_cache(1)
-def opened(path: Path, largest_side: int) -> tuple[InputContainer, VideoStream, VideoCodecContext, Pictures]:
+def opened(
+    path: Path, largest_side: int, file: tuple[int, int]
+) -> tuple[InputContainer, VideoStream, VideoCodecContext, Pictures]:
     """A file, its video, and what decodes it and makes pictures of it."""
-    container = av.open(f"file:{path}")
+    stat, container = path.stat(), av.open(f"file:{path}")
+    if (stat.st_dev, stat.st_ino) != file:
+        raise SourceError("it was replaced by another file while it was read: try it again")
     stream = best_video(container, largest_side)
     return container, stream, decoder(stream, 1), Pictures(largest_side)
 

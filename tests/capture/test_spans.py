@@ -9,14 +9,15 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from capture import State
-from capture.sources.spans import decode, plan
+from capture import SourceError, State
+from capture.sources.spans import decode, decoded, plan
 from tests.capture.lab import Watcher, render, wait_for
 
 SIDE = 160
@@ -108,6 +109,34 @@ def test_who_has_seen_enough_leaves_no_process(tmp_path: Path) -> None:
     pictures.close()  # type: ignore[attr-defined]
     # multiprocessing's own tracker of resources stays, for whoever comes next.
     wait_for(lambda: len(children() - before) <= 1)
+
+
+def test_who_is_interrupted_and_who_is_killed(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of a terminal, and is for the one that was begun there; for want of memory any is killed."""
+    path = clip(tmp_path)
+    spans = plan(path, 25.0, SIDE)
+    assert spans is not None
+    for what, message in ((signal.SIGINT, None), (signal.SIGKILL, "was killed")):
+        pictures = decode(path, spans, SIDE, 1)
+        next(pictures)
+        for each in active_children():
+            assert each.pid is not None
+            os.kill(each.pid, what)
+        if message is None:
+            assert len(list(pictures)) == FRAMES - 1
+        else:
+            with pytest.raises(SourceError, match=message):
+                list(pictures)
+
+
+def test_another_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    path = clip(tmp_path)
+    spans, stat = plan(path, 25.0, SIDE), path.stat()
+    assert spans is not None
+    path.rename(tmp_path / "other.mp4")
+    clip(tmp_path)
+    with pytest.raises(SourceError, match="replaced"):
+        decoded(path, SIDE, (stat.st_dev, stat.st_ino), spans[0])
 
 
 KILLED = """

@@ -8,6 +8,7 @@ import resource
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from capture import Frame, Mailbox, SourceStatus, State
+from capture import Frame, Mailbox, SourceError, SourceStatus, State
 from capture.convert import Pictures
 from capture.lifecycle import PLAYED
 from capture.sources.demo import CLIP
@@ -426,3 +427,18 @@ def test_moments_are_those_that_were_attended_most() -> None:
     spans = cited(facts, attention, RetrievalPolicy())
     assert spans == [(3.5, 5.5), (7.5, 8.5)]
     assert cited(facts, torch.zeros(0), RetrievalPolicy()) == []
+
+
+@pytest.mark.parametrize("fault", [SourceError("it was replaced"), av.error.InvalidDataError(1, "invalid data")])
+def test_what_ends_decoding_at_several_places_is_said(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*given: object) -> Iterator[object]:
+        raise fault
+        yield
+
+    monkeypatch.setattr(indexing, "plan", lambda *given: [])
+    monkeypatch.setattr(indexing, "decode", failing)
+    video = file_video(tmp_path / "state", str(film(tmp_path / "a.mkv", 1)), threads=indexing.MANY)
+    with pytest.raises(RecordingError, match=r"a\.mkv: .*(replaced|invalid)"):
+        list(video.frames(2.0, []))
