@@ -33,6 +33,8 @@ LONGEST = 4.0
 """Seconds of video that are decoded in one go, where key frames are that near."""
 MOST = 32
 """Pictures that are decoded in one go, where key frames are that near."""
+MOST_HELD = 4 * MOST
+"""Pictures of one go that are held at most: a file whose key frames are farther apart is read from its beginning."""
 AHEAD = 2
 """Parts more than there are processes that may be ready or under way."""
 MISSING = 1.0
@@ -66,10 +68,13 @@ def plan(path: Path, fps: float, largest_side: int) -> list[Span] | None:
             begins = (container.start_time or 0) / av.time_base
             if not names & TIMED or base is None:
                 return None
+            h264, header = stream.codec_context.name == "h264", stream.codec_context.extradata
             for packet in container.demux(stream):
                 if packet.size == 0:
                     continue
                 if packet.pts is None or packet.is_discard or packet.is_corrupt:
+                    return None
+                if packet.is_keyframe and h264 and not opens(bytes(packet), header):
                     return None
                 packets.append((packet.pts, packet.is_keyframe))
     except (av.error.FFmpegError, SourceError):
@@ -92,7 +97,47 @@ def plan(path: Path, fps: float, largest_side: int) -> list[Span] | None:
             until = since + LONGEST
         last = key
         spans[-1].wanted[pts] = time
+        if len(spans[-1].wanted) > MOST_HELD:
+            return None
     return spans
+
+
+def opens(packet: bytes, header: bytes | None) -> bool:
+    """Whether a decoder of H.264 that begins with this packet has its picture and all after it whole.
+
+    That is so of an IDR picture, and where a recovery point says that nothing before it is needed (ISO 14496-10, D.2.8): pictures
+    may as well be renewed bit by bit, in many. `header` is the stream's extradata, by which its units are told apart.
+    """
+    for unit in units(packet, header):
+        kind, at = unit[0] & 0x1F, 1
+        if kind == 5:
+            return True
+        if kind != 6:
+            continue
+        unit = unit.replace(b"\0\0\3", b"\0\0")
+        while at + 2 < len(unit):
+            told = [0, 0]  # the message's kind and its size
+            for i in range(2):
+                while at < len(unit) and unit[at] == 255:
+                    told[i], at = told[i] + 255, at + 1
+                told[i], at = told[i] + (unit[at] if at < len(unit) else 0), at + 1
+            if told[0] == 6 and at < len(unit):
+                return unit[at] >= 0x80
+            at += told[1]
+    return False
+
+
+def units(packet: bytes, header: bytes | None) -> Iterator[bytes]:
+    """The units of a packet of H.264 that aren't empty, as MP4 or as Annex B keeps them."""
+    if not header or header[0] != 1 or len(header) < 5:
+        yield from filter(None, packet.split(b"\0\0\1")[1:])
+        return
+    at, size = 0, (header[4] & 3) + 1
+    while at + size < len(packet):
+        length = int.from_bytes(packet[at : at + size], "big")
+        if length:
+            yield packet[at + size : at + size + length]
+        at += size + length
 
 
 def decode(path: Path, spans: Sequence[Span], largest_side: int, processes: int) -> Iterator[Picture]:

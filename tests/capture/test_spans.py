@@ -71,6 +71,7 @@ UNFIT: dict[str, Callable[[Path], Path]] = {
     "one key frame": lambda folder: clip(folder, key=1_000),
     "torn": lambda folder: torn(clip(folder, options={"movflags": "+faststart"})),
     "no video": lambda folder: Path(__file__),
+    "pictures renewed bit by bit": lambda folder: clip(folder, encoder={"x264-params": "intra-refresh=1:bframes=0"}),
     "slides": lambda folder: clip(folder, times=lambda n: n if n < 100 else 25 * 700 * n),
 }
 
@@ -78,6 +79,12 @@ UNFIT: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("kind", UNFIT)
 def test_files_that_must_be_read_from_their_beginning(kind: str, tmp_path: Path) -> None:
     assert plan(UNFIT[kind](tmp_path), 2.0, SIDE) is None
+
+
+def test_a_file_of_few_key_frames_is_not_held_whole(tmp_path: Path) -> None:
+    path = clip(tmp_path, key=140)
+    assert plan(path, 25.0, SIDE) is None
+    assert [len(span.wanted) for span in plan(path, 2.0, SIDE) or []] == [12, 1]
 
 
 def test_what_is_damaged_is_missing(tmp_path: Path) -> None:
