@@ -58,7 +58,7 @@ class Selection:
             self.thinned += 1
             return False
         period = 1 / self.fps
-        self.due = (self.due if time < self.due + period else time) + period
+        self.due = (self.due if time < self.due + period - ROUNDING else time) + period
         return True
 
     def early(self, time: float) -> bool:

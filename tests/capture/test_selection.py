@@ -54,3 +54,12 @@ def test_slow_change_adds_up() -> None:
     selection = Selection(change=4.0, floor=0.001)
     taken = [selection.telling(n / 25, thumbnail(picture(level=90 + n // 5))) for n in range(100)]
     assert 4 <= sum(taken) <= 6
+
+
+def test_times_that_are_rounded_otherwise_choose_the_same() -> None:
+    """One who adds up what passed and one who counts from the beginning: a frame comes when the one that was left out was due."""
+    chosen = []
+    for off in (0.0, -1e-9, 1e-9):
+        selection = Selection(fps=2)
+        chosen.append([selection.timely(time + off * (time > 0)) for time in (0.0, 1.0, 1.2, 1.5)])
+    assert chosen == [[True, True, False, True]] * 3
