@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from model import Runner, Sampling
 from model.config import AttentionPolicy
+from model.families.infinitevl import InfiniteVL
 from model.serving.traced import DECODE_BATCH, TRACEABLE, TracedInfiniteVL
 from model.state import StreamState
 from model.tokenizer import Tokenizer
@@ -163,17 +165,28 @@ def test_a_trace_that_fails_is_made_the_next_time(monkeypatch: pytest.MonkeyPatc
     assert len(traced.traces) == 1
 
 
+def show(
+    model: InfiniteVL,
+    traced: TracedInfiniteVL,
+    grids: Sequence[tuple[int, int]],
+    oracle: StreamState,
+    state: StreamState,
+) -> None:
+    """A step of each grid, in a slot of its own: by the model into `oracle`, by its twin's traces into `state`."""
+    for slot, grid in enumerate(grids):
+        patches = Stream(model.config, grid, [0.0], seed=slot).frames
+        for each in (state, oracle):
+            model.open(each, index(slot))
+        traced.ingest(traced.encode(patches, grid), grid, times(1.0), state, index(slot))
+        model.see(patches, grid, times(1.0), oracle, index(slot))
+
+
 @torch.inference_mode()
 def test_grids_beyond_the_most_traces_are_served_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.serving.traced.MOST_TRACES", 3)
     model, traced = build(CONFIG), TracedInfiniteVL(build(CONFIG))
     state, oracle = StreamState.allocate(CONFIG, 3), StreamState.allocate(CONFIG, 3)
-    for slot, grid in enumerate([(4, 6), (6, 4), (2, 8)]):
-        patches = Stream(CONFIG, grid, [0.0], seed=slot).frames
-        for each in (state, oracle):
-            model.open(each, index(slot))
-        traced.ingest(traced.encode(patches, grid), grid, times(1.0), state, index(slot))
-        model.see(patches, grid, times(1.0), oracle, index(slot))
+    show(model, traced, [(4, 6), (6, 4), (2, 8)], oracle, state)
     assert_the_same(state, oracle)
     assert len(traced.traces) == 3
 
@@ -184,12 +197,7 @@ def test_frames_of_a_model_of_slow_steps_are_never_traced() -> None:
     config = replace(CONFIG, frames_per_second=2.0)
     model, traced = build(config), TracedInfiniteVL(build(config))
     state, oracle = StreamState.allocate(config, 2), StreamState.allocate(config, 2)
-    for slot, grid in enumerate(GRIDS):
-        patches = Stream(config, grid, [0.0], seed=slot).frames
-        for each in (state, oracle):
-            model.open(each, index(slot))
-        traced.ingest(traced.encode(patches, grid), grid, times(1.0), state, index(slot))
-        model.see(patches, grid, times(1.0), oracle, index(slot))
+    show(model, traced, GRIDS, oracle, state)
     assert_the_same(state, oracle)
     assert not traced.traces
     for count in (1, 16):
