@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
-import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,8 +36,6 @@ AHEAD = 2
 """Parts more than there are processes that may be ready or under way."""
 MISSING = 1.0
 """Seconds that may be missing at the end of a file before it counts as truncated."""
-PATIENCE = 0.5
-"""Seconds between two looks at whether the process that wants the pictures is still there."""
 
 Picture = tuple[float, np.ndarray]
 """Seconds since the file's first picture, and pixels uint8 [H, W, 3] RGB."""
@@ -157,7 +152,7 @@ def decode(path: Path, spans: Sequence[Span], largest_side: int, processes: int)
             with there, uninterrupted():
                 worker = context.Process(
                     target=work,
-                    args=(there, path, largest_side, (stat.st_dev, stat.st_ino), os.getpid()),
+                    args=(there, path, largest_side, (stat.st_dev, stat.st_ino)),
                     daemon=True,
                 )
                 worker.start()
@@ -207,9 +202,8 @@ def received(pipe: Connection) -> list[Picture]:
     return pictures
 
 
-def work(pipe: Connection, path: Path, largest_side: int, file: tuple[int, int], parent: int) -> None:
-    """Decodes the parts of a file that come, until no more do."""
-    end_with(parent)
+def work(pipe: Connection, path: Path, largest_side: int, file: tuple[int, int]) -> None:
+    """Decodes the parts of a file that come, until no more do: the pipe is closed where the other process has ended, however."""
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             span = pipe.recv()
@@ -219,17 +213,6 @@ def work(pipe: Connection, path: Path, largest_side: int, file: tuple[int, int],
             except Exception as error:
                 told = error
             pipe.send(told)
-
-
-def end_with(parent: int) -> None:
-    """Ends this process where its parent has, however that came about."""
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(PATIENCE)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()
 
 
 def decoded(path: Path, largest_side: int, file: tuple[int, int], span: Span) -> list[Picture]:
