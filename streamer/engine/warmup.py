@@ -50,16 +50,16 @@ def warm_up(
     `ahead` says that pictures will be looked at on a thread of their own. `progress` is told the steps tried, of all; what
     it raises ends the warm-up.
     """
+    stop = min(runner.tokenizer.stops)
     for slot in range(stream_slots):
         runner.open(slot, 720, 1280)
     for slot in range(stream_slots, stream_slots + answer_slots):
         runner.fork(0, slot)
-        if (
-            slot == stream_slots
-        ):  # what draws tokens is loaded onto a GPU when it is first used, which an answer would wait for
-            runner.prefill(slot, [min(runner.tokenizer.stops)], DRAWN)
-            runner.decode([slot], [min(runner.tokenizer.stops)], [DRAWN])
-        runner.prefill(slot, [min(runner.tokenizer.stops)], Sampling())
+        if slot == stream_slots:
+            # What draws tokens is loaded onto a GPU when it is first used, which an answer would wait for.
+            runner.prefill(slot, [stop], DRAWN)
+            runner.decode([slot], [stop], [DRAWN])
+        runner.prefill(slot, [stop], Sampling())
     kinds = trials(runner, stream_slots, answer_slots, ahead)
     done, whole, told = 0, sum(map(len, kinds)), scheduler.measured
     for kind in kinds:
