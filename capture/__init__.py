@@ -1,5 +1,6 @@
 """The world as frames: sources, their lifecycle and the hand-over of the newest frame."""
 
+from capture.drain import drained
 from capture.frame import Frame
 from capture.lifecycle import Patience, State
 from capture.mailbox import Mailbox
@@ -24,6 +25,7 @@ __all__ = [
     "SourceOptions",
     "SourceStatus",
     "State",
+    "drained",
     "list_cameras",
     "open_source",
     "redact",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Protocol, TypeVar
 import av
 import torch
 
-from capture import Mailbox, SourceError, SourceOptions, State, open_source
+from capture import SourceError, SourceOptions, drained, open_source
 from capture.convert import Pictures
 from capture.gate import ROUNDING, Selection
 from capture.lifecycle import PLAYED
@@ -113,23 +112,23 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
     With many a file that is fit for it is decoded at several places at once, in processes: the threads of one decoder wait for
     each other.
     """
-    found = Path(path).expanduser().resolve()
+    found, shown = Path(path).expanduser().resolve(), name or path  # what came over the wire is known by its name
     if not found.is_file():
-        raise RecordingError(f"{path}: {_no_file(path, found)}")
+        raise RecordingError(f"{shown}: {_no_file(path, found)}")
     try:
         with found.open("rb"):
             pass
     except OSError as error:
-        raise RecordingError(f"{path}: it can't be read ({error.strerror}): look at its permissions") from None
+        raise RecordingError(f"{shown}: it can't be read ({error.strerror}): look at its permissions") from None
     try:
         with av.open(f"file:{found}") as container:
             if PLAYLISTS & set(container.format.name.split(",")):
-                raise RecordingError(f"{path}: it is a playlist: name the videos themselves")
+                raise RecordingError(f"{shown}: it is a playlist: name the videos themselves")
             if not container.streams.video:
-                raise RecordingError(f"{path}: it has no video: name a file that has")
+                raise RecordingError(f"{shown}: it has no video: name a file that has")
             seconds = (container.duration or 0) / av.time_base
     except av.error.FFmpegError:
-        raise RecordingError(f"{path}: it is no video that can be decoded") from None
+        raise RecordingError(f"{shown}: it is no video that can be decoded") from None
     stat, source = found.stat(), str(found)
 
     def frames(fps: float, note: list[str]) -> Iterator[Picture]:
@@ -138,30 +137,16 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
             try:
                 yield from decode(found, spans, side, threads - 1)  # whoever has the model takes a core, too
             except (SourceError, av.error.FFmpegError) as error:
-                raise RecordingError(f"{path}: {error}") from None
+                raise RecordingError(f"{shown}: {error}") from None
             return
-        ready = threading.Event()
-        mailbox = Mailbox(AHEAD, policy="every", on_put=ready.set)
         try:
             opened = open_source(source, SourceOptions(realtime=False, fps=fps, threads=threads))
         except SourceError as error:
             raise RecordingError(str(error)) from None
-        opened.start(mailbox, lambda status: ready.set())
-        try:
-            while True:
-                ready.clear()
-                ended = opened.status.state == State.ENDED  # asked first: until it has, more may come at any moment
-                if taken := mailbox.take(1):
-                    yield taken[0].time, taken[0].pixels
-                elif ended:
-                    break
-                else:
-                    ready.wait(1.0)
-            if opened.status.reason != PLAYED:
-                note.append(opened.status.reason.removeprefix(f"{opened.name}: "))
-        finally:
-            mailbox.close()
-            opened.stop()
+        for frame in drained(opened, AHEAD):
+            yield frame.time, frame.pixels
+        if opened.status.reason != PLAYED:
+            note.append(opened.status.reason.removeprefix(f"{opened.name}: "))
 
     name = name or free_name(folder, found.stem, source)
     return Video(name, source, stat.st_size, stat.st_mtime, seconds, None, frames)

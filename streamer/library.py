@@ -140,26 +140,21 @@ class Library:
 
     async def read_file(self, path: Path | str, fps: float = 2.0, name: str | None = None) -> str:
         """Begins to read a video file in the background; its recording's name. Raises AssistantError as `read`."""
-        shown = None if name is None else (str(path), name)  # what came over the wire is known by its name
-        return await self._read_video(partial(file_video, self.folder, str(path), name), fps, shown)
+        return await self._read_video(partial(file_video, self.folder, str(path), name), fps)
 
     async def read_stream(self, stream: str, since: float, until: float, fps: float = 2.0) -> str:
         """Begins to read what was recorded of a stream from `since` to `until` (Unix seconds). Raises AssistantError as `read`."""
         return await self._read_video(partial(stream_video, self.folder, stream, since, until), fps)
 
-    async def _read_video(self, find: Callable[[], Video], fps: float, shown: tuple[str, str] | None = None) -> str:
-        """`shown` is a path, and what stands for it in what is told.
-
-        Raises AssistantError: bad_option, bad_recording, no_storage, no_memory, no_retrieval.
-        """
+    async def _read_video(self, find: Callable[[], Video], fps: float) -> str:
+        """Raises AssistantError: bad_option, bad_recording, no_storage, no_memory, no_retrieval."""
         if not 0 < fps <= 1_000:
             raise AssistantError("bad_option", f"fps {fps:g} must be more than 0 and at most 1000.", "fps")
         runner = await self._shelf.runner()
         try:
             video = await asyncio.to_thread(find)
         except (RecordingError, OSError) as error:
-            said = line(error) if shown is None else line(error).replace(*shown)
-            raise AssistantError("bad_recording", f"{said}.") from None
+            raise AssistantError("bad_recording", f"{line(error)}.") from None
         try:
             if told := await asyncio.to_thread(check_room, runner, self.folder, video, fps, self.budget):
                 log.warning("recording %s", told)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from capture import Mailbox, SourceOptions, State, open_source
+from capture import SourceOptions, drained, open_source
 from model.evaluation.report import grid, kinds, told, total
 from model.evaluation.run import SEED, papers
 from model.evaluation.score import MEMORY, NOW, Marks, ask, draw
@@ -94,15 +94,8 @@ def encode(path: Path, pictures: np.ndarray) -> None:
 
 def decoded(path: Path) -> list[np.ndarray]:
     """Every frame as the daemon's source hands it over."""
-    mailbox, found = Mailbox(8, policy="every"), []
     source = open_source(str(path), SourceOptions(realtime=False))
-    source.start(mailbox, lambda status: None)
-    while source.status.state != State.ENDED or mailbox.newest is not None:  # in this order: more may come in between
-        found += [frame.pixels for frame in mailbox.take(1)]
-        if mailbox.newest is None:
-            time.sleep(0.001)
-    source.stop()
-    return found
+    return [frame.pixels for frame in drained(source, 8)]
 
 
 def answers(runner: Runner, pictures: Sequence[np.ndarray], questions: Sequence[str]) -> list[str]:
