@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from capture import SourceOptions, open_source
 from capture.gate import Selection, difference, thumbnail
+from capture.sources.base import SourceShell
 
 
 def picture(square: int = 0, level: int = 90) -> np.ndarray:
@@ -63,3 +65,14 @@ def test_times_that_are_rounded_otherwise_choose_the_same() -> None:
         selection = Selection(fps=2)
         chosen.append([selection.timely(time + off * (time > 0)) for time in (0.0, 1.0, 1.2, 1.5)])
     assert chosen == [[True, True, False, True]] * 3
+
+
+def test_sources_that_are_watched_have_phases_of_their_own() -> None:
+    """One that is read has none, so that it shows the same each time."""
+
+    def phase(realtime: bool) -> float:
+        source = open_source("demo:", SourceOptions(change=4.0, realtime=realtime))
+        assert isinstance(source, SourceShell)
+        return source.selection.phase
+
+    assert phase(True) != phase(True) and phase(False) == 0.0
