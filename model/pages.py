@@ -128,9 +128,12 @@ class Pages:
         self.tables[target], self.lengths[target] = table, length
 
     def rows(self, slot: int, start: int, stop: int) -> Tensor:
-        """Tokens `start` to `stop` as they are kept outside, [tokens, layers, 2 (keys, values), groups, head]: a copy."""
-        where = self.tokens(slot, start, stop)
-        pairs = [torch.stack([self.taken(layer, x, where, None) for x in (0, 1)]) for layer in self.layers]
+        """Tokens `start` to `stop` as they are kept outside, [tokens, layers, 2 (keys, values), groups, head]: a copy.
+
+        Nobody waits for a device where all of the slot's pages are in the pool.
+        """
+        where, away = self.tokens(slot, start, stop), self.away(slot)
+        pairs = [torch.stack([self.taken(layer, x, where, None, away) for x in (0, 1)]) for layer in self.layers]
         return torch.stack(pairs).permute(3, 0, 1, 2, 4).contiguous()
 
     def extend(self, slot: int, rows: Tensor) -> None:
@@ -273,18 +276,21 @@ class Pages:
         frames = self.table(slot)[1]
         return placed(frames, torch.arange(start, stop, device=frames.device), self.size)
 
-    def taken(self, layer: int, kind: int, where: Tensor, group: int | None) -> Tensor:
+    def away(self, slot: int) -> bool:
+        """Whether some of a slot's pages are in the host's memory."""
+        return any(self.frames[page] < 0 for page in self.tables[slot])
+
+    def taken(self, layer: int, kind: int, where: Tensor, group: int | None, away: bool = True) -> Tensor:
         """Keys (`kind` 0) or values (1) of a layer, on the pool's device, at `where`: tokens [groups, n, head], of a `group` blocks
-        [n, block, head]."""
+        [n, block, head]; `away` says whether some may be in the host's memory."""
         held, host = (self.keys, self.values)[kind][layer], self.host[layer][kind]
         if group is None:
             held, host = held.flatten(1, 2), host.flatten(1, 2)
         else:
             held, host = held[group : group + 1], host[group : group + 1]
-        away = where < 0
         found = held[:, where.clamp(min=0)]
-        if bool(away.any()):
-            found[:, away] = host[:, (-1 - where[away]).cpu()].to(found.device)
+        if away and bool((there := where < 0).any()):
+            found[:, there] = host[:, (-1 - where[there]).cpu()].to(found.device)
         return found if group is None else found[0]
 
 
@@ -346,7 +352,7 @@ class Extension:
         self.spans = max(0, self.ended - self.parts + 1)
         """How many are complete with the call's tokens."""
         self.table = placed(self.frames, self._range(0, -(-stop // policy.block_size)), BLOCKS).int()
-        self.away = any(pages.frames[page] < 0 for page in pages.tables[slot])
+        self.away = pages.away(slot)
         """Whether some of the blocks are in the host's memory."""
 
     def _range(self, start: int, stop: int) -> Tensor:

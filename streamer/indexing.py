@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import av
 import torch
@@ -17,7 +17,7 @@ from capture import SourceError, SourceOptions, drained, open_source
 from capture.convert import Pictures
 from capture.gate import ROUNDING, Selection
 from capture.lifecycle import PLAYED
-from capture.sources.spans import Picture, decode, plan
+from capture.sources.spans import LONGEST, Picture, decode, decoders, plan
 from model import Runner, load_runner
 from model.checkpoint import locate, read_config
 from model.config import PRESETS
@@ -29,12 +29,10 @@ from streamer.config import Config
 from streamer.errors import AssistantError
 from streamer.memory.ahead import ahead
 from streamer.memory.footage import decoded, picture, pieces
-from streamer.memory.indexes import PORTION, Facts, Index, RecordingError, Writing, free_name, used_bytes
+from streamer.memory.indexes import Facts, Index, RecordingError, Writing, free_name, used_bytes
 from streamer.memory.recording import KIND, Segment, find_segments
+from streamer.reading import Place, Reading
 
-T = TypeVar("T")
-KEEP_SECONDS, KEEP_TOKENS = 30.0, 32_768
-"""How often an index that is being made is kept, so that it can be gone on with."""
 LONGEST_QUESTION = 1_024
 MANY = 4
 """Threads from which on decoding at several places is faster."""
@@ -48,28 +46,6 @@ PLAYLISTS = frozenset({"hls", "dash", "concat", "imf"})
 """Formats that name other files, on this machine or elsewhere."""
 WORKING = 1.5
 """Of its keys' and values' bytes, what a recording takes while it is read: pages grow by copying a layer's."""
-
-
-class Runs(Protocol):
-    """Runs what is to be done on the device, a little at a time, and waits for it."""
-
-    def __call__(self, do: Callable[[], T], /) -> T: ...
-
-
-def at_once(do: Callable[[], T]) -> T:
-    """Where nobody else wants the device."""
-    return do()
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a recording is read into: a slot of a runner whose attention retrieves, and who runs what is done there."""
-
-    runner: Runner
-    slot: int = 0
-    run: Runs = at_once
-    alone: bool = False
-    """Whether nobody else waits for the device: then as many steps are read at once as it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +109,15 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
 
     def frames(fps: float, note: list[str]) -> Iterator[Picture]:
         side = SourceOptions().largest_side
-        if threads >= MANY and (spans := plan(found, fps, side)) is not None:
-            try:
-                yield from decode(found, spans, side, threads - 1)  # whoever has the model takes a core, too
-            except (SourceError, av.error.FFmpegError) as error:
-                raise RecordingError(f"{shown}: {error}") from None
-            return
+        if threads >= MANY and seconds > LONGEST:
+            # Whoever has the model takes a core, too.
+            with decoders(found, side, min(threads - 1, math.ceil(seconds / LONGEST))) as processes:
+                if (spans := plan(found, fps, side)) is not None:
+                    try:
+                        yield from decode(processes, spans)
+                    except (SourceError, av.error.FFmpegError) as error:
+                        raise RecordingError(f"{shown}: {error}") from None
+                    return
         try:
             opened = open_source(source, SourceOptions(realtime=False, fps=fps, threads=threads))
         except SourceError as error:
@@ -264,61 +243,29 @@ def index_video(
 def _read(
     place: Place, writing: Writing, facts: Facts, video: Video, budget: int, told: Callable[[Facts], None]
 ) -> None:
-    runner, slot, run, frames = place.runner, place.slot, place.run, place.runner.frames_per_step
-    most = runner.backend.most_steps if place.alone else 1
-    pages, kept, at, notes = runner.state.pages, facts.tokens, time.monotonic(), list[str]()
+    runner, pages, notes = place.runner, place.runner.state.pages, list[str]()
     assert pages is not None
-    waiting: list[Picture] = []
-
-    def keep() -> None:
-        nonlocal kept, at
-        parts = run(lambda: {name: part.detach().cpu().clone() for name, part in runner.state.kept(slot).items()})
-        bounds = [(a, min(a + PORTION, facts.tokens)) for a in range(kept, facts.tokens, PORTION)]
-        rows = [run(partial(pages.rows, slot, *each)).cpu() for each in bounds]
-        writing.write(facts, parts, torch.cat(rows) if rows else pages.rows(slot, 0, 0).cpu())
-        kept, at = facts.tokens, time.monotonic()
-
-    def see() -> None:
-        steps = [waiting[i : i + frames] for i in range(0, len(waiting), frames)]
-        times = [[time for time, _ in step] for step in steps]
-        if not facts.steps:
-            runner.open(slot, *waiting[0][1].shape[:2])
-            facts.grid = runner.grids[slot]
-        first = pages.lengths[slot]
-        shown = [[pixels for _, pixels in step] for step in steps]
-        fine = runner.see([slot] * len(steps), shown, [runner.moment(each) for each in times])
-        last, each = times[-1][-1], (pages.lengths[slot] - first) // len(steps)
-        if not all(fine):
-            raise RecordingError(f"the model's state is no longer finite at {last:.1f} s: choose dtype float32")
-        facts.steps += [(first + i * each, step[-1]) for i, step in enumerate(times)]
-        facts.tokens, facts.frames, facts.seconds = pages.lengths[slot], facts.frames + len(waiting), last
-        waiting.clear()
-        told(facts)
-
+    reading = Reading(place, writing, facts, told)
     room = min(expected_tokens(runner, video.seconds, facts.fps), budget // pages.token_bytes) - facts.tokens
-    run(lambda: pages.make_room(max(0, room)))
+    place.run(lambda: pages.make_room(max(0, room)))
     skip = facts.seconds + ROUNDING if facts.steps else -1.0
     try:
-        for moment, pixels in video.frames(facts.fps, notes):
-            if moment <= skip:
+        for picture in video.frames(facts.fps, notes):
+            if picture[0] <= skip:
                 continue
-            waiting.append((moment, pixels))
-            if len(waiting) < frames * most:
-                continue
-            run(see)
-            if facts.tokens * pages.token_bytes > budget:
+            reading.take(picture)
+            if not reading.waiting and reading.tokens * pages.token_bytes > budget:
+                reading.settle()
                 notes.append(f"storage.indexes is full after {facts.seconds:.0f} s: remove a recording, or raise it")
                 break
-            if time.monotonic() - at > KEEP_SECONDS or facts.tokens - kept > KEEP_TOKENS:
-                keep()
         else:
-            if waiting:
-                run(see)
+            reading.see()
     except FullError as error:
         notes.append(str(error))
+    reading.settle()
     facts.note, facts.complete = "; ".join(notes), True
     if facts.tokens:
-        keep()
+        reading.keep()
 
 
 class Recording:

@@ -22,9 +22,10 @@ from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
 from streamer.errors import AssistantError
 from streamer.fields import NAME
-from streamer.indexing import Place, Video, check_room, file_video, index_video, stream_video
+from streamer.indexing import Video, check_room, file_video, index_video, stream_video
 from streamer.memory.folder import PRIVATE
 from streamer.memory.indexes import FACTS, KIND, Facts, Index, RecordingError, free_name, listed
+from streamer.reading import Place
 from streamer.shelf import READING, Asked, Cited, Shelf, line
 from streamer.watches.links import Links
 

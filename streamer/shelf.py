@@ -21,9 +21,10 @@ from streamer.config import Config
 from streamer.engine.answer import Answer
 from streamer.engine.engine import Engine
 from streamer.errors import AssistantError
-from streamer.indexing import Place, check_model, cited, policy_of, restore, settle
+from streamer.indexing import check_model, cited, policy_of, restore, settle
 from streamer.memory.indexes import KIND, PORTION, Facts, Index, RecordingError
 from streamer.memory.moments import written
+from streamer.reading import Place
 
 T = TypeVar("T")
 HELD = 3

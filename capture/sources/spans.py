@@ -135,18 +135,18 @@ def units(packet: bytes, header: bytes | None) -> Iterator[bytes]:
         at += size + length
 
 
-def decode(path: Path, spans: Sequence[Span], largest_side: int, processes: int) -> Iterator[Picture]:
-    """The pictures of `plan`, in order, by so many processes; what is damaged is missing.
+@contextmanager
+def decoders(path: Path, largest_side: int, count: int) -> Iterator[list[Connection]]:
+    """So many processes that decode parts of a file, by the pipes to them; they begin while their parts are still looked for.
 
     Threads would each want the interpreter's lock for every picture, and whoever computes beside them would wait for it.
-    Raises SourceError, av.error.FFmpegError, OSError.
+    Raises OSError.
     """
     # Nothing of this process may be forked: it may have a device, and threads that hold locks.
     context, stat = get_context("spawn"), path.stat()
     workers: list[tuple[BaseProcess, Connection]] = []
-    begun, found, busy = 0, dict[int, list[Picture]](), dict[Connection, int]()
     try:
-        for _ in range(min(processes, len(spans))):
+        for _ in range(count):
             here, there = context.Pipe()
             # Where only its process has it, what is received ends with that.
             with there, uninterrupted():
@@ -157,10 +157,26 @@ def decode(path: Path, spans: Sequence[Span], largest_side: int, processes: int)
                 )
                 worker.start()
                 workers.append((worker, here))
+        yield [pipe for _, pipe in workers]
+    finally:
+        for each, pipe in workers:
+            each.terminate()
+            pipe.close()
+        for each, _ in workers:
+            each.join()
+
+
+def decode(pipes: Sequence[Connection], spans: Sequence[Span]) -> Iterator[Picture]:
+    """The pictures of `plan`, in order, by the processes of `decoders`; what is damaged is missing.
+
+    Raises SourceError, av.error.FFmpegError, OSError.
+    """
+    begun, found, busy = 0, dict[int, list[Picture]](), dict[Connection, int]()
+    try:
         for number in range(len(spans)):
             while True:
-                for _, pipe in workers:
-                    if pipe not in busy and begun < min(len(spans), number + processes + AHEAD):
+                for pipe in pipes:
+                    if pipe not in busy and begun < min(len(spans), number + len(pipes) + AHEAD):
                         pipe.send(spans[begun])
                         busy[pipe], begun = begun, begun + 1
                 if number in found:
@@ -171,12 +187,6 @@ def decode(path: Path, spans: Sequence[Span], largest_side: int, processes: int)
             yield from found.pop(number)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise SourceError("a process that decodes it was killed, for want of memory perhaps: try it again") from None
-    finally:
-        for each, pipe in workers:
-            each.terminate()
-            pipe.close()
-        for each, _ in workers:
-            each.join()
 
 
 @contextmanager

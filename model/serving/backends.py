@@ -40,7 +40,7 @@ class Backend(Protocol):
     most_steps: int
     """Steps of one slot that `ingest` takes at once, where that is named so often in a row; elsewhere 1."""
     deferred: bool
-    """Whether `ingest` only begins a step, which runs beside the host from then on."""
+    """Whether steps of streams, and what is asked of them, are begun behind the step that runs."""
 
     @property
     def made(self) -> int:

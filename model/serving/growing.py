@@ -15,12 +15,12 @@ from model.pages import Extension, OneToken
 from model.policy import RetrievalPolicy
 from model.preprocess import arrange, fit_all
 from model.serving.backends import Eager, Encoding, Finite, Grid, Pictures
-from model.serving.cuda_graphs import Step
+from model.serving.cuda_graphs import Step, to_be_told
 from model.serving.fused import FastInfiniteVL
 from model.state import StreamState
 
-TOGETHER = 4_096
-"""Tokens of one slot's steps that are taken at once: enough to fill a card."""
+TOGETHER = 8_192
+"""Tokens of one slot's steps that are taken at once: for the host to begin them takes less than for a card to end them."""
 FEWEST_BLOCKS = 512
 """That a graph of one token serves; the next serves four times as many."""
 
@@ -57,9 +57,9 @@ class Growing(Eager):
         """That slot, and the pages' version then."""
         self.memory = torch.cuda.graph_pool_handle() if self.graphed else None
 
-    def index(self, slots: Sequence[int]) -> Tensor:
-        """`slots` on the device, without waiting for it."""
-        told, device = torch.tensor(slots), self.state.length.device
+    def index(self, slots: Sequence[float], dtype: torch.dtype = torch.int64) -> Tensor:
+        """`slots`, or other numbers, on the device, without waiting for it."""
+        told, device = torch.tensor(slots, dtype=dtype), self.state.length.device
         return told.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else told
 
     def encode(self, pictures: Pictures, grid: Grid) -> Tensor:
@@ -87,11 +87,10 @@ class Growing(Eager):
         for slot, same in groupby(range(len(slots)), lambda row: slots[row]):
             rows = list(same)
             x = encoding[rows[0] : rows[-1] + 1]
-            times = torch.tensor([seconds[row] for row in rows], dtype=torch.float64, device=x.device)
+            times = self.index([seconds[row] for row in rows], torch.float64)
             with self.extending(slot, x.shape[:2].numel()) as index:
                 self.steps.ingest_steps(x, grid, times, self.state, index)
-        finite: list[bool] = self.state.finite(self.index(slots)).tolist()
-        return lambda: finite
+        return to_be_told(self.state.finite(self.index(slots)))
 
     def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """See `Backend.read`."""
@@ -114,7 +113,7 @@ class Growing(Eager):
         pages.busy.clear()
         pages.reserve(slot, 1)
         if self.shown != (slot, pages.version):
-            if any(pages.frames[page] < 0 for page in pages.tables[slot]):
+            if pages.away(slot):
                 return None
             table = pages.table(slot)
             self.tables[:, : table.shape[1]] = table

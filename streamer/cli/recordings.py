@@ -121,7 +121,8 @@ def _index(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace, runner: Runner, folder: Path, config: Config, video: Video) -> None:
     """Reads one into its index, and tells of it. Raises RecordingError, OSError."""
-    from streamer.indexing import Place, index_video
+    from streamer.indexing import index_video
+    from streamer.reading import Place
 
     _announce(options, runner, folder, config, video)
     began = time.monotonic()

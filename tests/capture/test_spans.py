@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 from multiprocessing import active_children
@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from capture import SourceError, State
-from capture.sources.spans import decode, decoded, plan
+from capture.sources import spans as sources
+from capture.sources.spans import Picture, Span, decoded, decoders, plan
 from tests.capture.lab import Watcher, render, wait_for
 
 SIDE = 160
@@ -37,6 +38,11 @@ CLIPS: dict[str, dict[str, Any]] = {
 
 def clip(folder: Path, name: str = "clip.mp4", **how: Any) -> Path:
     return render(folder / name, FRAMES, **{"key": 25, **how})
+
+
+def decode(path: Path, spans: Sequence[Span], side: int, count: int) -> Iterator[Picture]:
+    with decoders(path, side, count) as processes:
+        yield from sources.decode(processes, spans)
 
 
 def sequential(path: Path, fps: float) -> list[tuple[float, np.ndarray]]:
@@ -149,15 +155,15 @@ def test_another_file_in_its_place_is_refused(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from capture.sources.spans import decode, plan
+from capture.sources.spans import decode, decoders, plan
 
 def main():
     path = Path(sys.argv[1])
-    pictures = decode(path, plan(path, 25.0, 160), 160, 2)
-    next(pictures)
-    for each in Path("/proc/self/task").glob("*/children"):
-        print(*each.read_text().split(), flush=True)
-    os.kill(os.getpid(), 9)
+    with decoders(path, 160, 2) as processes:
+        next(decode(processes, plan(path, 25.0, 160)))
+        for each in Path("/proc/self/task").glob("*/children"):
+            print(*each.read_text().split(), flush=True)
+        os.kill(os.getpid(), 9)
 
 if __name__ == "__main__":
     main()

@@ -21,8 +21,9 @@ from av.packet import Packet
 
 from capture.sources.demo import CLIP
 from streamer.config import parse_config
-from streamer.indexing import Place, Recording, file_video, index_video, load
+from streamer.indexing import Recording, file_video, index_video, load
 from streamer.memory.indexes import Facts, Index
+from streamer.reading import Place
 
 
 def looped(path: Path, seconds: float) -> Path:

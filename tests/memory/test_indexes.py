@@ -8,7 +8,7 @@ import resource
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,15 +27,16 @@ from model import Runner
 from model.policy import RetrievalPolicy
 from model.serving.capacity import Capacity
 from model.serving.runner import NANO
-from streamer import indexing, loading
+from streamer import indexing, loading, reading
 from streamer.cli.main import main
 from streamer.config import parse_config
 from streamer.errors import AssistantError
-from streamer.indexing import Place, Recording, cited, file_video, index_video, load, settle, stream_video
+from streamer.indexing import Recording, cited, file_video, index_video, load, settle, stream_video
 from streamer.memory import recording
 from streamer.memory.folder import Folder
 from streamer.memory.indexes import Facts, Index, RecordingError, Writing, forget, named
 from streamer.memory.recording import Recordings
+from streamer.reading import Place
 from tests.memory.test_recording import record
 
 QUESTION = "Which number was shown?"
@@ -122,15 +123,17 @@ def test_a_name_that_was_taken_meanwhile_is_left_alone(runner: Runner, tmp_path:
     assert found is not None and found[1].source == str(path)
 
 
+@pytest.mark.parametrize("alone", [False, True])
 def test_an_index_that_was_broken_off_is_gone_on_with(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
     """What was kept is not read again, and the whole is as if nothing had happened."""
     path = film(tmp_path / "a.mkv")
     whole = indexed(runner, tmp_path / "one", path)
     assert runner.state.pages is not None
     expected = runner.state.pages.rows(0, 0, whole.tokens)
-    monkeypatch.setattr(indexing, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(reading, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(runner.backend, "most_steps", 1)
 
     def stop(facts: Facts) -> None:
         if len(facts.steps) == 4:
@@ -138,12 +141,12 @@ def test_an_index_that_was_broken_off_is_gone_on_with(
 
     video = file_video(tmp_path / "two", str(path))
     with pytest.raises(KeyboardInterrupt):
-        index_video(Place(runner), tmp_path / "two", video, 2.0, PLENTY, stop)
+        index_video(Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, stop)
     found = named(tmp_path / "two", "a")
     assert found is not None and len(found[1].steps) == 3 and not found[1].complete
     seen: list[int] = []
     resumed = index_video(
-        Place(runner), tmp_path / "two", video, 2.0, PLENTY, lambda facts: seen.append(len(facts.steps))
+        Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, lambda facts: seen.append(len(facts.steps))
     )
     assert seen == [4, 5, 6, 7, 8]
     assert (resumed.tokens, resumed.steps) == (whole.tokens, whole.steps)
@@ -158,15 +161,16 @@ def test_steps_that_are_read_together_are_as_one_by_one(
 ) -> None:
     """Where nobody else waits for the device, and the last step has one picture."""
     path = film(tmp_path / "a.mkv", 9, 1)
-    whole, see, taken = indexed(runner, tmp_path / "one", path), runner.see, list[int]()
+    whole, launch, taken = indexed(runner, tmp_path / "one", path), runner.launch, list[int]()
     assert runner.state.pages is not None
     expected = runner.state.pages.rows(0, 0, whole.tokens)
 
-    def each(slots: list[int], frames: list[list[np.ndarray]], seconds: list[float]) -> list[bool]:
+    def each(slots: list[int], frames: list[list[np.ndarray]], seconds: list[float]) -> Callable[[], list[bool]]:
         taken.append(len(slots))
-        return [see([slot], [few], [moment])[0] for slot, few, moment in zip(slots, frames, seconds, strict=True)]
+        fine = [launch([slot], [few], [moment])()[0] for slot, few, moment in zip(slots, frames, seconds, strict=True)]
+        return lambda: fine
 
-    monkeypatch.setattr(runner, "see", each)
+    monkeypatch.setattr(runner, "launch", each)
     monkeypatch.setattr(runner.backend, "most_steps", 3)
     video = file_video(tmp_path / "two", str(path), threads=2)
     found = index_video(Place(runner, alone=True), tmp_path / "two", video, 2.0, PLENTY, quiet)
@@ -175,16 +179,50 @@ def test_steps_that_are_read_together_are_as_one_by_one(
     assert torch.equal(runner.state.pages.rows(0, 0, found.tokens), expected)
 
 
-def test_a_history_that_may_not_become_longer_ends_its_index(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("alone", "expected"), [(True, "bbebebeb ee"), (False, "be be be be be")])
+def test_the_next_steps_begin_before_those_before_have_ended(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool, expected: str
 ) -> None:
-    """In its last step, which has one picture."""
+    """Where nobody else waits for the device; and no step is counted, or kept, before its end."""
+    path = film(tmp_path / "a.mkv", 9, 1)
+    whole, launch, order = indexed(runner, tmp_path / "one", path), runner.launch, list[str]()
+    wanted = runner.state.pages.rows(0, 0, whole.tokens) if runner.state.pages else None
+
+    def begin(*given: Any) -> Callable[[], list[bool]]:
+        order.append("b")
+        ended = launch(*given)
+        return lambda: order.append("e") or ended()
+
+    def told(facts: Facts) -> None:
+        assert len(facts.steps) == order.count("e")
+
+    monkeypatch.setattr(reading, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "launch", begin)
+    monkeypatch.setattr(runner.backend, "most_steps", 1)
+    video = file_video(tmp_path / "two", str(path))
+    found = index_video(Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, told)
+    assert "".join(order) == expected.replace(" ", "")
+    assert (found.tokens, found.steps, found.frames) == (whole.tokens, whole.steps, whole.frames)
+    index, facts = named(tmp_path / "two", "a") or pytest.fail("it is not there")
+    pages = runner.state.pages
+    assert pages is not None and wanted is not None
+    shape = (len(pages.layers), 2, pages.groups, pages.head)
+    assert torch.equal(torch.cat(list(index.rows(facts, shape, runner.state.dtype))), wanted)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_history_that_may_not_become_longer_ends_its_index(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """In its last step, which has one picture; those before it are counted, whether they had ended or not."""
     path = film(tmp_path / "a.mkv", 9, 1)
     whole = indexed(runner, tmp_path / "one", path)
     pages = runner.state.pages
     assert pages is not None
     monkeypatch.setattr(pages, "policy", replace(pages.policy, context=whole.tokens - 1))
-    found = indexed(runner, tmp_path / "two", path)
+    monkeypatch.setattr(runner.backend, "most_steps", 1)
+    video = file_video(tmp_path / "two", str(path))
+    found = index_video(Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, quiet)
     assert found.complete and found.steps == whole.steps[:-1]
     assert "has no room for" in found.note
 
@@ -279,7 +317,7 @@ def test_a_disk_that_fills_keeps_what_was_kept(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(indexing, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(reading, "KEEP_SECONDS", 0.0)
     write, kept = Index.write, list[int]()
 
     def full(self: Index, facts: Facts, parts: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
@@ -439,6 +477,6 @@ def test_what_ends_decoding_at_several_places_is_said(
 
     monkeypatch.setattr(indexing, "plan", lambda *given: [])
     monkeypatch.setattr(indexing, "decode", failing)
-    video = file_video(tmp_path / "state", str(film(tmp_path / "a.mkv", 1)), threads=indexing.MANY)
+    video = file_video(tmp_path / "state", str(film(tmp_path / "a.mkv")), threads=indexing.MANY)
     with pytest.raises(RecordingError, match=r"a\.mkv: .*(replaced|invalid)"):
         list(video.frames(2.0, []))

@@ -1,6 +1,6 @@
 """How fast a long recording is read and asked at 4B sizes on a GPU: InfiniteVL-Offline, Base, and a transformer of those sizes.
 
-`python -m tests.model.offline_speed [--lengths 65536 131072 262144] [--piece 4096]`; random weights, decoder only, bf16. The floor is the
+`python -m tests.model.offline_speed [--lengths 65536 131072 262144] [--piece 8192]`; random weights, decoder only, bf16. The floor is the
 products alone of the same run.
 """
 
@@ -126,7 +126,7 @@ def transformer(lengths: list[int], piece: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[65_536, 131_072, 262_144])
-    parser.add_argument("--piece", type=int, default=4_096)
+    parser.add_argument("--piece", type=int, default=8_192)
     parser.add_argument("--only", choices=["offline", "base", "transformer"])
     options = parser.parse_args()
     lengths, piece = options.lengths, options.piece

@@ -25,6 +25,7 @@ from model.state import StreamState
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 if torch.cuda.is_available():
+    from model.ops.kernels import retrieval
     from model.ops.kernels.retrieval import choose, retrieve
     from model.ops.kernels.retrieval_token import Past, retrieve_token
     from model.ops.kernels.span_scores import score
@@ -150,6 +151,49 @@ def test_scores_at_full_length(n: int) -> None:
             assert ratio(found, wanted) <= 1e-4
             least = wanted.topk(64, -1).values[:, -1:]
             assert ((found >= least * 0.999).sum(-1) >= 64).all()
+
+
+def best_by_sorting(shares: Tensor, first: int, policy: RetrievalPolicy) -> list[list[list[int]]]:
+    """By group and query the blocks that `choose` is to find, from shares [groups, n, spans a block, blocks] that any others follow."""
+    index = torch.arange(first, first + shares.shape[1], device="cuda")
+    ended = (index - policy.kernel_size) // policy.kernel_stride + 1
+    flat = shares.transpose(-1, -2).flatten(-2)
+    flat = flat.masked_fill(torch.arange(flat.shape[-1], device="cuda") >= ended[:, None], -1.0)
+    before = policy.kernel_size // policy.kernel_stride - 1
+    best = F.pad(flat, (before, 0), value=-1.0).unfold(-1, before + policy.ratio, policy.ratio).amax(-1)
+    number = torch.arange(best.shape[-1], device="cuda")
+    eligible = (number >= policy.init_blocks) & (number * policy.block_size <= index[:, None] - policy.window_size)
+    order = best.masked_fill(~eligible, -2.0).sort(dim=-1, descending=True, stable=True).indices[..., : policy.topk]
+    return [
+        [
+            sorted([*range(policy.init_blocks), *(each for each in row.tolist() if eligible[i, each])])
+            for i, row in enumerate(rows)
+        ]
+        for rows in order
+    ]
+
+
+@pytest.mark.parametrize("kind", ["any", "ties", "all alike"])
+@pytest.mark.parametrize(("length", "n"), [(2_300, 40), (6_000, 40), (70_000, 24), (262_144, 8), (900_000, 3)])
+def test_the_choice_is_that_of_sorting(length: int, n: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among few blocks and many, of which a program looks at some at a time."""
+    policy, first = RetrievalPolicy(), length - n
+    blocks = -(-length // policy.block_size)
+    shares = torch.rand(2, n, 2, 16 * (blocks // 16 + 1), generator=torch.Generator().manual_seed(3)).cuda() ** 20
+    shares = {"any": shares, "ties": (8 * shares).floor(), "all alike": torch.zeros_like(shares)}[kind]
+    wanted = best_by_sorting(shares, first, policy)
+    monkeypatch.setattr(retrieval, "score", lambda *given: shares)
+    table = torch.randperm(blocks, generator=torch.Generator().manual_seed(4)).int().cuda()
+    nothing = torch.zeros(2, 0, 32, 128, device="cuda")
+    held = Held(nothing, nothing, table, nothing)
+    chosen, places, counts = choose(torch.zeros(n, 16, 128, device="cuda"), first, held, policy)
+    found = [
+        [row[:count].tolist() for row, count in zip(*each, strict=True)] for each in zip(chosen, counts, strict=True)
+    ]
+    assert found == wanted
+    for group in range(2):
+        for row, place in zip(found[group], places[group], strict=True):
+            assert place[: len(row)].tolist() == table[row].tolist()
 
 
 def test_ties_go_to_the_earlier_block() -> None:

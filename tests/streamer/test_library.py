@@ -16,9 +16,10 @@ import pytest
 from capture.sources.demo import CLIP
 from streamer.client import Client, ClientError
 from streamer.config import parse_config
-from streamer.indexing import Place, file_video, index_video, load
+from streamer.indexing import file_video, index_video, load
 from streamer.library import Library
 from streamer.memory.indexes import Facts
+from streamer.reading import Place
 from tests.memory.test_indexes import film
 from tests.streamer.serving import Daemon, Served, wait_for
 

@@ -14,13 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.kernels.attention import EVER, LOG2E, attend_tile
-from model.ops.kernels.span_scores import Held, ended_spans, load_queries, score
+from model.ops.kernels.span_scores import COUNTED, Held, ended_spans, load_queries, score
 from model.policy import RetrievalPolicy
 
-SHARES = 1 << 29
-"""Bytes of the scores that are kept at once: a long call is taken in pieces of queries."""
+SHARES = 1 << 30
+"""Bytes of the scores that are kept at once, and of what is likely among them: a long call is taken in pieces of queries."""
 MOST = 4_096
 """Queries of such a piece."""
+TILE = 512
+"""Blocks that a program of one warp looks at at once, then of those that it kept, as swept on an H200 at 65,536 to 850,000 tokens."""
 
 
 class Cut(NamedTuple):
@@ -36,81 +38,136 @@ NEAR, FAR = (Cut(64, 8, 2), Cut(32, 4, 2)), (Cut(32, 1, 3), Cut(32, 4, 2))
 
 
 @triton.jit
-def best_blocks(best, eligible, TOP: tl.constexpr, SEGMENTS: tl.constexpr, BLOCKS: tl.constexpr):
-    """Which of the `eligible` have the TOP best scores, of equal ones the earlier; scores below 0 are all the same.
+def block_keys(
+    row, number, blocks, room, ended,
+    INIT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, RATIO: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Of each block the largest share that a span which touches it has, as a number in the same order; below 0 where it can't be chosen.
 
-    Bits of floats that are not negative stand in the order of their values, so that the least key among the best is found by
-    halving, without sorting. Each of SEGMENTS (TOP or more, all of one size) has a best: all of these are at least the worst of them.
+    Bits of floats that are not negative stand in the order of their values; all that is below 0 is 0. Where WHOLE every span has
+    ended, and every block can be chosen.
     """
+    best = tl.full(number.shape, -1.0, tl.float32)
+    before: tl.constexpr = KERNEL // STRIDE - 1
+    for touching in tl.static_range(RATIO + before):
+        at = number + (touching - before) // RATIO
+        place = row + (touching - before) % RATIO * room + at
+        if WHOLE:
+            best = tl.maximum(best, tl.load(place))
+        else:
+            # A span's share is read, whatever it is, before it is asked whether it counts: so a thread reads several at once.
+            share = tl.load(place, mask=(at >= 0) & (at < room), other=-1.0)
+            best = tl.maximum(best, tl.where((at >= 0) & (number * RATIO + (touching - before) < ended), share, -1.0))
     key = tl.where(best >= 0, best.to(tl.int32, bitcast=True) + 1, 0)
-    key = tl.where(eligible, key, -1)
-    crests = tl.max(tl.reshape(key, (BLOCKS // SEGMENTS, SEGMENTS)), 0)
-    low, high = tl.maximum(tl.min(crests, 0), 0), tl.maximum(tl.max(crests, 0), 0) + 1
+    if not WHOLE:
+        key = tl.where((number >= INIT) & (number < blocks), key, -1)
+    return key
+
+
+@triton.jit
+def bound(crests, SEGMENTS: tl.constexpr, TILE: tl.constexpr):
+    """What as many keys as there are SEGMENTS are at least, of which each has one of these, the best at their places of a tile."""
+    best = tl.max(tl.reshape(crests, (TILE // SEGMENTS, SEGMENTS)), 0)
+    return tl.maximum(tl.min(best, 0), 0)
+
+
+@triton.jit
+def sift(
+    row, keys, numbers, tile, crests, low, found, blocks, room, ended,
+    INIT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, RATIO: tl.constexpr, WHOLE: tl.constexpr,
+    SEGMENTS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Keeps of a tile of blocks those that may be among the best."""
+    number = tile * TILE + tl.arange(0, TILE)
+    key = block_keys(row, number, blocks, room, ended, INIT, KERNEL, STRIDE, RATIO, WHOLE)
+    crests = tl.maximum(crests, key)
+    if tile & (tile - 1) == 0:  # the later, the less a tile raises it
+        low = bound(crests, SEGMENTS, TILE)
+    kept = key >= low
+    count = tl.cumsum(kept.to(tl.int32), 0)
+    tl.store(keys + found + count - 1, key, mask=kept)
+    tl.store(numbers + found + count - 1, number, mask=kept)
+    return crests, low, found + tl.max(count, 0)
+
+
+@triton.jit
+def at_least(keys, held, found, bound, HELD: tl.constexpr):
+    """How many of the `found` keys, of which the first are `held`, are `bound` or more."""
+    total = (held >= bound).to(tl.int32)
+    for tile in range(1, tl.cdiv(found, HELD)):
+        at = tile * HELD + tl.arange(0, HELD)
+        total += (tl.load(keys + at, mask=at < found, other=-1) >= bound).to(tl.int32)
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=COUNTED)
+def choose_kernel(
+    shares, table, likely, chosen, places, counts, first, n, room, window,
+    SIZE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, INIT: tl.constexpr, TOP: tl.constexpr,
+    SEGMENTS: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """The numbers of the blocks that a query sees beside the last tokens, in their order, where they lie, and how many they are.
+
+    Blocks pass once, a tile at a time, and few are kept in `likely`: SEGMENTS, TOP or more, have each a best so far, and what is
+    less than all of these is not among the TOP best. Of equal ones the earlier are taken.
+    """
+    step, group = tl.program_id(0), tl.program_id(1)
+    index, own = first + step, (group * n + step).to(tl.int64)
+    ratio: tl.constexpr = SIZE // STRIDE
+    blocks = tl.maximum(index - window + SIZE, 0) // SIZE
+    ended = ended_spans(index, KERNEL, STRIDE)
+    row, keys = shares + own * (ratio * room), likely + own * (2 * room)
+    numbers = keys + room
+    crests, low, found = tl.full((TILE,), -1, tl.int32), 0, 0
+    tiles, early = tl.cdiv(blocks, TILE), tl.cdiv(INIT + 1, TILE)
+    whole = tl.maximum(tl.minimum(blocks, ended // ratio) // TILE, early)
+    for tile in range(0, tl.minimum(early, tiles)):
+        crests, low, found = sift(
+            row, keys, numbers, tile, crests, low, found, blocks, room, ended,
+            INIT, KERNEL, STRIDE, ratio, False, SEGMENTS, TILE,
+        )  # fmt: skip
+    for tile in range(early, whole):
+        crests, low, found = sift(
+            row, keys, numbers, tile, crests, low, found, blocks, room, ended,
+            INIT, KERNEL, STRIDE, ratio, True, SEGMENTS, TILE,
+        )  # fmt: skip
+    for tile in range(whole, tiles):
+        crests, low, found = sift(
+            row, keys, numbers, tile, crests, low, found, blocks, room, ended,
+            INIT, KERNEL, STRIDE, ratio, False, SEGMENTS, TILE,
+        )  # fmt: skip
+    low, high = bound(crests, SEGMENTS, TILE), tl.maximum(tl.max(crests, 0), 0) + 1
+    tl.debug_barrier()  # what other warps kept is read by all of them
+    entry = tl.arange(0, HELD)
+    held = tl.load(keys + entry, mask=entry < found, other=-1)
+    # The least key among the TOP best, found by halving, without sorting.
     while high - low > 1:
         middle = low + (high - low) // 2
-        found = tl.sum((key >= middle).to(tl.int32), 0)
-        low = tl.where(found >= TOP, middle, low)
-        high = tl.where(found == TOP, middle + 1, tl.where(found > TOP, high, middle))
-    seen, equal = key >= low, key == low
-    spare = tl.sum(seen.to(tl.int32), 0) - TOP
-    if spare > 0:
-        room = tl.sum(equal.to(tl.int32), 0) - spare
-        seen = (key > low) | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
-    return eligible & seen
-
-
-@triton.jit
-def places_of(seen, MOST: tl.constexpr, BLOCKS: tl.constexpr):
-    """Of each that is `seen`, at most MOST, how many are before it; where a byte holds that, counted in four quarters at once."""
-    if MOST <= 255:
-        quarter = tl.arange(0, 4)[:, None]
-        packed = tl.sum(tl.reshape(seen.to(tl.int32), (4, BLOCKS // 4)) << (8 * quarter), 0)
-        total = tl.sum(packed, 0)
-        before = tl.where(quarter > 0, total & 255, 0)
-        before += tl.where(quarter > 1, (total >> 8) & 255, 0) + tl.where(quarter > 2, (total >> 16) & 255, 0)
-        inside = (tl.cumsum(packed, 0)[None, :] >> (8 * quarter)) & 255
-        place = tl.reshape(before + inside - 1, (BLOCKS,))
-    else:
-        place = tl.cumsum(seen.to(tl.int32), 0) - 1
-    return place
-
-
-@triton.jit
-def choose_kernel(
-    shares, table, chosen, places, counts, first, n, width, window,
-    SIZE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, INIT: tl.constexpr, TOP: tl.constexpr,
-    SEGMENTS: tl.constexpr, MOST: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """The numbers of the blocks that a query sees beside the last tokens, in their order, where they lie, and how many they are."""
-    step, group = tl.program_id(0), tl.program_id(1)
-    index = first + step
-    number = tl.arange(0, BLOCKS)
-    eligible = (number >= INIT) & (number * SIZE <= index - window)
-    ended = ended_spans(index, KERNEL, STRIDE)
-    ratio: tl.constexpr = SIZE // STRIDE
-    row = shares + (group * n + step).to(tl.int64) * (ratio * width)
-    best = tl.full((BLOCKS,), -1.0, tl.float32)
-    before: tl.constexpr = KERNEL // STRIDE - 1
-    # A span's share is read, whatever it is, before it is asked whether it counts: so a thread reads several at once.
-    for touching in tl.static_range(ratio + before):
-        ahead = (touching - before) // ratio
-        at = number + ahead
-        there = at < width if ahead >= 0 else (at >= 0) & (at < width)
-        share = tl.load(row + (touching - before) % ratio * width + at, mask=there, other=-1.0)
-        best = tl.maximum(best, tl.where(there & (number * ratio + (touching - before) < ended), share, -1.0))
-    seen = best_blocks(best, eligible, TOP, SEGMENTS, BLOCKS)
-    seen = seen | ((number < INIT) & (number * SIZE <= index))
-    own, count = group * n + step, tl.sum(seen.to(tl.int32), 0)
-    to = own.to(tl.int64) * (INIT + TOP)
-    tl.store(chosen + to + places_of(seen, INIT + TOP, BLOCKS), number, mask=seen)
-    tl.store(counts + own, count)
-    tl.debug_barrier()  # what other warps chose is looked up by all of them
+        more = at_least(keys, held, found, middle, HELD)
+        low = tl.where(more >= TOP, middle, low)
+        high = tl.where(more == TOP, middle + 1, tl.where(more > TOP, high, middle))
+    spare = TOP - at_least(keys, held, found, low + 1, HELD)  # for those that are equal to it
+    to = own * (INIT + TOP)
     entry = tl.arange(0, MOST)
+    count = tl.minimum(INIT, index // SIZE + 1)
+    tl.store(chosen + to + entry, entry, mask=entry < count)
+    equal_before = 0
+    for tile in range(tl.cdiv(found, HELD)):
+        at = tile * HELD + tl.arange(0, HELD)
+        key = tl.load(keys + at, mask=at < found, other=-1)
+        equal = (key == low).to(tl.int32)
+        equals = equal_before + tl.cumsum(equal, 0)
+        seen = (key > low) | ((equal > 0) & (equals <= spare))
+        place = count + tl.cumsum(seen.to(tl.int32), 0)
+        tl.store(chosen + to + place - 1, tl.load(numbers + at, mask=seen, other=0), mask=seen)
+        equal_before, count = tl.max(equals, 0), tl.max(place, 0)
+    tl.store(counts + own, count)
+    tl.debug_barrier()
     picked = tl.load(chosen + to + entry, mask=entry < count, other=0)
     tl.store(places + to + entry, tl.load(table + picked, mask=entry < count, other=0), mask=entry < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 def near_kernel(
     q, keys, values, table, out, tops, norms, first, n, stride, group_stride, window, scale,
     GROUP: tl.constexpr, HEAD: tl.constexpr, SIZE: tl.constexpr,
@@ -157,7 +214,7 @@ def near_kernel(
     tl.store(out + to[:, None] * HEAD + d, acc.to(out.dtype.element_ty), mask=real[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 def far_kernel(
     q, keys, values, chosen, places, counts, near, tops, norms, out, first, n, stride, group_stride, window, scale,
     GROUP: tl.constexpr, HEAD: tl.constexpr, SIZE: tl.constexpr, MOST: tl.constexpr,
@@ -204,11 +261,13 @@ def retrieve(q: Tensor, first: int, held: Held, policy: RetrievalPolicy) -> Tens
     """
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
     start, stop = first, first + len(q)
-    most = max(16, min(MOST, SHARES // (4 * held.keys.shape[0] * max(1, held.pooled.shape[1:3].numel()))))
+    each = 4 * held.keys.shape[0] * (policy.ratio + 2) * max(1, held.pooled.shape[2])
+    most = max(16, min(MOST, SHARES // each))
     while start < stop:
-        end = min(start + most, stop)
-        if start < policy.dense_len < end:
-            end = policy.dense_len
+        end = policy.dense_len if start < policy.dense_len < stop else stop
+        # Pieces of one size, or nearly so: kernels are compiled for how they are cut.
+        pieces = triton.cdiv(end - start, most)
+        end = min(end, start + 16 * triton.cdiv(triton.cdiv(end - start, pieces), 16))
         part = slice(start - first, end - first)
         _attend(q[part], start, held, policy, out[part])
         start = end
@@ -257,12 +316,12 @@ def choose(q: Tensor, first: int, held: Held, policy: RetrievalPolicy) -> tuple[
     counts = torch.empty(groups, n, device=device, dtype=torch.int32)
     shares = score(q, first, held, policy)
     segments = triton.next_power_of_2(policy.topk)
-    blocks = max(64, segments, triton.next_power_of_2((first + n - 1) // policy.block_size + 1))
-    warps = max(4, min(16, blocks // 1024))  # as swept on an H200: two programs a processor
+    room = shares.shape[-1]
+    likely = torch.empty(groups, n, 2, room, device=device, dtype=torch.int32)
     choose_kernel[(n, groups)](
-        shares, held.table, chosen, places, counts, first, n, shares.shape[-1], policy.window_size,
+        shares, held.table, likely, chosen, places, counts, first, n, room, policy.window_size,
         SIZE=policy.block_size, KERNEL=policy.kernel_size, STRIDE=policy.kernel_stride, INIT=policy.init_blocks,
-        TOP=policy.topk, SEGMENTS=segments, MOST=triton.next_power_of_2(chosen.shape[-1]), BLOCKS=blocks,
-        num_warps=warps, maxnreg=min(168, 1024 // warps),
+        TOP=policy.topk, SEGMENTS=segments, MOST=triton.next_power_of_2(chosen.shape[-1]), TILE=max(TILE, segments),
+        HELD=TILE, num_warps=1,
     )  # fmt: skip
     return chosen, places, counts

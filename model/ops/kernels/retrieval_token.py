@@ -14,7 +14,6 @@ from torch import Tensor
 
 from model.ops.kernels.attention import LOG2E, attend_tile, join_kernel
 from model.ops.kernels.paging import locate
-from model.ops.kernels.retrieval import best_blocks, places_of
 from model.ops.kernels.span_scores import ended_spans
 from model.policy import RetrievalPolicy
 
@@ -99,6 +98,46 @@ def block_kernel(
             share = tl.sum(tl.exp2(score - top[:, None]), 0)
             high = tl.maximum(high, tl.where(here, share, -1.0))
         tl.store(best + group * blocks + number, high, mask=number < blocks)
+
+
+@triton.jit
+def best_blocks(best, eligible, TOP: tl.constexpr, SEGMENTS: tl.constexpr, BLOCKS: tl.constexpr):
+    """Which of the `eligible` have the TOP best scores, of equal ones the earlier; scores below 0 are all the same.
+
+    Bits of floats that are not negative stand in the order of their values, so that the least key among the best is found by
+    halving, without sorting. Each of SEGMENTS (TOP or more, all of one size) has a best: all of these are at least the worst of them.
+    """
+    key = tl.where(best >= 0, best.to(tl.int32, bitcast=True) + 1, 0)
+    key = tl.where(eligible, key, -1)
+    crests = tl.max(tl.reshape(key, (BLOCKS // SEGMENTS, SEGMENTS)), 0)
+    low, high = tl.maximum(tl.min(crests, 0), 0), tl.maximum(tl.max(crests, 0), 0) + 1
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        found = tl.sum((key >= middle).to(tl.int32), 0)
+        low = tl.where(found >= TOP, middle, low)
+        high = tl.where(found == TOP, middle + 1, tl.where(found > TOP, high, middle))
+    seen, equal = key >= low, key == low
+    spare = tl.sum(seen.to(tl.int32), 0) - TOP
+    if spare > 0:
+        room = tl.sum(equal.to(tl.int32), 0) - spare
+        seen = (key > low) | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
+    return eligible & seen
+
+
+@triton.jit
+def places_of(seen, MOST: tl.constexpr, BLOCKS: tl.constexpr):
+    """Of each that is `seen`, at most MOST, how many are before it; where a byte holds that, counted in four quarters at once."""
+    if MOST <= 255:
+        quarter = tl.arange(0, 4)[:, None]
+        packed = tl.sum(tl.reshape(seen.to(tl.int32), (4, BLOCKS // 4)) << (8 * quarter), 0)
+        total = tl.sum(packed, 0)
+        before = tl.where(quarter > 0, total & 255, 0)
+        before += tl.where(quarter > 1, (total >> 8) & 255, 0) + tl.where(quarter > 2, (total >> 16) & 255, 0)
+        inside = (tl.cumsum(packed, 0)[None, :] >> (8 * quarter)) & 255
+        place = tl.reshape(before + inside - 1, (BLOCKS,))
+    else:
+        place = tl.cumsum(seen.to(tl.int32), 0) - 1
+    return place
 
 
 @triton.jit

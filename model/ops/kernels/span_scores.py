@@ -16,6 +16,9 @@ from torch import Tensor
 from model.ops.kernels.attention import LOG2E, PROCESSORS
 from model.policy import RetrievalPolicy
 
+COUNTED = ("first", "n", "width")
+"""What differs from call to call: it is not to be compiled for anew whenever 16 divides it, or no longer does."""
+
 
 class Cut(NamedTuple):
     """How kernels over spans are cut: rows (queries, head by head) and spans a tile, warps, tiles in flight."""
@@ -96,7 +99,7 @@ def crest_tile(
     return higher, norm * tl.exp2(top - higher) + tl.sum(share, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 def crest_kernel(
     q, pooled, tops, norms, first, n, width, stride, scale,
     GROUP: tl.constexpr, HEAD: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, RATIO: tl.constexpr,
@@ -156,14 +159,14 @@ def part_of_spans(
 
 @triton.jit
 def share_tile(
-    rows, keys, to, tile, phase, width, ended, most, own, n, top, scale,
+    rows, keys, to, tile, phase, width, room, ended, most, own, n, top, scale,
     GROUP: tl.constexpr, HEAD: tl.constexpr, RATIO: tl.constexpr, QUERIES: tl.constexpr, SPANS: tl.constexpr,
     MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes what a tile of spans has of each query's attention; where MASKED, of those that have ended."""
     number = tile * SPANS + tl.arange(0, SPANS)
     at = keys + (phase * width + number)[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
-    there = to + phase * width + number[:, None]
+    there = to + phase * room + number[:, None]
     if MASKED:
         span = number * RATIO + phase
         k = tl.load(at, mask=(span < most)[:, None], other=0.0)
@@ -178,9 +181,9 @@ def share_tile(
         tl.store(there, both, mask=(own < n)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 def share_kernel(
-    q, pooled, tops, norms, shares, first, n, width, stride, scale,
+    q, pooled, tops, norms, shares, first, n, width, stride, scale, room,
     GROUP: tl.constexpr, HEAD: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, RATIO: tl.constexpr,
     ROWS: tl.constexpr, SPANS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -208,15 +211,15 @@ def share_kernel(
     low, high, whole = part_of_spans(first + block * queries, most, split, KERNEL, STRIDE, RATIO, SPANS, SPLITS)
     keys = pooled + group * RATIO * width * HEAD
     own = block * queries + tl.arange(0, queries)
-    to = shares + (group * n + own)[None, :].to(tl.int64) * (RATIO * width)
+    to = shares + (group * n + own)[None, :].to(tl.int64) * (RATIO * room)
     for i in range(low * RATIO, whole * RATIO):
         share_tile(
-            rows, keys, to, i // RATIO, i % RATIO, width, ended, most, own, n, top, scale,
+            rows, keys, to, i // RATIO, i % RATIO, width, room, ended, most, own, n, top, scale,
             GROUP, HEAD, RATIO, queries, SPANS, False, PRECISION,
         )  # fmt: skip
     for i in range(whole * RATIO, high * RATIO):
         share_tile(
-            rows, keys, to, i // RATIO, i % RATIO, width, ended, most, own, n, top, scale,
+            rows, keys, to, i // RATIO, i % RATIO, width, room, ended, most, own, n, top, scale,
             GROUP, HEAD, RATIO, queries, SPANS, True, PRECISION,
         )  # fmt: skip
 
@@ -224,7 +227,7 @@ def share_kernel(
 def score(q: Tensor, first: int, held: Held, policy: RetrievalPolicy) -> Tensor:
     """What of the attention of each of `q` [n, heads, head] from `first` on the spans have that end before it, in two passes.
 
-    Returns float32 [groups, n, spans a block, blocks], the heads' sum, anything for spans that end later.
+    Returns float32 [groups, n, spans a block, blocks and some more], the heads' sum, anything for spans that end later.
     """
     n, heads, head = q.shape
     groups, device = held.keys.shape[0], q.device
@@ -235,7 +238,8 @@ def score(q: Tensor, first: int, held: Held, policy: RetrievalPolicy) -> Tensor:
     while tiles * groups * splits * 2 <= PROCESSORS and splits * 2 <= triton.cdiv(width, max(crest.spans, share.spans)):
         splits *= 2
     tops, norms = torch.empty(2, splits, groups, n * group, device=device)
-    shares = torch.empty(groups, n, ratio, width, device=device)
+    room = 16 * (width // 16 + 1)  # so that whole rows are read at once
+    shares = torch.empty(groups, n, ratio, room, device=device)
     same = (first, n, width, q.stride(0), head**-0.5 * LOG2E)
     sizes = {
         "GROUP": group, "HEAD": head, "KERNEL": policy.kernel_size, "STRIDE": policy.kernel_stride, "RATIO": ratio,
@@ -246,7 +250,7 @@ def score(q: Tensor, first: int, held: Held, policy: RetrievalPolicy) -> Tensor:
         ROWS=crest.rows, SPANS=crest.spans, num_warps=crest.warps, num_stages=crest.stages,
     )  # fmt: skip
     share_kernel[(triton.cdiv(n * group, share.rows), groups, splits)](
-        q, held.pooled, tops, norms, shares, *same, **sizes,
+        q, held.pooled, tops, norms, shares, *same, room, **sizes,
         ROWS=share.rows, SPANS=share.spans, num_warps=share.warps, num_stages=share.stages,
     )  # fmt: skip
     return shares
