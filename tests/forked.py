@@ -12,13 +12,34 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.popen_forkserver import Popen
 from types import TracebackType
 from typing import Self, TextIO
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.streamer.serve", "streamer.cli.main"])
+
+
+class OnePoll(Popen):
+    """Its exit code can be read only once, and whoever starts a process asks for those of all others: one thread at a time does."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        self.polled = threading.Lock()
+        super().__init__(process)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        with self.polled:
+            return super().poll(flag)
+
+
+class Process(ForkServerProcess):
+    _Popen = staticmethod(OnePoll)
+
+
 Main = Callable[[Sequence[str]], int]
 
 
@@ -53,7 +74,7 @@ class Forked:
         """`main` is a module's function; `environment` goes over this process's."""
         (read_out, out), (read_told, told) = CONTEXT.Pipe(duplex=False), CONTEXT.Pipe(duplex=False)
         given = (main, list(arguments), os.environ | environment, out, told)
-        self.process = CONTEXT.Process(target=_program, args=given)
+        self.process = Process(target=_program, args=given)
         self.process.start()
         out.close()
         told.close()
