@@ -10,7 +10,7 @@ import av
 import pytest
 
 from streamer.cli import bench
-from streamer.cli.bench import add_arguments, render, render_all, run, spread
+from streamer.cli.bench import add_arguments, bench_config, render, render_all, run, spread
 from tests.tiny import TINY
 
 
@@ -33,6 +33,16 @@ def test_each_stream_has_a_clip_of_its_own(tmp_path: Path, monkeypatch: pytest.M
 def test_spread() -> None:
     assert spread("x_ms", []) == {"x_ms_p50": None, "x_ms_p99": None}
     assert spread("x_ms", [n / 1000 for n in range(1, 101)]) == {"x_ms_p50": 50.5, "x_ms_p99": 100.0}
+
+
+def test_the_daemon_says_when_a_frame_is_late_unless_told() -> None:
+    """A model that is shown two frames a second has another deadline than one of 25, where none is set."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    usual, told = (
+        bench_config(parser.parse_args(given), [Path("clip.mp4")]).streams[0] for given in ([], ["--deadline", "0.08"])
+    )
+    assert "deadline" not in usual.model_fields_set and told.deadline == 0.08
 
 
 def test_the_daemon_is_measured_through_file_and_websocket(
