@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture import State
+from capture import SourceError, State, open_source
+from capture.sources.base import Over
 from capture.sources.hls import Broadcast, Playlist, Variant, nearest, read_playlist
+from capture.sources.http import HttpSource, Kind
 from tests.capture.lab import CALM, Folder, http_server, render, serving_folder, wait_for, watching
 
 pytestmark = pytest.mark.beside
@@ -99,6 +101,21 @@ def test_a_broadcast_is_joined_behind_what_its_server_does_not_have() -> None:
     cast.join(Playlist(10, (2.0,) * 6))
     playing(cast, 100.0, 4.0)
     assert cast.join(Playlist(12, (2.0,) * 7, gaps=frozenset({16, 17}))) == 6
+
+
+def test_pictures_that_a_segment_brings_again_are_left_out() -> None:
+    """Where a broadcast broke off amid a segment it comes again from its beginning; timestamps that jump back later are new."""
+    source = open_source("http://127.0.0.1:1/live.m3u8")
+    assert isinstance(source, HttpSource)
+    source.kind, source.seen = Kind.PLAYLIST, 101.0
+    source.broadcast.join(Playlist(0, (2.0,) * 4))
+    again = [100.0, 100.5, 101.0, 101.5, 100.9]
+    assert [source.news(timestamp) for timestamp in again] == [False, False, False, True, True]
+    source.seen = 5_000.0
+    source.broadcast.join(Playlist(0, (2.0,) * 4))
+    assert [source.news(timestamp / 2) for timestamp in range(11)] == [False] * 9 + [True] * 2, (
+        "a clock that began anew"
+    )
 
 
 class Broadcaster(Folder):
@@ -197,6 +214,18 @@ def test_of_low_latency_whole_segments_are_read_and_a_line_says_so(
 ) -> None:
     seen_once(twelve(tmp_path, "mp4"), range(0), announce_parts)
     assert len([line for line in caplog.messages if "low-latency HLS whole segments are read" in line]) == 1
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_broadcast_is_over_when_its_playlist_says_so(segments: Path, tmp_path: Path, ended: bool) -> None:
+    """FFmpeg comes to an end of a connection that is lost, too, and the server may be back by then."""
+    folder = shutil.copytree(segments, tmp_path / "broadcast")
+    announce(folder, 5, ended=ended)
+    with serving_folder(folder) as url:
+        source = open_source(f"{url}/live.m3u8")
+        assert isinstance(source, HttpSource)
+        with pytest.raises(Over if ended else SourceError, match=None if ended else "broke off"):
+            source.conclude()
 
 
 def test_a_recordings_playlist_plays_from_its_beginning(segments: Path) -> None:
