@@ -161,7 +161,7 @@ class Reading:
         run(copy_state)
         for start in range(kept, tokens, PORTION):
             run(partial(copy_rows, start))
-        ended = run(lambda: torch.cuda.current_stream().record_event()) if rows.is_pinned() else None
+        ended = run(lambda: torch.cuda.current_stream().record_event()) if self.runner.device.type == "cuda" else None
         self.kept, self.at = tokens, time.monotonic()
 
         def wait() -> tuple[Snapshot, Tensor]:

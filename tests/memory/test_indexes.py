@@ -210,6 +210,24 @@ def test_the_next_steps_begin_before_those_before_have_ended(
     assert torch.equal(torch.cat(list(index.rows(facts, shape, runner.state.dtype))), wanted)
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_copy_is_waited_for_where_no_token_is_left_to_keep(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """The state is copied as well; and memory of no bytes is never pinned."""
+    facts, waited = indexed(runner, tmp_path, film(tmp_path / "a.mkv", 2)), list[bool]()
+    with Writing(Index(tmp_path)) as writing:
+        copier = reading.Reading(Place(runner), writing, facts, quiet)
+    copier.kept = facts.tokens - left
+    stream = SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: waited.append(True)))
+    monkeypatch.setattr(runner, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    wait = copier.copy(facts.tokens)
+    assert not waited
+    parts, rows = wait()
+    assert waited and parts and len(rows) == left
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_history_that_may_not_become_longer_ends_its_index(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
