@@ -191,7 +191,12 @@ def test_the_next_steps_begin_before_those_before_have_ended(
     def begin(*given: Any) -> Callable[[], list[bool]]:
         order.append("b")
         ended = launch(*given)
-        return lambda: order.append("e") or ended()
+
+        def end() -> list[bool]:
+            order.append("e")
+            return ended()
+
+        return end
 
     def told(facts: Facts) -> None:
         assert len(facts.steps) == order.count("e")
