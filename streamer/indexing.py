@@ -109,9 +109,10 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
 
     def frames(fps: float, note: list[str]) -> Iterator[Picture]:
         side = SourceOptions().largest_side
-        if threads >= MANY and seconds > LONGEST:
+        parts = math.ceil(seconds / LONGEST) or threads  # it may not say how long it is
+        if threads >= MANY and parts > 1:
             # Whoever has the model takes a core, too.
-            with decoders(found, side, min(threads - 1, math.ceil(seconds / LONGEST))) as processes:
+            with decoders(found, side, min(threads - 1, parts)) as processes:
                 if (spans := plan(found, fps, side)) is not None:
                     try:
                         yield from decode(processes, spans)

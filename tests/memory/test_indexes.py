@@ -9,7 +9,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,6 +25,7 @@ from capture import Frame, Mailbox, SourceError, SourceStatus, State
 from capture.convert import Pictures
 from capture.lifecycle import PLAYED
 from capture.sources.demo import CLIP
+from capture.sources.spans import decoders
 from model import Runner
 from model.policy import RetrievalPolicy
 from model.serving.capacity import Capacity
@@ -488,6 +491,36 @@ def test_moments_are_those_that_were_attended_most() -> None:
     spans = cited(facts, attention, RetrievalPolicy())
     assert spans == [(3.5, 5.5), (7.5, 8.5)]
     assert cited(facts, torch.zeros(0), RetrievalPolicy()) == []
+
+
+@pytest.mark.parametrize(("seconds", "parts"), [(3, None), (6, 2), (0, indexing.MANY - 1)])
+def test_a_file_that_may_be_long_is_decoded_at_several_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, parts: int | None
+) -> None:
+    """One that was written where nobody can go back does not say how long it is."""
+    path, counts = film(tmp_path / "a.mkv", seconds or 6), list[int]()
+    if not seconds:
+        with (
+            av.open(str(path)) as whole,
+            path.with_name("b.mkv").open("wb") as file,
+            av.open(SimpleNamespace(write=file.write), "w", format="matroska") as live,
+        ):
+            stream = live.add_stream_from_template(whole.streams.video[0])
+            for packet in whole.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    live.mux(packet)
+        path = path.with_name("b.mkv")
+
+    def counted(path: Path, side: int, count: int) -> AbstractContextManager[list[Connection]]:
+        counts.append(count)
+        return decoders(path, side, count)
+
+    monkeypatch.setattr(indexing, "decoders", counted)
+    video = file_video(tmp_path / "state", str(path), threads=indexing.MANY)
+    assert video.seconds == pytest.approx(seconds, abs=0.1)
+    assert len(list(video.frames(2.0, []))) == 2 * (seconds or 6)
+    assert counts == ([] if parts is None else [parts])
 
 
 @pytest.mark.parametrize("fault", [SourceError("it was replaced"), av.error.InvalidDataError(1, "invalid data")])
