@@ -103,6 +103,13 @@ class Eager:
     def index(self, slots: Sequence[int]) -> Tensor:
         return torch.tensor(slots, device=self.state.length.device)
 
+    def reserve(self, added: Sequence[tuple[int, int]]) -> None:
+        """Makes room for slots' tokens, where attention retrieves, before anything is changed. Raises FullError."""
+        if (pages := self.state.pages) is not None:
+            pages.busy.clear()
+            for slot, tokens in added:
+                pages.reserve(slot, tokens)
+
     def open(self, slot: int) -> None:
         """See `Backend.open`."""
         self.model.open(self.state, self.index([slot]), self.prompt.opening)
@@ -118,6 +125,8 @@ class Eager:
         index = self.index(slots)
         times = torch.tensor(seconds, dtype=torch.float64, device=index.device)
         text = step_text(self.prompt, self.config, seconds)
+        words = [0] * len(slots) if text is None else text[:, 1].tolist()
+        self.reserve([(slot, encoding.shape[1] + more) for slot, more in zip(slots, words, strict=True)])
         self.steps.ingest(encoding, grid, times, self.state, index, text if text is None else text.to(index.device))
         finite: list[bool] = self.state.finite(index).tolist()
         return lambda: finite
@@ -148,6 +157,7 @@ class Together(Eager):
         for slot, same in groupby(range(len(slots)), lambda row: slots[row]):
             rows = list(same)
             times = torch.tensor([seconds[row] for row in rows], dtype=torch.float64)
+            self.reserve([(slot, len(rows) * encoding.shape[1])])
             self.model.ingest_steps(encoding[rows[0] : rows[-1] + 1], grid, times, self.state, self.index([slot]))
         finite: list[bool] = self.state.finite(self.index(slots)).tolist()
         return lambda: finite

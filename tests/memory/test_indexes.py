@@ -240,9 +240,10 @@ def test_a_copy_is_waited_for_where_no_token_is_left_to_keep(
 def test_a_history_that_may_not_become_longer_ends_its_index(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
-    """In its last step, which has one picture; those before it are counted, whether they had ended or not."""
+    """In its last step, which has one picture; those before it are counted, whether they had ended or not, and the state is theirs."""
     path = film(tmp_path / "a.mkv", 9, 1)
     whole = indexed(runner, tmp_path / "one", path)
+    indexed(runner, tmp_path / "one", film(tmp_path / "shorter.mkv", 8, 1))
     pages = runner.state.pages
     assert pages is not None
     monkeypatch.setattr(pages, "policy", replace(pages.policy, context=whole.tokens - 1))
@@ -251,6 +252,10 @@ def test_a_history_that_may_not_become_longer_ends_its_index(
     found = index_video(Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, quiet)
     assert found.complete and found.steps == whole.steps[:-1]
     assert "has no room for" in found.note
+    shorter, same = named(tmp_path / "one", "shorter"), named(tmp_path / "two", "a")
+    assert shorter is not None and same is not None
+    parts, expected = same[0].parts(same[1]), shorter[0].parts(shorter[1])
+    assert all(torch.equal(parts[name], part) for name, part in expected.items())
 
 
 def test_what_a_stream_recorded_is_indexed(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
