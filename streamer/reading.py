@@ -47,7 +47,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Steps under way: when each token of theirs begins and its step's last picture was shown, and what there is with them."""
+    """Steps under way: the first token of each and when its last picture was shown, and what there is with them."""
 
     ended: Finite
     steps: Sequence[tuple[int, float]]

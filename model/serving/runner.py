@@ -182,7 +182,7 @@ class Runner:
     def launch(
         self, slots: Sequence[int], frames: Pictures, seconds: Sequence[float], encoded: Encoded | None = None
     ) -> Finite:
-        """As `see`, but where the backend is `deferred` the step has only begun.
+        """As `see`, but where the backend's `ingest` only begins a step this one has only begun.
 
         What is returned waits for its end. Until it has been called nothing may be but `encode`, and `launch` once more.
         """

@@ -137,7 +137,7 @@ def choose_kernel(
             INIT, KERNEL, STRIDE, ratio, False, SEGMENTS, TILE,
         )  # fmt: skip
     low, high = bound(crests, SEGMENTS, TILE), tl.maximum(tl.max(crests, 0), 0) + 1
-    tl.debug_barrier()  # what other warps kept is read by all of them
+    tl.debug_barrier()  # what one thread kept is read by others
     entry = tl.arange(0, HELD)
     held = tl.load(keys + entry, mask=entry < found, other=-1)
     # The least key among the TOP best, found by halving, without sorting.
