@@ -111,14 +111,14 @@ def file_video(folder: Path, path: str, name: str | None = None, threads: int = 
         side = SourceOptions().largest_side
         parts = math.ceil(seconds / LONGEST) or threads  # it may not say how long it is
         if threads >= MANY and parts > 1:
-            # Whoever has the model takes a core, too.
-            with decoders(found, side, min(threads - 1, parts)) as processes:
-                if (spans := plan(found, fps, side)) is not None:
-                    try:
+            try:
+                # Whoever has the model takes a core, too.
+                with decoders(found, side, min(threads - 1, parts)) as processes:
+                    if (spans := plan(found, fps, side)) is not None:
                         yield from decode(processes, spans)
-                    except (SourceError, av.error.FFmpegError) as error:
-                        raise RecordingError(f"{shown}: {error}") from None
-                    return
+                        return
+            except (SourceError, av.error.FFmpegError, OSError) as error:
+                raise RecordingError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
         try:
             opened = open_source(source, SourceOptions(realtime=False, fps=fps, threads=threads))
         except SourceError as error:

@@ -541,3 +541,12 @@ def test_what_ends_decoding_at_several_places_is_said(
     video = file_video(tmp_path / "state", str(film(tmp_path / "a.mkv")), threads=indexing.MANY)
     with pytest.raises(RecordingError, match=r"a\.mkv: .*(replaced|invalid)"):
         list(video.frames(2.0, []))
+
+
+def test_a_file_that_goes_before_it_is_read_is_said(tmp_path: Path) -> None:
+    for threads in (1, indexing.MANY):
+        path = film(tmp_path / "a.mkv")
+        video = file_video(tmp_path / "state", str(path), threads=threads)
+        path.unlink()
+        with pytest.raises(RecordingError, match=r"(?i)a\.mkv: .*no such file"):
+            list(video.frames(2.0, []))
