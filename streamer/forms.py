@@ -45,8 +45,10 @@ class Forms:
                 "tool_choice",
             )
         tools = [tool_of_model(tool) for tool in question.tools]
-        for tool in question.tools:
-            await self._in_time(grammars, partial(grammars.check, tool.parameters), tool.param)
+        for told, tool in zip(question.tools, tools, strict=True):
+            await self._in_time(grammars, partial(grammars.check, tool.parameters, strict=question.call), told.param)
+            if question.call:
+                await self._in_time(grammars, partial(spelling.grammar, [tool]), told.param)
         if not question.call:
             return None
         return await self._in_time(grammars, lambda: grammars.lark(spelling.grammar(tools)), "tools")

@@ -46,7 +46,8 @@ BEGIN, END = "<tool_call>", "</parameter>"
 HEAD = re.compile(r"\s*<function=([^>\n]*)>(?:\n|(?=.))", re.DOTALL)
 PARAMETER = re.compile(r"\s*<parameter=([^>\n]*)>(?:\n|(?=.))", re.DOTALL)
 CLOSED = re.compile(r"\s*</function>\s*(</tool_call>)")
-STRING_RULES = frozenset({"minLength", "maxLength", "pattern", "format"})
+UNKEPT = ("anyOf", "oneOf", "allOf", "not", "if", "$ref", "minProperties", "dependentRequired", "dependentSchemas")
+"""What a schema of arguments may say of several of them at once, which their spelling one by one can't be held to."""
 
 
 class QwenTools:
@@ -89,6 +90,12 @@ class QwenTools:
         for i, tool in enumerate(tools):
             given = tool.parameters.get("properties", {})
             needed = tool.parameters.get("required", [])
+            if lacking := [key for key in needed if key not in given]:
+                raise ValueError(
+                    f"required names {lacking[0]!r}, which is not among properties: add it there, or leave it out"
+                )
+            if unkept := [key for key in UNKEPT if key in tool.parameters]:
+                raise ValueError(f"{unkept[0]} can't be kept to in a call: leave it out, or let tool_choice be 'auto'")
             parts = " ".join(f"p{i}x{j}" + ("" if key in needed else "?") for j, key in enumerate(given))
             head, tail = quoted(f"<tool_call>\n<function={tool.name}>\n"), quoted("</function>\n</tool_call>")
             rules.append(f"call{i}: {head} {parts} {tail}")
@@ -139,9 +146,7 @@ def written(key: str, schema: Mapping[str, Any]) -> str:
         return "(" + " | ".join(quoted(choice) for choice in choices) + ")"
     low, high = schema.get("minLength", 0), schema.get("maxLength", "")
     if schema.keys() & {"pattern", "format"}:
-        raise ValueError(
-            f"parameters.properties.{key}: a string's pattern or format can't be kept to in a call: leave it out"
-        )
+        raise ValueError(f"at properties.{key}: a string's pattern or format can't be kept to in a call: leave it out")
     return "PLAIN" if not low and high == "" else f"/[^<]{{{int(low)},{high}}}/"
 
 

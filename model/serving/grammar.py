@@ -142,12 +142,12 @@ class Grammars:
             attempt(grammar)
         return self._compiled(grammar, {})
 
-    def check(self, schema: Mapping[str, Any]) -> None:
-        """Refuses what is no schema, though not what it says beyond what an answer can be held to. Raises GrammarError."""
+    def check(self, schema: Mapping[str, Any], strict: bool = False) -> None:
+        """Refuses what is no schema, and where `strict` what it says beyond what an answer can be held to. Raises GrammarError."""
         self.prepare()
         assert self._vocabulary is not None
         check(schema)
-        grammar = json_grammar(schema, lenient=True)
+        grammar = json_grammar(schema, lenient=not strict)
         if combines(schema):
             attempt(grammar)
         if error := LLMatcher(self._vocabulary, grammar, log_level=0, limits=LIMITS).get_error():

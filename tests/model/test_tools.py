@@ -97,6 +97,17 @@ def test_an_argument_that_should_be_json_and_is_not_is_a_string() -> None:
     assert read(call) == [CallBegun("look"), Arguments('{"times": "many"}')]
 
 
+def test_what_a_call_cannot_be_held_to_is_refused() -> None:
+    spelling = load_runner("tiny-qwen", slots=1, random_weights=True).tokenizer.prompt.tools
+    assert spelling is not None
+    for rules, message in (
+        ({"required": ["far"]}, "required names 'far'"),
+        ({"minProperties": 1}, "minProperties can't be kept to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spelling.grammar([Tool("look", "", {"type": "object", "properties": {"x": {}}, **rules})])
+
+
 @pytest.mark.parametrize("tools", [[LOOK], [LOOK, WAIT]])
 def test_a_call_of_random_weights_satisfies_its_schema(tools: list[Tool]) -> None:
     runner = load_runner("tiny-qwen", slots=2, random_weights=True)

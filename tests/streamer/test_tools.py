@@ -25,6 +25,11 @@ USER = {"role": "user", "content": "What is there?"}
 ASKED: dict[str, Any] = {"model": "tiny-qwen", "messages": [USER], "max_tokens": 300, "temperature": 1, "seed": 1}
 
 
+def told(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A tool with these parameters."""
+    return {"type": "function", "function": {"name": "told", "parameters": parameters}}
+
+
 @pytest.fixture(scope="module")
 def caller() -> Iterator[Served]:
     """A daemon of the family that calls tools; its only stream stays as it is."""
@@ -142,6 +147,25 @@ def test_realtime_calls_in_events_and_reads_results_back(seen: dict[str, Any]) -
         ),
         ({"tools": [LOOK], "response_format": {"type": "json_object"}}, "tool_choice to 'none'"),
         ({"tools": [LOOK, LOOK]}, "two are named 'look'"),
+        (
+            {"tools": [told({"properties": {"x": {}}, "required": ["y"]})]},
+            "[0].function.parameters': it requires 'y', which is",
+        ),
+        (
+            {
+                "tools": [LOOK, told({"properties": {"x": {"type": "array", "uniqueItems": True}}})],
+                "tool_choice": "required",
+            },
+            "[1].function.parameters': at properties.x: Unimplemented",
+        ),
+        (
+            {"tools": [told({"properties": {"x": {"type": "string", "pattern": "a"}}})], "tool_choice": "required"},
+            "[0].function.parameters': at properties.x: a string's pattern",
+        ),
+        (
+            {"tools": [told({"properties": {"x": {}}, "anyOf": [{"required": ["x"]}]})], "tool_choice": "required"},
+            "[0].function.parameters': anyOf can't be kept to in a call",
+        ),
     ],
 )
 def test_bad_tools_are_refused(http: httpx.Client, fields: dict[str, Any], message: str) -> None:
