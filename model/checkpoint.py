@@ -136,6 +136,8 @@ def read_config(folder: Path) -> InfiniteVLConfig:
         raise CheckpointError(f"{path} is not JSON (line {error.lineno}: {error.msg}): download it again") from None
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not JSON ({error}): download it again") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deep for a config.json: download it again") from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -163,8 +164,8 @@ def whole(found: dict[str, Any], *path: str) -> int:
 def real(found: dict[str, Any], *path: str) -> float:
     """The positive number at a path of keys. Raises ConfigError."""
     value = required(found, *path)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ConfigError(f"{'.'.join(path)} {value!r} must be a number above 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise ConfigError(f"{'.'.join(path)} {value!r} must be a number above 0 and below infinity")
     return float(value)
 
 
@@ -293,20 +294,20 @@ def convert(name: str, value: Tensor, config: DecoderConfig) -> Iterable[tuple[s
     if ".linear_attn." in name:
         head, _, part = name.partition(".linear_attn.")
         if part in ("in_proj_qkv.weight", "conv1d.weight"):
-            if len(value) != sum(sizes):
-                raise ValueError(f"its {len(value)} rows are not {' + '.join(map(str, sizes))}")
+            if rows(value) != sum(sizes):
+                raise ValueError(f"its {rows(value)} rows are not {' + '.join(map(str, sizes))}")
             ending = "proj" if part == "in_proj_qkv.weight" else "conv1d"
-            for letter, rows in zip("qkv", value.split(sizes), strict=True):
-                yield f"{head}.self_attn.{letter}_{ending}.weight", rows
+            for letter, piece in zip("qkv", value.split(sizes), strict=True):
+                yield f"{head}.self_attn.{letter}_{ending}.weight", piece
             return
         for theirs, ours in NAMES.items():
             if theirs in name:
                 yield name.replace(theirs, ours), value
                 return
     if name.endswith("self_attn.q_proj.weight"):
-        if len(value) != 2 * config.num_attention_heads * config.head_dim:
+        if rows(value) != 2 * config.num_attention_heads * config.head_dim:
             raise ValueError(
-                f"its {len(value)} rows are not twice {config.num_attention_heads} heads of {config.head_dim}"
+                f"its {rows(value)} rows are not twice {config.num_attention_heads} heads of {config.head_dim}"
             )
         queries, gates = value.unflatten(0, (-1, 2, config.head_dim)).unbind(1)
         yield name, queries.flatten(0, 1)
@@ -315,6 +316,11 @@ def convert(name: str, value: Tensor, config: DecoderConfig) -> Iterable[tuple[s
         yield name, 1 + value.float()
     else:
         yield name, value
+
+
+def rows(value: Tensor) -> int:
+    """Of a tensor; a lone number has none."""
+    return value.shape[0] if value.dim() else 0
 
 
 class TimedPrompt:

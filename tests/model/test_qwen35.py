@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -368,6 +369,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"tie_word_embeddings": None, "text_config.tie_word_embeddings": None}, "tie_word_embeddings is missing"),
     ({"vision_config.deepstack_visual_indexes": [5]}, r"deepstack_visual_indexes \[5\] is not supported"),
     ({"vision_config": None}, "vision_config is missing"),
+    (
+        {"text_config.rope_parameters.rope_theta": math.inf},
+        "rope_theta inf must be a number above 0 and below infinity",
+    ),
+    ({"text_config.rms_norm_eps": 10**400}, "must be a number above 0 and below infinity"),
 ]
 
 
@@ -382,6 +388,21 @@ def test_nothing_is_guessed(changes: dict[str, Any], told: str) -> None:
         owner[key] = value
     with pytest.raises(ConfigError, match=told):
         parse(found)
+
+
+@pytest.mark.parametrize(
+    "name", ["linear_attn.in_proj_qkv.weight", "linear_attn.conv1d.weight", "self_attn.q_proj.weight"]
+)
+def test_a_lone_number_in_a_matrix_s_place_is_named(name: str) -> None:
+    config = configuration(twin())
+    with pytest.raises(ValueError, match="its 0 rows are not"):
+        list(FAMILIES[config.family].convert(f"model.language_model.layers.0.{name}", torch.zeros(()), config.decoder))
+
+
+def test_a_configuration_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="nested too deep"):
+        read_config(tmp_path)
 
 
 def test_tensors_of_another_size_are_named(tmp_path: Path) -> None:
