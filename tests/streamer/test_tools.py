@@ -148,8 +148,8 @@ def test_realtime_calls_in_events_and_reads_results_back(seen: dict[str, Any]) -
         ({"tools": [LOOK], "response_format": {"type": "json_object"}}, "tool_choice to 'none'"),
         ({"tools": [LOOK, LOOK]}, "two are named 'look'"),
         (
-            {"tools": [told({"properties": {"x": {}}, "required": ["y"]})]},
-            "[0].function.parameters': it requires 'y', which is",
+            {"tools": [told({"properties": {"x": {}}, "required": ["y"]})], "tool_choice": "required"},
+            "[0].function.parameters': required names 'y', which is not among properties",
         ),
         (
             {
