@@ -11,6 +11,14 @@ from model.policy import ConfigError as ConfigError
 from model.policy import RetrievalPolicy
 
 ARCHITECTURE = "InfiniteVLForConditionalGeneration"
+MOST_LAYERS = 1_000
+"""Of a tower or a decoder: a checkpoint that says more is damaged, and its modules would fill all memory."""
+
+
+def check_layers(name: str, count: int) -> None:
+    """Raises ConfigError where a checkpoint can't mean so many layers."""
+    if not 0 < count <= MOST_LAYERS:
+        raise ConfigError(f"{name} {count} must be from 1 to {MOST_LAYERS}: download config.json again")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class VisionConfig:
     """Of a colour in 0…1, by which pixels are normalised; these are CLIP's."""
 
     def __post_init__(self) -> None:
+        check_layers("vision depth", self.depth)
         if self.hidden_size % (4 * self.num_heads):
             raise ConfigError(
                 f"vision hidden_size {self.hidden_size} must be a multiple of 4 times its num_heads {self.num_heads}: rows and columns"
@@ -84,6 +93,7 @@ class DecoderConfig:
     """Norms keep float32 weights whatever the model's dtype: those of checkpoints that store weights less 1 don't survive rounding."""
 
     def __post_init__(self) -> None:
+        check_layers("num_hidden_layers", self.num_hidden_layers)
         if not self.layer_types:
             kinds = tuple("attention" if i % 4 == 0 else "delta_net" for i in range(self.num_hidden_layers))
             object.__setattr__(self, "layer_types", kinds)

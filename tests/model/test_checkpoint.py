@@ -211,6 +211,8 @@ def test_v2_names_sinks_and_window_and_may_nest_its_text() -> None:
         ({"layer_types": ["mamba"] * 36}, "layer_types names 'mamba'"),
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_layers says 36"),
         ({"num_linear_key_value_heads": 4}, "num_linear_key_value_heads 4 differs from num_linear_heads 16"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers 1000000000000 must be from 1 to 1000"),
+        ({"vision_config": V1["vision_config"] | {"depth": 1_001}}, "vision depth 1001 must be from 1 to 1000"),
         ({"use_gate": False}, "use_gate false is not supported"),
         ({"vision_config": None}, "vision_config is missing"),
         ({"position_horizon": 3}, "position_horizon 3 s is shorter than the attention window's span of 32 s"),
