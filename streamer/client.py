@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from streamer.client_recordings import AsyncRecorded, Recorded
 from streamer.client_watches import NEWS as WATCH_NEWS
 from streamer.client_watches import AsyncWatching, Watching
-from streamer.wire import DEFAULT_URL, NOBODY, ClientError, fetch, lost, raise_for, refusal, websocket_url
+from streamer.wire import CLOSED, DEFAULT_URL, NOBODY, ClientError, fetch, lost, raise_for, refusal, websocket_url
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "ClientError"]
 T = TypeVar("T")
@@ -357,7 +357,7 @@ class AsyncClient(AsyncWatching, AsyncRecorded):
 
     def _connection(self) -> ClientConnection:
         if self._socket is None:
-            raise ClientError("closed", "The client is not connected: use it in a 'with' block.")
+            raise ClientError("closed", CLOSED)
         return self._socket
 
 
@@ -378,11 +378,9 @@ class Client(Watching, Recorded):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         try:
-            self._run(lambda: self._async.__aexit__(kind, error, trace))
+            self._run(lambda: self._async.__aexit__(*error))
         finally:
             self._end()
 
@@ -430,13 +428,15 @@ class Client(Watching, Recorded):
                 except StopAsyncIteration:
                     return
         finally:
-            if not self._loop.is_closed():  # whoever still has the iterator may let it go after the client
+            if self._thread.is_alive():  # whoever still has the iterator may let it go after the client
                 self._run(items.aclose)
 
     def _run(self, call: Callable[[], Awaitable[T]]) -> T:
         async def work() -> T:
             return await call()
 
+        if not self._thread.is_alive():
+            raise ClientError("closed", CLOSED)
         future = asyncio.run_coroutine_threadsafe(work(), self._loop)
         try:
             return future.result()

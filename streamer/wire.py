@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 NOBODY = "No daemon answers at {url}: start one with 'streamer run', or name it with --url."
+CLOSED = "The client is not connected: use it in a 'with' block."
 FETCH_SECONDS = 300.0
 """That an answer over HTTP may take: a clip may have to be encoded first."""
 

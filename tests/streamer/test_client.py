@@ -133,6 +133,18 @@ def test_refusals_are_one_clear_line(server: Served) -> None:
     asyncio.run(story())
 
 
+def test_a_plain_client_out_of_its_block_refuses_rather_than_waits(server: Served) -> None:
+    client = Client(server.url)
+    for call in (lambda: next(client.ask("What?")), client.streams):
+        with pytest.raises(ClientError, match="use it in a 'with' block"):
+            call()
+    with client:
+        assert client.streams()
+    for call in (lambda: next(client.ask("What?")), client.streams):
+        with pytest.raises(ClientError, match="use it in a 'with' block"):
+            call()
+
+
 def test_plain_client_is_an_ordinary_iterator(server: Served) -> None:
     with Client(server.url) as client:
         words = client.ask("What?", max_tokens=20_000)
