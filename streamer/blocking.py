@@ -18,6 +18,7 @@ from streamer.assistant import Assistant
 from streamer.config import Config
 from streamer.engine.answer import Answer, FinishReason, Moment, Usage
 from streamer.engine.stream import StreamStatus
+from streamer.errors import AssistantError
 from streamer.memory.timeline import Entry
 from streamer.watches.event import WatchEvent
 from streamer.watches.kept import Feedback
@@ -99,19 +100,32 @@ class BlockingAssistant:
 
     def __init__(self, config: Config) -> None:
         self._assistant = Assistant(config)
+        self._running: BlockingPortal | None = None
+        self._begun = False
 
     def __enter__(self) -> Self:
+        if self._begun:
+            raise AssistantError("closed", "An assistant runs once: make a new one for another 'with' block.")
+        self._begun = True
         with ExitStack() as stack:
-            self._portal = stack.enter_context(start_blocking_portal(name="assistant"))
-            stack.enter_context(self._portal.wrap_async_context_manager(self._assistant))
+            portal = stack.enter_context(start_blocking_portal(name="assistant"))
+            stack.enter_context(portal.wrap_async_context_manager(self._assistant))
             self._stack = stack.pop_all()
+        self._running = portal
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Without the error, for which the loop would cut off answers that are still being handed over.
+        self._running = None
         self._stack.close()
+
+    @property
+    def _portal(self) -> BlockingPortal:
+        if self._running is None:
+            raise AssistantError("closed", "The assistant is not running: use it in a 'with' block.")
+        return self._running
 
     def streams(self) -> list[StreamStatus]:
         """See `Assistant.streams`."""

@@ -34,6 +34,20 @@ def went(assistant: BlockingAssistant) -> int:
     return status.frames_seen + sum(status.drops.values())
 
 
+def test_an_assistant_out_of_its_block_says_so() -> None:
+    assistant = BlockingAssistant(CONFIG)
+    with pytest.raises(AssistantError, match="use it in a 'with' block"):
+        assistant.ask("What?")
+    with assistant:
+        assert assistant.watches() == []
+        with pytest.raises(AssistantError, match="make a new one"):
+            assistant.__enter__()
+    with pytest.raises(AssistantError, match="use it in a 'with' block"):
+        assistant.ask("What?")
+    with pytest.raises(AssistantError, match="make a new one"):
+        assistant.__enter__()
+
+
 def test_plain_code_watches_and_asks() -> None:
     before = threading.active_count()
     with BlockingAssistant(CONFIG) as assistant:
