@@ -31,6 +31,7 @@ class PushSource(SourceShell):
 
         Raises SourceError for anything else. A full mailbox drops a frame, which is counted there.
         """
+        pixels = np.asarray(pixels)  # a picture of another library, or what is none
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
             raise SourceError(
                 f"a pushed frame must be uint8 [height, width, 3] RGB, not {pixels.dtype} {list(pixels.shape)}"

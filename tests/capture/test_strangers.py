@@ -58,9 +58,16 @@ def test_pushing_never_waits() -> None:
 
 @pytest.mark.parametrize(
     "pixels",
-    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)],
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        None,
+        "door.jpg",
+    ],
 )
-def test_wrong_typed_frames_are_refused(pixels: np.ndarray) -> None:
+def test_wrong_typed_frames_are_refused(pixels: Any) -> None:
     with watching("push://door") as watcher:
         with pytest.raises(SourceError, match="must be uint8"):
             pushing(watcher).push(pixels)
