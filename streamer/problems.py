@@ -17,10 +17,17 @@ MOST_TOLD = 50
 """Of problems: nobody reads more, and a stranger can send twenty thousand."""
 
 
+COUNTED = re.compile(r"_tokens(_per_second)?$")
+"""Keys of numbers of the model's tokens, which are no secrets."""
+
+
 def problems(error: ValidationError, section: type[BaseModel]) -> list[str]:
     """A line for each of pydantic's errors in a section, and how many are left out."""
-    told = [_problem(each, section) for each in islice(error.errors(include_url=False), MOST_TOLD)]
-    left = error.error_count() - len(told)
+    errors = list(islice(error.errors(include_url=False), MOST_TOLD))
+    # A list is not too short where pydantic only left its wrong entries out.
+    wrong = {each["loc"][:-1] for each in errors}
+    told = [_problem(each, section) for each in errors if each["type"] != "too_short" or each["loc"] not in wrong]
+    left = error.error_count() - len(errors)
     return [*told, f"and {left} more"] if left else told
 
 
@@ -47,7 +54,7 @@ def _problem(error: ErrorDetails, section: type[BaseModel]) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in place).lstrip(".")
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     shown = short(redact(repr(value)))
-    if (key := f"{place[-1] if place else ''}=value") != redact(key):
+    if not COUNTED.search(last := f"{place[-1] if place else ''}") and f"{last}=value" != redact(f"{last}=value"):
         shown = "what it holds"  # a secret
     if kind == "extra_forbidden":
         known = _keys(section, place[:-1])
@@ -79,9 +86,13 @@ def _problem(error: ErrorDetails, section: type[BaseModel]) -> str:
     if kind == "string_pattern_mismatch":
         return f"{path}: {shown} is no name; {NAME_MEND}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"{path}: {shown} is not a section; write keys under it"
+        return f"{path}: {shown} is not a section; write keys under it".removeprefix(": ")
     if kind in ("tuple_type", "list_type"):
         return f"{path}: {shown} is not a list; write one entry a line, each behind '- '"
+    if kind in ("bool_type", "bool_parsing"):
+        return f"{path}: {shown} is neither true nor false; write one of them"
+    if kind == "string_type":
+        return f"{path}: {shown} is no text; write it in quotes"
     return f"{path}: {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

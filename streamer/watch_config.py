@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from streamer.fields import Name, Number, Seconds, Section
 from streamer.hours import Hours
@@ -24,13 +24,19 @@ def _inside(rectangle: Shares) -> Shares:
     left, top, right, bottom = rectangle
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ValueError(
-            f"{', '.join(f'{share:g}' for share in rectangle)} is no rectangle inside of the picture: write left, top, right and "
-            "bottom in shares of it, such as [0.5, 0, 1, 0.5] for its upper right quarter"
+            "is no rectangle inside of the picture: write left, top, right and bottom in shares of it, "
+            "such as [0.5, 0, 1, 0.5] for its upper right quarter"
         )
     return rectangle
 
 
 Rectangle = Annotated[Shares, AfterValidator(_inside)]
+
+
+def _described(value: object) -> object:
+    if not isinstance(value, bool | str):
+        raise ValueError("is no question: write one in quotes, or true or false")
+    return value
 
 
 def _hours(text: str) -> str:
@@ -72,7 +78,9 @@ class WatchConfig(Section):
     only: Rectangle | None = None
     """The part of the picture that is looked at: left, top, right and bottom in shares of it. It is seen as a picture of its own, as
     it is now and without what was before; unset is all of it, with the stream's memory."""
-    describe: bool | Annotated[str, Field(min_length=1, max_length=2_000)] = False
+    describe: Annotated[bool | Annotated[str, Field(min_length=1, max_length=2_000)], BeforeValidator(_described)] = (
+        False
+    )
     """Once an event is told, ask "What do you see?", or what stands here, of the picture that decided, and tell the answer as
     `watch.described`."""
     clip_before: Annotated[Number, Field(ge=0, le=60)] = 5.0

@@ -57,6 +57,17 @@ def test_shipped_files_are_accepted(path: Path) -> None:
         ),
         (stream(deadlin=1), ["streams[0].deadlin: unknown key", "did you mean 'deadline'?"]),
         (stream(fps="25fps"), ["streams[0].fps: '25fps' is not a plain number: write 25"]),
+        (stream(loop="ja"), ["streams[0].loop: 'ja' is neither true nor false; write one of them"]),
+        ({"streams": [{"name": 7, "source": "demo:"}]}, ["streams[0].name: 7 is no text; write it in quotes"]),
+        ({"answers": {"max_tokens": "many"}}, ["answers.max_tokens: 'many' is not a number"]),
+        (
+            {"server": {"tokens": [{"name": "a", "scopes": ["vew"], "digest": "sha256:" + "0" * 64}]}},
+            ["server.tokens[0].scopes[0]: 'vew' is not one of"],
+        ),
+        (
+            {**stream(), "watches": [{"name": "w", "streams": ["door"], "question": "Is it?", "describe": 7}]},
+            ["watches[0].describe: 7 is no question: write one in quotes, or true or false"],
+        ),
         (stream(fps=0), ["streams[0].fps: 0 is out of range; it must be more than 0"]),
         (stream(stall_after=-3), ["streams[0].stall_after: -3 is out of range; it must be more than 0"]),
         (stream(stall_after="5s"), ["streams[0].stall_after: '5s'", "write 5"]),
@@ -102,6 +113,12 @@ def test_refusals_name_path_value_and_mend(data: dict[str, Any], parts: list[str
     assert "\n" not in line
     for part in parts:
         assert part in line
+
+
+def test_what_is_no_section_at_all_is_named_first() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config("demo.yaml")  # type: ignore[arg-type]
+    assert refused.value.problems == ["'demo.yaml' is not a section; write keys under it"]
 
 
 def test_every_problem_is_listed() -> None:
