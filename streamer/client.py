@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from streamer.client_recordings import AsyncRecorded, Recorded
 from streamer.client_watches import NEWS as WATCH_NEWS
 from streamer.client_watches import AsyncWatching, Watching
-from streamer.wire import CLOSED, DEFAULT_URL, NOBODY, ClientError, fetch, lost, raise_for, refusal, websocket_url
+from streamer.wire import CLOSED, DEFAULT_URL, ClientError, fetch, lost, raise_for, refusal, unreached, websocket_url
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "ClientError"]
 T = TypeVar("T")
@@ -106,8 +106,8 @@ class AsyncClient(AsyncWatching, AsyncRecorded):
             ) from None
         except ConnectionClosed as error:
             raise lost(error) from None
-        except (OSError, TimeoutError):
-            raise ClientError("unreachable", NOBODY.format(url=self.url)) from None
+        except (OSError, TimeoutError) as error:
+            raise ClientError("unreachable", unreached(self.url, error)) from None
         self.session = created.get("session", {})
         self._reader = asyncio.create_task(self._read(self._socket))
         return self

@@ -54,7 +54,9 @@ def _problem(error: ErrorDetails, section: type[BaseModel]) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in place).lstrip(".")
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     shown = short(redact(repr(value)))
-    if not COUNTED.search(last := f"{place[-1] if place else ''}") and f"{last}=value" != redact(f"{last}=value"):
+    last = f"{place[-1] if place else ''}"
+    counted = kind != "extra_forbidden" and COUNTED.search(last)
+    if not counted and f"{last}=value" != redact(f"{last}=value"):
         shown = "what it holds"  # a secret
     if kind == "extra_forbidden":
         known = _keys(section, place[:-1])

@@ -102,9 +102,17 @@ def _sent(base: str, asked: urllib.request.Request, tls: ssl.SSLContext | None) 
         raise ClientError(refused["code"], refused["message"]) from None
     except (OSError, ValueError) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(cause, ConnectionRefusedError):
-            raise ClientError("unreachable", NOBODY.format(url=base)) from None
+        trusted = not isinstance(cause, ssl.SSLCertVerificationError)
+        if trusted and isinstance(cause, ConnectionRefusedError | ssl.SSLError):
+            raise ClientError("unreachable", unreached(base, cause)) from None
         raise ClientError("unreachable", f"No daemon answers at {base} ({cause}): name it with --url.") from None
+
+
+def unreached(url: str, error: OSError) -> str:
+    """Why there is no connection, of `error`."""
+    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLCertVerificationError):
+        return f"What listens at {url} does not speak TLS as it should ({error.reason}): write http:// if it has none."
+    return NOBODY.format(url=url)
 
 
 def websocket_url(url: str, stream: str | None) -> str:

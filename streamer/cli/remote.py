@@ -240,6 +240,8 @@ def timeline(options: argparse.Namespace) -> int:
     for entry in () if options.json else shown:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["wall"]))
         print(f"{when}  {entry['stream']}  {entry['kind']}  {_line(entry['text'])}")
+    if not shown and not options.json:
+        print("no entries")
     return 0
 
 
@@ -280,9 +282,15 @@ def stream_add(options: argparse.Namespace) -> int:
     chosen = {"fps": options.fps, "loop": options.loop or None, **dict(options.set)}
     with _client(options) as client:
         given = {key: value for key, value in chosen.items() if value is not None}
-        added = waited(lambda: client.attach(options.name, options.source, **given))
+        added = waited(lambda: client.attach(options.name, here(options.source), **given))
     print(json.dumps(added, ensure_ascii=False) if options.json else f"{options.name} is {added['state']}")
     return 0
+
+
+def here(source: str) -> str:
+    """A file's path as the daemon finds it, whatever folder it runs in; any other source as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -116,6 +116,8 @@ def test_the_doors_tell_what_happened(tmp_path: Path) -> None:
                 ran = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
                 line = (await ran.communicate())[0].decode()
                 assert "  door  question  What is there?" in line and line.count("\n") == 1
+                ran = await asyncio.create_subprocess_exec(*command, "--kind", "pears", stdout=asyncio.subprocess.PIPE)
+                assert (await ran.communicate())[0] == b"no entries\n"
 
                 gone = (await web.delete("/v1/streams/door/memory", headers=head["root"])).json()
                 assert gone["entries"] >= 2 and not await listed("root")

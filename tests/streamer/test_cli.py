@@ -21,7 +21,7 @@ from model.serving.expectation import expect, products_per_second
 from streamer.assistant import StreamStatus
 from streamer.cli.doctor import cameras
 from streamer.cli.main import _parser, main
-from streamer.cli.remote import _duration
+from streamer.cli.remote import _duration, here
 from streamer.cli.run import run_config
 from streamer.config import Config, ConfigError
 from streamer.server.auth import read_tokens
@@ -267,6 +267,13 @@ def test_streams_are_added_with_any_key_of_a_configured_one(
     assert "policy" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         added(server, "bad", "demo:", "--set", "policy")
+
+
+def test_a_file_is_found_from_where_its_user_stands() -> None:
+    """The daemon runs in a folder of its own; what is no file is left as it is."""
+    assert here(os.path.relpath(CLIP)) == str(CLIP.resolve())
+    for other in ("demo:", "rtsp://camera/1", "/dev/video90", "gone.mp4"):
+        assert here(other) == other
 
 
 def start(*arguments: str, **environment: str) -> Forked:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from streamer.client import AsyncClient, Client, ClientError
+from streamer.wire import fetch
 from tests.environments import install, pip
 from tests.streamer.serving import Daemon, Served, eventually
 
@@ -125,10 +126,15 @@ def test_refusals_are_one_clear_line(server: Served) -> None:
         assert "\n" not in refused.value.message
         return refused.value.message
 
+    secure = server.url.replace("http", "https")
+    with pytest.raises(ClientError, match=r"does not speak TLS .*: write http://"):
+        fetch(secure, "streams", {})
+
     async def story() -> None:
         assert "No daemon answers at http://127.0.0.1:1:" in await refusal("http://127.0.0.1:1")
         assert "is no address" in await refusal("ftp://x")
         assert "answers 404" in await refusal(f"{server.url}/elsewhere")
+        assert "does not speak TLS" in await refusal(secure)
 
     asyncio.run(story())
 
