@@ -54,7 +54,12 @@ class Assistant:
     """Watches streams and answers questions about them. An async context manager; one event loop owns it."""
 
     def __init__(self, config: Config, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
-        """`progress` is told, from another thread, how many of all steps have been tried while the model warms up."""
+        """`progress` is told, from another thread, how many of all steps have been tried while the model warms up.
+
+        Raises TypeError for what is no `Config`.
+        """
+        if not isinstance(config, Config):
+            raise TypeError(f"config is a {type(config).__name__}: make a Config of it with streamer.parse_config")
         self.config = config
         limits = config.limits
         self.news = News()

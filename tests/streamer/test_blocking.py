@@ -48,6 +48,11 @@ def test_an_assistant_out_of_its_block_says_so() -> None:
         assistant.__enter__()
 
 
+def test_a_mapping_is_no_configuration_yet() -> None:
+    with pytest.raises(TypeError, match=r"config is a dict: make a Config of it with streamer\.parse_config"):
+        BlockingAssistant({"streams": []})  # type: ignore[arg-type]
+
+
 def test_plain_code_watches_and_asks() -> None:
     before = threading.active_count()
     with BlockingAssistant(CONFIG) as assistant:
