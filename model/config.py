@@ -17,8 +17,8 @@ MOST_LAYERS = 1_000
 
 def check_layers(name: str, count: int) -> None:
     """Raises ConfigError where a checkpoint can't mean so many layers."""
-    if not 0 < count <= MOST_LAYERS:
-        raise ConfigError(f"{name} {count} must be from 1 to {MOST_LAYERS}: download config.json again")
+    if count > MOST_LAYERS:
+        raise ConfigError(f"{name} {count} must be at most {MOST_LAYERS}: download config.json again")
 
 
 @dataclass(frozen=True)
