@@ -105,7 +105,7 @@ watch() { # NAME STREAMS ASKERS OPEN DTYPE
 }
 
 crowd() { # NAME PRESET MOVING STILL ASKERS
-    enough 60 "$1" || return
+    enough 130 "$1" || return # of which a start with nothing compiled takes 55 to 77
     timeout "$(left)" python3 -m tests.streamer.cameras --device "$device" --preset "$2" --random-weights --dtype $half \
         --moving "$3" --still "$4" --askers "$5" --seconds "$watched" ${READERS:+--readers "$READERS"} > "$out/$1.json" 2> "$logs/$1"
     say "$1: exit $?"
