@@ -15,8 +15,6 @@ from streamer.fields import NAME_MEND
 
 MOST_TOLD = 50
 """Of problems: nobody reads more, and a stranger can send twenty thousand."""
-
-
 COUNTED = re.compile(r"_tokens(_per_second)?$")
 """Keys of numbers of the model's tokens, which are no secrets."""
 

@@ -109,8 +109,8 @@ def _sent(base: str, asked: urllib.request.Request, tls: ssl.SSLContext | None) 
 
 
 def unreached(url: str, error: OSError) -> str:
-    """Why there is no connection, of `error`."""
-    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLCertVerificationError):
+    """Why there is no connection, of `error`, which is not that a certificate is not trusted."""
+    if isinstance(error, ssl.SSLError):
         return f"What listens at {url} does not speak TLS as it should ({error.reason}): write http:// if it has none."
     return NOBODY.format(url=url)
 

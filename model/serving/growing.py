@@ -110,8 +110,7 @@ class Growing(Eager):
         Raises FullError.
         """
         pages = self.pages
-        pages.busy.clear()
-        pages.reserve(slot, 1)
+        self.reserve([(slot, 1)])
         if self.shown != (slot, pages.version):
             if pages.away(slot):
                 return None
