@@ -75,6 +75,7 @@ class Assistant:
         )
         self._loaded = False
         self._starting: float | None = None
+        self._begun = False
         """Since when, on the monotonic clock, the model is being loaded."""
         self._streams = Streams(self.engine, self.news, lambda: self.config)
         self._answers: dict[str, Answer] = {}
@@ -103,9 +104,12 @@ class Assistant:
     async def start(self) -> None:
         """Loads and warms up the model, then watches the configured streams, and those that were added when it last ran.
 
-        Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work and for a state
-        folder that can't be used.
+        Raises CheckpointError or ConfigError of the model's, AssistantError for a stream that can never work, for a state
+        folder that can't be used, and where it was started before.
         """
+        if self._begun:
+            raise AssistantError("closed", "An assistant runs once: make a new one for another 'with' block.")
+        self._begun = True
         self.news.begin()
         self._starting = time.monotonic()
         try:

@@ -101,12 +101,8 @@ class BlockingAssistant:
     def __init__(self, config: Config) -> None:
         self._assistant = Assistant(config)
         self._running: BlockingPortal | None = None
-        self._begun = False
 
     def __enter__(self) -> Self:
-        if self._begun:
-            raise AssistantError("closed", "An assistant runs once: make a new one for another 'with' block.")
-        self._begun = True
         with ExitStack() as stack:
             portal = stack.enter_context(start_blocking_portal(name="assistant"))
             stack.enter_context(portal.wrap_async_context_manager(self._assistant))

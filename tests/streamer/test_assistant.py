@@ -118,6 +118,17 @@ def test_a_clip_is_watched_and_asked_about() -> None:
     run(test())
 
 
+def test_an_assistant_runs_once() -> None:
+    async def twice() -> None:
+        assistant = Assistant(config())
+        async with assistant:
+            pass
+        with pytest.raises(AssistantError, match="make a new one"):
+            await assistant.start()
+
+    asyncio.run(twice())
+
+
 def test_what_does_not_fit_is_refused_by_name() -> None:
     async def test() -> None:
         async with Assistant(config()) as assistant:
