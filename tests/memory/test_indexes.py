@@ -236,25 +236,27 @@ def test_a_copy_is_waited_for_where_no_token_is_left_to_keep(
     assert waited and parts and len(rows) == left
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize(("alone", "together", "fit"), [(True, 1, 4), (False, 1, 4), (True, 3, 3)])
 def test_a_history_that_may_not_become_longer_ends_its_index(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool, together: int, fit: int
 ) -> None:
     """In its last step, which has one picture; those before it are counted, whether they had ended or not, and the state is theirs."""
-    path = film(tmp_path / "a.mkv", 9, 1)
+    path, place = film(tmp_path / "a.mkv", 9, 1), Place(runner, alone=alone)
     whole = indexed(runner, tmp_path / "one", path)
-    indexed(runner, tmp_path / "one", film(tmp_path / "shorter.mkv", 8, 1))
+    monkeypatch.setattr(runner.backend, "most_steps", together)
+    shorter = file_video(tmp_path / "one", str(film(tmp_path / "shorter.mkv", 2 * fit, 1)))
+    wanted = index_video(place, tmp_path / "one", shorter, 2.0, PLENTY, quiet)
     pages = runner.state.pages
     assert pages is not None
     monkeypatch.setattr(pages, "policy", replace(pages.policy, context=whole.tokens - 1))
-    monkeypatch.setattr(runner.backend, "most_steps", 1)
     video = file_video(tmp_path / "two", str(path))
-    found = index_video(Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, quiet)
-    assert found.complete and found.steps == whole.steps[:-1]
+    found = index_video(place, tmp_path / "two", video, 2.0, PLENTY, quiet)
+    assert found.complete and found.steps == whole.steps[:fit] == wanted.steps
     assert "has no room for" in found.note
-    shorter, same = named(tmp_path / "one", "shorter"), named(tmp_path / "two", "a")
-    assert shorter is not None and same is not None
-    parts, expected = same[0].parts(same[1]), shorter[0].parts(shorter[1])
+    parts, expected = (
+        Index(tmp_path / folder / "indexes" / facts.name).parts(facts)
+        for folder, facts in (("two", found), ("one", wanted))
+    )
     assert all(torch.equal(parts[name], part) for name, part in expected.items())
 
 
