@@ -444,3 +444,22 @@ def test_no_frame_waits_for_the_garbage_collector() -> None:
         assert not [each for each in gc.get_referrers(frame) if isinstance(each, SideDataContainer)]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("narrow", [1, 2], ids=["limited", "full"])
+@pytest.mark.parametrize("space", [1, 5, 9], ids=["709", "601", "2020"])
+@pytest.mark.parametrize("size, largest", [((322, 242), 4096), ((1280, 720), 4096), ((1280, 720), 300)], ids=str)
+def test_chroma_side_by_side_becomes_what_it_does_in_planes(
+    size: tuple[int, int], largest: int, space: int, narrow: int
+) -> None:
+    """NV12, which CUDA and cameras hand over, of noise, whose chroma is another at each pixel."""
+    width, height = size
+    planes = np.random.default_rng(0).integers(0, 256, (height * 3 // 2, width), dtype=np.uint8)
+    beside = planes.copy()
+    beside[height:] = np.moveaxis(planes[height:].reshape(2, height // 2, width // 2), 0, -1).reshape(-1, width)
+    made = []
+    for pixels, form in ((planes, "yuv420p"), (beside, "nv12")):
+        frame = VideoFrame.from_ndarray(pixels, format=form)
+        frame.colorspace, frame.color_range = space, narrow
+        made.append(Pictures(largest).make(frame))
+    assert np.array_equal(*made)
