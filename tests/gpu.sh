@@ -57,7 +57,7 @@ run_tests() {
     group graph-wide tests/model/test_gpu_fast.py -k "to_the_bit and wide" &
     group products-fp8 tests/model/test_gpu_products.py &
     group nano-fp8 tests/model/test_gpu_exam.py -k fp8 &
-    group age-fp8 tests/model/test_gpu_fast.py -k "age or fp8" &
+    group age-fp8 tests/model/test_gpu_fast.py -k "age or fp8 or early" &
     wait
 }
 

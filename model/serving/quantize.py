@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.ops.kernels.activation import FP8_LIMIT, Activation, Quantized
+from model.ops.kernels.activation import FEW, FP8_LIMIT, Activation, Quantized
 
 Precision = Literal["model", "fp8", "int8"]
 """What the big products are computed in: the weights' own type, fp8, or (on a CPU: see `int8`) int8."""
@@ -27,8 +27,7 @@ class Matrix:
         self.fp8 = precision == "fp8"
         self.bias, self.outs = bias, weight.shape[0]
         self.weight: Tensor | Quantized = weight
-        # cuBLAS cuts a row's products in parts that a launch more adds up; only of a head's it makes enough programs.
-        self.alone = weight.is_cuda and weight.dtype == torch.bfloat16 and bias is None and self.outs < 1 << 16
+        self.streamed = weight.is_cuda and weight.dtype == torch.bfloat16 and weight.shape[1] % 128 == 0
         if self.fp8:
             # cuBLAS takes fp8 weights of a multiple of 16 outputs only.
             room = -self.outs % 16
@@ -39,13 +38,9 @@ class Matrix:
         """`x` [rows, in] to [rows, out], its last axis contiguous; a plain `x` is quantized where the product is in fp8."""
         if isinstance(self.weight, Tensor):
             assert isinstance(x, Tensor)
-            if self.alone and len(x) == 1:
-                from model.ops.kernels.product import row_product
-
-                return row_product(x, self.weight)
-            return F.linear(x, self.weight, self.bias)
+            return self.plain(x, self.weight)
         from model.ops.kernels.norm import quantize
-        from model.ops.kernels.product import FEW, product
+        from model.ops.kernels.product import product
 
         x = quantize(x) if isinstance(x, Tensor) else x
         rows, width = x.data.shape
@@ -56,3 +51,12 @@ class Matrix:
             out_dtype=torch.bfloat16, use_fast_accum=True,
         )  # fmt: skip
         return joint[:, : self.outs]
+
+    def plain(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product in the model's own numbers: cuBLAS's, but for few rows of bfloat16 on a GPU."""
+        if len(x) > FEW or not self.streamed:
+            return F.linear(x, weight, self.bias)
+        from model.ops.kernels.product import product, row_product
+
+        alone = len(x) == 1 and self.bias is None
+        return row_product(x, weight) if alone else product(x, weight, self.bias)

@@ -11,12 +11,14 @@ import torch
 
 from model.config import PRESETS, AttentionPolicy, InfiniteVLConfig
 from model.families.infinitevl import InfiniteVL
+from model.serving.quantize import Precision
 from model.state import StreamState
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 if torch.cuda.is_available():
     from model.evaluation.distributed import limit_autotuning
+    from model.ops.kernels import dependence
     from model.serving.cuda_graphs import Graphs
     from model.serving.fused import FastInfiniteVL
     from model.serving.roofline import Words
@@ -240,6 +242,28 @@ def test_graph_is_the_same_kernels_to_the_bit(config: InfiniteVLConfig) -> None:
         assert torch.equal(likeliest, logits.argmax(-1))
     after = [tensor.select(axis, 0) for _, tensor, axis in state.tensors()]
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["model", "fp8"])
+@pytest.mark.parametrize("answers", [1, 3])
+def test_kernels_that_begin_early_give_the_same_bits(
+    answers: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain of a thousand tokens by graphs whose kernels stand ready before those before them have ended, and by one after the other."""
+    model = build(wide(), torch.bfloat16)
+    found = []
+    for early in (True, False):
+        if not early:
+            monkeypatch.setattr(dependence, "knows", lambda device: False)
+        state = StreamState.allocate(model.config, 4, "cuda", torch.bfloat16)
+        graphs = Graphs(FastInfiniteVL(model, precision), Words(model.config), state)
+        slots, said, tokens = list(range(answers)), [], [[7 + i] for i in range(answers)]
+        for _ in range(1000 // answers):
+            tokens = [[token] for token in graphs.read(slots, tokens)[0].tolist()]
+            said.append(tokens)
+        found.append((said, [tensor.clone() for _, tensor, _ in state.tensors()]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(x, y) for x, y in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_age_changes_nothing() -> None:

@@ -214,14 +214,18 @@ def test_what_lies_between_the_products_is_the_plain_formula() -> None:
     assert ratio(gated_norm(heads, gates, weight, 1e-6), wanted.flatten(1)) < 1e-6
 
 
+@pytest.mark.parametrize("coarse", [True, False], ids=["fp8", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 5, 16])
 @pytest.mark.parametrize("cut", [None, Cut(64, 128, 1, 4, 2), Cut(64, 128, 3, 4, 2)], ids=str)
-def test_product_of_few_rows_is_that_of_the_numbers_kept(rows: int, cut: Cut | None) -> None:
+def test_product_of_few_rows_is_that_of_the_numbers_kept(rows: int, cut: Cut | None, coarse: bool) -> None:
     torch.manual_seed(0)
-    x = quantize_rows(torch.randn(rows, 512, device=DEVICE))
-    weight = quantize_rows(torch.randn(200, 512, device=DEVICE))
+    kept = quantize_rows if coarse else torch.Tensor.bfloat16
+    x, weight = kept(torch.randn(rows, 512, device=DEVICE)), kept(torch.randn(200, 512, device=DEVICE))
     bias = torch.randn(200, device=DEVICE).bfloat16()
-    whole = [part.data.double() * part.scales.double()[:, None] for part in (x, weight)]
+    whole = [
+        part.double() if isinstance(part, torch.Tensor) else part.data.double() * part.scales.double()[:, None]
+        for part in (x, weight)
+    ]
     wanted = whole[0] @ whole[1].T
     assert ratio(product(x, weight, None, cut), wanted) < 4e-3
     assert ratio(product(x, weight, bias, cut), wanted + bias) < 4e-3

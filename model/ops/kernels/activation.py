@@ -8,6 +8,10 @@ from torch import Tensor
 
 FP8_LIMIT = 448.0
 """The largest number of float8_e4m3fn."""
+PROCESSORS = 132
+"""Of the card that kernels were cut for."""
+FEW = 16
+"""Rows up to which weights are streamed past them, and kernels are too small to fill a card."""
 
 
 class Quantized(NamedTuple):

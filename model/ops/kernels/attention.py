@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from model.config import AttentionPolicy
+from model.ops.kernels.activation import PROCESSORS
+from model.ops.kernels.dependence import dependent, follow
 
 EVER = 1 << 30
 """A window that shows every key."""
-PROCESSORS = 132
-"""Of the card that the tilings were measured on."""
 LOG2E = 1.4426950408889634
 
 
@@ -51,8 +51,9 @@ def place_kernel(
     joint, cos, sin, sink_cos, sink_sin, slots, starts, counts, keys, values, sinks, weight,
     n, stride, ring, slot_stride, eps,
     QUERIES: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, HALF: tl.constexpr, SINKS: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     block, work, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     head = work % HEADS
     start, count = tl.load(starts + batch), tl.load(counts + batch)
@@ -119,7 +120,9 @@ def attend_kernel(
     n, stride, ring, slot_stride, window, scale, eps,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, HALF: tl.constexpr, SINKS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     # Rows are the queries of one key head, so that a tile of keys serves the whole group.
     block, work, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     head, split = work // SPLITS, work % SPLITS
@@ -185,7 +188,10 @@ def attend_kernel(
 
 
 @triton.jit
-def join_kernel(parts, tops, norms, out, rows, HEAD: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr):
+def join_kernel(
+    parts, tops, norms, out, rows, HEAD: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr
+):
+    follow(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     d = tl.arange(0, HEAD)
@@ -253,7 +259,7 @@ def place(
         joint, *turn, *sink_turn, slots, starts, counts, keys, values, scratch, norms and norms.keys,
         n, width, rows - 1 - policy.sinks, keys.stride(0), norms.eps if norms else 0.0,
         QUERIES=queries, HEADS=heads, HEAD=head, HALF=turn[0].shape[-1], SINKS=policy.sinks, ROWS=block,
-        num_warps=8 if head > 128 else 4,
+        num_warps=8 if head > 128 else 4, **dependent(joint, batch * n),
     )  # fmt: skip
     return scratch
 
@@ -288,12 +294,13 @@ def attend(
         n, width, ring, keys.stride(0), window, head**-0.5 * LOG2E, norms.eps if norms else 0.0,
         HEADS=heads, GROUP=group, HEAD=head, HALF=turn[0].shape[-1], SINKS=sinks, ROWS=cut.rows, KEYS=cut.keys,
         SPLITS=splits, PRECISION="tf32x3" if joint.dtype == torch.float32 else "tf32",
-        num_warps=cut.warps, num_stages=cut.stages,
+        num_warps=cut.warps, num_stages=cut.stages, **dependent(joint, batch * n),
     )  # fmt: skip
     if splits > 1:
         total = batch * n * queries
         lines = max(1, 32 // splits)
         join_kernel[(triton.cdiv(total, lines),)](
-            parts, tops, sums, out, total, HEAD=head, SPLITS=splits, ROWS=lines, num_warps=4
-        )
+            parts, tops, sums, out, total, HEAD=head, SPLITS=splits, ROWS=lines, num_warps=4,
+            **dependent(joint, batch * n),
+        )  # fmt: skip
     return out

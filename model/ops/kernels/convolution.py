@@ -7,6 +7,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.ops.kernels.dependence import dependent, follow
+
+
+@triton.jit
+def convolve(
+    source, past, weight, step, channel, n, stride, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
+    """Sums over the last WIDTH inputs at each of `step`; those before the call are at `past`, read only where some step is so EARLY."""
+    total = tl.zeros((step.shape[0], channel.shape[0]), tl.float32)
+    for i in tl.static_range(WIDTH):
+        t = step + i - (WIDTH - 1)
+        here = ((t >= 0) & (t < n))[:, None] if EARLY else (t < n)[:, None]
+        x = tl.load(source + t[:, None] * stride + channel[None, :], mask=here, other=0.0).to(tl.float32)
+        if EARLY:
+            kept = past + (t + WIDTH - 1)[:, None] * CHANNELS + channel[None, :]
+            x += tl.load(kept, mask=(t < 0)[:, None], other=0.0).to(tl.float32)
+        total += x * tl.load(weight + channel * WIDTH + i).to(tl.float32)[None, :]
+    return total
+
 
 @triton.jit
 def mix_kernel(
@@ -14,7 +33,9 @@ def mix_kernel(
     n, batch_stride, stride, b_offset, a_offset,
     CHANNELS: tl.constexpr, NORMED: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr,
     PADDED: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, TAIL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     part, first, batch = tl.program_id(0), tl.program_id(1) * STEPS, tl.program_id(2).to(tl.int64)
     step = first + tl.arange(0, STEPS)
     count = tl.load(counts + batch)
@@ -36,17 +57,10 @@ def mix_kernel(
     else:
         channel = part * BLOCK + tl.arange(0, BLOCK)
         past = kept + tl.load(slots + batch) * (WIDTH - 1) * CHANNELS
-        total = tl.zeros((STEPS, BLOCK), tl.float32)
-        for i in tl.static_range(WIDTH):
-            t = step + i - (WIDTH - 1)
-            new = tl.load(
-                source + t[:, None] * stride + channel[None, :], mask=((t >= 0) & (t < n))[:, None], other=0.0
-            )
-            old = tl.load(
-                past + (t + WIDTH - 1)[:, None] * CHANNELS + channel[None, :], mask=(t < 0)[:, None], other=0.0
-            )
-            w = tl.load(weight + channel * WIDTH + i).to(tl.float32)
-            total += (new.to(tl.float32) + old.to(tl.float32)) * w[None, :]
+        if first < WIDTH - 1:
+            total = convolve(source, past, weight, step, channel, n, stride, CHANNELS, WIDTH, True)
+        else:
+            total = convolve(source, past, weight, step, channel, n, stride, CHANNELS, WIDTH, False)
         y = total * tl.sigmoid(total)
         if part * BLOCK < NORMED:
             y *= tl.rsqrt(tl.sum(y * y, 1) + 1e-6)[:, None]
@@ -94,11 +108,12 @@ def mix(
     out = torch.empty(batch, n, channels, device=joint.device, dtype=joint.dtype)
     decay = torch.empty(batch, n, heads, device=joint.device, dtype=torch.float32)
     beta = torch.empty_like(decay)
-    steps = 1 if n == 1 else 16
+    steps = 1 if n == 1 else 32 if batch * n >= 1024 else 16
     mix_kernel[(channels // head + 1, triton.cdiv(n, steps), batch)](
         joint, kept, weight, a_log, dt_bias, slots, counts, out, decay, beta,
         n, joint.stride(0), joint.stride(1), channels + gate_channels, channels + gate_channels + heads,
         CHANNELS=channels, NORMED=channels - gate_channels, WIDTH=width, HEADS=heads, PADDED=triton.next_power_of_2(heads),
         BLOCK=head, STEPS=steps, TAIL=triton.next_power_of_2(width - 1), num_warps=2 if n == 1 else 4,
+        **dependent(joint, batch * n),
     )  # fmt: skip
     return out, decay, beta

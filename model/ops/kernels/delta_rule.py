@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.delta_rule import CHUNK
+from model.ops.kernels.dependence import dependent, follow
 
 
 @triton.jit
@@ -98,8 +99,9 @@ def carry_kernel(
 def recurrent_kernel(
     mixed, decay, beta, slots, state, out, scale,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     key = tl.arange(0, KEY)
     value = part * BLOCK + tl.arange(0, BLOCK)
@@ -133,8 +135,9 @@ def delta_rule(
     if n == 1:
         block = 32
         recurrent_kernel[(value // block, heads, batch)](
-            mixed, decay, beta, slots, state, out, scale, **sizes, VALUE=value, BLOCK=block, num_warps=4
-        )
+            mixed, decay, beta, slots, state, out, scale, **sizes, VALUE=value, BLOCK=block, num_warps=4,
+            **dependent(mixed, batch),
+        )  # fmt: skip
         return out
     precision = "tf32x3" if mixed.dtype == torch.float32 else "tf32"
     size = min(CHUNK, max(16, triton.next_power_of_2(n)))

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.kernels.activation import FP8_LIMIT, Activation, Quantized
-from model.ops.kernels.attention import PROCESSORS
+from model.ops.kernels.activation import FP8_LIMIT, PROCESSORS, Activation, Quantized
+from model.ops.kernels.dependence import dependent, follow
 
 
 @triton.jit
@@ -22,8 +22,9 @@ def quantize_row(y, out, scales, row, offsets, inside, LIMIT: tl.constexpr):
 @triton.jit
 def add_norm_kernel(
     x, residual, weight, bias, out, scales, width, eps,
-    ADD: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -47,19 +48,36 @@ def add_norm_kernel(
 
 
 @triton.jit
-def swiglu_kernel(
-    joint, out, scales, inner, LIMIT: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def opened(joint, column, inner):
+    """silu(gate) * up of one row at `joint`, at `column`."""
+    inside = column < inner
+    gate = tl.load(joint + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(joint + inner + column, mask=inside, other=0.0).to(tl.float32)
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def swiglu_kernel(joint, out, inner, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < inner
-    gate = tl.load(joint + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(joint + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
-    y = gate * tl.sigmoid(gate) * up
-    if FP8:
-        quantize_row(y, out, scales, row, row * inner + column, inside, LIMIT)
-    else:
-        tl.store(out + row * inner + column, y.to(out.dtype.element_ty), mask=inside)
+    y = opened(joint + row * 2 * inner, column, inner)
+    tl.store(out + row * inner + column, y.to(out.dtype.element_ty), mask=column < inner)
+
+
+@triton.jit
+def swiglu_fp8_kernel(
+    joint, out, scales, inner, LIMIT: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
+    """A whole row, of BLOCK columns and up to REST more: as its largest must be known, and one power of 2 would be far too many."""
+    follow(EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    column, beyond = tl.arange(0, BLOCK), BLOCK + tl.arange(0, REST)
+    y, z = opened(joint + row * 2 * inner, column, inner), opened(joint + row * 2 * inner, beyond, inner)
+    scale = tl.maximum(tl.maximum(tl.max(tl.abs(y)), tl.max(tl.abs(z))), 1e-12) / LIMIT
+    tl.store(scales + row, scale)
+    tl.store(out + row * inner + column, (y / scale).to(tl.float8e4nv), mask=column < inner)
+    tl.store(out + row * inner + beyond, (z / scale).to(tl.float8e4nv), mask=beyond < inner)
 
 
 @triton.jit
@@ -78,8 +96,10 @@ def gelu_kernel(x, out, scales, inner, LIMIT: tl.constexpr, FP8: tl.constexpr, B
 
 @triton.jit
 def open_gate_kernel(
-    x, gate, out, scales, width, gate_stride, LIMIT: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr
+    x, gate, out, scales, width, gate_stride,
+    LIMIT: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -95,7 +115,9 @@ def open_gate_kernel(
 def gated_norm_kernel(
     x, gate, weight, out, scales, gate_stride, eps,
     HEADS: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, FP8: tl.constexpr, LIMIT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     tile = tl.arange(0, PADDED)[:, None] * SIZE + column[None, :]
@@ -112,7 +134,8 @@ def gated_norm_kernel(
 
 
 @triton.jit
-def quantize_kernel(x, out, scales, width, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
+def quantize_kernel(x, out, scales, width, LIMIT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -151,8 +174,7 @@ def finished(out: Tensor, scales: Tensor, fp8: bool) -> Activation:
 def warps(block: int, rows: int) -> int:
     """Warps of a program of `block` columns, a power of 2: as `rows` fill the card or, where they are few, so that one ends soon."""
     assert block & (block - 1) == 0, "a program has as many warps as a power of 2"
-    most, columns = (16, 512) if rows > PROCESSORS else (32, 256)
-    return max(1, min(most, block // columns))
+    return max(1, min(32, block // (512 if rows > PROCESSORS else 256)))
 
 
 def add_norm(
@@ -168,6 +190,7 @@ def add_norm(
     add_norm_kernel[(rows,)](
         residual if x is None else x, residual, weight, bias, out, scales, width, eps,
         ADD=x is not None, FP8=fp8, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=warps(block, rows),
+        **dependent(residual, rows),
     )  # fmt: skip
     return finished(out, scales, fp8)
 
@@ -183,10 +206,18 @@ def swiglu(joint: Tensor, fp8: bool = False) -> Activation:
     assert joint.is_contiguous(), "rows that a product padded would be read askew"
     rows, inner = joint.shape[0], joint.shape[1] // 2
     out, scales = output(joint, inner, fp8)
-    block, number = cut(inner, rows, fp8)
-    swiglu_kernel[(rows, triton.cdiv(inner, block))](
-        joint, out, scales, inner, LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=number
-    )
+    if fp8:
+        block = triton.next_power_of_2(triton.cdiv(inner, 2))
+        rest = triton.next_power_of_2(max(1, inner - block))
+        swiglu_fp8_kernel[(rows,)](
+            joint, out, scales, inner, LIMIT=FP8_LIMIT, BLOCK=block, REST=rest, num_warps=warps(2 * block, rows),
+            **dependent(joint, rows),
+        )  # fmt: skip
+    else:
+        block, number = cut(inner, rows, fp8)
+        swiglu_kernel[(rows, triton.cdiv(inner, block))](
+            joint, out, inner, BLOCK=block, num_warps=number, **dependent(joint, rows)
+        )
     return finished(out, scales, fp8)
 
 
@@ -208,8 +239,9 @@ def open_gate(x: Tensor, gate: Tensor, fp8: bool = False) -> Activation:
     out, scales = output(x, width, fp8)
     block, number = cut(width, rows, fp8)
     open_gate_kernel[(rows, triton.cdiv(width, block))](
-        x, gate, out, scales, width, gate.stride(0), LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=number
-    )
+        x, gate, out, scales, width, gate.stride(0), LIMIT=FP8_LIMIT, FP8=fp8, BLOCK=block, num_warps=number,
+        **dependent(x, rows),
+    )  # fmt: skip
     return finished(out, scales, fp8)
 
 
@@ -221,7 +253,7 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, fp8: bool = 
     gated_norm_kernel[(rows,)](
         x, gate, weight, out, scales, gate.stride(0), eps,
         HEADS=heads, PADDED=padded, SIZE=size, FP8=fp8, LIMIT=FP8_LIMIT,
-        num_warps=warps(padded * size, rows),
+        num_warps=warps(padded * size, rows), **dependent(x, rows),
     )  # fmt: skip
     return finished(out, scales, fp8)
 
@@ -231,7 +263,9 @@ def quantize(x: Tensor) -> Quantized:
     rows, width = x.shape
     out, scales = output(x, width, True)
     block = triton.next_power_of_2(width)
-    quantize_kernel[(rows,)](x, out, scales, width, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=warps(block, rows))
+    quantize_kernel[(rows,)](
+        x, out, scales, width, LIMIT=FP8_LIMIT, BLOCK=block, num_warps=warps(block, rows), **dependent(x, rows)
+    )
     return Quantized(out, scales)
 
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.kernels.attention import LOG2E, attend_tile, join_kernel
+from model.ops.kernels.dependence import dependent
 from model.ops.kernels.paging import locate
 from model.ops.kernels.span_scores import ended_spans
 from model.policy import RetrievalPolicy
@@ -271,7 +272,9 @@ def retrieve_token(q: Tensor, past: Past, policy: RetrievalPolicy, noted: tuple[
             **same, SPLITS=SPLITS, PRECISION=precision, num_warps=4, num_stages=2,
         )  # fmt: skip
     out = torch.empty_like(q)
-    join_kernel[(heads,)](parts, tops, norms, out, heads, HEAD=head, SPLITS=SPLITS, ROWS=1, num_warps=4)
+    join_kernel[(heads,)](
+        parts, tops, norms, out, heads, HEAD=head, SPLITS=SPLITS, ROWS=1, num_warps=4, **dependent(q, 1)
+    )
     return out
 
 

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.kernels.attention import LOG2E, PROCESSORS
+from model.ops.kernels.activation import PROCESSORS
+from model.ops.kernels.attention import LOG2E
 from model.policy import RetrievalPolicy
 
 COUNTED = ("first", "n", "width")
@@ -34,7 +35,7 @@ class Cut(NamedTuple):
         return self if lines == self.rows else self._replace(rows=lines, warps=4)
 
 
-CREST, SHARE, WIDE = Cut(128, 128, 8, 2), Cut(128, 64, 4, 3), Cut(32, 32, 4, 2)
+CREST, SHARE, WIDE = Cut(256, 64, 8, 2), Cut(128, 64, 4, 3), Cut(32, 32, 4, 2)
 """Of the two passes over the spans, as swept on an H200 at 262,144 tokens, and of both in float32."""
 
 
@@ -235,7 +236,8 @@ def score(q: Tensor, first: int, held: Held, policy: RetrievalPolicy) -> Tensor:
     ratio, width = policy.ratio, held.pooled.shape[2]
     crest, share = (cut.of(n * group, group) for cut in ((WIDE, WIDE) if wide else (CREST, SHARE)))
     tiles, splits = triton.cdiv(n * group, max(crest.rows, share.rows)), 1
-    while tiles * groups * splits * 2 <= PROCESSORS and splits * 2 <= triton.cdiv(width, max(crest.spans, share.spans)):
+    # Two programs of a processor take turns: one's products run while the other one's exponentials do.
+    while tiles * groups * splits <= PROCESSORS and splits * 2 <= triton.cdiv(width, max(crest.spans, share.spans)):
         splits *= 2
     tops, norms = torch.empty(2, splits, groups, n * group, device=device)
     room = 16 * (width // 16 + 1)  # so that whole rows are read at once
