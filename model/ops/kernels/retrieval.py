@@ -21,7 +21,7 @@ SHARES = 1 << 30
 """Bytes of the scores that are kept at once, and of what is likely among them: a long call is taken in pieces of queries."""
 MOST = 4_096
 """Queries of such a piece."""
-TILE = 512
+TILE = 256
 """Blocks that a program of one warp looks at at once, then of those that it kept, as swept on an H200 at 65,536 to 850,000 tokens."""
 
 
@@ -33,7 +33,7 @@ class Cut(NamedTuple):
     stages: int
 
 
-NEAR, FAR = (Cut(64, 8, 2), Cut(32, 4, 2)), (Cut(32, 1, 3), Cut(32, 4, 2))
+NEAR, FAR = (Cut(64, 4, 2), Cut(32, 4, 2)), (Cut(32, 1, 3), Cut(32, 4, 2))
 """Of whole tiles of rows, and of one query as swept on an H200 at 262,144 tokens; in bfloat16 and in float32."""
 
 
@@ -292,7 +292,7 @@ def _attend(q: Tensor, first: int, held: Held, policy: RetrievalPolicy, out: Ten
     near_kernel[(tiles, groups)](
         q, held.keys, held.values, held.table, near, tops, norms, first, n, q.stride(0), group_stride, window, scale,
         **sizes, SIZE=policy.block_size, ROWS=lines, KEYS=cut.keys, WHOLE=dense,
-        num_warps=cut.warps if lines >= 128 else 4, num_stages=cut.stages,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     if dense:
         return
