@@ -15,6 +15,11 @@ from typing import Any
 from streamer.memory.moments import written
 from streamer.memory.store import Store
 
+KINDS = (
+    "state", "gap", "drops", "jump", "reset", "resumed", "question", "note",
+    "watch.started", "watch.ended", "watch.changed", "watch.described",
+)  # fmt: skip
+"""What entries are of."""
 LONGEST_TEXT = 8_192
 """Characters of an entry's text; of a longer one the rest is left out, which its last sign says."""
 LONGEST_SEARCH = 256

@@ -18,7 +18,7 @@ from streamer.assistant import Assistant
 from streamer.errors import AssistantError
 from streamer.memory.moments import written
 from streamer.memory.store import StoreError
-from streamer.memory.timeline import Entry, Forgotten, SearchError, Timeline, Wanted
+from streamer.memory.timeline import KINDS, Entry, Forgotten, SearchError, Timeline, Wanted
 from streamer.server.addresses import only
 from streamer.server.auth import Visitor
 from streamer.server.bodies import PICTURE_HEADERS
@@ -172,7 +172,7 @@ def _views(found: Sequence[Entry], limit: int) -> tuple[list[dict[str, Any]], bo
 
 
 def _wanted(stream: str, visitor: Visitor, query: Mapping[str, Any]) -> Wanted:
-    """What a query means for a visitor, who sees others' questions as an administrator alone. Raises RequestError: bad_moment."""
+    """What a query means for a visitor, who sees others' questions as an administrator alone. Raises RequestError."""
     now = time.time()
     since = moment("from", query["from"], now) if query.get("from") is not None else -math.inf
     until = moment("to", query["to"], now) if query.get("to") is not None else math.inf
@@ -182,6 +182,10 @@ def _wanted(stream: str, visitor: Visitor, query: Mapping[str, Any]) -> Wanted:
     kinds = tuple(given.split(",", MOST_KINDS) if isinstance(given, str) else given)
     if len(kinds) > MOST_KINDS:
         raise RequestError("bad_option", f"kind may name {MOST_KINDS} kinds at most.")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise RequestError(
+            "bad_option", f"There is no kind {unknown[0][:40]!r} in a timeline: give some of {', '.join(KINDS)}."
+        )
     return Wanted(
         stream,
         since,

@@ -17,7 +17,7 @@ from streamer import Assistant
 from streamer.config import ConfigError, parse_config
 from streamer.memory import notes as noting
 from streamer.memory.notes import NotePace, same
-from streamer.memory.timeline import Wanted
+from streamer.memory.timeline import KINDS, Wanted
 from streamer.server.auth import new_token, token_digest
 from streamer.storage_config import NotesConfig
 from tests.streamer.fed import picture
@@ -116,8 +116,12 @@ def test_the_doors_tell_what_happened(tmp_path: Path) -> None:
                 ran = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
                 line = (await ran.communicate())[0].decode()
                 assert "  door  question  What is there?" in line and line.count("\n") == 1
-                ran = await asyncio.create_subprocess_exec(*command, "--kind", "pears", stdout=asyncio.subprocess.PIPE)
+                ran = await asyncio.create_subprocess_exec(*command, "--kind", "gap", stdout=asyncio.subprocess.PIPE)
                 assert (await ran.communicate())[0] == b"no entries\n"
+                command += ["--kind", "gap,pears"]
+                ran = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+                refused = (await ran.communicate())[1].decode()
+                assert ran.returncode == 1 and "'pears'" in refused and refused.endswith(f"{', '.join(KINDS)}.\n")
 
                 gone = (await web.delete("/v1/streams/door/memory", headers=head["root"])).json()
                 assert gone["entries"] >= 2 and not await listed("root")
