@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ URL_ESCAPES = tuple(
     (f"%{case(f'{ord(each):02x}')}", each) for each in "+/=-_ \t\r\n" for case in (str.upper, str.lower)
 )
 """What base64 can hold that is escaped in a URL; to undo all that could be would take long."""
+
+
+SHOULD = re.compile(r"^[A-Z][a-z]+ should ")
+"""How pydantic begins to say what a value must be, of which it names the kind."""
+ITEMS = re.compile(r" item(s?)$")
+"""What it counts, in texts too."""
 
 
 class ProtocolError(ValueError):
@@ -131,8 +138,8 @@ def _storable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
-Moment = Annotated[Text, Field(min_length=1, max_length=64)]
-"""A moment of the past as people write it; what is known is the daemon's matter."""
+Moment = Annotated[Text, Field(max_length=64)]
+"""A moment of the past as people write it; what is known, and that none is empty, is the daemon's matter."""
 StreamName = Annotated[Text, Field(min_length=1, max_length=64)]
 ItemId = Annotated[Text, Field(min_length=1, max_length=64)]
 Tokens = Annotated[int, Field(ge=1, le=32_768), BeforeValidator(number)] | Literal["inf"]
@@ -218,4 +225,7 @@ def _message(error: ErrorDetails, path: str) -> str:
         return f"Invalid value for '{path}': {shown}; answers are text only: use ['text']."
     if error["type"] == "value_error":
         return f"Invalid value for '{path}': it {error['ctx']['error']}."
-    return f"Invalid value for '{path}': {shown}. {error['msg']}."
+    wanted = SHOULD.sub("it must ", error["msg"]).partition(" after validation")[0]
+    if isinstance(error["input"], str):
+        wanted = ITEMS.sub(r" character\1", wanted)
+    return f"Invalid value for '{path}': {shown}; {wanted}."

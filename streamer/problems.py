@@ -93,7 +93,19 @@ def _problem(error: ErrorDetails, section: type[BaseModel]) -> str:
         return f"{path}: {shown} is neither true nor false; write one of them"
     if kind == "string_type":
         return f"{path}: {shown} is no text; write it in quotes"
-    return f"{path}: {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    if kind == "finite_number":
+        return f"{path}: {shown} is not finite; write a plain number"
+    if kind in ("too_short", "string_too_short"):
+        return f"{path}: {shown} is too short; write at least {_counted(context['min_length'], value)}"
+    if kind in ("too_long", "string_too_long"):
+        return f"{path}: {shown} is too long; write at most {_counted(context['max_length'], value)}"
+    return f"{path}: {shown} {re.sub(r'^[A-Z][a-z]+ should ', 'must ', error['msg'])}"
+
+
+def _counted(length: int, value: object) -> str:
+    """So many of what a value is made of."""
+    one, several = ("character", "characters") if isinstance(value, str) else ("entry", "entries")
+    return f"{length} {one if length == 1 else several}"
 
 
 def _keys(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -176,6 +176,19 @@ def test_bad_requests_name_the_field(fields: dict[str, Any], code: str, param: s
     assert error.param
 
 
+def test_a_wrong_value_is_told_with_what_it_must_be() -> None:
+    told = {
+        refused(messages=[]).message: "'messages': []; it must have at least 1 item.",
+        refused(stop=[""]).message: "'stop[0]': ''; it must have at least 1 character.",
+        refused(metadata={"a": "x" * 513}).message: "; it must have at most 512 characters.",
+        refused(temperature=7).message: "'temperature': 7; it must be less than or equal to 2.",
+        refused(model=7).message: "'model': 7; it must be a valid string.",
+    }
+    for message, end in told.items():
+        assert message.startswith("Invalid value for '") and message.endswith(end)
+    assert read(at="").question.at == "", "what is a moment is for the daemon to say"
+
+
 def test_what_many_clients_send_does_no_harm() -> None:
     harmless: dict[str, Any] = {
         "n": 1,

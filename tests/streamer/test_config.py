@@ -68,6 +68,19 @@ def test_shipped_files_are_accepted(path: Path) -> None:
             {**stream(), "watches": [{"name": "w", "streams": ["door"], "question": "Is it?", "describe": 7}]},
             ["watches[0].describe: 7 is no question: write one in quotes, or true or false"],
         ),
+        (stream(fps=float("nan")), ["streams[0].fps: nan is not finite; write a plain number"]),
+        (stream(start=float("inf")), ["streams[0].start: inf is not finite; write a plain number"]),
+        (stream(source=""), ["streams[0].source: '' is too short; write at least 1 character"]),
+        (stream(notes={"question": "x" * 1_001}), ["xxx... is too long; write at most 1000 characters"]),
+        ({"server": {"port": 1.5}}, ["server.port: 1.5 must be a valid integer"]),
+        (
+            {"outputs": {"webhooks": [{"name": "w", "url": "http://x/", "secret": "keepout"}]}},
+            ["outputs.webhooks[0].secret: what it holds is too short; write at least 8 characters"],
+        ),
+        (
+            {"outputs": {"commands": [{"name": "c", "command": []}]}},
+            ["outputs.commands[0].command: [] is too short; write at least 1 entry"],
+        ),
         (stream(fps=0), ["streams[0].fps: 0 is out of range; it must be more than 0"]),
         (stream(stall_after=-3), ["streams[0].stall_after: -3 is out of range; it must be more than 0"]),
         (stream(stall_after="5s"), ["streams[0].stall_after: '5s'", "write 5"]),
@@ -110,7 +123,7 @@ def test_shipped_files_are_accepted(path: Path) -> None:
 )
 def test_refusals_name_path_value_and_mend(data: dict[str, Any], parts: list[str]) -> None:
     line = problem(data)
-    assert "\n" not in line
+    assert "\n" not in line and "keepout" not in line
     for part in parts:
         assert part in line
 
