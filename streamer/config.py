@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from streamer.fields import Name, Number, PerSecond, Seconds, Section, Whole
+from streamer.fields import NAME, Name, Number, PerSecond, Seconds, Section, Whole
 from streamer.output_config import OutputsConfig
 from streamer.problems import problems, short
 from streamer.storage_config import NotesConfig, StorageConfig
@@ -314,9 +315,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _reachable(self) -> Config:
         names = [stream.name for stream in self.streams]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"streams has {', '.join(twice)} more than once: give every stream a name of its own")
+        if twice := _named_twice(names):
+            raise ValueError(twice)
         if len(names) > self.limits.streams:
             raise ValueError(
                 f"streams has {len(names)} entries, limits.streams allows {self.limits.streams}: raise it "
@@ -335,7 +335,22 @@ def parse_config(data: Mapping[str, Any], origin: str = "configuration") -> Conf
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(problems(error, Config), origin) from None
+        told = problems(error, Config)
+        twice = _named_twice(_names(data))  # which pydantic looks at only where each stream is right by itself
+        raise ConfigError([*told, twice] if twice and twice not in told else told, origin) from None
+
+
+def _names(data: object) -> list[str]:
+    """How streams are named in what may be wrong otherwise."""
+    streams = data.get("streams") if isinstance(data, Mapping) else None
+    names = [each.get("name") for each in streams if isinstance(each, Mapping)] if isinstance(streams, list) else []
+    return [name for name in names if isinstance(name, str) and re.fullmatch(NAME, name)]
+
+
+def _named_twice(names: Sequence[str]) -> str:
+    """What is wrong with these names of streams together; "" where nothing is."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    return f"streams has {', '.join(twice)} more than once: give every stream a name of its own" if twice else ""
 
 
 def load_config(path: str | Path) -> Config:

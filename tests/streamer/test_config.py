@@ -141,6 +141,20 @@ def test_every_problem_is_listed() -> None:
     assert str(refused.value).count("c.yaml: ") == 2
 
 
+def test_two_streams_of_one_name_are_told_beside_other_mistakes() -> None:
+    streams = [{"name": "a", "source": "demo:", "fps": 0}, {"name": "a", "source": "demo:"}]
+    with pytest.raises(ConfigError) as refused:
+        parse_config({"streams": streams})
+    assert refused.value.problems == [
+        "streams[0].fps: 0 is out of range; it must be more than 0",
+        "streams has a more than once: give every stream a name of its own",
+    ]
+    for odd in ("demo:", [7, {"name": ["a"]}, {"name": ["a"]}, None], [{"name": "a\nb"}] * 2, {"name": "a"}):
+        with pytest.raises(ConfigError) as refused:
+            parse_config({"streams": odd})
+        assert not any("more than once" in line for line in refused.value.problems)
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
