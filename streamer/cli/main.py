@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamer.cli.bench import add_arguments as bench_arguments
@@ -332,10 +333,11 @@ def _checked(data: dict[str, Any], origin: str) -> Config:
 
 
 def _what_can_not_run(config: Config, streams: dict[int, StreamConfig]) -> list[str]:
-    """What `streamer run` would refuse of tokens, certificates and sources, a line each."""
+    """What `streamer run` would refuse of tokens, certificates, sources and the state folder, a line each."""
     from capture import SourceError
     from streamer.config import ConfigError
     from streamer.engine.stream import configured_source
+    from streamer.memory.folder import FolderError, check_folder
     from streamer.server.tokens import known_tokens, signed_tokens
 
     problems: list[str] = []
@@ -349,6 +351,13 @@ def _what_can_not_run(config: Config, streams: dict[int, StreamConfig]) -> list[
             configured_source(stream, config.webrtc)
         except SourceError as error:
             problems.append(f"streams[{index}].source: {error}")
+    if config.storage.folder is not None:
+        try:
+            check_folder(Path(config.storage.folder).expanduser())
+        except FolderError as error:
+            problems.append(f"storage.folder: {error}")
+        except RuntimeError:
+            problems.append(f"storage.folder: {config.storage.folder!r} begins with nobody's home: name another folder")
     return problems
 
 

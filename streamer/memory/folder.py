@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from streamer.fields import NAME
 
@@ -88,9 +89,7 @@ class Folder:
             path.chmod(PRIVATE)
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise FolderError(
-                f"the state folder {path} can't be used ({error.strerror}): name another with storage.folder, or run --stateless"
-            ) from None
+            raise _unusable(path, error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(lock, 0)
@@ -105,6 +104,24 @@ class Folder:
         except OSError:
             pass  # no room for the pid, which only tells others whom to stop
         return lock
+
+
+def check_folder(path: Path) -> None:
+    """Raises FolderError where nothing can be written in a folder, or in what it would be made in; leaves all as it is."""
+    try:
+        there = path
+        while not there.exists():
+            there = there.parent
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: OSError) -> FolderError:
+    return FolderError(
+        f"the state folder {path} can't be used ({error.strerror}): name another with storage.folder, or run --stateless"
+    )
 
 
 def sync_folder(path: Path) -> None:

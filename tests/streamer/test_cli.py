@@ -93,6 +93,9 @@ def test_config_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ("server: {certificate: /nowhere.pem, key: /nowhere.key}", "/nowhere.pem or /nowhere.key can't be read"),
         ("streams: [{name: a, source: 'demo:'}, {name: b, source: 'foo://x'}]", "streams[1].source: source foo://x"),
         ("streams: [{name: a, source: /nowhere.mp4}]", "streams[0].source: source /nowhere.mp4: there is no such file"),
+        ("storage: {folder: /proc/x}", "storage.folder: the state folder /proc/x can't be used (No such file"),
+        ("storage: {folder: /dev/null/x/y}", "storage.folder: the state folder /dev/null/x/y can't be used (Not a"),
+        ("storage: {folder: ~nobody-here/x}", "storage.folder: '~nobody-here/x' begins with nobody's home"),
     ],
 )
 def test_config_check_refuses_what_run_refuses(
@@ -103,6 +106,13 @@ def test_config_check_refuses_what_run_refuses(
     assert main(["config", "check", str(file)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{file}: ") and mend in line
+
+
+def test_config_check_makes_no_state_folder(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"storage: {{folder: {tmp_path}/state/of/mine}}")
+    assert main(["config", "check", str(file)]) == 0
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_config_check_tells_of_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
