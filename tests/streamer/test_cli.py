@@ -5,7 +5,10 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +31,8 @@ from streamer.server.auth import read_tokens
 from tests import tiny_qwen
 from tests.forked import Forked
 from tests.streamer.serving import Daemon, Served
+
+HOME = Path(__file__).parents[2]
 
 
 def configured(*arguments: str) -> Config:
@@ -69,6 +74,30 @@ def test_options_go_over_the_file(tmp_path: Path) -> None:
 def test_bad_options_are_named(arguments: tuple[str, ...], mend: str) -> None:
     with pytest.raises(ConfigError, match=mend):
         configured(*arguments)
+
+
+INTERRUPTED = """
+import signal, sys
+
+class Impatient:
+    def find_spec(self, name, path=None, target=None):
+        if name == "streamer.cli.remote":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Impatient())
+from {module} import {function}
+sys.exit({function}())
+"""
+
+
+def test_an_interrupt_during_imports_is_quiet() -> None:
+    scripts = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["streamer"].partition(":")
+    code = INTERRUPTED.format(module=module, function=function)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "--version"], cwd=HOME, capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
 
 
 def test_config_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
