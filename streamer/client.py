@@ -29,8 +29,6 @@ from streamer.wire import CLOSED, DEFAULT_URL, ClientError, fetch, lost, raise_f
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "ClientError"]
 T = TypeVar("T")
-
-
 NEWS = 1_024
 _Waiter = asyncio.Queue[dict[str, Any] | None]
 """Events for one who waits; None when no more come."""
@@ -370,6 +368,8 @@ class Client(Watching, Recorded):
         self._thread = threading.Thread(target=self._loop.run_forever, name="streamer-client", daemon=True)
 
     def __enter__(self) -> Client:
+        if self._thread.ident is not None:
+            raise ClientError("closed", "A client is opened once: make a new one for another 'with' block.")
         self._thread.start()
         try:
             self._run(self._async.__aenter__)

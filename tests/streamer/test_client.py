@@ -35,6 +35,20 @@ def test_answer_streams_in_and_leaving_early_cancels_it(server: Served, daemon: 
     asyncio.run(story())
 
 
+def test_a_client_is_opened_once(server: Served) -> None:
+    client = Client(server.url)
+    with client:
+        with pytest.raises(ClientError, match="opened once: make a new one"), client:
+            pass
+        assert client.streams(), "the first goes on"
+    with pytest.raises(ClientError, match="opened once: make a new one"), client:
+        pass
+    away = Client("http://127.0.0.1:1")
+    for told in ("No daemon answers", "opened once: make a new one"):
+        with pytest.raises(ClientError, match=told), away:
+            pass
+
+
 def test_a_watch_is_made_heard_of_and_judged(server: Served, daemon: Daemon) -> None:
     """The model is untrained: what it would have said is put into its mouth."""
     with Client(server.url) as client, Client(server.url) as other:
