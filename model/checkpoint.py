@@ -192,17 +192,18 @@ def pointer(path: Path) -> bool:
 
 
 def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """Gives a model on the meta device its weights. Raises CheckpointError, naming tensors that are missing, unknown or misshapen."""
+    """Gives a model on the meta device its weights. Raises CheckpointError, naming tensors that are missing or wrong."""
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tied = model.config.decoder.tie_word_embeddings
     found: set[str] = set()
     unexpected: list[str] = []
     misshapen: list[str] = []
     quantised: list[str] = []
+    infinite: list[str] = []
     bar = tqdm(total=len(expected), desc="loading weights", unit="tensor", leave=False, disable=None)
     config = model.config.decoder
     convert = FAMILIES[model.config.family].convert
-    for theirs, stored in tensors(shards(folder)):
+    for path, theirs, stored in ((file, *each) for file in shards(folder) for each in tensors([file])):
         bar.update()
         if stored.dtype not in FLOATS:
             quantised.append(f"{theirs} in {str(stored.dtype).removeprefix('torch.')}")
@@ -212,6 +213,9 @@ def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dty
         except ValueError as error:
             misshapen.append(f"{theirs} {tuple(stored.shape)}: {error}")
             continue
+        # Of norms and biases alone: to look through all weights takes as long as to read them.
+        if ours and stored.dim() < 2 and not stored.isfinite().all():
+            infinite.append(f"{theirs} in {path.name}")
         for name, tensor in ours:
             if name not in expected:
                 if not (tied and name == "lm_head.weight"):
@@ -227,6 +231,8 @@ def fill(model: InfiniteVL, folder: Path, device: torch.device, dtype: torch.dty
         raise CheckpointError(
             f"{folder} holds quantised weights, which are not read ({listed(quantised)}): {UNQUANTISED}"
         )
+    if infinite:
+        raise CheckpointError(f"{folder} holds NaN or infinite numbers ({listed(infinite)}): download it again")
     missing = sorted(set(expected) - found)
     faults = [("missing", missing), ("unexpected", unexpected), ("wrong-shaped", misshapen)]
     said = [f"{len(names)} {what} ({listed(names)})" for what, names in faults if names]

@@ -111,11 +111,22 @@ def parse(found: dict[str, Any]) -> InfiniteVLConfig:
     kind = found.get("model_type")
     for family in FAMILIES.values():
         if kind in family.model_types:
-            return family.parse(found)
+            return _whole(family.parse(found))
     named = [str(name) for name in found.get("architectures") or ()]
     if any("InfiniteVL" in name for name in named):
-        return FAMILIES["infinitevl"].parse(found)
+        return _whole(FAMILIES["infinitevl"].parse(found))
     raise ConfigError(
         f"architecture {', '.join(named) or None!r} of model_type {kind!r} is not one that is read: InfiniteVL and Qwen3.5 (with their"
         " vision towers) are; streamer models lists what is known"
     )
+
+
+def _whole(config: InfiniteVLConfig) -> InfiniteVLConfig:
+    """A configuration as it is. Raises ConfigError where a token around or of a picture is none of the vocabulary."""
+    for name in ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"):
+        if (token := getattr(config, name)) >= config.decoder.vocab_size:
+            raise ConfigError(
+                f"{name} {token} is outside of the vocabulary of {config.decoder.vocab_size}: take the config.json that came with the"
+                " weights"
+            )
+    return config

@@ -340,6 +340,28 @@ def test_wrong_shapes_are_named_and_counted(folder: Path) -> None:
     assert "1 unexpected (model.gone)" in said
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_norms_that_are_no_numbers_are_named_with_their_file(value: float, folder: Path) -> None:
+    norms = [name for name in load_file(folder / WEIGHTS) if name.endswith("norm.weight")]
+    assert "model.norm.weight" in norms and "model.layers.0.input_layernorm.weight" in norms
+    edit_weights(folder, lambda w: w["model.norm.weight"][7:8].fill_(value))
+    shards = shard(folder)
+    (file,) = (each.name for each in shards if "model.norm.weight" in load_file(each))
+    assert refusal(folder) == f"{folder} holds NaN or infinite numbers (model.norm.weight in {file}): download it again"
+    for each in shards:
+        weights = load_file(each)
+        save_file({name: torch.full_like(w, value) if name in norms else w for name, w in weights.items()}, each)
+    assert f", and {len(norms) - 3} more): download it again" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["vision_start", "vision_end", "image", "video"])
+def test_tokens_outside_of_the_vocabulary_are_named_with_the_file(name: str, folder: Path) -> None:
+    rows = small().decoder.vocab_size
+    edit_config(folder, **{f"{name}_token_id": rows})
+    said = f"{folder / 'config.json'}: {name}_token_id {rows} is outside of the vocabulary of {rows}: take the config"
+    assert refusal(folder).startswith(said)
+
+
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
 def test_truncated_shard(folder: Path, kept: int) -> None:
     last = shard(folder)[-1]

@@ -373,6 +373,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"text_config.rope_parameters.rope_theta": math.inf},
         "rope_theta inf must be a number above 0 and below infinity",
     ),
+    ({"video_token_id": 300}, "video_token_id 300 is outside of the vocabulary of 300: take the config.json"),
     ({"text_config.rms_norm_eps": 10**400}, "must be a number above 0 and below infinity"),
 ]
 
