@@ -45,6 +45,8 @@ class Diary:
         """`streams` come and go."""
         self._timeline, self._streams = timeline, streams
         self._states: dict[str, str] = {}
+        self._away: dict[str, set[str]] = {}
+        """By stream that shows nothing, the reasons for it that are written down: it is tried again for as long as it lasts."""
         self._gaps: dict[str, _Begun] = {}
         self._drops: dict[str, _Drops] = {}
         self._asked: dict[Answer, _Asked] = {}
@@ -112,6 +114,7 @@ class Diary:
     def left(self, name: str) -> None:
         """A stream is gone, as is what was begun of it."""
         self._states.pop(name, None)
+        self._away.pop(name, None)
         self._jumps.pop(name, None)
         self._gaps.pop(name, None)
         if name in self._drops:
@@ -150,6 +153,12 @@ class Diary:
             self._timeline.add(
                 "gap", name, f"nothing was seen for {seconds:.1f} s", {"gap_s": seconds}, place=gap.place, time=gap.at
             )
+        if state in ("live", "frozen", "ended"):
+            self._away.pop(name, None)
+        elif reason in self._away.setdefault(name, set()):
+            return
+        else:
+            self._away[name].add(reason)
         text = f"{state}: {reason}" if reason else state
         self._timeline.add("state", name, text, {"state": state, "reason": reason}, place=place, time=at)
 

@@ -15,6 +15,7 @@ import pytest
 
 from streamer import Assistant
 from streamer.config import ConfigError, parse_config
+from streamer.events import StreamEvent
 from streamer.memory import notes as noting
 from streamer.memory.notes import NotePace, same
 from streamer.memory.timeline import KINDS, Wanted
@@ -158,6 +159,34 @@ def test_gaps_drops_and_restarts_are_written_down(tmp_path: Path) -> None:
             resumed = next(each for each in found if each.kind == "resumed")
             assert resumed.id > drops.id and resumed.data["resumes"] == 1
             assert not [each for each in found if each.kind == "question"], "kept only where configured"
+
+    run(test())
+
+
+def test_a_camera_that_stays_away_is_written_down_once_a_reason(tmp_path: Path) -> None:
+    refused, silent = "the connection was refused", "no picture within 10 s of connecting"
+    away = [("waiting", refused), ("connecting", refused), ("waiting", refused), ("connecting", refused)]
+    stall = [(state, "no frame for 5 s") for state in ("stalled", "waiting", "connecting")]
+    story = [
+        *(("connecting", ""), *away, ("waiting", silent), ("connecting", silent), *away),
+        *(("live", ""), *stall, *away),
+        *(("live", ""), *away, ("ended", "it is watched no more")),
+    ]
+
+    async def test() -> None:
+        async with Assistant(config(tmp_path, door())) as assistant:
+            assert assistant.keeper is not None
+            assistant.keeper.timeline.open("gate")
+            for state, reason in story:
+                facts = {"state": state, "reason": reason, "frozen": False}
+                assistant.keeper.diary.heard(StreamEvent("stream.status", "gate", facts))
+            found = await entries(assistant, "gate")
+            assert [each.text for each in found if each.kind == "state"] == [
+                *("connecting", f"waiting: {refused}", f"waiting: {silent}"),
+                *("live", "stalled: no frame for 5 s", f"waiting: {refused}"),
+                *("live", f"waiting: {refused}", "ended: it is watched no more"),
+            ]
+            assert len([each for each in found if each.kind == "gap"]) == 1
 
     run(test())
 
