@@ -56,7 +56,8 @@ class Matrix:
         """The product in the model's own numbers: cuBLAS's, but for few rows of bfloat16 on a GPU."""
         if len(x) > FEW or not self.streamed:
             return F.linear(x, weight, self.bias)
-        from model.ops.kernels.product import product, row_product
+        from model.ops.kernels.product import product, roomy, row_product
 
-        alone = len(x) == 1 and self.bias is None
-        return row_product(x, weight) if alone else product(x, weight, self.bias)
+        if len(x) == 1 and self.bias is None:
+            return row_product(x, weight)
+        return product(x, weight, self.bias) if roomy(x.device) else F.linear(x, weight, self.bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -111,6 +112,12 @@ BFLOAT16 = {
     (2048, 2048): Cut(64, 256, 4, 4, 3),
 }
 """The same of up to 111 cuts on an H200 for eight rows."""
+
+
+@cache
+def roomy(device: torch.device) -> bool:
+    """Whether a program may have the shared memory that BFLOAT16's cuts take: on an H100 it may, not on an A100 or an RTX 4090."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor >= 200_000
 
 
 def cutting(outs: int, width: int, dtype: torch.dtype) -> Cut:
