@@ -32,6 +32,10 @@ from protocols.question import Attachment, Question, Sampling, Thinking, ToolRou
 from protocols.tools import Result, ToolChoice, Tools, chat_round, chosen
 
 VIDEO_KINDS = ("video/", "image/", "application/octet-stream")
+TS_PACKET = 188
+"""Bytes of a packet of MPEG-TS (ISO 13818-1, 2.4.3), each of which begins with 0x47."""
+KNOWN_BY = 2 * TS_PACKET + 1
+"""Bytes by which a video file is known."""
 HISTORY_CHARACTERS = 2_000
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -343,14 +347,18 @@ def _video_bytes(url: str) -> bytes:
 
 
 def video_file(data: bytes) -> bytes:
-    """`data` if it begins like MP4, Matroska, WebM or AVI, or like an animated picture. Raises ValueError.
+    """`data`, KNOWN_BY bytes of a file or more, if it begins like a video or an animated picture. Raises ValueError.
 
     Other kinds (playlists above all) may name further files, which a stranger must not have read for him.
     """
     riff = data[8:12] if data[:4] == b"RIFF" else b""
-    if data[4:8] == b"ftyp" or data[:4] in (b"\x1a\x45\xdf\xa3", b"GIF8") or riff in (b"AVI ", b"WEBP"):
+    begins = data.startswith((b"\x1a\x45\xdf\xa3", b"GIF8", b"FLV\x01", b"\x00\x00\x01\xba"))
+    packets = all(data[at : at + 1] == b"G" for at in (0, TS_PACKET, 2 * TS_PACKET))
+    if data[4:8] == b"ftyp" or begins or packets or riff in (b"AVI ", b"WEBP"):
         return data
-    raise ValueError("is no video in MP4, WebM, Matroska or AVI, nor an animated GIF, WebP or AVIF")
+    raise ValueError(
+        "is no video in MP4, WebM, Matroska, AVI, MPEG-TS, MPEG-PS or FLV, nor an animated GIF, WebP or AVIF"
+    )
 
 
 def models_body(

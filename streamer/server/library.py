@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from capture import SourceError
-from protocols.chat import video_file
+from protocols.chat import KNOWN_BY, video_file
 from protocols.fields import ProtocolError, read_object
 from streamer.assistant import LOADING, Assistant
 from streamer.errors import AssistantError
@@ -31,8 +31,6 @@ from streamer.server.errors import RequestError
 from streamer.server.recordings import moment
 from streamer.server.turns import Turns
 
-SNIFFED = 16
-"""Bytes by which a file is known."""
 LONGEST_CLIP = 120.0
 MOST_WAITING = 4
 
@@ -158,7 +156,7 @@ class Recorded:
         head = b""
         async for chunk in chunks:
             head += chunk
-            if len(head) >= SNIFFED:
+            if len(head) >= KNOWN_BY:
                 break
         try:
             video_file(head)

@@ -1,12 +1,23 @@
 """Chat completions, read and written without a server."""
 
 import base64
+import io
 import json
 from typing import Any
 
+import av
 import pytest
 
-from protocols.chat import ChatRequest, StopSequences, error_body, error_status, models_body, read_chat
+from protocols.chat import (
+    KNOWN_BY,
+    ChatRequest,
+    StopSequences,
+    error_body,
+    error_status,
+    models_body,
+    read_chat,
+    video_file,
+)
 from protocols.completion import ChatWriter
 from protocols.fields import ProtocolError
 from protocols.question import JsonSchema, Sampling, ToolRound
@@ -331,6 +342,27 @@ def test_errors_and_models_have_openais_shape() -> None:
         "code": "too_many_answers",
     }
     assert [model["id"] for model in models_body("nano", STREAMS, 5)["data"]] == ["nano", "nano/door", "nano/yard"]
+
+
+@pytest.mark.parametrize("form", ["mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv"])
+def test_videos_are_known_by_how_they_begin(form: str) -> None:
+    file = io.BytesIO()
+    codec = {"webm": "libvpx", "mpeg": "mpeg2video"}.get(form, "libx264")
+    with av.open(file, "w", format=form) as made:
+        stream = made.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(25):
+            made.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        made.mux(stream.encode())
+    assert video_file(file.getvalue()[:KNOWN_BY])
+
+
+@pytest.mark.parametrize(
+    "text", [b"#EXTM3U\n", b"ffconcat version 1.0\n", b"v=0\r\no=- 0 0 IN IP4 x\r\n", b"G" + bytes(400), b""]
+)
+def test_what_may_name_other_files_is_no_video(text: bytes) -> None:
+    with pytest.raises(ValueError, match="is no video in MP4"):
+        video_file(text + b"file:///etc/passwd\n")
 
 
 def test_playlists_are_no_videos() -> None:

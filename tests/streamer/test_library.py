@@ -106,6 +106,20 @@ def test_a_recording_is_asked_by_chat(server: Served, clip: str) -> None:
     assert told["choices"][0]["message"]["content"] == said
 
 
+def test_a_broadcasts_file_is_read_as_well(server: Served) -> None:
+    """MPEG-TS, as recorders keep it, whose first bytes say little."""
+    file = io.BytesIO()
+    with av.open(str(CLIP)) as source, av.open(file, "w", format="mpegts") as made:
+        stream = made.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.pts is not None and float(packet.pts * packet.time_base) < 4:
+                packet.stream = stream
+                made.mux(packet)
+    told = call(server, "/v1/recordings?name=tape.ts&fps=1", file.getvalue(), "video/mp2t")
+    wait_for(lambda: view(server, told["name"])["state"] in ("ready", "failed"), 250)
+    assert view(server, told["name"])["state"] == "ready" and view(server, told["name"])["frames"] in (4, 5)
+
+
 def test_a_recording_is_asked_on_the_other_wires(server: Served, clip: str) -> None:
     told = post(server, "/v1/responses", model=f"nano/{clip}", input=QUESTION, max_output_tokens=3)
     said = told["output"][0]["content"][0]["text"]
