@@ -79,6 +79,8 @@ def test_bad_options_are_named(arguments: tuple[str, ...], mend: str) -> None:
 INTERRUPTED = """
 import signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has ignored in what it runs in the background
+
 class Impatient:
     def find_spec(self, name, path=None, target=None):
         if name == "streamer.cli.remote":
