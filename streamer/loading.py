@@ -83,7 +83,7 @@ def sizes(name: str) -> InfiniteVLConfig | None:
 
 
 async def start(engine: Engine, config: Config) -> None:
-    """Starts the engine. Raises AssistantError where the device's memory is too small for what is configured."""
+    """Starts the engine. Raises AssistantError where the device is too small for what is configured."""
     name, limits = config.model.name, config.limits
     try:
         await asyncio.wrap_future(engine.start())
@@ -100,6 +100,15 @@ async def start(engine: Engine, config: Config) -> None:
             "no_memory",
             f"Model {name} has too little of the device's memory ({str(error).splitlines()[0]}): lower limits.streams "
             "or limits.answers, or free some of it.",
+        ) from None
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources":  # Triton's, which a machine without a GPU does not have
+            raise
+        lack = str(error).removeprefix("out of resource: ").partition(". Reducing")[0]
+        raise AssistantError(
+            "no_device",
+            f"Model {name} can't run on this card ({lack}): its kernels are cut for the shared memory of an H100 or H200; "
+            "use such a card, or set model.device to cpu.",
         ) from None
 
 

@@ -75,6 +75,19 @@ def test_memory_too_small_for_the_slots_is_told_at_start(monkeypatch: pytest.Mon
     monkeypatch.setattr(model.serving.runner, "capacity", exhausted)
     refused(asyncio.run(start()), "no_memory", "Tried to allocate 2 GiB", "lower limits.streams")
 
+    class OutOfResources(Exception):  # noqa: N818 — as Triton calls it, which only comes with a GPU
+        """Of a card whose programs have less than kernels take."""
+
+    def cramped(device: object, each: int) -> Capacity:
+        lack = (
+            "out of resource: shared memory, Required: 168968, Hardware limit: 101376. Reducing block sizes may help."
+        )
+        raise OutOfResources(lack)
+
+    monkeypatch.setattr(model.serving.runner, "capacity", cramped)
+    told = "can't run on this card (shared memory, Required: 168968, Hardware limit: 101376): its kernels"
+    refused(asyncio.run(start()), "no_device", told, "model.device to cpu")
+
 
 def test_a_stream_beyond_memory_is_refused_with_what_would_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
