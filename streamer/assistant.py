@@ -75,8 +75,8 @@ class Assistant:
         )
         self._loaded = False
         self._starting: float | None = None
-        self._begun = False
         """Since when, on the monotonic clock, the model is being loaded."""
+        self._begun = False
         self._streams = Streams(self.engine, self.news, lambda: self.config)
         self._answers: dict[str, Answer] = {}
         self._teller: asyncio.Task[None] | None = None

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from protocols.fields import SHOULD
 from streamer.fields import NAME_MEND
 
 MOST_TOLD = 50
@@ -99,7 +100,7 @@ def _problem(error: ErrorDetails, section: type[BaseModel]) -> str:
         return f"{path}: {shown} is too short; write at least {_counted(context['min_length'], value)}"
     if kind in ("too_long", "string_too_long"):
         return f"{path}: {shown} is too long; write at most {_counted(context['max_length'], value)}"
-    return f"{path}: {shown} {re.sub(r'^[A-Z][a-z]+ should ', 'must ', error['msg'])}"
+    return f"{path}: {shown} {SHOULD.sub('must ', error['msg'])}"
 
 
 def _counted(length: int, value: object) -> str:

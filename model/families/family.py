@@ -109,20 +109,16 @@ def parse(found: dict[str, Any]) -> InfiniteVLConfig:
                 f"model_type {kind!r} is a mixture of experts, which is not supported: choose a dense size of its family"
             )
     kind = found.get("model_type")
-    for family in FAMILIES.values():
-        if kind in family.model_types:
-            return _whole(family.parse(found))
     named = [str(name) for name in found.get("architectures") or ()]
-    if any("InfiniteVL" in name for name in named):
-        return _whole(FAMILIES["infinitevl"].parse(found))
-    raise ConfigError(
-        f"architecture {', '.join(named) or None!r} of model_type {kind!r} is not one that is read: InfiniteVL and Qwen3.5 (with their"
-        " vision towers) are; streamer models lists what is known"
-    )
-
-
-def _whole(config: InfiniteVLConfig) -> InfiniteVLConfig:
-    """A configuration as it is. Raises ConfigError where a token around or of a picture is none of the vocabulary."""
+    family = next((each for each in FAMILIES.values() if kind in each.model_types), None)
+    if family is None and any("InfiniteVL" in name for name in named):
+        family = FAMILIES["infinitevl"]
+    if family is None:
+        raise ConfigError(
+            f"architecture {', '.join(named) or None!r} of model_type {kind!r} is not one that is read: InfiniteVL and Qwen3.5 (with"
+            " their vision towers) are; streamer models lists what is known"
+        )
+    config = family.parse(found)
     for name in ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"):
         if (token := getattr(config, name)) >= config.decoder.vocab_size:
             raise ConfigError(

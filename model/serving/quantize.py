@@ -27,7 +27,9 @@ class Matrix:
         self.fp8 = precision == "fp8"
         self.bias, self.outs = bias, weight.shape[0]
         self.weight: Tensor | Quantized = weight
-        self.streamed = weight.is_cuda and weight.dtype == torch.bfloat16 and weight.shape[1] % 128 == 0
+        half = weight.is_cuda and weight.dtype == torch.bfloat16
+        self.streamed = (half or self.fp8) and weight.shape[1] % 128 == 0
+        """Whether weights go past few rows by kernels of ours."""
         if self.fp8:
             # cuBLAS takes fp8 weights of a multiple of 16 outputs only.
             room = -self.outs % 16
@@ -43,8 +45,7 @@ class Matrix:
         from model.ops.kernels.product import product
 
         x = quantize(x) if isinstance(x, Tensor) else x
-        rows, width = x.data.shape
-        if rows <= FEW and width % 128 == 0:
+        if len(x.data) <= FEW and self.streamed:
             return product(x, self.weight, self.bias)[:, : self.outs]
         joint: Tensor = torch._scaled_mm(
             x.data, self.weight.data.T, x.scales[:, None], self.weight.scales[None], self.bias,

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamer.cli.bench import add_arguments as bench_arguments
@@ -337,7 +336,7 @@ def _what_can_not_run(config: Config, streams: dict[int, StreamConfig]) -> list[
     from capture import SourceError
     from streamer.config import ConfigError
     from streamer.engine.stream import configured_source
-    from streamer.memory.folder import FolderError, check_folder
+    from streamer.memory.folder import FolderError, check_folder, folder_of
     from streamer.server.tokens import known_tokens, signed_tokens
 
     problems: list[str] = []
@@ -353,11 +352,9 @@ def _what_can_not_run(config: Config, streams: dict[int, StreamConfig]) -> list[
             problems.append(f"streams[{index}].source: {error}")
     if config.storage.folder is not None:
         try:
-            check_folder(Path(config.storage.folder).expanduser())
+            check_folder(folder_of(config.storage.folder))
         except FolderError as error:
             problems.append(f"storage.folder: {error}")
-        except RuntimeError:
-            problems.append(f"storage.folder: {config.storage.folder!r} begins with nobody's home: name another folder")
     return problems
 
 

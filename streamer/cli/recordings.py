@@ -55,11 +55,14 @@ def _told(command: Any, options: argparse.Namespace) -> int:
     from model.config import ConfigError as ModelConfigError
     from streamer.config import ConfigError
     from streamer.errors import AssistantError
+    from streamer.memory.folder import FolderError
     from streamer.memory.indexes import RecordingError
 
     try:
         return int(command(options))
-    except (ConfigError, RecordingError, AssistantError, CheckpointError, ModelConfigError, CapacityError) as error:
+    except (
+        ConfigError, FolderError, RecordingError, AssistantError, CheckpointError, ModelConfigError, CapacityError
+    ) as error:  # fmt: skip
         print(f"streamer: {error}", file=sys.stderr)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -70,7 +73,7 @@ def _told(command: Any, options: argparse.Namespace) -> int:
 def _configured(options: argparse.Namespace, model: str | None = None) -> tuple[Config, Path]:
     """The configuration, with another model where one is named, and the state folder."""
     from streamer.config import load_config, parse_config
-    from streamer.memory.folder import default_folder
+    from streamer.memory.folder import default_folder, folder_of
 
     config = load_config(options.config) if options.config else parse_config({})
     if model is not None:
@@ -78,7 +81,7 @@ def _configured(options: argparse.Namespace, model: str | None = None) -> tuple[
         data.setdefault("model", {})["name"] = model
         config = parse_config(data, "streamer")
     folder = config.storage.folder
-    return config, default_folder() if folder is None else Path(folder).expanduser()
+    return config, default_folder() if folder is None else folder_of(folder)
 
 
 def _index(options: argparse.Namespace) -> int:

@@ -29,6 +29,16 @@ def default_folder() -> Path:
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".local" / "state") / "streamer"
 
 
+def folder_of(text: str) -> Path:
+    """The state folder as it is configured, `~` read as somebody's home. Raises FolderError."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise FolderError(
+            f"{text!r} begins with nobody's home: name another with storage.folder, or run --stateless"
+        ) from None
+
+
 class Folder:
     """A state folder that this process alone has, until `close`.
 

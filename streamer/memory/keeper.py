@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from model import ConfigError as ModelConfigError
@@ -26,7 +25,7 @@ from streamer.errors import AssistantError
 from streamer.events import News, StreamEvent
 from streamer.memory.clips import Clips
 from streamer.memory.diary import Diary
-from streamer.memory.folder import FolderError
+from streamer.memory.folder import FolderError, folder_of
 from streamer.memory.indexes import forget as forget_indexes
 from streamer.memory.notes import Notes
 from streamer.memory.past import Past
@@ -64,7 +63,7 @@ class Keeper:
         self.refused = 0
         """Snapshots of another model or source, with which no stream could go on."""
         try:
-            self.store = Store(Path(config.folder).expanduser(), self._write_again)
+            self.store = Store(folder_of(config.folder), self._write_again)
             self.snapshots = Snapshots(self.store.folder, config.snapshots)
             self.recordings = Recordings(self.store.folder, config.recordings, config.recording_hours)
             self.timeline = Timeline(self.store, config.timeline, config.timeline_hours)

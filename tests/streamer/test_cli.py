@@ -1,5 +1,6 @@
 """The command line: what it makes of its options, and one daemon that it runs."""
 
+import asyncio
 import json
 import os
 import re
@@ -21,12 +22,13 @@ from model.config import PRESETS, AttentionPolicy
 from model.serving.capacity import Capacity
 from model.serving.catalogue import dtypes
 from model.serving.expectation import expect, products_per_second
-from streamer.assistant import StreamStatus
+from streamer.assistant import Assistant, StreamStatus
 from streamer.cli.doctor import cameras
 from streamer.cli.main import _parser, main
 from streamer.cli.remote import _duration, here
 from streamer.cli.run import run_config
-from streamer.config import Config, ConfigError
+from streamer.config import Config, ConfigError, load_config
+from streamer.errors import AssistantError
 from streamer.server.auth import read_tokens
 from tests import tiny_qwen
 from tests.forked import Forked
@@ -137,6 +139,16 @@ def test_config_check_refuses_what_run_refuses(
     assert main(["config", "check", str(file)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{file}: ") and mend in line
+
+
+def test_nobodys_home_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("storage: {folder: ~nobody-here/x}")
+    assert main(["recordings", "list", "--config", str(file)]) == 1
+    told = "'~nobody-here/x' begins with nobody's home: name another"
+    assert told in capsys.readouterr().err
+    with pytest.raises(AssistantError, match=told):
+        asyncio.run(Assistant(load_config(file)).start())
 
 
 def test_config_check_makes_no_state_folder(tmp_path: Path) -> None:

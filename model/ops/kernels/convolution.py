@@ -12,15 +12,15 @@ from model.ops.kernels.dependence import dependent, follow
 
 @triton.jit
 def convolve(
-    source, past, weight, step, channel, n, stride, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr
+    source, past, weight, step, channel, n, stride, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, OPENS: tl.constexpr
 ):  # fmt: skip
-    """Sums over the last WIDTH inputs at each of `step`; those before the call are at `past`, read only where some step is so EARLY."""
+    """Sums over the last WIDTH inputs at each of `step`; those before the call are at `past`, read only where these steps open it."""
     total = tl.zeros((step.shape[0], channel.shape[0]), tl.float32)
     for i in tl.static_range(WIDTH):
         t = step + i - (WIDTH - 1)
-        here = ((t >= 0) & (t < n))[:, None] if EARLY else (t < n)[:, None]
+        here = ((t >= 0) & (t < n))[:, None] if OPENS else (t < n)[:, None]
         x = tl.load(source + t[:, None] * stride + channel[None, :], mask=here, other=0.0).to(tl.float32)
-        if EARLY:
+        if OPENS:
             kept = past + (t + WIDTH - 1)[:, None] * CHANNELS + channel[None, :]
             x += tl.load(kept, mask=(t < 0)[:, None], other=0.0).to(tl.float32)
         total += x * tl.load(weight + channel * WIDTH + i).to(tl.float32)[None, :]

@@ -12,10 +12,17 @@ from model.ops.kernels.dependence import dependent, follow
 
 
 @triton.jit
-def quantize_row(y, out, scales, row, offsets, inside, LIMIT: tl.constexpr):
-    """Writes one row as fp8 with the scale that brings its largest element to the largest fp8 number."""
-    scale = tl.maximum(tl.max(tl.abs(y)), 1e-12) / LIMIT
+def keep_scale(most, scales, row, LIMIT: tl.constexpr):
+    """Writes the scale that brings a row's largest element, `most`, to the largest fp8 number; and returns it."""
+    scale = tl.maximum(most, 1e-12) / LIMIT
     tl.store(scales + row, scale)
+    return scale
+
+
+@triton.jit
+def quantize_row(y, out, scales, row, offsets, inside, LIMIT: tl.constexpr):
+    """Writes one row as fp8, scaled."""
+    scale = keep_scale(tl.max(tl.abs(y)), scales, row, LIMIT)
     tl.store(out + offsets, (y / scale).to(tl.float8e4nv), mask=inside)
 
 
@@ -74,8 +81,7 @@ def swiglu_fp8_kernel(
     row = tl.program_id(0).to(tl.int64)
     column, beyond = tl.arange(0, BLOCK), BLOCK + tl.arange(0, REST)
     y, z = opened(joint + row * 2 * inner, column, inner), opened(joint + row * 2 * inner, beyond, inner)
-    scale = tl.maximum(tl.maximum(tl.max(tl.abs(y)), tl.max(tl.abs(z))), 1e-12) / LIMIT
-    tl.store(scales + row, scale)
+    scale = keep_scale(tl.maximum(tl.max(tl.abs(y)), tl.max(tl.abs(z))), scales, row, LIMIT)
     tl.store(out + row * inner + column, (y / scale).to(tl.float8e4nv), mask=column < inner)
     tl.store(out + row * inner + beyond, (z / scale).to(tl.float8e4nv), mask=beyond < inner)
 

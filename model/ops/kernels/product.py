@@ -22,8 +22,7 @@ AHEAD = 2
 @triton.jit
 def product_kernel(
     x, x_scales, weight, weight_scales, bias, out, parts, arrived, rows, outs, width, splits,
-    BIAS: tl.constexpr, SHARED: tl.constexpr,
-    ROWS: tl.constexpr, OUTS: tl.constexpr, DEEP: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    SHARED: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEEP: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     block, split = tl.program_id(0), tl.program_id(1)
     o, row, deep = block * OUTS + tl.arange(0, OUTS), tl.arange(0, ROWS), tl.arange(0, DEEP)
@@ -60,7 +59,7 @@ def product_kernel(
         if weight_scales is not None:
             total *= tl.load(weight_scales + o, mask=o < outs, other=0.0)[:, None]
             total *= tl.load(x_scales + row, mask=row < rows, other=0.0)[None, :]
-        if BIAS:
+        if bias is not None:
             total += tl.load(bias + o, mask=o < outs, other=0.0).to(tl.float32)[:, None]
         tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
@@ -152,9 +151,9 @@ def product(x: Activation, weight: Activation, bias: Tensor | None, cut: Cut | N
     out = torch.empty(rows, outs, device=device, dtype=torch.bfloat16)
     parts = torch.empty(cut.splits, rows, outs, device=device) if cut.splits > 1 else out
     product_kernel[(triton.cdiv(outs, cut.outs), cut.splits)](
-        rows_of, x_scales, weights, weight_scales, out if bias is None else bias, out, parts, COUNTERS[device],
+        rows_of, x_scales, weights, weight_scales, bias, out, parts, COUNTERS[device],
         rows, outs, width, cut.splits,
-        BIAS=bias is not None, SHARED=cut.splits > 1, ROWS=FEW, OUTS=cut.outs, DEEP=cut.deep,
+        SHARED=cut.splits > 1, ROWS=FEW, OUTS=cut.outs, DEEP=cut.deep,
         num_warps=cut.warps, num_stages=cut.stages, AHEAD=AHEAD, **dependent(rows_of, rows),
     )  # fmt: skip
     return out
