@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -50,7 +51,14 @@ def server(daemon: Daemon, library: Library) -> Iterator[Served]:
         yield server
 
 
-def call(server: Served, path: str, body: bytes | None = None, kind: str = "", method: str = "", **headers: str) -> Any:
+def call(
+    server: Served,
+    path: str,
+    body: bytes | Iterator[bytes] | None = None,
+    kind: str = "",
+    method: str = "",
+    **headers: str,
+) -> Any:
     """The JSON of an answer, and of a refusal its status and error."""
     sent = {"Content-Type": kind} if kind else {}
     method = method or ("GET" if body is None else "POST")
@@ -107,7 +115,7 @@ def test_a_recording_is_asked_by_chat(server: Served, clip: str) -> None:
 
 
 def test_a_broadcasts_file_is_read_as_well(server: Served) -> None:
-    """MPEG-TS, as recorders keep it, whose first bytes say little."""
+    """MPEG-TS, as recorders keep it, whose first bytes say little, even where they come alone."""
     file = io.BytesIO()
     with av.open(str(CLIP)) as source, av.open(file, "w", format="mpegts") as made:
         stream = made.add_stream_from_template(source.streams.video[0])
@@ -115,7 +123,13 @@ def test_a_broadcasts_file_is_read_as_well(server: Served) -> None:
             if packet.dts is not None and packet.pts is not None and float(packet.pts * packet.time_base) < 4:
                 packet.stream = stream
                 made.mux(packet)
-    told = call(server, "/v1/recordings?name=tape.ts&fps=1", file.getvalue(), "video/mp2t")
+
+    def pieces() -> Iterator[bytes]:
+        yield file.getvalue()[:100]
+        time.sleep(0.3)
+        yield file.getvalue()[100:]
+
+    told = call(server, "/v1/recordings?name=tape.ts&fps=1", pieces(), "video/mp2t")
     wait_for(lambda: view(server, told["name"])["state"] in ("ready", "failed"), 250)
     assert view(server, told["name"])["state"] == "ready" and view(server, told["name"])["frames"] in (4, 5)
 
