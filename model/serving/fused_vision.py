@@ -12,7 +12,9 @@ from model.layers import qwen_vision
 from model.layers.qwen_vision import QwenVisionTower
 from model.layers.vision import MLP, RMSNorm, VisionAttention, VisionBlock, VisionTower, plan_grid
 from model.ops.kernels.activation import Activation
+from model.ops.kernels.gated import DEEP, MANY, OUTS, gated
 from model.ops.kernels.norm import add_norm, gelu, rotate_heads, swiglu
+from model.ops.kernels.product import roomy
 from model.serving.quantize import Matrix, Precision
 
 
@@ -43,9 +45,15 @@ class FastMLP:
             out = widened(down.weight, width, room)
         self.inward = Matrix(joint, bias, precision)
         self.outward = Matrix(out, down.bias, precision)
+        half = joint.is_cuda and joint.dtype == torch.bfloat16
+        self.tiled = half and room % OUTS == 0 and width % DEEP == 0 and roomy(joint.device)
+        """Whether many rows go through `gated`."""
 
     def __call__(self, x: Activation) -> Tensor:
-        return self.outward(swiglu(self.inward(x), self.outward.fp8))
+        inward = self.inward
+        if isinstance(x, Tensor) and isinstance(inward.weight, Tensor) and len(x) >= MANY and self.tiled:
+            return self.outward(gated(x, inward.weight, inward.bias))
+        return self.outward(swiglu(inward(x), self.outward.fp8))
 
 
 class FastGeluMLP:

@@ -25,6 +25,7 @@ from model.ops.delta_rule import recurrent
 from model.ops.kernels.attention import HeadNorms, Tiling, attend
 from model.ops.kernels.convolution import mix
 from model.ops.kernels.delta_rule import delta_rule
+from model.ops.kernels.gated import gated
 from model.ops.kernels.norm import add_norm, gated_norm, gelu, open_gate, swiglu
 from model.ops.kernels.product import Cut, product, row_product
 from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
@@ -355,3 +356,14 @@ def test_text_and_grids_are_placed_as_the_reference_counts_them(sinks: int, cap:
         tokens, number = torch.randint(0, 50, (3, 5), device=DEVICE), torch.tensor([5, 0, 2], device=DEVICE)
         found, _ = text_span(tokens, table, state, slots, number)
         check_span(found, state, reference, reference.text_positions(slots, 5, number))
+
+
+@pytest.mark.parametrize("rows, width, inner", [(17, 128, 128), (300, 1280, 3456), (2048, 2048, 11008)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_swiglu_within_its_product_is_the_formula(rows: int, width: int, inner: int, biased: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(rows, width, device=DEVICE).bfloat16()
+    weight = (torch.randn(2 * inner, width, device=DEVICE) / width**0.5).bfloat16()
+    bias = torch.randn(2 * inner, device=DEVICE).bfloat16() if biased else None
+    gate, up = F.linear(x.double(), weight.double(), None if bias is None else bias.double()).chunk(2, -1)
+    assert ratio(gated(x, weight, bias), F.silu(gate) * up) < 4e-3
