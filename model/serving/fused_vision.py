@@ -15,6 +15,7 @@ from model.ops.kernels.activation import Activation
 from model.ops.kernels.gated import DEEP, MANY, OUTS, gated
 from model.ops.kernels.norm import add_norm, gelu, rotate_heads, swiglu
 from model.ops.kernels.product import roomy
+from model.ops.kernels.window_attention import WIDEST, attend_windows
 from model.serving.quantize import Matrix, Precision
 
 
@@ -107,11 +108,14 @@ class FastVisionBlock:
         (weight, bias), (later_weight, later_bias) = self.norms
         rows, width = residual.shape
         joint = self.qkv(add_norm(mixed, residual, weight, 1e-6, self.qkv.fp8, bias))
-        head = width // self.heads
-        rotate_heads(joint, 2 * self.heads, head, *rotation)
-        q, k, v = joint.view(-1, span, 3, self.heads, head).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, shown)
-        mixed = self.proj(seen.transpose(1, 2).reshape(rows, -1))
+        if shown is None and span <= WIDEST:
+            seen = attend_windows(joint, self.heads, span, *rotation)
+        else:
+            head = width // self.heads
+            rotate_heads(joint, 2 * self.heads, head, *rotation)
+            q, k, v = joint.view(-1, span, 3, self.heads, head).permute(2, 0, 3, 1, 4)
+            seen = F.scaled_dot_product_attention(q, k, v, shown).transpose(1, 2).reshape(rows, -1)
+        mixed = self.proj(seen)
         return self.mlp(add_norm(mixed, residual, later_weight, 1e-6, self.mlp.inward.fp8, later_bias))
 
 

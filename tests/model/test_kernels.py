@@ -28,6 +28,7 @@ from model.ops.kernels.delta_rule import delta_rule
 from model.ops.kernels.gated import gated
 from model.ops.kernels.norm import add_norm, gated_norm, gelu, open_gate, swiglu
 from model.ops.kernels.product import Cut, product, row_product
+from model.ops.kernels.window_attention import attend_windows
 from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
 from model.serving.quantize import quantize_rows
 
@@ -367,3 +368,20 @@ def test_swiglu_within_its_product_is_the_formula(rows: int, width: int, inner: 
     bias = torch.randn(2 * inner, device=DEVICE).bfloat16() if biased else None
     gate, up = F.linear(x.double(), weight.double(), None if bias is None else bias.double()).chunk(2, -1)
     assert ratio(gated(x, weight, bias), F.silu(gate) * up) < 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("span, heads, head", [(64, 16, 80), (4, 3, 16), (16, 2, 80), (24, 2, 32)])
+def test_windows_attend_to_their_own_rotated_keys(span: int, heads: int, head: int, dtype: torch.dtype) -> None:
+    """Where the rows of a product are padded, and where two pictures of three windows have one table of rotations."""
+    torch.manual_seed(0)
+    rows, width = 6 * span, heads * head
+    joint = torch.randn(rows, 3 * width + 8, device=DEVICE).to(dtype)[:, : 3 * width]
+    angles = torch.randn(3 * span, head // 2, device=DEVICE)
+    cos, sin = angles.cos(), angles.sin()
+    q, k, v = joint.view(rows, 3, heads, head).unbind(1)
+    q, k = (turned(x, cos.repeat(2, 1), sin.repeat(2, 1)) for x in (q, k))
+    shown = torch.block_diag(*torch.ones(6, span, span, device=DEVICE)).bool()
+    wanted = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v.double())), shown)
+    found = attend_windows(joint, heads, span, cos.repeat(1, 2), sin.repeat(1, 2))
+    assert ratio(found, wanted.transpose(0, 1).flatten(1)) < (1e-5 if dtype == torch.float32 else 6e-3)
