@@ -26,6 +26,9 @@ def load(config: Config) -> Runner:
     if model.device == "cuda" and not torch.cuda.is_available():
         raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
     check_weights(config)
+    if model.device == "cuda":
+        # Of this thread alone: cameras' decoders have the default stream, and would wait for steps there.
+        torch.cuda.set_stream(torch.cuda.Stream())
     attention = model.attention
     runner = load_runner(
         model.name,

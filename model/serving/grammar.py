@@ -255,6 +255,11 @@ def allowed(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(bits.flatten()[: len(logits)] == 0, float("-inf"))
 
 
+def constrained(logits: Tensor, constraint: Constraint | None) -> Tensor:
+    """`logits` float32 [vocabulary] of what a constraint allows; its mask was made while the device computed them."""
+    return logits if constraint is None else allowed(logits, constraint.mask())
+
+
 def brief(error: str) -> str:
     """An error of llguidance's in one line."""
     lines = [line.strip() for line in error.splitlines() if line.strip() and not line.startswith("<")]

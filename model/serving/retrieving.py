@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import torch
+
 from model.config import ConfigError
 from model.policy import RetrievalPolicy
 from model.serving.runner import Runner
@@ -19,6 +21,7 @@ def retrieving(runner: Runner, policy: RetrievalPolicy, slots: int) -> Runner:
         raise ConfigError("dtype 'fp8' is not to be had for attention that retrieves yet: choose bfloat16")
     model = copy.copy(runner.model)  # its modules are shared, as their weights are
     model.config = replace(runner.config, policy=policy)
-    beside = Runner(runner.name, model, runner.tokenizer, slots, runner.trained)
+    with torch.cuda.stream(runner.stream):  # whichever thread calls
+        beside = Runner(runner.name, model, runner.tokenizer, slots, runner.trained)
     beside.calibration = runner.calibration
     return beside

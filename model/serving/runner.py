@@ -24,7 +24,7 @@ from model.serving import int8
 from model.serving.backends import POWERS, Backend, Eager, Encoding, Finite, Grid, Pictures, Together, Traced
 from model.serving.calibration import Calibration, read_calibration
 from model.serving.capacity import capacity
-from model.serving.grammar import Constraint, Grammars, allowed
+from model.serving.grammar import Constraint, Grammars, constrained
 from model.serving.picture_size import affordable_tokens
 from model.serving.quantize import Precision
 from model.serving.random_weights import random_config, random_model, random_vocabulary
@@ -82,6 +82,8 @@ class Runner:
         self.name, self.trained, self.slots, self.precision = name, trained, slots, precision
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.device, self.dtype = weights.device, weights.dtype
+        self.stream = torch.cuda.current_stream(self.device) if weights.is_cuda else None
+        """That of the thread that makes it, where all its steps are in line."""
         self.state_bytes = StreamState.allocate(model.config, 1, "meta", self.dtype).bytes_per_slot
         self.fingerprint = fingerprint(model)
         """Differs where a snapshot of the one model means nothing to the other."""
@@ -162,9 +164,10 @@ class Runner:
     @torch.inference_mode()
     def encode(self, slots: Sequence[int], frames: Pictures) -> Encoded:
         """What of `see` needs no state: the vision tower's part. It touches no slot, so that any thread may call it."""
-        return {
-            grid: self.backend.encode([frames[i] for i in rows], grid) for grid, rows in self.by_grid(slots).items()
-        }
+        with torch.cuda.stream(self.stream):
+            return {
+                grid: self.backend.encode([frames[i] for i in rows], grid) for grid, rows in self.by_grid(slots).items()
+            }
 
     @torch.inference_mode()
     def see(
@@ -338,11 +341,6 @@ class Runner:
         self.state.restore(slot, snapshot)
         height, width = snapshot["grid"].tolist()
         self.grids[slot] = height, width
-
-
-def constrained(logits: Tensor, constraint: Constraint | None) -> Tensor:
-    """`logits` float32 [vocabulary] of what a constraint allows; its mask was made while the device computed them."""
-    return logits if constraint is None else allowed(logits, constraint.mask())
 
 
 @torch.inference_mode()
