@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from av.filter import Graph
@@ -14,13 +15,16 @@ from av.video.reformatter import VideoReformatter
 
 from capture.colour import BT2020, Mapping, is_other
 
+if TYPE_CHECKING:
+    from capture.card import Card
+
 HD = 720
 """From this height on, pictures that do not name their colours are taken to use BT.709, smaller ones BT.601."""
 SPACES = frozenset({1, 5, 6, 7, BT2020})
 """Matrices from YUV (ITU-T H.273, table 4) that are named: BT.709, BT.601 twice, SMPTE 240M, BT.2020."""
 BT709, BT601 = 1, 5
-LIMITED = 1
-"""FFmpeg's number of the range of 16 to 235."""
+LIMITED, FULL = 1, 2
+"""FFmpeg's numbers of the ranges of 16 to 235, and of 0 to 255."""
 WIDENED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 """By levels of the limited range, those of the full one."""
 
@@ -34,6 +38,7 @@ class Pictures:
     def __init__(self, largest_side: int) -> None:
         self.largest_side = largest_side
         self.reformatter, self.parting = VideoReformatter(), VideoReformatter()
+        self.card: Card | None = None
         self.fields: tuple[tuple[int, int, str], Graph] | None = None
         self.mapping: Mapping | None = None
 
@@ -55,7 +60,12 @@ class Pictures:
         # Gray counts as of the full range for FFmpeg's scaler, whatever it says.
         narrow = frame.color_range == LIMITED and frame.format.name.startswith(("gray", "ya"))
         if (interlaced or frame.interlaced_frame) and frame.height > 2:
-            frame = self.field(frame)
+            frame = self.field(self.here(frame))
+        if frame.format.name == "cuda" and frame.sw_format is not None:
+            smaller = width <= frame.width and height <= frame.height
+            if frame.sw_format.name == "nv12" and smaller and matrix is None and not is_other(transfer, primaries):
+                return self.made_there(frame, (height, width), space)
+            frame = self.here(frame)
         if frame.format.name == "nv12" and (frame.width, frame.height) == (width, height):
             # At its own size FFmpeg makes RGB of planes apart in a quarter of the time, and the same as of what the CPU decodes.
             frame = self.parting.reformat(frame, format="yuv420p", threads=1)
@@ -80,6 +90,20 @@ class Pictures:
         if clear:
             pixels = (pixels * opacity + np.float32(0.5)).astype(np.uint8)
         return pixels if matrix is None else turned(pixels, bytes(matrix))
+
+    def here(self, frame: VideoFrame) -> VideoFrame:
+        """The frame in the host's memory, where it is on a card."""
+        if frame.format.name != "cuda" or frame.sw_format is None:
+            return frame
+        return self.parting.reformat(frame, format=frame.sw_format.name, threads=1)
+
+    def made_there(self, frame: VideoFrame, size: tuple[int, int], space: int) -> np.ndarray:
+        """What lies on a card, made there: see `Card.make`."""
+        if self.card is None:
+            from capture.card import Card
+
+            self.card = Card()
+        return self.card.make(frame, size, space, frame.color_range == FULL)
 
     def size(self, width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
         """The size of the picture that a frame becomes."""

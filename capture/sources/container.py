@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import av
 from av.audio.stream import AudioStream
-from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.format import Flags
 from av.video.frame import VideoFrame
@@ -28,7 +27,7 @@ from capture.sources.base import SourceShell
 from capture.sources.packets import PacketTap
 from capture.sources.reach import Reach, seconds
 from capture.sources.rtsp import ASKED, challenges, refusal
-from capture.sources.tracks import best_video, cuda_lack, decoder, discard_others, interlaced, spares
+from capture.sources.tracks import best_video, cuda_lack, decoder, discard_others, interlaced, on_card, spares
 from capture.timeline import LONGEST_BREAK, LONGEST_STILL, Pace
 
 log = logging.getLogger(__name__)
@@ -170,7 +169,7 @@ class ContainerSource(SourceShell):
                 log.warning("source %s: hwaccel %s: %s; the CPU decodes instead", self.name, self.options.hwaccel, lack)
             self.complained = True
         elif self.options.hwaccel != "none":
-            hwaccel = HWAccel("cuda", allow_software_fallback=True)
+            hwaccel = on_card()
         relay = self.relay
         # Behind "file:" FFmpeg takes no part of a name, such as 12:00.mp4's, for a protocol.
         address = f"file:{self.target}" if self.scheme == "file" else self.target.removeprefix("v4l2://")

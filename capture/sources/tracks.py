@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 
 import av
 from av.codec.context import CodecContext
@@ -119,3 +120,20 @@ def cuda_lack() -> str:
     except (av.error.FFmpegError, NotImplementedError, ValueError) as error:
         return f"no CUDA device answers ({redact(str(error)) or type(error).__name__})"
     return ""
+
+
+def on_card() -> HWAccel:
+    """What decodes on a CUDA device, for the thread that calls; pictures stay there where the model's context can be shared."""
+    shared = bool(find_spec("torch") and find_spec("triton"))
+    if shared:
+        import torch
+
+        shared = torch.cuda.is_available()
+    if not shared:
+        return HWAccel("cuda", allow_software_fallback=True)
+    from capture.card import prepare
+
+    torch.cuda.mem_get_info()  # from now on this thread has the context
+    prepare()
+    options: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
+    return HWAccel("cuda", allow_software_fallback=True, is_hw_owned=True, options=options)

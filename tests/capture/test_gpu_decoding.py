@@ -15,9 +15,9 @@ pytestmark = pytest.mark.skipif(bool(cuda_lack()), reason="needs CUDA that decod
 FRAMES = 60
 
 
-def pictures(path: Path, hwaccel: str) -> list[np.ndarray]:
+def pictures(path: Path, hwaccel: str, largest: int) -> list[np.ndarray]:
     """Every picture of the file, as the model gets it."""
-    watcher = Watcher(str(path), policy="every", hwaccel=hwaccel)
+    watcher = Watcher(str(path), policy="every", hwaccel=hwaccel, largest_side=largest)
     watcher.until(State.ENDED)
     seen = [frame.pixels for frame in watcher.frames()]
     watcher.source.stop()
@@ -29,8 +29,13 @@ def pictures(path: Path, hwaccel: str) -> list[np.ndarray]:
 def test_cuda_shows_what_the_cpu_shows(
     codec: str, size: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """To the bit at their own size; smaller, as near as rounding lets them be."""
     path = render(tmp_path / "clip.mp4", FRAMES, size=size, codec=codec)
-    ours, theirs = pictures(path, "cuda"), pictures(path, "none")
-    assert "the CPU decodes instead" not in caplog.text
-    assert len(ours) == len(theirs) == FRAMES
-    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    for largest in (max(size), 320):
+        ours, theirs = pictures(path, "cuda", largest), pictures(path, "none", largest)
+        assert "the CPU decodes instead" not in caplog.text
+        assert len(ours) == len(theirs) == FRAMES
+        for one, other in zip(ours, theirs, strict=True):
+            apart = np.abs(one.astype(int) - other.astype(int))
+            assert one.shape == other.shape
+            assert apart.max() == 0 if largest == max(size) else apart.mean() < 1.5 and np.quantile(apart, 0.999) <= 4
