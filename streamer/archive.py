@@ -15,7 +15,7 @@ from streamer.memory.clips import Clips
 from streamer.memory.keeper import Keeper
 from streamer.memory.moments import read_moment
 from streamer.memory.past import Recall
-from streamer.memory.timeline import Entry, SearchError, Wanted
+from streamer.memory.timeline import Entry, SearchError, Wanted, kinds_lack
 
 KEEP = "start the daemon without --stateless, or set storage.folder"
 
@@ -39,9 +39,13 @@ class Archive:
     ) -> list[Entry]:
         """What happened to a stream, the newest first; `search` is for words, in the language of FTS5.
 
-        Raises AssistantError: not_remembered, bad_moment, bad_search, storage.
+        `kinds` are of `streamer.memory.timeline.KINDS`; none means all. Raises AssistantError: not_remembered, bad_moment,
+        bad_option, bad_search, storage.
         """
-        wanted = Wanted(name, moment(since), moment(until), tuple(kinds), search)
+        kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        if (lack := kinds_lack(kinds)) is not None:
+            raise AssistantError("bad_option", lack)
+        wanted = Wanted(name, moment(since), moment(until), kinds, search)
         timeline = self._kept().timeline
         try:
             return await asyncio.to_thread(timeline.entries, wanted, limit)

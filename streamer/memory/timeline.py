@@ -37,6 +37,14 @@ MERGED = 32
 FIELDS = "id, wall, time, stream, kind, visitor, text, data, still IS NOT NULL"
 
 
+def kinds_lack(kinds: Collection[str]) -> str | None:
+    """Why there is nothing of one of these kinds in any timeline; None where there may be."""
+    for kind in kinds:
+        if kind not in KINDS:
+            return f"There is no kind {kind[:40]!r} in a timeline: give some of {', '.join(KINDS)}."
+    return None
+
+
 class SearchError(ValueError):
     """What is searched for is no query, in one line."""
 

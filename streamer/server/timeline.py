@@ -18,7 +18,7 @@ from streamer.assistant import Assistant
 from streamer.errors import AssistantError
 from streamer.memory.moments import written
 from streamer.memory.store import StoreError
-from streamer.memory.timeline import KINDS, Entry, Forgotten, SearchError, Timeline, Wanted
+from streamer.memory.timeline import Entry, Forgotten, SearchError, Timeline, Wanted, kinds_lack
 from streamer.server.addresses import only
 from streamer.server.auth import Visitor
 from streamer.server.bodies import PICTURE_HEADERS
@@ -182,10 +182,8 @@ def _wanted(stream: str, visitor: Visitor, query: Mapping[str, Any]) -> Wanted:
     kinds = tuple(given.split(",", MOST_KINDS) if isinstance(given, str) else given)
     if len(kinds) > MOST_KINDS:
         raise RequestError("bad_option", f"kind may name {MOST_KINDS} kinds at most.")
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise RequestError(
-            "bad_option", f"There is no kind {unknown[0][:40]!r} in a timeline: give some of {', '.join(KINDS)}."
-        )
+    if (lack := kinds_lack(kinds)) is not None:
+        raise RequestError("bad_option", lack)
     return Wanted(
         stream,
         since,

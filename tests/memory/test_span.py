@@ -140,12 +140,14 @@ async def in_the_archive(assistant: Assistant, begins: float, ends: float, folde
     assert keeper is not None
     assert {each.text.partition(":")[0] for each in await archive.timeline("door")} >= {"live", "ended"}
     assert len(await archive.timeline("door", search="ended", since=begins)) == 1
+    assert {each.kind for each in await archive.timeline("door", kinds="state")} == {"state"}
     picture = await archive.still("door", begins + 1)
     saved = await archive.clip("door", begins, ends, folder / "clip.mp4")
     with av.open(str(saved)) as clip:
         assert sum(1 for _ in clip.decode(video=0)) == 40
     for code, wrong in {
         "bad_search": archive.timeline("door", search="("),
+        "bad_option": archive.timeline("door", kinds=["state", "stat"]),
         "bad_moment": archive.still("door", "noonish"),
     }.items():
         with pytest.raises(AssistantError) as error:
