@@ -14,6 +14,7 @@ from model.checkpoint import locate, read_config
 from model.config import PRESETS, InfiniteVLConfig
 from model.policy import RetrievalPolicy
 from model.serving.catalogue import dtypes, fit, known, outline
+from model.serving.streams import steps
 from streamer.config import Config
 from streamer.engine.engine import Engine
 from streamer.engine.pace import Pace
@@ -27,8 +28,7 @@ def load(config: Config) -> Runner:
         raise AssistantError("no_device", "model.device cuda: no CUDA device is to be had here; set it to cpu.")
     check_weights(config)
     if model.device == "cuda":
-        # Of this thread alone: cameras' decoders have the default stream, and would wait for steps there.
-        torch.cuda.set_stream(torch.cuda.Stream())
+        torch.cuda.set_stream(steps())  # of this thread alone
     attention = model.attention
     runner = load_runner(
         model.name,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import torch
-
 from model.config import ConfigError
 from model.policy import RetrievalPolicy
 from model.serving.runner import Runner
+from model.serving.streams import in_line
 
 
 def retrieving(runner: Runner, policy: RetrievalPolicy, slots: int) -> Runner:
@@ -21,7 +20,7 @@ def retrieving(runner: Runner, policy: RetrievalPolicy, slots: int) -> Runner:
         raise ConfigError("dtype 'fp8' is not to be had for attention that retrieves yet: choose bfloat16")
     model = copy.copy(runner.model)  # its modules are shared, as their weights are
     model.config = replace(runner.config, policy=policy)
-    with torch.cuda.stream(runner.stream):  # whichever thread calls
+    with in_line(runner.stream):  # whichever thread calls
         beside = Runner(runner.name, model, runner.tokenizer, slots, runner.trained)
     beside.calibration = runner.calibration
     return beside

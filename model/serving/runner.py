@@ -29,6 +29,7 @@ from model.serving.picture_size import affordable_tokens
 from model.serving.quantize import Precision
 from model.serving.random_weights import random_config, random_model, random_vocabulary
 from model.serving.sampling import Sampling, draw
+from model.serving.streams import BESIDE, in_line
 from model.serving.traced import TRACEABLE
 from model.serving.yes_no import YesNo, YesNoReader
 from model.state import Snapshot, StreamState
@@ -164,7 +165,7 @@ class Runner:
     @torch.inference_mode()
     def encode(self, slots: Sequence[int], frames: Pictures) -> Encoded:
         """What of `see` needs no state: the vision tower's part. It touches no slot, so that any thread may call it."""
-        with torch.cuda.stream(self.stream):
+        with in_line(self.stream):
             return {
                 grid: self.backend.encode([frames[i] for i in rows], grid) for grid, rows in self.by_grid(slots).items()
             }
@@ -308,7 +309,7 @@ class Runner:
         copied = torch.cuda.current_stream(self.device).record_event()
 
         def fetch() -> Snapshot:
-            beside, out = torch.cuda.Stream(self.device), {"grid": grid}
+            beside, out = torch.cuda.Stream(self.device, BESIDE), {"grid": grid}
             with torch.cuda.stream(beside), torch.inference_mode():
                 beside.wait_event(copied)
                 for name, part in parts.items():
@@ -322,12 +323,14 @@ class Runner:
     @torch.inference_mode()
     def stage(self, snapshot: Snapshot) -> Snapshot:
         """A snapshot on the device, from where `restore` takes it in no time; any thread may call it."""
-        if self.device.type != "cuda":
+        if self.stream is None:
             return snapshot
-        beside = torch.cuda.Stream(self.device)
+        beside = torch.cuda.Stream(self.device, BESIDE)
         with torch.cuda.stream(beside):
             staged = {name: part.to(self.device) for name, part in snapshot.items() if name != "grid"}
         beside.synchronize()
+        for part in staged.values():
+            part.record_stream(self.stream)  # where `restore` reads it, perhaps longer than anybody holds it
         return staged | {"grid": snapshot["grid"]}
 
     @torch.inference_mode()

@@ -376,18 +376,18 @@ def alone(daemon: Daemon, steps: int = 40) -> dict[str, float]:
     import numpy as np
 
     from model import Sampling
+    from model.serving.streams import in_line
 
     runner = daemon.assistant.engine.runner
     frames = [np.full((HEIGHT // 2, WIDTH // 2, 3), 90, np.uint8)] * runner.frames_per_step
-    runner.open(0, HEIGHT, WIDTH)
-    rate = each(lambda i: runner.see([0], [frames], [i / 10]), steps)
-    fork = runner.slots - 1
-    runner.fork(0, fork)
-    token = runner.prefill(fork, runner.tokenizer.encode_question(QUESTIONS[0]), Sampling())
-    return {
-        "model_frames_per_second": rate * runner.frames_per_step,
-        "model_tokens_per_second": each(lambda i: runner.decode([fork], [token], [Sampling()]), steps),
-    }
+    with in_line(runner.stream):
+        runner.open(0, HEIGHT, WIDTH)
+        rate = each(lambda i: runner.see([0], [frames], [i / 10]), steps)
+        fork = runner.slots - 1
+        runner.fork(0, fork)
+        token = runner.prefill(fork, runner.tokenizer.encode_question(QUESTIONS[0]), Sampling())
+        tokens = each(lambda i: runner.decode([fork], [token], [Sampling()]), steps)
+    return {"model_frames_per_second": rate * runner.frames_per_step, "model_tokens_per_second": tokens}
 
 
 def each(do: Callable[[int], object], times: int) -> float:
