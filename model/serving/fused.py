@@ -30,7 +30,7 @@ from model.pages import Held, OneToken, Paged
 from model.policy import RetrievalPolicy
 from model.serving.cursor_kernels import Span, frame_span, step_span, text_span
 from model.serving.fused_vision import FastMLP, fast_tower
-from model.serving.quantize import Matrix, Precision
+from model.serving.quantize import Matrix, Precision, share_no_sums
 from model.state import StreamState
 
 
@@ -165,6 +165,7 @@ class FastInfiniteVL:
     """Frames and text into a pool of slots, with `InfiniteVL`'s weights (fused beforehand; shared, but for padded and fp8 ones)."""
 
     def __init__(self, model: InfiniteVL, precision: Precision = "model") -> None:
+        share_no_sums()
         self.model, self.config = model, model.config
         layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
         self.layers = [FastLayer(layer, model.config, precision) for layer in layers]

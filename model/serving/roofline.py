@@ -21,7 +21,7 @@ from model.serving.backends import step_text
 from model.serving.cuda_graphs import Graphs, Step
 from model.serving.floor import PICTURE, Floor, Peaks, Work, timed
 from model.serving.fused import FastInfiniteVL
-from model.serving.quantize import Precision
+from model.serving.quantize import Precision, share_no_sums
 from model.serving.random_weights import random_model
 from model.state import StreamState
 
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also print the kernels of a step")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as the daemon has it beside a GPU
+    share_no_sums()
     config = PRESETS[options.preset]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     with torch.inference_mode():
