@@ -45,8 +45,10 @@ def colours_kernel(
     inside = column < wide
     across, down = width.to(tl.float32) / wide, height.to(tl.float32) / high
     left, right, top, bottom = column * across, (column + 1) * across, row * down, (row + 1) * down
-    begin = column // 2 * across
-    end = begin + across
+    # As FFmpeg's scaler has it, two pixels share what they cover of the chroma, unless the width is odd.
+    odd = wide % 2 == 1
+    begin = tl.where(odd, left / 2, column // 2 * across)
+    end = tl.where(odd, right / 2, (column // 2 + 1) * across)
     # A pixel is the mean of what it covers: of Y, and of the chroma at half the size.
     y = tl.zeros((BLOCK,), tl.float32)
     u = tl.zeros((BLOCK,), tl.float32)
@@ -64,11 +66,11 @@ def colours_kernel(
             pair = pair_row + 2 * tl.minimum(half_at, (width + 1) // 2 - 1)
             u += weight * tl.load(pair).to(tl.float32)
             v += weight * tl.load(pair + 1).to(tl.float32)
-    area = across * down
+    area, chroma_area = across * down, (end - begin) * down / 2
     # From here on as FFmpeg's scaler has it, in 16 bits (libswscale, yuv2rgb).
     y8 = tl.floor(y / area + 0.5).to(tl.int32) * 8 - black
-    u8 = tl.floor(u / area * 2 + 0.5).to(tl.int32) * 8 - 1024
-    v8 = tl.floor(v / area * 2 + 0.5).to(tl.int32) * 8 - 1024
+    u8 = tl.floor(u / chroma_area + 0.5).to(tl.int32) * 8 - 1024
+    v8 = tl.floor(v / chroma_area + 0.5).to(tl.int32) * 8 - 1024
     bright = (y8 * brightness) >> 16
     red = bright + ((v8 * red_v) >> 16)
     green = bright + ((u8 * green_u) >> 16) + ((v8 * green_v) >> 16)
@@ -106,38 +108,39 @@ def colours(luma: torch.Tensor, chroma: torch.Tensor, size: tuple[int, int], spa
 
 
 PREPARING = Lock()
-PREPARED = set[int]()
-"""The devices for which the kernel is compiled."""
+
+
+@cache
+def own_stream() -> torch.cuda.Stream:
+    """The one for all pictures, beside the model's: PyTorch hands out 32 of a priority in turn, and those of the usual one serve graphs."""
+    return torch.cuda.Stream(priority=-1)
 
 
 def prepare() -> None:
-    """Compiles the kernel for the current device, once for all threads.
+    """Compiles the kernel, once for all threads. Raises what PyTorch, Triton or a compiler raises.
 
     A camera whose first picture waits for a compiler would seem to stall, and be opened again.
     """
     with PREPARING:
-        if (device := torch.cuda.current_device()) not in PREPARED:
-            luma, chroma = (torch.zeros(*shape, device="cuda", dtype=torch.uint8) for shape in ((2, 2), (1, 1, 2)))
-            colours(luma, chroma, (2, 2), min(COEFFICIENTS), False)
-            PREPARED.add(device)
+        luma, chroma = (torch.zeros(*shape, device="cuda", dtype=torch.uint8) for shape in ((2, 2), (1, 1, 2)))
+        colours(luma, chroma, (2, 2), min(COEFFICIENTS), False)
+        own_stream()
 
 
-class Card:
-    """Makes pictures of frames that lie on the card, on a stream of its own beside the model's."""
+def make(frame: VideoFrame, size: tuple[int, int], space: int, full: bool) -> np.ndarray:
+    """uint8 [*size, 3] RGB of an NV12 frame of even sizes, in pinned memory. Waits for it asleep.
 
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
-
-    def make(self, frame: VideoFrame, size: tuple[int, int], space: int, full: bool) -> np.ndarray:
-        """uint8 [*size, 3] RGB of an NV12 frame, in pinned memory. Waits for it asleep."""
-        luma, chroma = (torch.utils.dlpack.from_dlpack(plane.__dlpack__()) for plane in frame.planes)
-        # Decoders have the context's default stream.
-        self.stream.wait_stream(torch.cuda.default_stream())
-        with torch.cuda.stream(self.stream):
-            host = torch.empty(*size, 3, dtype=torch.uint8, pin_memory=True)
-            host.copy_(colours(luma, chroma, size, space, full), non_blocking=True)
-            done = torch.cuda.Event(blocking=True)
-            done.record()
-        done.synchronize()
-        pixels: np.ndarray = host.numpy()
-        return pixels
+    Raises RuntimeError where the card or the host has no memory for it.
+    """
+    luma, chroma = (torch.utils.dlpack.from_dlpack(plane.__dlpack__()) for plane in frame.planes)
+    stream = own_stream()
+    # Decoders have the context's default stream.
+    stream.wait_stream(torch.cuda.default_stream())
+    with torch.cuda.stream(stream):
+        host = torch.empty(*size, 3, dtype=torch.uint8, pin_memory=True)
+        host.copy_(colours(luma, chroma, size, space, full), non_blocking=True)
+        done = torch.cuda.Event(blocking=True)
+        done.record()
+    done.synchronize()
+    pixels: np.ndarray = host.numpy()
+    return pixels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from av.filter import Graph
@@ -14,9 +13,6 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from capture.colour import BT2020, Mapping, is_other
-
-if TYPE_CHECKING:
-    from capture.card import Card
 
 HD = 720
 """From this height on, pictures that do not name their colours are taken to use BT.709, smaller ones BT.601."""
@@ -38,7 +34,6 @@ class Pictures:
     def __init__(self, largest_side: int) -> None:
         self.largest_side = largest_side
         self.reformatter, self.parting = VideoReformatter(), VideoReformatter()
-        self.card: Card | None = None
         self.fields: tuple[tuple[int, int, str], Graph] | None = None
         self.mapping: Mapping | None = None
 
@@ -63,8 +58,10 @@ class Pictures:
             frame = self.field(self.here(frame))
         if frame.format.name == "cuda" and frame.sw_format is not None:
             smaller = width <= frame.width and height <= frame.height
-            if frame.sw_format.name == "nv12" and smaller and matrix is None and not is_other(transfer, primaries):
-                return self.made_there(frame, (height, width), space)
+            even = frame.width % 2 == 0 and frame.height % 2 == 0
+            usual = frame.sw_format.name == "nv12" and matrix is None and not is_other(transfer, primaries)
+            if smaller and even and usual and (made := made_there(frame, (height, width), space)) is not None:
+                return made
             frame = self.here(frame)
         if frame.format.name == "nv12" and (frame.width, frame.height) == (width, height):
             # At its own size FFmpeg makes RGB of planes apart in a quarter of the time, and the same as of what the CPU decodes.
@@ -97,14 +94,6 @@ class Pictures:
             return frame
         return self.parting.reformat(frame, format=frame.sw_format.name, threads=1)
 
-    def made_there(self, frame: VideoFrame, size: tuple[int, int], space: int) -> np.ndarray:
-        """What lies on a card, made there: see `Card.make`."""
-        if self.card is None:
-            from capture.card import Card
-
-            self.card = Card()
-        return self.card.make(frame, size, space, frame.color_range == FULL)
-
     def size(self, width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
         """The size of the picture that a frame becomes."""
         wide, high = float(width), float(height)
@@ -131,6 +120,16 @@ class Pictures:
         frame.pts, frame.time_base = 0, Fraction(1, 1000)
         graph.vpush(frame)
         return graph.vpull()
+
+
+def made_there(frame: VideoFrame, size: tuple[int, int], space: int) -> np.ndarray | None:
+    """What lies on a card, made there (see `capture.card.make`); None where there is no memory for it."""
+    from capture.card import make
+
+    try:
+        return make(frame, size, space, frame.color_range == FULL)
+    except RuntimeError:
+        return None
 
 
 def turned(pixels: np.ndarray, matrix: bytes) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from av.video.stream import VideoStream
 from capture.redaction import redact
 from capture.source import SourceError
 
+log = logging.getLogger(__name__)
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 MOST_PIXELS = 8192 * 4608
 """A video of more is refused: each of some twenty pictures that a decoder holds would take 100 MB and more."""
@@ -122,18 +124,32 @@ def cuda_lack() -> str:
     return ""
 
 
-def on_card() -> HWAccel:
-    """What decodes on a CUDA device, for the thread that calls; pictures stay there where the model's context can be shared."""
-    shared = bool(find_spec("torch") and find_spec("triton"))
-    if shared:
-        import torch
+@cache
+def card_lack() -> str:
+    """Why pictures can't be made on the card that decodes; empty where they can, with all that is needed for it compiled."""
+    if not (find_spec("torch") and find_spec("triton")):
+        return "PyTorch or Triton is missing"
+    import torch
 
-        shared = torch.cuda.is_available()
-    if not shared:
+    if not torch.cuda.is_available():
+        return "PyTorch sees no card"
+    try:
+        from capture.card import prepare
+
+        prepare()
+    except Exception as error:  # whatever a compiler or a card has to say
+        lack = redact(str(error)).partition("\n")[0] or type(error).__name__
+        log.warning("hwaccel: the CPU makes pictures of what CUDA decodes (%s)", lack)
+        return lack
+    return ""
+
+
+def on_card() -> HWAccel:
+    """What decodes on a CUDA device, for the thread that calls; where pictures can be made there, frames stay in PyTorch's context."""
+    if card_lack():
         return HWAccel("cuda", allow_software_fallback=True)
-    from capture.card import prepare
+    import torch
 
     torch.cuda.mem_get_info()  # from now on this thread has the context
-    prepare()
     options: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
     return HWAccel("cuda", allow_software_fallback=True, is_hw_owned=True, options=options)

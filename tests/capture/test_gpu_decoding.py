@@ -31,7 +31,7 @@ def test_cuda_shows_what_the_cpu_shows(
 ) -> None:
     """To the bit at their own size; smaller, as near as rounding lets them be."""
     path = render(tmp_path / "clip.mp4", FRAMES, size=size, codec=codec)
-    for largest in (max(size), 320):
+    for largest in (max(size), 320, 213):
         ours, theirs = pictures(path, "cuda", largest), pictures(path, "none", largest)
         assert "the CPU decodes instead" not in caplog.text
         assert len(ours) == len(theirs) == FRAMES
