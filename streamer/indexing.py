@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 import time
@@ -46,6 +47,14 @@ PLAYLISTS = frozenset({"hls", "dash", "concat", "imf"})
 """Formats that name other files, on this machine or elsewhere."""
 WORKING = 1.5
 """Of its keys' and values' bytes, what a recording takes while it is read: pages grow by copying a layer's."""
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk that has no room."""
+
+
+class StoppedError(Exception):
+    """Nobody wants the recording to be read on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +221,14 @@ def index_video(
 ) -> Facts:
     """Reads a recording into an index, or goes on with one; `told` hears how far it is.
 
-    What was read before a fault is kept, and the fault is the index's note. Raises RecordingError where nothing was, OSError.
+    What was read before a fault is kept, and the fault is the index's note; so is what was read before `told` raises
+    StoppedError, which is raised again. Raises RecordingError where nothing was, or the disk takes no more; OSError.
     """
-    index, runner = Index(folder / "indexes" / video.name), place.runner
+    index, runner, pages = Index(folder / "indexes" / video.name), place.runner, place.runner.state.pages
+    assert pages is not None
     index.open()
     try:
+        budget -= used_bytes(folder, video.name) + runner.state.bytes_per_slot
         facts = index.facts()
         if facts is not None and facts.source != video.source:  # since the name was looked for
             raise RecordingError(
@@ -225,20 +237,46 @@ def index_video(
         same = Facts(
             video.name, video.source, video.size, video.modified, runner.name, runner.fingerprint, fps, video.begins
         )
-        if facts is not None and _same(facts, same):
+        if facts is not None and _same(facts, same) and index.whole(facts, pages.token_bytes):
+            if not facts.complete and facts.tokens * pages.token_bytes > budget:
+                facts.note = _full(facts)
+                return facts
             if facts.complete:
                 return facts
             restore(place, index, facts)
         else:
             facts = same
-        with Writing(index) as writing:
-            _read(place, writing, facts, video, budget - used_bytes(folder, video.name), told)
+        try:
+            with Writing(index) as writing:
+                _read(place, writing, facts, video, budget, told)
+        except StoppedError:
+            if index.facts() is None:
+                index.clear()
+            raise
+        except OSError as error:
+            raise RecordingError(_unwritten(index, video, error)) from None
         if not facts.tokens:
             index.remove()
             raise RecordingError(f"{video.source}: {facts.note or 'it holds no picture that can be decoded'}")
         return facts
     finally:
         index.close()
+
+
+def _unwritten(index: Index, video: Video, error: OSError) -> str:
+    """What there is of an index that could not be written; what is of no use goes."""
+    if not index.folder.exists():
+        return f"{video.name} was removed while it was read"
+    mend = "make room" if error.errno in FULL else "see to that"
+    if (kept := index.facts()) is not None:
+        why = f"its first {kept.seconds:.0f} s are kept"
+        return f"{video.name}: {error.strerror or error}: {why}: {mend}, and index it again to go on"
+    index.clear()
+    return f"{video.name}: {error.strerror or error}: nothing of it is kept: {mend}, and index it again"
+
+
+def _full(facts: Facts) -> str:
+    return f"storage.indexes is full after {facts.seconds:.0f} s: remove a recording, or raise it, and index it again to go on"
 
 
 def _read(
@@ -249,7 +287,7 @@ def _read(
     reading = Reading(place, writing, facts, told)
     room = min(expected_tokens(runner, video.seconds, facts.fps), budget // pages.token_bytes) - facts.tokens
     place.run(lambda: pages.make_room(max(0, room)))
-    skip = facts.seconds + ROUNDING if facts.steps else -1.0
+    skip, full = facts.seconds + ROUNDING if facts.steps else -1.0, False
     try:
         for picture in video.frames(facts.fps, notes):
             if picture[0] <= skip:
@@ -257,16 +295,27 @@ def _read(
             reading.take(picture)
             if not reading.waiting and reading.tokens * pages.token_bytes > budget:
                 reading.settle()
-                notes.append(f"storage.indexes is full after {facts.seconds:.0f} s: remove a recording, or raise it")
+                full = True
+                notes.append(_full(facts))
                 break
         else:
             reading.see()
     except FullError as error:
         notes.append(str(error))
+    except StoppedError:
+        reading.told = _unheard
+        reading.settle()
+        if facts.tokens:
+            reading.keep()
+        raise
     reading.settle()
-    facts.note, facts.complete = "; ".join(notes), True
+    facts.note, facts.complete = "; ".join(notes), not full
     if facts.tokens:
         reading.keep()
+
+
+def _unheard(facts: Facts) -> None:
+    """Nobody hears how far it is any more."""
 
 
 class Recording:
@@ -275,10 +324,9 @@ class Recording:
     def __init__(self, runner: Runner, index: Index, facts: Facts) -> None:
         check_model(runner, facts)
         settle(runner, facts.name, facts.tokens)
-        self.runner, self.facts = runner, facts
+        self.runner, self.facts = runner, restored(Place(runner), index, facts)
         self.cited: list[tuple[float, float]] = []
         """When what the last answer looked at most was shown: spans in seconds of the recording, the most attended first."""
-        restore(Place(runner), index, facts)
 
     def ask(self, question: str, longest: int = 256) -> Iterator[str]:
         """The answer's words, greedily. Raises RecordingError for a question that is too long."""
@@ -331,9 +379,21 @@ def check_model(runner: Runner, facts: Facts) -> None:
     """Raises RecordingError where another model made an index."""
     if facts.fingerprint != runner.fingerprint:
         raise RecordingError(
-            f"the index {facts.name} was made by another model ({facts.model}) than {runner.name} as it is now: "
-            f"index {facts.source} again"
+            f"the index {facts.name} was made by another model ({facts.model}) than {runner.name} as it is now: index it again"
         )
+
+
+def restored(place: Place, index: Index, facts: Facts) -> Facts:
+    """As `restore`; where the index is written meanwhile, of what there is now. Returns what is known of that."""
+    while True:
+        try:
+            restore(place, index, facts)
+            return facts
+        except RecordingError:
+            newer = index.facts()
+            if newer is None or newer.tokens == facts.tokens:
+                raise
+            facts = newer
 
 
 def restore(place: Place, index: Index, facts: Facts) -> None:

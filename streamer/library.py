@@ -22,7 +22,7 @@ from streamer.engine.engine import Engine
 from streamer.engine.executor import Request
 from streamer.errors import AssistantError
 from streamer.fields import NAME
-from streamer.indexing import Video, check_room, file_video, index_video, stream_video
+from streamer.indexing import StoppedError, Video, check_room, file_video, index_video, stream_video
 from streamer.memory.folder import PRIVATE
 from streamer.memory.indexes import FACTS, KIND, Facts, Index, RecordingError, free_name, listed
 from streamer.reading import Place
@@ -35,10 +35,6 @@ LINKS_LAST = 7 * 86_400.0
 """Seconds for which a link to a clip opens it."""
 VIDEO = "video"
 """The file that came over the wire, in its index's folder."""
-
-
-class StoppedError(Exception):
-    """Nobody wants the recording any more."""
 
 
 @dataclass

@@ -130,9 +130,9 @@ class Reading:
             raise RecordingError(f"the model's state is no longer finite at {last:.1f} s: choose dtype float32")
         facts.steps += begun.steps
         facts.tokens, facts.frames, facts.seconds = begun.tokens, facts.frames + begun.frames, last
-        self.told(facts)
         if begun.copied is not None:
             self.writing.write(facts, *begun.copied())
+        self.told(facts)  # who may raise, when all is in order
 
     def settle(self) -> None:
         """Waits for the steps under way. Raises RecordingError, OSError."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
     from streamer.config import Config
     from streamer.indexing import Video
     from streamer.memory.indexes import Facts
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code that a shell knows."""
+DAEMONS = ("stream", "at", "since", "until", "instructions", "temperature", "seed", "url", "token_file", "ca", "wait")
+"""Options of `streamer ask` that a recording's answer knows nothing of."""
+UNTOLD = "nothing whole is kept of it: index it again, or remove it"
 
 
 def add_arguments(commands: Any) -> None:
@@ -32,7 +41,7 @@ def add_arguments(commands: Any) -> None:
     recordings = commands.add_parser("recordings", help="list and remove what 'streamer index' has read")
     kinds = recordings.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _common(kinds.add_parser("list", help="one line a recording"), _list)
-    remove = kinds.add_parser("remove", help="remove an index; the video stays")
+    remove = kinds.add_parser("remove", help="remove an index; its video stays, unless it was sent to the daemon")
     remove.add_argument("name", help="its name, or the video's path")
     _common(remove, _remove)
 
@@ -66,7 +75,7 @@ def _told(command: Any, options: argparse.Namespace) -> int:
         print(f"streamer: {error}", file=sys.stderr)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"streamer: {error.strerror or error}{where}: what was kept before it is still there", file=sys.stderr)
+        print(f"streamer: {error.strerror or error}{where}", file=sys.stderr)
     return 1
 
 
@@ -85,8 +94,8 @@ def _configured(options: argparse.Namespace, model: str | None = None) -> tuple[
 
 
 def _index(options: argparse.Namespace) -> int:
-    from streamer.indexing import file_video, load, stream_video
-    from streamer.memory.indexes import RecordingError
+    from streamer.indexing import StoppedError, file_video, load, stream_video
+    from streamer.memory.indexes import KIND, Index, RecordingError
     from streamer.memory.moments import read_moment
 
     if not 0 < options.fps <= 1_000:
@@ -113,7 +122,13 @@ def _index(options: argparse.Namespace) -> int:
     runner, failed = load(config), 0
     for find in finds:
         try:
-            _read(options, runner, folder, config, find())  # whose name the one before may have taken
+            video = find()  # whose name the one before may have taken
+            _read(options, runner, folder, config, video)
+        except StoppedError:
+            kept = Index(folder / KIND / video.name).facts()
+            left = f"its first {kept.seconds:.0f} s are kept" if kept else "nothing of it is kept yet"
+            print(f"streamer: {video.name}: interrupted: {left}; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
         except RecordingError as error:
             if len(finds) == 1:
                 raise
@@ -123,14 +138,15 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace, runner: Runner, folder: Path, config: Config, video: Video) -> None:
-    """Reads one into its index, and tells of it. Raises RecordingError, OSError."""
+    """Reads one into its index, and tells of it. Raises RecordingError, OSError, StoppedError after Ctrl-C."""
     from streamer.indexing import index_video
     from streamer.reading import Place
 
     _announce(options, runner, folder, config, video)
     began = time.monotonic()
     place = Place(runner, alone=True)
-    facts = index_video(place, folder, video, options.fps, config.storage.indexes, _bar(video))
+    with _interruptible(_bar(video)) as told:
+        facts = index_video(place, folder, video, options.fps, config.storage.indexes, told)
     took = time.monotonic() - began
     if options.json:
         print(json.dumps(_facts(facts) | {"took_s": round(took, 2)}, ensure_ascii=False))
@@ -138,6 +154,30 @@ def _read(options: argparse.Namespace, runner: Runner, folder: Path, config: Con
         print(f"{facts.name}: {facts.seconds:.0f} s in {facts.frames} frames, {facts.tokens} tokens, in {took:.0f} s")
     if facts.note:
         print(f"streamer: {facts.name}: {facts.note}; what was read before it is kept", file=sys.stderr)
+
+
+@contextmanager
+def _interruptible(told: Callable[[Facts], None]) -> Iterator[Callable[[Facts], None]]:
+    """What is told as before, but raises StoppedError after a first Ctrl-C, between two steps; a second one is as ever."""
+    from streamer.indexing import StoppedError
+
+    asked = False
+
+    def ask(*given: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    def tell(facts: Facts) -> None:
+        told(facts)
+        if asked:
+            raise StoppedError
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield tell
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _announce(options: argparse.Namespace, runner: Runner, folder: Path, config: Config, video: Video) -> None:
@@ -169,21 +209,31 @@ def _bar(video: Video) -> Any:
 
 def _ask(options: argparse.Namespace) -> int:
     from streamer.indexing import Recording, load
-    from streamer.memory.indexes import RecordingError, named
+    from streamer.memory.indexes import RecordingError, changed, named
 
-    if options.stream or options.at or options.since or options.until:
-        raise RecordingError("--recording stands alone: leave --stream, --at, --from and --to out")
+    if other := next((each for each in DAEMONS if getattr(options, each)), None):
+        shown = {"since": "from", "until": "to"}.get(other, other.replace("_", "-"))
+        raise RecordingError(f"--recording stands alone and needs no daemon: leave --{shown} out")
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise RecordingError(f"--max-tokens {options.max_tokens} must be at least 1")
+    if not options.question.strip():
+        raise RecordingError("the question is empty: write one")
     _, folder = _configured(options)
-    found = named(folder, options.recording)
+    found = named(folder, options.recording) if options.recording else None
     if found is None:
-        raise RecordingError(f"{options.recording} is not indexed: run streamer index {options.recording}")
+        raise RecordingError(f"{options.recording!r} is not indexed: run streamer index with the video's path")
     index, facts = found
     began = time.monotonic()
     print(f"streamer: loading {facts.name}, {index.bytes / 1e6:.0f} MB", file=sys.stderr, flush=True)
     if not facts.complete:
-        print(f"streamer: only its first {facts.seconds:.0f} s are read: index it again to go on", file=sys.stderr)
+        mend = "it is being indexed" if index.busy else "index it again to go on"
+        print(f"streamer: only its first {facts.seconds:.0f} s are read: {mend}", file=sys.stderr)
+    if changed(facts):
+        why = "has changed since it was indexed, and this is about what it was: index it again"
+        print(f"streamer: {facts.source} {why}", file=sys.stderr)
     config, _ = _configured(options, facts.model)
     recording = Recording(load(config), index, facts)
+    facts = recording.facts
     loaded, words = time.monotonic(), []
     for word in recording.ask(options.question, options.max_tokens or config.answers.max_tokens):
         words.append(word)
@@ -207,13 +257,17 @@ def _moment(facts: Facts, seconds: float) -> str:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from streamer.memory.indexes import listed
+    from streamer.memory.indexes import listed, untold
 
     _, folder = _configured(options)
-    found = listed(folder)
+    found, rest = listed(folder), [(index.folder.name, index.bytes) for index in untold(folder)]
     if options.json:
-        print(json.dumps([_facts(facts) | {"bytes": index.bytes} for index, facts in found], ensure_ascii=False))
+        told = [_facts(facts) | {"bytes": index.bytes} for index, facts in found]
+        told += [{"name": name, "bytes": size, "complete": False, "note": UNTOLD} for name, size in rest]
+        print(json.dumps(told, ensure_ascii=False))
         return 0
+    for name, size in rest:
+        print(f"{name}  {size / 1e6:.0f} MB  ({UNTOLD})")
     for index, facts in found:
         state = facts.note or ("" if facts.complete else "not read to its end")
         line = f"{facts.name}  {facts.seconds:.0f} s  {index.bytes / 1e6:.0f} MB  {facts.model}  {facts.source}"
@@ -222,14 +276,20 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from streamer.memory.indexes import RecordingError, named
+    from streamer.fields import NAME
+    from streamer.memory.indexes import KIND, Index, RecordingError, named
 
     _, folder = _configured(options)
     found = named(folder, options.name)
-    if found is None:
+    left = Index(folder / KIND / options.name) if re.fullmatch(NAME, options.name) else None
+    index = left if found is None else found[0]
+    if index is None or not index.folder.is_dir():
         raise RecordingError(f"{options.name} is not indexed: streamer recordings list shows what is")
-    found[0].remove()
-    print(json.dumps({"removed": found[1].name}) if options.json else f"{found[1].name} is removed")
+    name = index.folder.name
+    if index.busy:
+        raise RecordingError(f"{name} is being indexed by another process: stop that first")
+    index.remove()
+    print(json.dumps({"removed": name}) if options.json else f"{name} is removed")
     return 0
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -81,6 +82,21 @@ class Index:
         except FileNotFoundError:
             return 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process writes it now. Raises OSError."""
+        try:
+            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+
     def open(self) -> None:
         """Makes the folder and keeps other writers away. Raises OSError, RecordingError."""
         for each in (self.folder.parent.parent, self.folder.parent, self.folder):
@@ -102,24 +118,37 @@ class Index:
         self._lock = None
 
     def write(self, facts: Facts, parts: Snapshot, rows: torch.Tensor) -> None:
-        """Keeps `rows` (the tokens since the last time) and all else as it is now; a crash leaves what was there before. Raises OSError."""
-        data = rows.contiguous().view(torch.uint8).numpy()
-        with (self.folder / TOKENS).open("ab") as file:
-            file.truncate((facts.tokens - len(rows)) * data[0].nbytes if len(rows) else file.tell())
-            file.write(memoryview(cast(Any, data.reshape(-1))))
-            file.flush()
-            os.fsync(file.fileno())
+        """Keeps `rows` (the tokens since the last time) and all else as it is now. Raises OSError.
+
+        A crash leaves what was there before, and so does a fault, which takes back what it has begun.
+        """
+        data, before = rows.contiguous().view(torch.uint8).numpy(), None
         state = self.folder / f"state.{facts.tokens}.safetensors"
-        with state.open("wb") as file:  # by `save_file` a full disk would be no OSError
-            file.write(save({name: part.contiguous() for name, part in parts.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial = self.folder / f"{FACTS}.part"
-        with partial.open("w", encoding="utf-8") as text:
-            json.dump(asdict(facts), text)
-            text.flush()
-            os.fsync(text.fileno())
-        partial.replace(self.folder / FACTS)
+        partial, begun = self.folder / f"{FACTS}.part", self.folder / f"{state.name}.part"
+        try:
+            with (self.folder / TOKENS).open("ab") as file:
+                before = (facts.tokens - len(rows)) * data[0].nbytes if len(rows) else file.tell()
+                file.truncate(before)
+                file.write(memoryview(cast(Any, data.reshape(-1))))
+                file.flush()
+                os.fsync(file.fileno())
+            with begun.open("wb") as file:  # by `save_file` a full disk would be no OSError
+                file.write(save({name: part.contiguous() for name, part in parts.items()}))
+                file.flush()
+                os.fsync(file.fileno())
+            begun.replace(state)
+            with partial.open("w", encoding="utf-8") as text:
+                json.dump(asdict(facts), text)
+                text.flush()
+                os.fsync(text.fileno())
+            partial.replace(self.folder / FACTS)
+        except OSError:
+            with suppress(OSError):
+                begun.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
+                if before is not None:
+                    os.truncate(self.folder / TOKENS, before)
+            raise
         for each in self.folder.glob("state.*.safetensors"):
             if each != state:
                 each.unlink()
@@ -133,8 +162,10 @@ class Index:
 
     def rows(self, facts: Facts, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
         """The tokens [portion, *shape], in portions. Raises OSError, RecordingError where some are missing."""
-        each = int(np.prod(shape)) * dtype.itemsize
-        with (self.folder / TOKENS).open("rb") as file:
+        each, path = int(np.prod(shape)) * dtype.itemsize, self.folder / TOKENS
+        if not path.exists():
+            raise _damaged(facts)
+        with path.open("rb") as file:
             for start in range(0, facts.tokens, PORTION):
                 count = min(PORTION, facts.tokens - start)
                 data = np.fromfile(file, np.uint8, count * each)
@@ -142,13 +173,28 @@ class Index:
                     raise _damaged(facts)
                 yield torch.from_numpy(data).view(dtype).view(count, *shape)
 
+    def whole(self, facts: Facts, token_bytes: int) -> bool:
+        """Whether all that the facts tell of is there: the state, and tokens of so many bytes each. Raises OSError."""
+        try:
+            self.parts(facts)
+            return (self.folder / TOKENS).stat().st_size >= facts.tokens * token_bytes
+        except (RecordingError, FileNotFoundError):
+            return False
+
+    def clear(self) -> None:
+        """Removes what was left of it without facts that tell of it; a file that came to be read stays. Raises OSError."""
+        for each in (self.folder / TOKENS, self.folder / f"{FACTS}.part", *self.folder.glob("state.*")):
+            each.unlink(missing_ok=True)
+        if [each.name for each in self.folder.iterdir()] == [LOCK]:
+            self.remove()
+
     def remove(self) -> None:
         """Removes all of it. Raises OSError."""
         shutil.rmtree(self.folder)
 
 
 def _damaged(facts: Facts) -> RecordingError:
-    return RecordingError(f"the index {facts.name} is damaged: remove it, and index {facts.source} again")
+    return RecordingError(f"the index {facts.name} is damaged: index it again")
 
 
 class Writing:
@@ -178,11 +224,27 @@ class Writing:
             self._wait()
 
 
+def changed(facts: Facts) -> bool:
+    """Whether the file that an index is of is another now; not where it is gone, or was a stream's span. Raises OSError."""
+    try:
+        stat = Path(facts.source).stat() if facts.source.startswith("/") else None
+    except FileNotFoundError:
+        return False
+    return stat is not None and (stat.st_size, stat.st_mtime) != (facts.size, facts.modified)
+
+
 def listed(folder: Path) -> list[tuple[Index, Facts]]:
     """The indexes in a state folder, by name. Raises OSError."""
     place = folder / KIND
     found = [Index(each) for each in sorted(place.iterdir()) if each.is_dir()] if place.is_dir() else []
     return [(index, facts) for index in found if (facts := index.facts()) is not None]
+
+
+def untold(folder: Path) -> list[Index]:
+    """What lies among the indexes, by name, and has no facts that can be read. Raises OSError."""
+    place = folder / KIND
+    found = [Index(each) for each in sorted(place.iterdir()) if each.is_dir()] if place.is_dir() else []
+    return [index for index in found if index.facts() is None and index.bytes]
 
 
 def used_bytes(folder: Path, name: str = "") -> int:
@@ -217,9 +279,11 @@ def named(folder: Path, name: str) -> tuple[Index, Facts] | None:
 def free_name(folder: Path, base: str, source: str) -> str:
     """A name for the index of a source, made of `base`: the one that it has, or one that nobody has. Raises OSError."""
     taken = {facts.name: facts.source for _, facts in listed(folder)}
+    if (own := next((known for known, other in taken.items() if other == source), None)) is not None:
+        return own
     base = re.sub(r"[^A-Za-z0-9_.-]+", "-", base).strip("._-")[:48] or "recording"
     name, number = base, 1
-    while taken.get(name, source) != source:
+    while name in taken:
         number += 1
         name = f"{base}-{number}"
     assert re.fullmatch(NAME, name)

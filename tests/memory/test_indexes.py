@@ -146,12 +146,12 @@ def test_an_index_that_was_broken_off_is_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         index_video(Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, stop)
     found = named(tmp_path / "two", "a")
-    assert found is not None and len(found[1].steps) == 3 and not found[1].complete
+    assert found is not None and len(found[1].steps) == 4 and not found[1].complete
     seen: list[int] = []
     resumed = index_video(
         Place(runner, alone=alone), tmp_path / "two", video, 2.0, PLENTY, lambda facts: seen.append(len(facts.steps))
     )
-    assert seen == [4, 5, 6, 7, 8]
+    assert seen == [5, 6, 7, 8]
     assert (resumed.tokens, resumed.steps) == (whole.tokens, whole.steps)
     assert torch.allclose(runner.state.pages.rows(0, 0, resumed.tokens), expected, atol=1e-4)
     runner.reset(0)
@@ -318,8 +318,11 @@ def test_what_can_not_be_read_is_said(runner: Runner, tmp_path: Path, monkeypatc
     torn.write_bytes(good.read_bytes()[: good.stat().st_size * 2 // 3])
     facts = indexed(runner, folder, torn)
     assert facts.note.startswith("it breaks off") and 0 < facts.frames < 16 and facts.complete
-    full = indexed(runner, folder, good, budget=300_000)
-    assert "storage.indexes is full" in full.note and 0 < len(full.steps) < 8
+    for _ in range(2):
+        full = indexed(runner, folder, good, budget=300_000)
+        assert "storage.indexes is full" in full.note and 0 < len(full.steps) < 8 and not full.complete
+    whole = indexed(runner, folder, good)
+    assert whole.complete and not whole.note and len(whole.steps) == 8, "with more room, it is gone on with"
 
 
 def test_pictures_that_come_as_the_file_ends_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +367,7 @@ def test_a_disk_that_fills_keeps_what_was_kept(
     monkeypatch.setattr(Index, "write", full)
     path = film(tmp_path / "d.mkv", seconds=12)
     assert main(["index", str(path)]) == 1 and 0 < kept[0] < 12
-    assert "No space left on device: what was kept before it is still there" in capsys.readouterr()[1]
+    assert "d: No space left on device: its first " in capsys.readouterr()[1]
     monkeypatch.setattr(Index, "write", write)
     assert main(["index", str(path)]) == 0
     assert main(["ask", "--recording", str(path), QUESTION]) == 0
@@ -385,7 +388,8 @@ def test_a_state_that_the_disk_has_no_room_for_is_no_fault_of_ours(
         assert main(["index", str(path)]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "File too large: what was kept before it is still there" in capsys.readouterr()[1]
+    assert "a: File too large: nothing of it is kept: make room, and index it again" in capsys.readouterr()[1]
+    assert not list((tmp_path / "streamer" / "indexes").iterdir()), "nobody could tell of it, nor remove it"
     assert main(["index", str(path)]) == 0
 
 
@@ -395,9 +399,19 @@ def test_a_state_that_is_damaged_or_gone_is_said(runner: Runner, tmp_path: Path)
     state = index.folder / f"state.{facts.tokens}.safetensors"
     state.write_bytes(state.read_bytes()[:1_000])
     for _ in range(2):
-        with pytest.raises(RecordingError, match="the index a is damaged: remove it"):
+        with pytest.raises(RecordingError, match="the index a is damaged: index it again"):
             Recording(runner, index, facts)
         state.unlink(missing_ok=True)
+    for _ in range(2):
+        tokens = index.folder / "tokens.bin"
+        assert indexed(runner, tmp_path, tmp_path / "a.mkv").tokens == facts.tokens
+        Recording(runner, index, facts)
+        tokens.write_bytes(tokens.read_bytes()[:100])
+        with pytest.raises(RecordingError, match="the index a is damaged: index it again"):
+            Recording(runner, index, facts)
+        tokens.unlink()
+        with pytest.raises(RecordingError, match="the index a is damaged: index it again"):
+            Recording(runner, index, facts)
 
 
 def test_what_is_written_beside_the_reading_is_as_it_was_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
