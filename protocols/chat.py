@@ -206,8 +206,8 @@ def _begun(text: str, sequence: str) -> int:
 
 
 def model_ids(model: str, streams: Collection[str]) -> list[str]:
-    """What a client may name as its model: the model, and the model on each stream."""
-    return [model, *(f"{model}/{stream}" for stream in streams)]
+    """What a client may name as its model: the model, and the model on each stream; a name that is there twice once."""
+    return [model, *(f"{model}/{stream}" for stream in dict.fromkeys(streams))]
 
 
 def chosen_recording(

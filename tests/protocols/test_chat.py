@@ -342,6 +342,8 @@ def test_errors_and_models_have_openais_shape() -> None:
         "code": "too_many_answers",
     }
     assert [model["id"] for model in models_body("nano", STREAMS, 5)["data"]] == ["nano", "nano/door", "nano/yard"]
+    twice = models_body("nano", [*STREAMS, "yard"], 5)["data"]  # a recording of a stream's name
+    assert [model["id"] for model in twice] == ["nano", "nano/door", "nano/yard"]
 
 
 @pytest.mark.parametrize("form", ["mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv"])
