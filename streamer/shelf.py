@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from av.error import FFmpegError
 from torch import Tensor
 
 from model import CapacityError, Runner
@@ -194,8 +195,13 @@ class Shelf:
             work, index = Place(runner, slot, run), Index(self._folder / KIND / facts.name)
             await asyncio.get_running_loop().run_in_executor(self._loaders, restore, work, index, facts)
             return self.put(slot, runner, facts)
-        except (RecordingError, OSError) as error:
+        except RecordingError as error:
             raise AssistantError("bad_recording", f"{line(error)}.") from None
+        except OSError as error:
+            raise AssistantError(
+                "bad_recording",
+                f"Recording {facts.name!r} can't be read from the disk ({line(error)}): look at the state folder.",
+            ) from None
         finally:
             self.give_back(slot)
 
@@ -247,7 +253,7 @@ class Shelf:
 
 
 def line(error: BaseException) -> str:
-    """An error in one line, without its full stop."""
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}: what was kept before it is still there"
+    """An error in one line, without its full stop. What a system call or FFmpeg says goes without the path that it names."""
+    if isinstance(error, OSError | FFmpegError):
+        return error.strerror or type(error).__name__
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
