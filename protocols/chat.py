@@ -392,6 +392,7 @@ STATUS = {
     "precondition_failed": 412,
     "ice_restart": 422,
     "stream_exists": 409,
+    "recording_changed": 409,
     "output_exists": 409,
     "watch_exists": 409,
     "too_many_answers": 429,

@@ -118,7 +118,9 @@ class Assistant:
                 self._streams.keeper = self.keeper
                 self.keeper.listen(self.news)
                 folder = self.keeper.store.folder.path
-                self.library = Library(self.engine, self.config, folder, lambda: self.watches.links)
+                self.library = Library(
+                    self.engine, self.config, folder, lambda: self.watches.links, lambda: self._streams
+                )
             # First, as a mistake here should not have to wait for the model.
             sources = [await self._streams.open(stream) for stream in self.config.streams]
             await start(self.engine, self.config)
@@ -140,7 +142,7 @@ class Assistant:
         self._teller = asyncio.create_task(self._tell())
 
     async def stop(self) -> None:
-        """Ends answers as cancelled, then the streams and the engine; about a second at most."""
+        """Ends answers as cancelled, then the streams and the engine; about a second at most, unless a recording is being read."""
         if self._teller is not None:
             self._teller.cancel()
             with suppress(asyncio.CancelledError):

@@ -106,7 +106,10 @@ class Daemon:
             self._app.state.routes.revoke()
 
     async def stop(self) -> None:
-        """Ends answers as cancelled, closes websockets with 1001, and lets everything go; at most about two seconds."""
+        """Ends answers as cancelled, closes websockets with 1001, and lets everything go; at most about two seconds.
+
+        Where a recording is being read, what was read of it is kept first: see `Library.stop`.
+        """
         self._server.should_exit = True
         if self._revoking is not None:
             self._revoking.cancel()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ log = logging.getLogger("streamer")
 T = TypeVar("T")
 LINKS_LAST = 7 * 86_400.0
 """Seconds for which a link to a clip opens it."""
+STOP_SECONDS = 5.0
+"""For which a recording that is being read is waited for at the end, so that what was read of it can be kept."""
 VIDEO = "video"
 """The file that came over the wire, in its index's folder."""
 
@@ -64,9 +67,17 @@ class Recollection:
 class Library:
     """The recordings of one state folder. Lives on the assistant's event loop."""
 
-    def __init__(self, engine: Engine, config: Config, folder: Path, links: Callable[[], Links]) -> None:
-        """`links` signs those to clips."""
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        folder: Path,
+        links: Callable[[], Links],
+        streams: Callable[[], Collection[str]],
+    ) -> None:
+        """`links` signs those to clips; `streams` tells names that no recording is given, asked from any thread."""
         self.folder, self.budget = folder, config.storage.indexes
+        self._streams = streams
         self._engine, self._model, self._links = engine, config.model.name, links
         self._shelf = Shelf(engine, config, folder)
         self._jobs: dict[str, Job] = {}
@@ -75,6 +86,7 @@ class Library:
         self._turn = asyncio.Lock()
         self._reader = ThreadPoolExecutor(1, "reading")
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
 
     async def resume(self) -> None:
         """Goes on with what came over the wire and was not read to its end; removes what did not come whole."""
@@ -83,12 +95,21 @@ class Library:
                 await self.read_file(self.folder / KIND / name / VIDEO, fps, name)
 
     async def stop(self) -> None:
-        """Stops reading; what was kept of it can be gone on with."""
+        """Stops reading; what was kept of it can be gone on with. To keep it needs the engine: stop that afterwards.
+
+        Whatever is still being read after `STOP_SECONDS` is left as it was kept last.
+        """
+        self._stopping = True
         for job in self._jobs.values():
             job.stop.set()
-        tasks = list(self._tasks.values())
-        for task in tasks:
+        reading = {self._tasks[_key(name)] for name, job in self._jobs.items() if job.begun}
+        tasks = set(self._tasks.values())
+        for task in tasks - reading:
             task.cancel()
+        if reading:
+            _, late = await asyncio.wait(reading, timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reader.shutdown(wait=False, cancel_futures=True)
         self._shelf.close()
@@ -105,7 +126,8 @@ class Library:
         failed = list(self._failed.items())
         for name, job in [*self._jobs.items(), *((name, job) for name, (job, _) in failed)]:
             begun = Facts(name, job.video.source, 0, 0.0, self._model, "", job.fps, job.video.begins)
-            found.setdefault(name, view(begun, 0))
+            if name not in found:
+                found[name] = view(begun, self._bytes(name))
         for name, (_, fault) in failed:
             found[name]["note"] = fault
         for name, job in list(self._jobs.items()):
@@ -128,28 +150,55 @@ class Library:
         number, parent = 1, self.folder / KIND
         parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         while True:
-            try:
-                (parent / name).mkdir(mode=PRIVATE)
-                return parent / name
-            except FileExistsError:
-                number += 1
-                name = f"{base}-{number}"
+            if name not in self._streams():
+                with suppress(FileExistsError):
+                    (parent / name).mkdir(mode=PRIVATE)
+                    return parent / name
+            number += 1
+            name = f"{base}-{number}"
 
-    async def read_file(self, path: Path | str, fps: float = 2.0, name: str | None = None) -> str:
-        """Begins to read a video file in the background; its recording's name. Raises AssistantError as `read`."""
-        return await self._read_video(partial(file_video, self.folder, str(path), name), fps)
+    async def read_file(
+        self, path: Path | str, fps: float = 2.0, name: str | None = None, shown: str | None = None
+    ) -> str:
+        """Begins to read a video file in the background; its recording's name. Raises AssistantError as `_read_video`.
+
+        A refusal names the file as it is `shown`: if left out, as the recording's `name` or else the path.
+        """
+
+        def find() -> Video:
+            named = shown or name or str(path)[:200]
+            try:
+                return file_video(self.folder, str(path), shown or name)
+            except (ValueError, RuntimeError):  # a NUL, half a character; a home of nobody, a circle of links
+                raise RecordingError(f"{named!r} is no path that a file can have: name another") from None
+            except OSError as error:
+                raise RecordingError(f"{named}: it can't be read ({line(error)}): name another") from None
+            except RecordingError:
+                if _nowhere(str(path)):
+                    raise RecordingError(
+                        f"{named}: there is no such file in the daemon's working folder: name it by its whole path"
+                    ) from None
+                raise
+
+        return await self._read_video(find, fps, name)
 
     async def read_stream(self, stream: str, since: float, until: float, fps: float = 2.0) -> str:
-        """Begins to read what was recorded of a stream from `since` to `until` (Unix seconds). Raises AssistantError as `read`."""
+        """Begins to read what was recorded of a stream from `since` to `until` (Unix seconds). Raises AssistantError as `_read_video`."""
         return await self._read_video(partial(stream_video, self.folder, stream, since, until), fps)
 
-    async def _read_video(self, find: Callable[[], Video], fps: float) -> str:
-        """Raises AssistantError: bad_option, bad_recording, no_storage, no_memory, no_retrieval."""
+    async def _read_video(self, find: Callable[[], Video], fps: float, name: str | None = None) -> str:
+        """Begins to read a video under this name, or one that is made of its own.
+
+        Raises AssistantError: bad_option, bad_recording, no_storage, no_memory, no_retrieval, not_ready.
+        """
         if not 0 < fps <= 1_000:
             raise AssistantError("bad_option", f"fps {fps:g} must be more than 0 and at most 1000.", "fps")
         runner = await self._shelf.runner()
         try:
             video = await asyncio.to_thread(find)
+            if name is None:
+                name = await asyncio.to_thread(self._free_name, video)
+            video = replace(video, name=name)
         except (RecordingError, OSError) as error:
             raise AssistantError("bad_recording", f"{line(error)}.") from None
         try:
@@ -159,9 +208,13 @@ class Library:
             raise AssistantError("no_storage", f"{line(error)}.") from None
         if video.name in self._jobs:
             raise AssistantError("bad_recording", f"Recording {video.name!r} is being read already: wait for it.")
+        if self._stopping:
+            raise AssistantError(
+                "not_ready", f"Recording {video.name!r} can't be read now: the daemon is shutting down."
+            )
         self._failed.pop(video.name, None)
         self._jobs[video.name] = job = Job(video, fps)
-        self._start(f"read {video.name}", self._read(job, runner))
+        self._start(_key(video.name), self._read(job, runner))
         return video.name
 
     async def remove(self, name: str) -> None:
@@ -205,6 +258,28 @@ class Library:
     def _sign(self, place: str) -> str:
         return self._links().signed(place, time.time() + LINKS_LAST)
 
+    def _free_name(self, video: Video) -> str:
+        """A name made of the video's, which neither a stream nor another recording has; waits for the disk. Raises OSError."""
+        indexed = {facts.name: facts.source for _, facts in listed(self.folder)}
+
+        def taken(name: str) -> bool:
+            if name in indexed:
+                return indexed[name] != video.source  # its own is gone on with, though a stream took its name since
+            job = self._jobs.get(name)
+            return name in self._streams() or (job is not None and job.video.source != video.source)
+
+        name, number = video.name, 1
+        while taken(name):
+            number += 1
+            name = f"{video.name}-{number}"
+        return name
+
+    def _bytes(self, name: str) -> int:
+        try:
+            return Index(self.folder / KIND / name).bytes
+        except OSError:  # that is why it could not be read
+            return 0
+
     def _start(self, key: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks[key] = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
@@ -229,6 +304,8 @@ class Library:
         name, slot = job.video.name, None
         try:
             async with self._turn:
+                if job.stop.is_set():
+                    return
                 slot = await self._shelf.slot(runner)
                 job.begun = True
                 work = partial(self._index, job, Place(runner, slot, self._run))
@@ -239,8 +316,10 @@ class Library:
         except StoppedError:
             pass
         except Exception as error:
-            self._failed[name] = job, line(error)
-            log.warning("recording %s can't be read: %s", name, line(error))
+            kept = ": what was kept before it is still there" if isinstance(error, OSError) else ""
+            fault = line(error) + kept
+            self._failed[name] = job, fault
+            log.warning("recording %s can't be read: %s", name, fault)
         finally:
             if slot is not None:
                 self._shelf.give_back(slot)
@@ -248,7 +327,7 @@ class Library:
             job.over.set()
 
     def _run(self, do: Callable[[], T]) -> T:
-        return self._engine.spare(do, READING).result()
+        return self._engine.spare(do, 0.0 if self._stopping else READING).result()
 
     def _index(self, job: Job, place: Place) -> Facts:
         def told(facts: Facts) -> None:
@@ -268,6 +347,16 @@ class Library:
             elif facts is None and (each / f"{VIDEO}.part").exists():
                 Index(each).remove()
         return names
+
+
+def _key(name: str) -> str:
+    """Of the task that reads a recording."""
+    return f"read {name}"
+
+
+def _nowhere(path: str) -> bool:
+    """Whether a path begins at the working folder, and nothing is there; waits for the disk."""
+    return not path.startswith(("/", "~")) and "://" not in path and not os.path.lexists(path)
 
 
 def view(facts: Facts, size: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from streamer.assistant import LOADING, Assistant
 from streamer.errors import AssistantError
 from streamer.library import VIDEO, Library
 from streamer.memory.cut import cut
-from streamer.memory.indexes import Index, used_bytes
+from streamer.memory.indexes import Facts, Index, used_bytes
 from streamer.server.admission import LET_GO, LINKED
 from streamer.server.auth import Visitor
 from streamer.server.bodies import JSON, PICTURE_HEADERS, chunks_of, read_body
@@ -87,10 +87,14 @@ class Recorded:
             async with self.uploads.turn(visitor.name):
                 place = await self._receive(request, library)
             try:
-                name = await library.read_file(place / VIDEO, fps, place.name)
-            except AssistantError:
+                shown = _shown(request.query_params.get("name", ""))
+                name = await library.read_file(place / VIDEO, fps, place.name, shown)
+            except AssistantError as error:
+                size = await asyncio.to_thread(lambda: (place / VIDEO).stat().st_size)
                 await asyncio.to_thread(Index(place).remove)
-                raise
+                if error.code != "bad_recording":
+                    raise
+                raise RequestError(error.code, f"{error.message} It may be incomplete: {size:,} bytes came.") from None
         return JSONResponse(await self._view(name), 201, {"Location": f"/v1/recordings/{name}"})
 
     async def remove(self, request: Request) -> Response:
@@ -120,6 +124,10 @@ class Recorded:
                 made = await asyncio.to_thread(clips.clip, stream, *span, encoded=True)
                 if made.path is not None:
                     return FileResponse(made.path, media_type="video/mp4", headers=headers)
+            if await asyncio.to_thread(_changed, facts):
+                raise RequestError(
+                    "recording_changed", f"{facts.name} has changed since it was indexed: index it again."
+                )
             path = await asyncio.to_thread(_cut, Path(facts.source), since, until)
         gone = BackgroundTask(path.unlink, missing_ok=True)
         return FileResponse(path, media_type="video/mp4", headers=headers, background=gone)
@@ -128,7 +136,9 @@ class Recorded:
         fps = asked.get("fps", 2.0)
         if not isinstance(fps, int | float) or isinstance(fps, bool):
             raise ProtocolError("invalid_value", f"fps must be a number, not {str(fps)[:40]!r}.", "fps")
-        if isinstance(path := asked.get("path"), str):
+        if (path := asked.get("path")) is not None:
+            if not isinstance(path, str):
+                raise ProtocolError("invalid_value", f"path must be a text, not {str(path)[:40]!r}.", "path")
             if visitor.remote:
                 raise RequestError(
                     "forbidden",
@@ -162,7 +172,10 @@ class Recorded:
             video_file(head)
         except ValueError as error:
             raise RequestError("unsupported_media_type", f"This file {error}.") from None
-        place = await asyncio.to_thread(library.reserve, request.query_params.get("name", "recording")[:128])
+        try:
+            place = await asyncio.to_thread(library.reserve, request.query_params.get("name", "recording")[:128])
+        except OSError as error:
+            raise _unkept(error) from None
         part, size = place / f"{VIDEO}.part", 0
         try:
             with part.open("wb") as file:
@@ -178,7 +191,7 @@ class Recorded:
         except BaseException as error:
             await asyncio.to_thread(Index(place).remove)
             if isinstance(error, OSError):
-                raise RequestError("no_storage", f"The file can't be kept: {error.strerror}.", 60.0) from None
+                raise _unkept(error) from None
             raise
         finally:
             self._coming -= size
@@ -209,6 +222,24 @@ def _cut(source: Path, since: float, until: float) -> Path:
     except (OSError, av.error.FFmpegError, SourceError) as error:
         why = str(getattr(error, "strerror", None) or error)
     raise RequestError("no_recording", f"The clip can't be made of {source.name}: {why}.")
+
+
+def _shown(name: str) -> str:
+    """A file as its refusal names it: as whoever brought it did."""
+    return "".join(each for each in name[:128] if each.isprintable()).strip() or "the video"
+
+
+def _changed(facts: Facts) -> bool:
+    """Whether the file that an index is of is no longer the one that was read; not where it is gone. Waits for the disk."""
+    try:
+        stat = Path(facts.source).stat()
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime) != (facts.size, facts.modified)
+
+
+def _unkept(error: OSError) -> RequestError:
+    return RequestError("no_storage", f"The file can't be kept: {error.strerror}.", 60.0)
 
 
 def _full(library: Library, size: int) -> RequestError:

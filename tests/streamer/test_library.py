@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,10 +18,12 @@ import pytest
 from capture.sources.demo import CLIP
 from streamer.client import Client, ClientError
 from streamer.config import parse_config
+from streamer.errors import AssistantError
 from streamer.indexing import file_video, index_video, load
 from streamer.library import Library
-from streamer.memory.indexes import Facts
+from streamer.memory.indexes import KIND, TOKENS, Facts, Index
 from streamer.reading import Place
+from streamer.shelf import line
 from tests.memory.test_indexes import film
 from tests.streamer.serving import Daemon, Served, wait_for
 
@@ -34,12 +37,16 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("library")
 
 
+def made(daemon: Daemon, folder: Path) -> Library:
+    assistant = daemon.assistant
+    return Library(assistant.engine, daemon.config, folder, lambda: assistant.watches.links, lambda: assistant.names)
+
+
 @pytest.fixture(scope="module")
 def library(daemon: Daemon, state: Path) -> Iterator[Library]:
     """Of the usual daemon, which keeps nothing else."""
     assistant = daemon.assistant
-    links = assistant.watches.links
-    assistant.library = daemon.do(lambda: Library(assistant.engine, daemon.config, state, lambda: links))
+    assistant.library = daemon.do(lambda: made(daemon, state))
     yield assistant.library
     daemon.run(assistant.library.stop)
     assistant.library = None
@@ -86,7 +93,7 @@ def clip(server: Served) -> str:
     """The demo's clip, brought as a file and read."""
     told = call(server, "/v1/recordings?name=my%20clip.mp4&fps=1", CLIP.read_bytes(), "video/mp4")
     assert (told["name"], told["source"], told["of"]) == ("my-clip", "video", pytest.approx(48, abs=0.2))
-    assert told["state"] in ("waiting", "reading")
+    assert told["state"] in ("waiting", "reading") and told["bytes"] >= CLIP.stat().st_size
     code, error = post(
         server, "/v1/chat/completions", model="nano/my-clip", messages=[{"role": "user", "content": "?"}]
     )
@@ -154,6 +161,14 @@ def test_what_was_indexed_without_the_daemon_is_asked_too(server: Served, state:
 
     index_video(Place(runner), state, file_video(state, str(film(tmp_path / "beside.mkv"))), 2.0, 10**9, told)
     asked = {"model": "nano/beside", "messages": [{"role": "user", "content": "What do you see?"}], **FEW}
+    tokens, aside = state / KIND / "beside" / TOKENS, tmp_path / "aside"
+    tokens.rename(aside)
+    tokens.mkdir()
+    _, error = post(server, "/v1/chat/completions", **asked)
+    why = "Recording 'beside' can't be read from the disk (Is a directory): look at the state folder"
+    assert error["message"] == why  # which names no path
+    tokens.rmdir()
+    aside.rename(tokens)
     assert post(server, "/v1/chat/completions", **asked)["moment"]["recording"] == "beside"
     call(server, "/v1/recordings/beside", method="DELETE")
     code, error = post(server, "/v1/chat/completions", **asked)
@@ -182,7 +197,11 @@ def test_what_is_refused(server: Served, library: Library, clip: str, tmp_path: 
     assert call(server, "/v1/recordings", playlist, "video/mp4")[0] == 415
     _, error = call(server, "/v1/recordings?name=some.mp4", b"\0\0\0\x18ftypisom" + bytes(99), "video/mp4")
     assert error["code"] == "bad_recording"
-    assert error["message"] == "some: it is no video that can be decoded."  # not where it was kept
+    # Not where it was kept, nor the name that it had there.
+    told = "some.mp4: it is no video that can be decoded. It may be incomplete: 111 bytes came."
+    assert error["message"] == told
+    _, error = call(server, "/v1/recordings", b"\0\0\0\x18ftypisom" + bytes(99), "video/mp4")
+    assert error["message"].startswith("the video: it is no video")
     path = str(film(tmp_path / "here.mkv", seconds=1))
     away = call(server, "/v1/recordings", json.dumps({"path": path}).encode(), "application/json", Via="1.1 proxy")
     assert away[0] == 403 and "send the file itself" in away[1]["message"]
@@ -194,6 +213,17 @@ def test_what_is_refused(server: Served, library: Library, clip: str, tmp_path: 
         ({"path": path, "fps": -1}, "bad_option"),
     ):
         assert post(server, "/v1/recordings", **asked)[1]["code"] == code, asked
+    for named, why in (
+        ("a\0b", r"'a\x00b' is no path that a file can have: name another."),
+        ("~nobody-of-that-name/a", "'~nobody-of-that-name/a' is no path that a file can have: name another."),
+        ("none.mp4", "none.mp4: there is no such file in the daemon's working folder: name it by its whole path."),
+        ("/none.mp4", "/none.mp4: there is no such file."),
+        ("a" * 300, f"{'a' * 200}: it can't be read (File name too long): name another."),
+    ):
+        status, error = post(server, "/v1/recordings", path=named)
+        assert (status, error["code"], error["message"]) == (400, "bad_recording", why)
+    status, error = post(server, "/v1/recordings", path=5)
+    assert (status, error["code"], error["message"]) == (400, "invalid_value", "path must be a text, not '5'.")
     with pytest.raises(Exception, match="There is no recording 'none'"), Client(server.url) as client:
         list(client.ask(QUESTION, recording="none"))
     assert call(server, "/v1/recordings/none", method="DELETE")[0] == 404
@@ -209,9 +239,84 @@ def test_what_is_refused(server: Served, library: Library, clip: str, tmp_path: 
     library.budget = budget
     library.folder, folder = tmp_path / "file", library.folder
     library.folder.write_text("no folder")
+    status, error = call(server, "/v1/recordings", CLIP.read_bytes()[:16_000], "video/mp4")
+    assert (status, error["message"]) == (503, "The file can't be kept: Not a directory.")
     name = post(server, "/v1/recordings", path=path)["name"]
     wait_for(lambda: view(server, name)["state"] == "broken off", 250)
     assert "Not a directory: what was kept before it is still there" in view(server, name)["note"]
     assert call(server, f"/v1/recordings/{name}", method="DELETE") == b""
     library.folder = folder
     assert not [each for each in (library.folder / "indexes").iterdir() if each.name.startswith("recording")]
+
+
+def test_a_recording_takes_no_streams_name(server: Served, tmp_path: Path) -> None:
+    """The model of that name is the stream."""
+    path = film(tmp_path / "demo.mkv", seconds=2)
+    brought = call(server, "/v1/recordings?name=demo.mkv", path.read_bytes(), "video/x-matroska")["name"]
+    named = post(server, "/v1/recordings", path=str(path))["name"]
+    assert (brought, named) == ("demo-2", "demo-3")
+    for name in (brought, named):
+        wait_for(lambda name=name: view(server, name)["state"] == "ready", 250)  # type: ignore[misc]
+    assert post(server, "/v1/recordings", path=str(path))["name"] == named  # its own
+    wait_for(lambda: view(server, named)["state"] == "ready", 250)
+    asked = {"messages": [{"role": "user", "content": QUESTION}], **FEW}
+    assert post(server, "/v1/chat/completions", model=f"nano/{brought}", **asked)["moment"]["recording"] == brought
+    for name in (brought, named):
+        call(server, f"/v1/recordings/{name}", method="DELETE")
+
+
+def test_no_clip_is_made_of_a_file_that_has_changed(server: Served, tmp_path: Path) -> None:
+    path = film(tmp_path / "replaced.mkv", seconds=2)
+    name = post(server, "/v1/recordings", path=str(path))["name"]
+    wait_for(lambda: view(server, name)["state"] == "ready", 250)
+    clip = f"/v1/recordings/{name}/clip?from=0&to=1"
+    assert call(server, clip)[4:8] == b"ftyp"
+    film(path, seconds=3)
+    status, error = call(server, clip)
+    assert (status, error["code"]) == (409, "recording_changed")
+    assert error["message"] == "replaced has changed since it was indexed: index it again."
+    path.unlink()
+    assert call(server, clip)[1]["code"] == "no_recording"
+    call(server, f"/v1/recordings/{name}", method="DELETE")
+
+
+def test_what_ffmpeg_says_is_told_without_the_path(tmp_path: Path) -> None:
+    (tmp_path / "some.mp4").write_bytes(b"nothing")
+    with pytest.raises(av.error.FFmpegError, match=r"some\.mp4") as error:
+        av.open(str(tmp_path / "some.mp4"))
+    assert line(error.value) == "Invalid data found when processing input"
+
+
+def test_the_end_waits_for_what_is_being_read(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the engine, without which nothing that was read could be kept; and for no longer than it is given."""
+
+    def reading(folder: Path) -> Library:
+        library = daemon.do(lambda: made(daemon, folder))
+        name = daemon.run(lambda: library.read_file(CLIP, 25.0))
+        assert daemon.run(lambda: library.read_file(film(tmp_path / "next.mkv", seconds=1))) == "next"
+        wait_for(lambda: {each["name"]: each for each in library.all()}[name]["seconds"] > 0)
+        return library
+
+    def hold(seconds: float) -> threading.Event:
+        """Keeps the engine from all else until it is let go."""
+        held, go = threading.Event(), threading.Event()
+        daemon.assistant.engine.call(lambda: (held.set(), go.wait(seconds)))
+        assert held.wait(30)
+        return go
+
+    library = reading(tmp_path / "state")
+    hold(1.0)
+    daemon.run(library.stop)
+    index = Index(tmp_path / "state" / KIND / CLIP.stem)
+    index.open()  # which nobody writes any more
+    index.close()
+    with pytest.raises(AssistantError, match="the daemon is shutting down"):
+        daemon.run(lambda: library.read_file(CLIP))
+
+    library = reading(tmp_path / "other")
+    monkeypatch.setattr("streamer.library.STOP_SECONDS", 0.3)
+    go = hold(30.0)
+    began = time.monotonic()
+    daemon.run(library.stop)
+    assert time.monotonic() - began < 5
+    go.set()
