@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 
 
 class Moment(Protocol):
-    """A moment of the past that an answer speaks of."""
+    """What an answer speaks of where that is not all that a stream has shown until now: a moment of the past above all."""
 
     reached: float
-    """Capture of the newest frame in the state that answers, Unix seconds."""
+    """Capture of the newest frame in the state that answers, Unix seconds; 0 where it has none."""
 
     def facts(self) -> dict[str, Any]:
         """Plain data: what was asked, what was reached, and how."""

@@ -11,14 +11,15 @@ import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from typing import IO, TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 
 from capture.image import PictureError, decode_image, image_header
+from capture.lifecycle import PLAYED
 from capture.network.policy import looked_up, resolve
 from protocols.chat import video_file
 from protocols.fields import picture_file
@@ -41,6 +42,18 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """glibc's: it keeps what a large picture took for the thread that asked for it, and for each of its threads anew, unless told."""
 VIDEO_FPS = 2.0
 """Frames a second that are seen of an attached video."""
+
+
+@dataclass(slots=True)
+class Broken:
+    """What is told of a video that came in part: see `streamer.engine.answer.Moment`."""
+
+    note: str
+    reached: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """As every wire shows it."""
+        return {"note": self.note}
 
 
 async def decoded(data: bytes) -> np.ndarray:
@@ -107,25 +120,27 @@ async def fetch(kind: Literal["image", "video"], url: str, domains: Collection[s
 
 
 @asynccontextmanager
-async def shown(assistant: Assistant, attachments: Sequence[Attachment]) -> AsyncIterator[str]:
-    """The name of a stream that has shown the attachments; it is gone afterwards.
+async def shown(assistant: Assistant, attachments: Sequence[Attachment]) -> AsyncIterator[tuple[str, Broken | None]]:
+    """The name of a stream that has shown the attachments, and what is told where part of a video is missing.
+
+    The stream is gone afterwards.
 
     Pictures are shown in order; a video stands alone. Raises RequestError and AssistantError.
     """
-    name = f"{PREFIX}{secrets.token_hex(6)}"
+    name, note = f"{PREFIX}{secrets.token_hex(6)}", ""
     videos = [each for each in attachments if each.kind == "video"]
     if videos and len(attachments) > 1:
         raise RequestError("invalid_value", "A question takes one video, or pictures: not both, nor several videos.")
     try:
         if videos:
             async with asyncio.timeout(MOST_SECONDS):
-                await _show_video(assistant, name, videos[0].data or b"")
+                note = await _show_video(assistant, name, videos[0].data or b"")
         else:
             # Under the policy of cameras a picture that a busy device is late for would be left out, and waited for in vain.
             await assistant.attach(name, "push://attachment", policy="every", keep="nothing")
             async with asyncio.timeout(MOST_SECONDS):
                 await _show_pictures(assistant, name, [each.data or b"" for each in attachments])
-        yield name
+        yield name, Broken(note) if note else None
     except TimeoutError:
         raise RequestError("payload_too_large", f"What is given could not be seen in {MOST_SECONDS:g} s.") from None
     finally:
@@ -146,7 +161,8 @@ async def _show_pictures(assistant: Assistant, name: str, pictures: Sequence[byt
         await _seen(assistant, name, (number + 1) * copies)
 
 
-async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
+async def _show_video(assistant: Assistant, name: str, data: bytes) -> str:
+    """Why it ends before its end; nothing where it does not."""
     try:
         file = await asyncio.to_thread(_kept, data)
     except OSError as error:
@@ -162,11 +178,11 @@ async def _show_video(assistant: Assistant, name: str, data: bytes) -> None:
             if str(status.state) == "ended":
                 break
             await asyncio.sleep(0.01)
+        reason = status.reason.replace(file.name, "video")
         if not status.frames_in:
-            raise RequestError(
-                "invalid_value", f"The video can't be decoded: {status.reason.replace(file.name, 'video')}."
-            )
+            raise RequestError("invalid_value", f"The video can't be decoded: {reason}.")
         await _seen(assistant, name, 1)
+        return "" if reason == PLAYED else reason
 
 
 def _kept(data: bytes) -> IO[bytes]:

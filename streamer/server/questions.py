@@ -72,12 +72,14 @@ class Questions:
             async with AsyncExitStack() as stack:
                 grammar = await self._assistant.compile(question)
                 question = await fetched(question, self._domains)
-                stream = question.stream
+                stream, broken = question.stream, None
                 if stream is not None or not (question.attachments or question.recording):
                     stream = self.streams.chosen(stream)
                 if question.attachments and question.recording is None:
-                    stream = await stack.enter_async_context(shown(self._assistant, question.attachments))
+                    stream, broken = await stack.enter_async_context(shown(self._assistant, question.attachments))
                 answer = self._assistant.answer(replace(question, stream=stream), grammar, visitor.name)
+                if broken is not None:
+                    answer.moment = broken
                 yield answer, limit
         except (AssistantError, RequestError):
             self._metrics.questions["refused"] += answer is None

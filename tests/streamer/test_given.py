@@ -13,12 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from capture.image import PictureError, decode_image
+from capture.sources.demo import CLIP as DEMO
 from tests.streamer.serving import CONFIG, Daemon, Served, eventually, receive, send, until
 
 
@@ -89,8 +91,24 @@ def completed(server: Served, *parts: dict[str, Any]) -> httpx.Response:
 def test_question_about_what_it_brings(server: Served, daemon: Daemon, parts: Any) -> None:
     response = completed(server, *parts)
     assert response.status_code == 200, response.text
-    assert response.json()["choices"][0]["message"]["content"]
+    assert response.json()["choices"][0]["message"]["content"] and "moment" not in response.json()
     assert [status.name for status in daemon.do(daemon.assistant.streams)] == ["demo"]
+
+
+def test_a_video_of_which_part_is_missing_is_told(server: Served) -> None:
+    """Beside the answer about what there is."""
+    film = io.BytesIO()
+    with av.open(str(DEMO)) as source, av.open(film, "w", format="matroska") as made:
+        stream = made.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                made.mux(packet)
+    data = film.getvalue()
+    told = completed(server, video(uri(data[: len(data) // 4], "video/x-matroska"))).json()
+    assert told["choices"][0]["message"]["content"]
+    note = told["moment"]["note"]
+    assert note.startswith("video: it breaks off after ") and note.endswith(" of 48.0 s: the file is truncated")
 
 
 @pytest.mark.parametrize(
