@@ -316,10 +316,8 @@ class Library:
         except StoppedError:
             pass
         except Exception as error:
-            kept = ": what was kept before it is still there" if isinstance(error, OSError) else ""
-            fault = line(error) + kept
-            self._failed[name] = job, fault
-            log.warning("recording %s can't be read: %s", name, fault)
+            self._failed[name] = job, line(error)
+            log.warning("recording %s can't be read: %s", name, line(error))
         finally:
             if slot is not None:
                 self._shelf.give_back(slot)

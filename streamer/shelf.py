@@ -22,7 +22,7 @@ from streamer.config import Config
 from streamer.engine.answer import Answer
 from streamer.engine.engine import Engine
 from streamer.errors import AssistantError
-from streamer.indexing import check_model, cited, policy_of, restore, settle
+from streamer.indexing import check_model, cited, policy_of, restored, settle
 from streamer.memory.indexes import KIND, PORTION, Facts, Index, RecordingError
 from streamer.memory.moments import written
 from streamer.reading import Place
@@ -193,8 +193,8 @@ class Shelf:
         try:
             check_model(runner, facts)
             work, index = Place(runner, slot, run), Index(self._folder / KIND / facts.name)
-            await asyncio.get_running_loop().run_in_executor(self._loaders, restore, work, index, facts)
-            return self.put(slot, runner, facts)
+            now = await asyncio.get_running_loop().run_in_executor(self._loaders, restored, work, index, facts)
+            return self.put(slot, runner, now)
         except RecordingError as error:
             raise AssistantError("bad_recording", f"{line(error)}.") from None
         except OSError as error:

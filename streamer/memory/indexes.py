@@ -225,10 +225,10 @@ class Writing:
 
 
 def changed(facts: Facts) -> bool:
-    """Whether the file that an index is of is another now; not where it is gone, or was a stream's span. Raises OSError."""
+    """Whether the file that an index is of is another now; not where it can't be looked at, or was a stream's span."""
     try:
         stat = Path(facts.source).stat() if facts.source.startswith("/") else None
-    except FileNotFoundError:
+    except OSError:
         return False
     return stat is not None and (stat.st_size, stat.st_mtime) != (facts.size, facts.modified)
 

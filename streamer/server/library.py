@@ -23,7 +23,7 @@ from streamer.assistant import LOADING, Assistant
 from streamer.errors import AssistantError
 from streamer.library import VIDEO, Library
 from streamer.memory.cut import cut
-from streamer.memory.indexes import Facts, Index, used_bytes
+from streamer.memory.indexes import Index, changed, used_bytes
 from streamer.server.admission import LET_GO, LINKED
 from streamer.server.auth import Visitor
 from streamer.server.bodies import JSON, PICTURE_HEADERS, chunks_of, read_body
@@ -124,7 +124,7 @@ class Recorded:
                 made = await asyncio.to_thread(clips.clip, stream, *span, encoded=True)
                 if made.path is not None:
                     return FileResponse(made.path, media_type="video/mp4", headers=headers)
-            if await asyncio.to_thread(_changed, facts):
+            if await asyncio.to_thread(changed, facts):
                 raise RequestError(
                     "recording_changed", f"{facts.name} has changed since it was indexed: index it again."
                 )
@@ -227,15 +227,6 @@ def _cut(source: Path, since: float, until: float) -> Path:
 def _shown(name: str) -> str:
     """A file as its refusal names it: as whoever brought it did."""
     return "".join(each for each in name[:128] if each.isprintable()).strip() or "the video"
-
-
-def _changed(facts: Facts) -> bool:
-    """Whether the file that an index is of is no longer the one that was read; not where it is gone. Waits for the disk."""
-    try:
-        stat = Path(facts.source).stat()
-    except OSError:
-        return False
-    return (stat.st_size, stat.st_mtime) != (facts.size, facts.modified)
 
 
 def _unkept(error: OSError) -> RequestError:

@@ -243,7 +243,7 @@ def test_what_is_refused(server: Served, library: Library, clip: str, tmp_path: 
     assert (status, error["message"]) == (503, "The file can't be kept: Not a directory.")
     name = post(server, "/v1/recordings", path=path)["name"]
     wait_for(lambda: view(server, name)["state"] == "broken off", 250)
-    assert "Not a directory: what was kept before it is still there" in view(server, name)["note"]
+    assert "Not a directory" in view(server, name)["note"]
     assert call(server, f"/v1/recordings/{name}", method="DELETE") == b""
     library.folder = folder
     assert not [each for each in (library.folder / "indexes").iterdir() if each.name.startswith("recording")]
@@ -288,14 +288,14 @@ def test_what_ffmpeg_says_is_told_without_the_path(tmp_path: Path) -> None:
 
 
 def test_the_end_waits_for_what_is_being_read(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the engine, without which nothing that was read could be kept; and for no longer than it is given."""
+    """With the engine, as what was read is kept, and listed by the next daemon; and for no longer than it is given."""
 
-    def reading(folder: Path) -> Library:
+    def reading(folder: Path) -> tuple[Library, str]:
         library = daemon.do(lambda: made(daemon, folder))
         name = daemon.run(lambda: library.read_file(CLIP, 25.0))
         assert daemon.run(lambda: library.read_file(film(tmp_path / "next.mkv", seconds=1))) == "next"
         wait_for(lambda: {each["name"]: each for each in library.all()}[name]["seconds"] > 0)
-        return library
+        return library, name
 
     def hold(seconds: float) -> threading.Event:
         """Keeps the engine from all else until it is let go."""
@@ -304,16 +304,18 @@ def test_the_end_waits_for_what_is_being_read(daemon: Daemon, tmp_path: Path, mo
         assert held.wait(30)
         return go
 
-    library = reading(tmp_path / "state")
+    library, name = reading(tmp_path / "state")
     hold(1.0)
     daemon.run(library.stop)
-    index = Index(tmp_path / "state" / KIND / CLIP.stem)
+    index = Index(tmp_path / "state" / KIND / name)
     index.open()  # which nobody writes any more
     index.close()
+    (after,) = daemon.do(lambda: made(daemon, tmp_path / "state")).all()
+    assert (after["name"], after["state"]) == (name, "broken off") and 0 < after["seconds"] < 48
     with pytest.raises(AssistantError, match="the daemon is shutting down"):
         daemon.run(lambda: library.read_file(CLIP))
 
-    library = reading(tmp_path / "other")
+    library, _ = reading(tmp_path / "other")
     monkeypatch.setattr("streamer.library.STOP_SECONDS", 0.3)
     go = hold(30.0)
     began = time.monotonic()
