@@ -244,6 +244,7 @@ def index_video(
             if facts.complete:
                 return facts
             restore(place, index, facts)
+            facts.note = ""
         else:
             facts = same
         try:
@@ -289,26 +290,27 @@ def _read(
     place.run(lambda: pages.make_room(max(0, room)))
     skip, full = facts.seconds + ROUNDING if facts.steps else -1.0, False
     try:
-        for picture in video.frames(facts.fps, notes):
-            if picture[0] <= skip:
-                continue
-            reading.take(picture)
-            if not reading.waiting and reading.tokens * pages.token_bytes > budget:
-                reading.settle()
-                full = True
-                notes.append(_full(facts))
-                break
-        else:
-            reading.see()
-    except FullError as error:
-        notes.append(str(error))
+        try:
+            for picture in video.frames(facts.fps, notes):
+                if picture[0] <= skip:
+                    continue
+                reading.take(picture)
+                if not reading.waiting and reading.tokens * pages.token_bytes > budget:
+                    full = True
+                    break
+            else:
+                reading.see()
+        except FullError as error:
+            notes.append(str(error))
+        reading.settle()
     except StoppedError:
         reading.told = _unheard
         reading.settle()
         if facts.tokens:
             reading.keep()
         raise
-    reading.settle()
+    if full:
+        notes.append(_full(facts))
     facts.note, facts.complete = "; ".join(notes), not full
     if facts.tokens:
         reading.keep()
