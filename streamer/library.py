@@ -316,8 +316,9 @@ class Library:
         except StoppedError:
             pass
         except Exception as error:
-            self._failed[name] = job, line(error)
-            log.warning("recording %s can't be read: %s", name, line(error))
+            fault = line(error).replace(job.video.source, name)  # a path of this machine's is nobody else's business
+            self._failed[name] = job, fault
+            log.warning("recording %s can't be read: %s", name, fault)
         finally:
             if slot is not None:
                 self._shelf.give_back(slot)

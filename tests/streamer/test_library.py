@@ -237,6 +237,12 @@ def test_what_is_refused(server: Served, library: Library, clip: str, tmp_path: 
         client.index(large)
     assert refused.value.code == "payload_too_large"
     library.budget = budget
+    whole, torn = film(tmp_path / "whole.mkv").read_bytes(), tmp_path / "blank.mkv"
+    torn.write_bytes(whole[: whole.index(b"\x1fC\xb6u") + 20])  # amid the first cluster's head
+    blank = post(server, "/v1/recordings", path=str(torn))["name"]
+    wait_for(lambda: view(server, blank)["state"] == "broken off", 250)
+    assert view(server, blank)["note"] == "blank: it holds no picture that can be decoded, or none yet"
+    assert call(server, f"/v1/recordings/{blank}", method="DELETE") == b""
     library.folder, folder = tmp_path / "file", library.folder
     library.folder.write_text("no folder")
     status, error = call(server, "/v1/recordings", CLIP.read_bytes()[:16_000], "video/mp4")
