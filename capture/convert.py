@@ -56,17 +56,15 @@ class Pictures:
         narrow = frame.color_range == LIMITED and frame.format.name.startswith(("gray", "ya"))
         if (interlaced or frame.interlaced_frame) and frame.height > 2:
             frame = self.field(self.here(frame))
-        if frame.format.name == "cuda" and frame.sw_format is not None:
-            smaller = width <= frame.width and height <= frame.height
-            even = frame.width % 2 == 0 and frame.height % 2 == 0
-            usual = frame.sw_format.name == "nv12" and matrix is None and not is_other(transfer, primaries)
-            if smaller and even and usual and (made := made_there(frame, (height, width), space)) is not None:
-                return made
-            frame = self.here(frame)
+        mapped = is_other(transfer, primaries)
+        usual = matrix is None and not mapped
+        if usual and (made := made_there(frame, (height, width), space)) is not None:
+            return made
+        frame = self.here(frame)
         if frame.format.name == "nv12" and (frame.width, frame.height) == (width, height):
             # At its own size FFmpeg makes RGB of planes apart in a quarter of the time, and the same as of what the CPU decodes.
             frame = self.parting.reformat(frame, format="yuv420p", threads=1)
-        clear, mapped = has_alpha(frame.format.name), is_other(transfer, primaries)
+        clear = has_alpha(frame.format.name)
         pixels: np.ndarray = self.reformatter.reformat(
             frame,
             width=width,
@@ -123,12 +121,16 @@ class Pictures:
 
 
 def made_there(frame: VideoFrame, size: tuple[int, int], space: int) -> np.ndarray | None:
-    """What lies on a card, made there (see `capture.card.make`); None where there is no memory for it."""
+    """What lies on a card, made there (see `capture.card.make`); None where it can't be, and of all that lies elsewhere."""
+    if frame.format.name != "cuda" or frame.sw_format is None or frame.sw_format.name != "nv12":
+        return None
+    if size[0] > frame.height or size[1] > frame.width or frame.width % 2 or frame.height % 2:
+        return None
     from capture.card import make
 
     try:
         return make(frame, size, space, frame.color_range == FULL)
-    except RuntimeError:
+    except RuntimeError:  # no memory is left for it
         return None
 
 
