@@ -25,7 +25,7 @@ from streamer.errors import AssistantError
 from streamer.fields import NAME
 from streamer.indexing import StoppedError, Video, check_room, file_video, index_video, stream_video
 from streamer.memory.folder import PRIVATE
-from streamer.memory.indexes import FACTS, KIND, Facts, Index, RecordingError, free_name, listed
+from streamer.memory.indexes import FACTS, KIND, Facts, Index, RecordingError, free_name, listed, numbered
 from streamer.reading import Place
 from streamer.shelf import READING, Asked, Cited, Shelf, line
 from streamer.watches.links import Links
@@ -146,16 +146,19 @@ class Library:
 
     def reserve(self, name: str) -> Path:
         """A folder for a recording that is to come, under a name made of this one; waits for the disk. Raises OSError."""
-        base = name = free_name(self.folder, Path(name).stem, "")
-        number, parent = 1, self.folder / KIND
+        parent = self.folder / KIND
         parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-        while True:
-            if name not in self._streams():
-                with suppress(FileExistsError):
-                    (parent / name).mkdir(mode=PRIVATE)
-                    return parent / name
-            number += 1
-            name = f"{base}-{number}"
+
+        def taken(name: str) -> bool:
+            if name in self._streams():
+                return True
+            try:
+                (parent / name).mkdir(mode=PRIVATE)
+                return False
+            except FileExistsError:
+                return True
+
+        return parent / numbered(free_name(self.folder, Path(name).stem, ""), taken)
 
     async def read_file(
         self, path: Path | str, fps: float = 2.0, name: str | None = None, shown: str | None = None
@@ -268,11 +271,7 @@ class Library:
             job = self._jobs.get(name)
             return name in self._streams() or (job is not None and job.video.source != video.source)
 
-        name, number = video.name, 1
-        while taken(name):
-            number += 1
-            name = f"{video.name}-{number}"
-        return name
+        return numbered(video.name, taken)
 
     def _bytes(self, name: str) -> int:
         try:

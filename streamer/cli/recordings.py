@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -257,10 +256,12 @@ def _moment(facts: Facts, seconds: float) -> str:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from streamer.memory.indexes import listed, untold
+    from streamer.memory.indexes import every
 
     _, folder = _configured(options)
-    found, rest = listed(folder), [(index.folder.name, index.bytes) for index in untold(folder)]
+    known = [(index, index.facts()) for index in every(folder)]
+    found = [(index, facts) for index, facts in known if facts is not None]
+    rest = [(index.folder.name, size) for index, facts in known if facts is None and (size := index.bytes)]
     if options.json:
         told = [_facts(facts) | {"bytes": index.bytes} for index, facts in found]
         told += [{"name": name, "bytes": size, "complete": False, "note": UNTOLD} for name, size in rest]
@@ -276,14 +277,13 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from streamer.fields import NAME
-    from streamer.memory.indexes import KIND, Index, RecordingError, named
+    from streamer.memory.indexes import RecordingError, every, named
 
     _, folder = _configured(options)
     found = named(folder, options.name)
-    left = Index(folder / KIND / options.name) if re.fullmatch(NAME, options.name) else None
-    index = left if found is None else found[0]
-    if index is None or not index.folder.is_dir():
+    left = (each for each in every(folder) if each.folder.name == options.name)
+    index = next(left, None) if found is None else found[0]
+    if index is None:
         raise RecordingError(f"{options.name} is not indexed: streamer recordings list shows what is")
     name = index.folder.name
     if index.busy:

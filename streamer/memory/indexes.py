@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -233,25 +234,20 @@ def changed(facts: Facts) -> bool:
     return stat is not None and (stat.st_size, stat.st_mtime) != (facts.size, facts.modified)
 
 
+def every(folder: Path) -> list[Index]:
+    """What lies among the indexes of a state folder, by name, whether facts tell of it or not. Raises OSError."""
+    place = folder / KIND
+    return [Index(each) for each in sorted(place.iterdir()) if each.is_dir()] if place.is_dir() else []
+
+
 def listed(folder: Path) -> list[tuple[Index, Facts]]:
     """The indexes in a state folder, by name. Raises OSError."""
-    place = folder / KIND
-    found = [Index(each) for each in sorted(place.iterdir()) if each.is_dir()] if place.is_dir() else []
-    return [(index, facts) for index in found if (facts := index.facts()) is not None]
-
-
-def untold(folder: Path) -> list[Index]:
-    """What lies among the indexes, by name, and has no facts that can be read. Raises OSError."""
-    place = folder / KIND
-    found = [Index(each) for each in sorted(place.iterdir()) if each.is_dir()] if place.is_dir() else []
-    return [index for index in found if index.facts() is None and index.bytes]
+    return [(index, facts) for index in every(folder) if (facts := index.facts()) is not None]
 
 
 def used_bytes(folder: Path, name: str = "") -> int:
     """What all indexes but this one take, in bytes, with the files that were brought to be read. Raises OSError."""
-    place = folder / KIND
-    found = [Index(each) for each in place.iterdir() if each.is_dir() and each.name != name] if place.is_dir() else []
-    return sum(index.bytes for index in found)
+    return sum(index.bytes for index in every(folder) if index.folder.name != name)
 
 
 def forget(folder: Path, stream: str, since: float, until: float) -> int:
@@ -282,9 +278,11 @@ def free_name(folder: Path, base: str, source: str) -> str:
     if (own := next((known for known, other in taken.items() if other == source), None)) is not None:
         return own
     base = re.sub(r"[^A-Za-z0-9_.-]+", "-", base).strip("._-")[:48] or "recording"
-    name, number = base, 1
-    while name in taken:
-        number += 1
-        name = f"{base}-{number}"
+    name = numbered(base, taken.__contains__)
     assert re.fullmatch(NAME, name)
     return name
+
+
+def numbered(base: str, taken: Callable[[str], bool]) -> str:
+    """The first of `base`, `base`-2, `base`-3 … that is not taken."""
+    return next(name for name in chain([base], (f"{base}-{number}" for number in count(2))) if not taken(name))
