@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from model.serving.backends import Together
 from streamer import reading
 from streamer.cli.main import main
 from streamer.config import parse_config
-from streamer.indexing import Recording, file_video, load
+from streamer.indexing import Recording, StoppedError, file_video, index_video, load
 from streamer.memory.indexes import Facts, Index, RecordingError, named
-from tests.memory.test_indexes import QUESTION, film, indexed
+from streamer.reading import Place
+from tests.memory.test_indexes import PLENTY, QUESTION, film, indexed
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +36,14 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "streamer"
 
 
-def interrupt_at(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends this process a Ctrl-C when so many steps have been read."""
+def interrupt_at(steps: int, monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
+    """Sends this process a Ctrl-C, or several, when so many steps have been read."""
     end = reading.Reading.end
 
     def ended(self: reading.Reading, begun: reading.Begun | None) -> None:
         if begun is not None and len(self.facts.steps) == steps:
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
         end(self, begun)
 
     monkeypatch.setattr(reading.Reading, "end", ended)
@@ -78,6 +82,60 @@ def test_what_was_read_before_an_interrupt_is_kept(
     assert (found.tokens, found.steps, found.complete) == (whole.tokens, whole.steps, True)
     parts, expected = index.parts(found), Index(tmp_path / "one" / "indexes" / "a").parts(whole)
     assert all(torch.allclose(parts[name], part, atol=1e-4) for name, part in expected.items())
+
+
+def test_a_second_interrupt_is_as_ever(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Together, "most_steps", 1)
+    with monkeypatch.context() as patch:
+        interrupt_at(0, patch, times=2)
+        assert main(["index", str(film(tmp_path / "a.mkv"))]) == 130
+    assert "interrupted" not in capsys.readouterr()[1]
+
+
+def test_a_note_of_before_is_not_kept(runner: Runner, state: Path, tmp_path: Path) -> None:
+    """Where there is more room now, and the reading is stopped."""
+    path = film(tmp_path / "a.mkv")
+    assert "is full" in indexed(runner, state, path, budget=1_300_000).note
+
+    def stop(facts: Facts) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        index_video(Place(runner), state, file_video(state, str(path)), 2.0, PLENTY, stop)
+    _, facts = named(state, "a") or pytest.fail("it is gone")
+    assert not facts.note and not facts.complete
+
+
+def test_who_asks_is_told_whether_it_is_being_read(
+    runner: Runner, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    indexed(runner, state, film(tmp_path / "a.mkv"), budget=1_300_000)
+    writer = Index(state / "indexes" / "a")
+    writer.open()
+    assert main(["ask", "--recording", "a", QUESTION]) == 0
+    assert "are read: it is being indexed" in capsys.readouterr()[1]
+    writer.close()
+    assert main(["ask", "--recording", "a", QUESTION]) == 0
+    assert "are read: index it again to go on" in capsys.readouterr()[1]
+
+
+def test_a_write_that_fails_takes_back_what_it_began(tmp_path: Path) -> None:
+    """By a bound on the size of files, which the state exceeds."""
+    index, limits = Index(tmp_path / "a"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    index.open()
+    facts, rows = Facts("a", "a.mkv", 1, 1.0, "nano", "f", 2.0, tokens=2), torch.arange(8.0).view(4, 2)
+    index.write(facts, {"x": torch.zeros(1)}, rows[:2])
+    before = {each.name: each.read_bytes() for each in index.folder.iterdir()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            index.write(replace(facts, tokens=4), {"x": torch.zeros(100_000)}, rows[2:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {each.name: each.read_bytes() for each in index.folder.iterdir()} == before
+    index.close()
 
 
 def test_an_interrupt_before_the_first_step_leaves_nothing(
