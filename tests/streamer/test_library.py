@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,9 @@ def test_a_recording_is_asked_on_the_other_wires(server: Served, clip: str) -> N
         assert clip in [each["name"] for each in client.recordings()]
 
 
-def test_what_was_indexed_without_the_daemon_is_asked_too(server: Served, state: Path, tmp_path: Path) -> None:
+def test_what_was_indexed_without_the_daemon_is_asked_too(
+    server: Served, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the same weights in a runner of their own; and gone on every wire once it is removed."""
     runner = load(parse_config({"model": {"random_weights": True}}))
 
@@ -170,6 +173,10 @@ def test_what_was_indexed_without_the_daemon_is_asked_too(server: Served, state:
     tokens.rmdir()
     aside.rename(tokens)
     assert post(server, "/v1/chat/completions", **asked)["moment"]["recording"] == "beside"
+    of = Library.of
+    with monkeypatch.context() as patch:  # its writer has gone on since it was looked up
+        patch.setattr(Library, "of", lambda self, name: replace(of(self, name), tokens=of(self, name).tokens - 64))
+        assert post(server, "/v1/chat/completions", **asked)["moment"]["recording"] == "beside"
     call(server, "/v1/recordings/beside", method="DELETE")
     code, error = post(server, "/v1/chat/completions", **asked)
     assert (code, error["code"]) == (404, "model_not_found")
