@@ -43,7 +43,7 @@ def interrupt_at(steps: int, monkeypatch: pytest.MonkeyPatch, times: int = 1) ->
     def ended(self: reading.Reading, begun: reading.Begun | None) -> None:
         if begun is not None and len(self.facts.steps) == steps:
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)  # which is handled at once
         end(self, begun)
 
     monkeypatch.setattr(reading.Reading, "end", ended)
